@@ -1,0 +1,3 @@
+//! The `colrow` program.
+
+fn main() {}

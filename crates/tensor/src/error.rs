@@ -1,0 +1,87 @@
+//! The one error type of the program: what went wrong, where, and what to do about it.
+
+use std::fmt;
+
+/// Result with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Which exit code an [`Error`] ends the program with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A bad command line or recipe: exit code 2.
+    Usage,
+    /// A failure while running: exit code 1.
+    Failure,
+}
+
+/// An error as a user reads it.
+///
+/// ```
+/// use colrow_tensor::Error;
+/// let e = Error::new("expected shape (768, 768), found (1024, 1024)")
+///     .at("models/bert/model.safetensors")
+///     .hint("config.json says hidden_size = 768; is this the checkpoint of another size?");
+/// assert!(e.to_string().contains("\n  in models/bert/model.safetensors\n  hint: "));
+/// ```
+#[derive(Clone, Debug, thiserror::Error)]
+pub struct Error {
+    kind: Kind,
+    what: String,
+    places: Vec<String>,
+    hint: Option<String>,
+}
+
+impl Error {
+    /// A failure while running; `what` says what was expected and what was found.
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { kind: Kind::Failure, what: what.into(), places: Vec::new(), hint: None }
+    }
+
+    /// A bad command line or recipe.
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self { kind: Kind::Usage, ..Self::new(what) }
+    }
+
+    /// Adds a place, innermost first: a file, a line, a site.
+    #[must_use]
+    pub fn at(mut self, place: impl fmt::Display) -> Self {
+        self.places.push(place.to_string());
+        self
+    }
+
+    /// Says what to do.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Which exit code this error ends the program with.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What went wrong, without the places and the hint.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        for place in &self.places {
+            write!(f, "\n  in {place}")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(e: std::io::Error) -> Self {
+        Self::new(e.to_string())
+    }
+}
