@@ -1,0 +1,147 @@
+//! Matrix products: the only caller of the GEMM crate.
+
+use std::any::TypeId;
+
+use crate::dtype::Float;
+use crate::tensor::Tensor;
+
+/// A matrix in memory: first element, rows, columns, and the distances between neighbours in elements.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<P> {
+    pub(super) ptr: P,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
+}
+
+impl<P> View<P> {
+    /// A row-major matrix whose rows are `row_stride` elements apart.
+    pub(super) fn new(ptr: P, rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self { ptr, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transpose, in place.
+    pub(super) fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ptr: self.ptr,
+        }
+    }
+}
+
+/// `c = beta·c + alpha·a·b`; with beta 0, c is not read.
+///
+/// # Safety
+/// The views must lie in memory that is valid to read (a, b) and to write by this call alone (c).
+pub(super) unsafe fn gemm<T: Float>(
+    alpha: f64,
+    a: View<*const T>,
+    b: View<*const T>,
+    beta: f64,
+    c: View<*mut T>,
+    parallel: bool,
+) {
+    debug_assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols);
+    // the crate's own naming: alpha scales the destination, beta the product
+    let call = |threads| {
+        // SAFETY: as this function requires; strides are those of the views.
+        unsafe {
+            gemm::gemm(
+                c.rows,
+                c.cols,
+                a.cols,
+                c.ptr,
+                c.col_stride as isize,
+                c.row_stride as isize,
+                beta != 0.0,
+                a.ptr,
+                a.col_stride as isize,
+                a.row_stride as isize,
+                b.ptr,
+                b.col_stride as isize,
+                b.row_stride as isize,
+                T::of(beta),
+                T::of(alpha),
+                false,
+                false,
+                false,
+                threads,
+            )
+        }
+    };
+    debug_assert!(TypeId::of::<T>() == TypeId::of::<f32>() || TypeId::of::<T>() == TypeId::of::<f64>());
+    call(if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None });
+}
+
+/// See [`crate::kernels::Kernels::matmul`].
+pub(super) fn matmul<T: Float>(a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor) {
+    let view = |t: &Tensor, transposed: bool| {
+        let v = View::new(t.as_slice::<T>().as_ptr(), t.rows(), t.cols(), t.cols());
+        if transposed { v.t() } else { v }
+    };
+    let (a, b) = (view(a, ta), view(b, tb));
+    let (rows, cols) = (c.rows(), c.cols());
+    assert!(a.cols == b.rows && a.rows == rows && b.cols == cols, "shapes of a matrix product");
+    let c = View::new(c.as_mut_slice::<T>().as_mut_ptr(), rows, cols, cols);
+    // SAFETY: the views cover live tensors of these shapes, and `c` is borrowed mutably.
+    unsafe { gemm(1.0, a, b, beta, c, true) }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::rng::Key;
+    use crate::{Class, Device};
+
+    fn random(device: &Device, key: Key, rows: usize, cols: usize) -> crate::Tensor {
+        let data: Vec<f32> = (0..rows * cols).map(|i| key.normal(i as u64) as f32).collect();
+        device.tensor(Class::Workspace, &[rows, cols], &data)
+    }
+
+    /// Every transposition, with odd sizes, against sums in f64.
+    #[test]
+    fn matches_the_definition() {
+        let device = Device::cpu();
+        let (m, k, n) = (37, 65, 23);
+        for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
+            let a = if ta { random(&device, Key::new(1), k, m) } else { random(&device, Key::new(1), m, k) };
+            let b = if tb { random(&device, Key::new(2), n, k) } else { random(&device, Key::new(2), k, n) };
+            let mut c = random(&device, Key::new(3), m, n);
+            let before = c.to_f64();
+            device.kernels().matmul(&a, ta, &b, tb, 0.5, &mut c);
+            let (a, b, c) = (a.to_f64(), b.to_f64(), c.to_f64());
+            for i in 0..m {
+                for j in 0..n {
+                    let terms = (0..k).map(|l| {
+                        let x = if ta { a[l * m + i] } else { a[i * k + l] };
+                        x * if tb { b[j * k + l] } else { b[l * n + j] }
+                    });
+                    let (sum, abs) = terms.fold((0.0, 0.0), |(s, t), x| (s + x, t + f64::abs(x)));
+                    let bound = (k + 2) as f64 * f64::from(f32::EPSILON) * (abs + before[i * n + j].abs());
+                    assert!((c[i * n + j] - 0.5 * before[i * n + j] - sum).abs() <= bound);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let product = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let device = Device::cpu();
+                let (a, b) = (random(&device, Key::new(1), 700, 384), random(&device, Key::new(2), 1536, 384));
+                let mut c = device.zeros(Class::Workspace, crate::DType::F32, &[700, 1536]);
+                device.kernels().matmul(&a, false, &b, true, 0.0, &mut c);
+                let mut dw = device.zeros(Class::Workspace, crate::DType::F32, &[1536, 384]);
+                device.kernels().matmul(&c, true, &a, false, 0.0, &mut dw);
+                (c.as_slice::<f32>().to_vec(), dw.as_slice::<f32>().to_vec())
+            })
+        };
+        let one = product(1);
+        assert!(one == product(2) && one == product(4));
+    }
+}

@@ -1,0 +1,229 @@
+//! Kernels on the processor: generic over f32 and f64, multi-threaded with rayon, vectorised for the machine found at run
+//! time. Every result is the same for any number of threads: reductions run over fixed chunks, in order.
+
+pub(crate) mod attention;
+mod loss;
+mod matmul;
+mod optim;
+mod rows;
+mod rowwise;
+mod select;
+
+use crate::kernels::{AdamW, Attention, Dropout, Estimator, Gelu, Kernels};
+use crate::rng::Key;
+use crate::tensor::Tensor;
+use crate::{DType, Element};
+
+/// Compiles a function once for each vector width and picks one at run time.
+macro_rules! vectorised {
+    ($($item:item)*) => {$(
+        #[multiversion::multiversion(targets(
+            "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+fma",
+            "x86_64+avx2+fma",
+        ))]
+        $item
+    )*};
+}
+use vectorised;
+
+/// Runs `$body` with `$T` the float type of `$tensor`.
+macro_rules! by_float {
+    ($tensor:expr, $T:ident => $body:expr) => {
+        match $tensor.dtype() {
+            DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => panic!("this kernel is for float tensors, not {other:?}"),
+        }
+    };
+}
+
+/// The processor.
+#[derive(Debug)]
+pub(crate) struct Cpu {
+    threads: usize,
+}
+
+impl Cpu {
+    pub(crate) fn new(threads: usize) -> Self {
+        Self { threads }
+    }
+}
+
+impl Kernels for Cpu {
+    fn matmul(&self, a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor) {
+        by_float!(a, T => matmul::matmul::<T>(a, ta, b, tb, beta, c));
+    }
+
+    fn zero(&self, x: &mut Tensor) {
+        fn fill<T: Element>(x: &mut Tensor) {
+            rowwise::fill(x.as_mut_slice::<T>(), T::default());
+        }
+        match x.dtype() {
+            DType::F32 => fill::<f32>(x),
+            DType::F64 => fill::<f64>(x),
+            DType::U32 => fill::<u32>(x),
+            DType::U8 => fill::<u8>(x),
+        }
+    }
+
+    fn copy(&self, x: &Tensor, y: &mut Tensor) {
+        match x.dtype() {
+            DType::F32 => rowwise::copy(x.as_slice::<f32>(), y.as_mut_slice()),
+            DType::F64 => rowwise::copy(x.as_slice::<f64>(), y.as_mut_slice()),
+            DType::U32 => rowwise::copy(x.as_slice::<u32>(), y.as_mut_slice()),
+            DType::U8 => rowwise::copy(x.as_slice::<u8>(), y.as_mut_slice()),
+        }
+    }
+
+    fn add(&self, x: &Tensor, y: &mut Tensor) {
+        by_float!(x, T => rowwise::add::<T>(x.as_slice(), y.as_mut_slice()));
+    }
+
+    fn broadcast_row(&self, row: &Tensor, y: &mut Tensor) {
+        by_float!(row, T => rowwise::broadcast_row::<T>(row.as_slice(), y.as_mut_slice()));
+    }
+
+    fn add_column_sum(&self, x: &Tensor, y: &mut Tensor) {
+        by_float!(x, T => rowwise::add_column_sum::<T>(x.as_slice(), y.as_mut_slice()));
+    }
+
+    fn row_norms(&self, x: &Tensor, y: &mut Tensor) {
+        by_float!(x, T => rowwise::row_norms::<T>(x.as_slice(), x.cols(), y.as_mut_slice()));
+    }
+
+    fn gelu(&self, form: Gelu, x: &Tensor, y: &mut Tensor) {
+        by_float!(x, T => rowwise::gelu::<T>(form, x.as_slice(), y.as_mut_slice()));
+    }
+
+    fn gelu_backward(&self, form: Gelu, x: &Tensor, dy: &mut Tensor) {
+        by_float!(x, T => rowwise::gelu_backward::<T>(form, x.as_slice(), dy.as_mut_slice()));
+    }
+
+    fn tanh(&self, x: &mut Tensor) {
+        by_float!(x, T => rowwise::tanh::<T>(x.as_mut_slice()));
+    }
+
+    fn tanh_backward(&self, y: &Tensor, dy: &mut Tensor) {
+        by_float!(y, T => rowwise::tanh_backward::<T>(y.as_slice(), dy.as_mut_slice()));
+    }
+
+    fn dropout(&self, dropout: Dropout, x: &mut Tensor) {
+        let d = x.cols();
+        by_float!(x, T => rowwise::dropout::<T>(dropout, d, x.as_mut_slice()));
+    }
+
+    fn layer_norm(
+        &self,
+        x: &Tensor,
+        gamma: &Tensor,
+        beta: &Tensor,
+        eps: f64,
+        y: &mut Tensor,
+        z: &mut Tensor,
+        r: &mut Tensor,
+    ) {
+        by_float!(x, T => rowwise::layer_norm::<T>(
+            x.as_slice(), (gamma.as_slice(), beta.as_slice()), eps, y.as_mut_slice(), z.as_mut_slice(), r.as_mut_slice(),
+        ));
+    }
+
+    fn layer_norm_backward(&self, z: &Tensor, r: &Tensor, gamma: &Tensor, dy: &mut Tensor) {
+        by_float!(z, T => rowwise::layer_norm_backward::<T>(z.as_slice(), r.as_slice(), gamma.as_slice(), dy.as_mut_slice()));
+    }
+
+    fn layer_norm_params_backward(&self, z: &Tensor, dy: &Tensor, dgamma: &mut Tensor, dbeta: &mut Tensor) {
+        by_float!(z, T => {
+            rowwise::add_column_dot::<T>(dy.as_slice(), z.as_slice(), dgamma.as_mut_slice());
+            rowwise::add_column_sum::<T>(dy.as_slice(), dbeta.as_mut_slice());
+        });
+    }
+
+    fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor) {
+        by_float!(table, T => rows::embed::<T>(ids.as_slice(), table.as_slice(), table.cols(), add, y.as_mut_slice()));
+    }
+
+    fn embed_backward(&self, ids: &Tensor, dy: &Tensor, dtable: &mut Tensor) {
+        by_float!(dy, T => rows::embed_backward::<T>(ids.as_slice(), dy.as_slice(), dy.cols(), dtable.as_mut_slice()));
+    }
+
+    fn gather_rows(&self, x: &Tensor, index: &Tensor, scale: Option<&Tensor>, y: &mut Tensor) {
+        by_float!(x, T => rows::gather::<T>(
+            x.as_slice(), x.cols(), index.as_slice(), scale.map(Tensor::as_slice), y.as_mut_slice(),
+        ));
+    }
+
+    fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor) {
+        self.zero(y);
+        by_float!(x, T => rows::scatter::<T>(x.as_slice(), x.cols(), index.as_slice(), y.as_mut_slice()));
+    }
+
+    fn attention_scratch(&self, longest: usize) -> usize {
+        attention::scratch(self.threads, longest)
+    }
+
+    fn attention(
+        &self,
+        spec: &Attention,
+        qkv: &Tensor,
+        bounds: &Tensor,
+        scratch: &mut Tensor,
+        out: &mut Tensor,
+        lse: &mut Tensor,
+    ) {
+        let d = out.cols();
+        by_float!(qkv, T => attention::forward::<T>(
+            spec, d, qkv.as_slice(), bounds.as_slice(), scratch.as_mut_slice(), out.as_mut_slice(), lse.as_mut_slice(),
+        ));
+    }
+
+    fn attention_backward(
+        &self,
+        spec: &Attention,
+        qkv: &Tensor,
+        bounds: &Tensor,
+        lse: &Tensor,
+        dout: &Tensor,
+        scratch: &mut Tensor,
+        dqkv: &mut Tensor,
+    ) {
+        by_float!(qkv, T => attention::backward::<T>(
+            spec, dout.cols(), (qkv.as_slice(), lse.as_slice(), dout.as_slice()), bounds.as_slice(), scratch.as_mut_slice(),
+            dqkv.as_mut_slice(),
+        ));
+    }
+
+    fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor) {
+        let c = logits.cols();
+        by_float!(logits, T => loss::cross_entropy::<T>(
+            logits.as_slice(), c, labels.as_slice(), loss.as_mut_slice(), dlogits.as_mut_slice(),
+        ));
+    }
+
+    fn mean_squared_error(&self, x: &Tensor, target: &Tensor, loss: &mut Tensor, dx: &mut Tensor) {
+        by_float!(x, T => loss::mean_squared_error::<T>(
+            x.as_slice(), target.as_slice(), loss.as_mut_slice(), dx.as_mut_slice(),
+        ));
+    }
+
+    fn importance(&self, h: &Tensor, dz: Option<&Tensor>, uniform: f64, p: &mut Tensor) {
+        by_float!(h, T => select::importance::<T>(h.as_slice(), dz.map(Tensor::as_slice), uniform, p.as_mut_slice()));
+    }
+
+    fn sample_rows(&self, estimator: Estimator, key: Key, p: &Tensor, index: &mut Tensor, scale: &mut Tensor) {
+        by_float!(p, T => select::sample::<T>(estimator, key, p.as_slice(), index.as_mut_slice(), scale.as_mut_slice()));
+    }
+
+    fn sum_squares(&self, x: &Tensor) -> f64 {
+        by_float!(x, T => optim::sum_squares::<T>(x.as_slice()))
+    }
+
+    fn adamw(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor) {
+        by_float!(g, T => optim::adamw::<T>(step, g.as_slice(), w.as_mut_slice(), m.as_mut_slice(), v.as_mut_slice()));
+    }
+}

@@ -1,0 +1,94 @@
+//! Moving rows: embedding lookups and their gradient, gathering and scattering.
+
+use rayon::prelude::*;
+
+use crate::dtype::Float;
+
+/// Columns that one task of the embedding gradient handles.
+const COLUMNS: usize = 64;
+const ROWS: usize = 64;
+
+pub(super) fn embed<T: Float>(ids: &[u32], table: &[T], d: usize, add: bool, y: &mut [T]) {
+    y.par_chunks_mut(ROWS * d).zip(ids.par_chunks(ROWS)).for_each(|(y, ids)| {
+        for (y, &id) in y.chunks_exact_mut(d).zip(ids) {
+            let row = &table[id as usize * d..][..d];
+            if add {
+                y.iter_mut().zip(row).for_each(|(y, &x)| *y += x);
+            } else {
+                y.copy_from_slice(row);
+            }
+        }
+    });
+}
+
+/// A table's base address, shared by tasks that write disjoint columns.
+struct Columns<T>(*mut T);
+// SAFETY: each task writes its own columns only.
+unsafe impl<T> Sync for Columns<T> {}
+
+pub(super) fn embed_backward<T: Float>(ids: &[u32], dy: &[T], d: usize, dtable: &mut [T]) {
+    let rows = dtable.len() / d;
+    assert!(ids.iter().all(|&id| (id as usize) < rows), "ids are below the table's length");
+    let table = Columns(dtable.as_mut_ptr());
+    let table = &table;
+    // tokens in order within each column block: equal ids add up in the same order for any number of threads
+    (0..d.div_ceil(COLUMNS)).into_par_iter().for_each(|block| {
+        let (first, width) = (block * COLUMNS, COLUMNS.min(d - block * COLUMNS));
+        for (dy, &id) in dy.chunks_exact(d).zip(ids) {
+            // SAFETY: the row is below the table's length, and the columns belong to this task alone.
+            let row = unsafe { std::slice::from_raw_parts_mut(table.0.add(id as usize * d + first), width) };
+            row.iter_mut().zip(&dy[first..]).for_each(|(w, &g)| *w += g);
+        }
+    });
+}
+
+pub(super) fn gather<T: Float>(x: &[T], d: usize, index: &[u32], scale: Option<&[T]>, y: &mut [T]) {
+    y.par_chunks_mut(ROWS * d).zip(index.par_chunks(ROWS)).enumerate().for_each(|(chunk, (y, index))| {
+        for (j, (y, &i)) in y.chunks_exact_mut(d).zip(index).enumerate() {
+            let row = &x[i as usize * d..][..d];
+            match scale {
+                Some(scale) => {
+                    let s = scale[chunk * ROWS + j];
+                    y.iter_mut().zip(row).for_each(|(y, &x)| *y = s * x);
+                }
+                None => y.copy_from_slice(row),
+            }
+        }
+    });
+}
+
+pub(super) fn scatter<T: Float>(x: &[T], d: usize, index: &[u32], y: &mut [T]) {
+    for (x, &i) in x.chunks_exact(d).zip(index) {
+        y[i as usize * d..][..d].copy_from_slice(x);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_ids_add_up() {
+        let d = 70;
+        let ids = [2, 0, 2];
+        let dy: Vec<f64> = (0..3 * d).map(|i| i as f64).collect();
+        let mut dtable = vec![1.0; 3 * d];
+        embed_backward(&ids, &dy, d, &mut dtable);
+        for c in 0..d {
+            assert_eq!(dtable[c], 1.0 + dy[d + c]);
+            assert_eq!(dtable[d + c], 1.0);
+            assert_eq!(dtable[2 * d + c], 1.0 + dy[c] + dy[2 * d + c]);
+        }
+    }
+
+    #[test]
+    fn gather_scales_and_scatter_puts_back() {
+        let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let mut y = [0.0; 4];
+        gather(&x, 2, &[2, 0], Some(&[10.0, 0.5]), &mut y);
+        assert_eq!(y, [50.0, 60.0, 0.5, 1.0]);
+        let mut back = [0.0; 6];
+        scatter(&y, 2, &[2, 0], &mut back);
+        assert_eq!(back, [0.5, 1.0, 0.0, 0.0, 50.0, 60.0]);
+    }
+}

@@ -1,0 +1,308 @@
+//! Elementwise and rowwise kernels.
+
+use rayon::prelude::*;
+
+use super::vectorised;
+use crate::dtype::{Element, Float};
+use crate::kernels::{Dropout, Gelu};
+use crate::rng::{Key, LANES};
+
+/// Elements that one task handles: long enough to pay for scheduling, short enough to stay in cache.
+const CHUNK: usize = 1 << 14;
+/// Columns that one task of a column reduction handles.
+const COLUMNS: usize = 64;
+/// Rows summed before their sum joins the total, so that rounding grows with the root of the number of rows.
+const BLOCK: usize = 128;
+/// Independent partial sums of a row reduction.
+const WIDE: usize = 16;
+
+fn rows_per_chunk(d: usize) -> usize {
+    (CHUNK / d.max(1)).max(1)
+}
+
+/// Σ f(i), i < n, in [`WIDE`] interleaved partial sums.
+#[inline(always)]
+fn sum<T: Float>(n: usize, f: impl Fn(usize) -> T) -> T {
+    let mut acc = [T::ZERO; WIDE];
+    let whole = n / WIDE * WIDE;
+    for i in (0..whole).step_by(WIDE) {
+        for (l, a) in acc.iter_mut().enumerate() {
+            *a += f(i + l);
+        }
+    }
+    for i in whole..n {
+        acc[i - whole] += f(i);
+    }
+    let mut half = WIDE / 2;
+    while half > 0 {
+        for l in 0..half {
+            let other = acc[l + half];
+            acc[l] += other;
+        }
+        half /= 2;
+    }
+    acc[0]
+}
+
+pub(super) fn fill<T: Element>(x: &mut [T], value: T) {
+    x.par_chunks_mut(CHUNK).for_each(|x| x.fill(value));
+}
+
+pub(super) fn copy<T: Element>(x: &[T], y: &mut [T]) {
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| y.copy_from_slice(x));
+}
+
+pub(super) fn broadcast_row<T: Float>(row: &[T], y: &mut [T]) {
+    y.par_chunks_mut(rows_per_chunk(row.len()) * row.len())
+        .for_each(|y| y.chunks_exact_mut(row.len()).for_each(|y| y.copy_from_slice(row)));
+}
+
+vectorised! {
+    fn add_chunk<T: Float>(x: &[T], y: &mut [T]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+    }
+}
+
+pub(super) fn add<T: Float>(x: &[T], y: &mut [T]) {
+    assert_eq!(x.len(), y.len());
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| add_chunk(x, y));
+}
+
+vectorised! {
+    /// `y_c += Σ_i x_ic·(z_ic or 1)` for the columns `first..first + y.len()`.
+    fn column_chunk<T: Float>(x: &[T], z: Option<&[T]>, d: usize, first: usize, y: &mut [T]) {
+        for start in (0..x.len()).step_by(BLOCK * d) {
+            let mut acc = [T::ZERO; COLUMNS];
+            for row in (start..x.len().min(start + BLOCK * d)).step_by(d) {
+                let x = &x[row + first..row + first + y.len()];
+                match z {
+                    Some(z) => {
+                        let z = &z[row + first..row + first + y.len()];
+                        acc.iter_mut().zip(x.iter().zip(z)).for_each(|(a, (&x, &z))| *a += x * z);
+                    }
+                    None => acc.iter_mut().zip(x).for_each(|(a, &x)| *a += x),
+                }
+            }
+            y.iter_mut().zip(acc).for_each(|(y, a)| *y += a);
+        }
+    }
+}
+
+pub(super) fn add_column_sum<T: Float>(x: &[T], y: &mut [T]) {
+    let d = y.len();
+    y.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, y)| column_chunk(x, None, d, i * COLUMNS, y));
+}
+
+/// `y (d) += Σ_i x_i⊙z_i`.
+pub(super) fn add_column_dot<T: Float>(x: &[T], z: &[T], y: &mut [T]) {
+    let d = y.len();
+    y.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, y)| column_chunk(x, Some(z), d, i * COLUMNS, y));
+}
+
+vectorised! {
+    fn norms_chunk<T: Float>(x: &[T], d: usize, y: &mut [T]) {
+        for (x, y) in x.chunks_exact(d).zip(y) {
+            *y = sum(d, |i| x[i] * x[i]).sqrt();
+        }
+    }
+}
+
+pub(super) fn row_norms<T: Float>(x: &[T], d: usize, y: &mut [T]) {
+    let rows = rows_per_chunk(d);
+    y.par_chunks_mut(rows).zip(x.par_chunks(rows * d)).for_each(|(y, x)| norms_chunk(x, d, y));
+}
+
+/// √(2/π) and the cubic's coefficient in the tanh form.
+const TANH_SCALE: f64 = 0.797_884_560_802_865_4;
+const TANH_CUBIC: f64 = 0.044_715;
+
+vectorised! {
+    fn gelu_chunk<T: Float>(form: Gelu, x: &[T], y: &mut [T]) {
+        let half = T::of(0.5);
+        match form {
+            Gelu::Erf => {
+                let root = T::of(std::f64::consts::FRAC_1_SQRT_2);
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y = half * x * (T::ONE + (x * root).erf()));
+            }
+            Gelu::Tanh => {
+                let (s, c) = (T::of(TANH_SCALE), T::of(TANH_CUBIC));
+                y.iter_mut().zip(x).for_each(|(y, &x)| *y = half * x * (T::ONE + (s * (x + c * x * x * x)).tanh()));
+            }
+        }
+    }
+
+    fn gelu_backward_chunk<T: Float>(form: Gelu, x: &[T], dy: &mut [T]) {
+        let half = T::of(0.5);
+        match form {
+            Gelu::Erf => {
+                let (root, density) = (T::of(std::f64::consts::FRAC_1_SQRT_2), T::of(0.398_942_280_401_432_7));
+                dy.iter_mut().zip(x).for_each(|(dy, &x)| {
+                    *dy *= half * (T::ONE + (x * root).erf()) + x * density * (-half * x * x).exp();
+                });
+            }
+            Gelu::Tanh => {
+                let (s, c) = (T::of(TANH_SCALE), T::of(TANH_CUBIC));
+                dy.iter_mut().zip(x).for_each(|(dy, &x)| {
+                    let t = (s * (x + c * x * x * x)).tanh();
+                    let inner = s * (T::ONE + T::of(3.0) * c * x * x);
+                    *dy *= half * (T::ONE + t) + half * x * (T::ONE - t * t) * inner;
+                });
+            }
+        }
+    }
+
+    fn tanh_backward_chunk<T: Float>(y: &[T], dy: &mut [T]) {
+        dy.iter_mut().zip(y).for_each(|(dy, &y)| *dy *= T::ONE - y * y);
+    }
+}
+
+pub(super) fn gelu<T: Float>(form: Gelu, x: &[T], y: &mut [T]) {
+    assert_eq!(x.len(), y.len());
+    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| gelu_chunk(form, x, y));
+}
+
+pub(super) fn gelu_backward<T: Float>(form: Gelu, x: &[T], dy: &mut [T]) {
+    assert_eq!(x.len(), dy.len());
+    dy.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| gelu_backward_chunk(form, x, dy));
+}
+
+pub(super) fn tanh<T: Float>(x: &mut [T]) {
+    x.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x = x.tanh()));
+}
+
+pub(super) fn tanh_backward<T: Float>(y: &[T], dy: &mut [T]) {
+    dy.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(|(dy, y)| tanh_backward_chunk(y, dy));
+}
+
+/// A dropout probability in units of 2⁻¹⁶, and the factor of what stays: 1/(1−p) of the rounded p, so that the mean is exact.
+pub(super) fn threshold(p: f32) -> (u32, f64) {
+    let dropped = (f64::from(p) * 65536.0).round().min(65535.0);
+    (dropped as u32, 65536.0 / (65536.0 - dropped))
+}
+
+vectorised! {
+    /// `mask_c = factor` where element (row, c) stays, else 0. A block of 128 random bits decides eight elements: words and
+    /// halves are spread so that `LANES` blocks fill 8·LANES consecutive elements.
+    pub(super) fn mask_row<T: Float>(key: Key, row: u32, dropped: u32, factor: T, mask: &mut [T]) {
+        for (i, mask) in mask.chunks_mut(8 * LANES).enumerate() {
+            let words = key.blocks(row, (i * LANES) as u32);
+            for (j, mask) in mask.chunks_mut(LANES).enumerate() {
+                let (word, shift) = (&words[j / 2], 16 * (j as u32 % 2));
+                for (m, w) in mask.iter_mut().zip(word) {
+                    *m = if (w >> shift) & 0xffff >= dropped { factor } else { T::ZERO };
+                }
+            }
+        }
+    }
+
+    fn multiply_chunk<T: Float>(x: &[T], y: &mut [T]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x);
+    }
+}
+
+pub(super) fn dropout<T: Float>(Dropout { key, p }: Dropout, d: usize, x: &mut [T]) {
+    let (dropped, factor) = threshold(p);
+    let rows = rows_per_chunk(d);
+    x.par_chunks_mut(rows * d).enumerate().for_each_init(
+        || vec![T::ZERO; d],
+        |mask, (chunk, x)| {
+            for (i, x) in x.chunks_exact_mut(d).enumerate() {
+                mask_row(key, (chunk * rows + i) as u32, dropped, T::of(factor), mask);
+                multiply_chunk(mask, x);
+            }
+        },
+    );
+}
+
+vectorised! {
+    fn layer_norm_chunk<T: Float>(x: &[T], params: (&[T], &[T]), eps: f64, y: &mut [T], z: &mut [T], r: &mut [T]) {
+        let (gamma, beta) = params;
+        let d = gamma.len();
+        let inv = T::of(1.0 / d as f64);
+        let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(z.chunks_exact_mut(d)).zip(r);
+        for (((x, y), z), r) in rows {
+            let mean = sum(d, |i| x[i]) * inv;
+            let var = sum(d, |i| (x[i] - mean) * (x[i] - mean)) * inv;
+            *r = T::ONE / (var + T::of(eps)).sqrt();
+            for i in 0..d {
+                z[i] = (x[i] - mean) * *r;
+                y[i] = gamma[i] * z[i] + beta[i];
+            }
+        }
+    }
+
+    fn layer_norm_backward_chunk<T: Float>(z: &[T], r: &[T], gamma: &[T], dy: &mut [T]) {
+        let d = gamma.len();
+        let inv = T::of(1.0 / d as f64);
+        for ((z, &r), dy) in z.chunks_exact(d).zip(r).zip(dy.chunks_exact_mut(d)) {
+            let mean = sum(d, |i| gamma[i] * dy[i]) * inv;
+            let along = sum(d, |i| gamma[i] * dy[i] * z[i]) * inv;
+            for i in 0..d {
+                dy[i] = r * (gamma[i] * dy[i] - mean - z[i] * along);
+            }
+        }
+    }
+}
+
+pub(super) fn layer_norm<T: Float>(x: &[T], params: (&[T], &[T]), eps: f64, y: &mut [T], z: &mut [T], r: &mut [T]) {
+    let d = params.0.len();
+    let rows = rows_per_chunk(d);
+    x.par_chunks(rows * d)
+        .zip(y.par_chunks_mut(rows * d))
+        .zip(z.par_chunks_mut(rows * d))
+        .zip(r.par_chunks_mut(rows))
+        .for_each(|(((x, y), z), r)| layer_norm_chunk(x, params, eps, y, z, r));
+}
+
+pub(super) fn layer_norm_backward<T: Float>(z: &[T], r: &[T], gamma: &[T], dy: &mut [T]) {
+    let rows = rows_per_chunk(gamma.len());
+    let d = gamma.len();
+    z.par_chunks(rows * d)
+        .zip(r.par_chunks(rows))
+        .zip(dy.par_chunks_mut(rows * d))
+        .for_each(|((z, r), dy)| layer_norm_backward_chunk(z, r, gamma, dy));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_replays_its_mask_and_keeps_the_mean() {
+        let (n, d) = (300, 77);
+        let dropout_of = |p| {
+            let mut x = vec![1.0_f64; n * d];
+            dropout(Dropout { key: Key::new(3).named("site"), p }, d, &mut x);
+            x
+        };
+        let x = dropout_of(0.1);
+        assert_eq!(x, dropout_of(0.1));
+        let mean = x.iter().sum::<f64>() / (n * d) as f64;
+        assert!((mean - 1.0).abs() < 4.0 * (0.1 / 0.9 / (n * d) as f64).sqrt(), "{mean}");
+        let kept = x.iter().find(|&&x| x > 0.0).unwrap();
+        assert!((kept - 1.0 / 0.9).abs() < 1e-4);
+        assert!(dropout_of(0.0).iter().all(|&x| x == 1.0));
+    }
+
+    /// Each sum is the definition's, within n·ε of the sum of magnitudes.
+    #[test]
+    fn column_sums_and_norms_match_the_definition() {
+        let (n, d) = (301, 130);
+        let x: Vec<f32> = (0..n * d).map(|i| Key::new(9).normal(i as u64) as f32).collect();
+        let z: Vec<f32> = (0..n * d).map(|i| Key::new(8).normal(i as u64) as f32).collect();
+        let (mut s, mut t, mut norms) = (vec![1.0_f32; d], vec![0.0_f32; d], vec![0.0_f32; n]);
+        add_column_sum(&x, &mut s);
+        add_column_dot(&x, &z, &mut t);
+        row_norms(&x, d, &mut norms);
+        for c in 0..d {
+            let column = || (0..n).map(|i| (f64::from(x[i * d + c]), f64::from(z[i * d + c])));
+            let bound = n as f64 * f64::from(f32::EPSILON) * column().map(|(x, z)| x.abs().max((x * z).abs()) + 1.0).sum::<f64>();
+            assert!((f64::from(s[c]) - 1.0 - column().map(|(x, _)| x).sum::<f64>()).abs() < bound);
+            assert!((f64::from(t[c]) - column().map(|(x, z)| x * z).sum::<f64>()).abs() < bound);
+        }
+        for i in 0..n {
+            let want = x[i * d..(i + 1) * d].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            assert!((f64::from(norms[i]) / want - 1.0).abs() < d as f64 * f64::from(f32::EPSILON));
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Devices: where tensors live and kernels run.
+
+use std::sync::Arc;
+
+use crate::cpu::Cpu;
+use crate::kernels::Kernels;
+use crate::meta::Meta;
+use crate::meter::{Class, Meter};
+use crate::pool::{Buffer, Pool};
+use crate::tensor::Tensor;
+use crate::{DType, Element};
+
+#[derive(Debug)]
+enum Backend {
+    Cpu(Cpu, Pool),
+    Meta(Meta),
+}
+
+#[derive(Debug)]
+struct Inner {
+    meter: Meter,
+    backend: Backend,
+}
+
+/// A device with its own meter. Clones are the same device.
+#[derive(Clone, Debug)]
+pub struct Device(Arc<Inner>);
+
+impl Device {
+    /// This machine's processor, with the threads of the current rayon pool.
+    pub fn cpu() -> Self {
+        Self::new(Backend::Cpu(Cpu::new(rayon::current_num_threads()), Pool::default()))
+    }
+
+    /// The shape-only device: tensors without data, for plans. It asks for the same scratch as a processor with `threads`
+    /// threads.
+    pub fn meta(threads: usize) -> Self {
+        Self::new(Backend::Meta(Meta::new(threads)))
+    }
+
+    fn new(backend: Backend) -> Self {
+        Self(Arc::new(Inner { meter: Meter::default(), backend }))
+    }
+
+    /// Whether tensors here have shapes and no data.
+    pub fn is_meta(&self) -> bool {
+        matches!(self.0.backend, Backend::Meta(_))
+    }
+
+    /// The device's byte counts.
+    pub fn meter(&self) -> &Meter {
+        &self.0.meter
+    }
+
+    /// The device's primitives.
+    pub fn kernels(&self) -> &dyn Kernels {
+        match &self.0.backend {
+            Backend::Cpu(cpu, _) => cpu,
+            Backend::Meta(meta) => meta,
+        }
+    }
+
+    pub(crate) fn take(&self, bytes: usize) -> Option<Buffer> {
+        match &self.0.backend {
+            Backend::Cpu(_, pool) => Some(pool.take(bytes)),
+            Backend::Meta(_) => None,
+        }
+    }
+
+    pub(crate) fn give(&self, buffer: Buffer) {
+        if let Backend::Cpu(_, pool) = &self.0.backend {
+            pool.give(buffer);
+        }
+    }
+
+    /// A tensor whose content is unspecified: write it whole before reading.
+    pub fn empty(&self, class: Class, dtype: DType, shape: &[usize]) -> Tensor {
+        Tensor::new(self, class, dtype, shape)
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros(&self, class: Class, dtype: DType, shape: &[usize]) -> Tensor {
+        let mut t = self.empty(class, dtype, shape);
+        self.kernels().zero(&mut t);
+        t
+    }
+
+    /// A tensor with `data`, row-major; its length must be the shape's product.
+    pub fn tensor<T: Element>(&self, class: Class, shape: &[usize], data: &[T]) -> Tensor {
+        let mut t = self.empty(class, T::DTYPE, shape);
+        t.write(data);
+        t
+    }
+}

@@ -1,0 +1,52 @@
+//! The shape-only device: every primitive does nothing.
+
+use crate::cpu;
+use crate::kernels::{AdamW, Attention, Dropout, Estimator, Gelu, Kernels};
+use crate::rng::Key;
+use crate::tensor::Tensor;
+
+#[derive(Debug)]
+pub(crate) struct Meta {
+    threads: usize,
+}
+
+impl Meta {
+    pub(crate) fn new(threads: usize) -> Self {
+        Self { threads }
+    }
+}
+
+type In<'a> = &'a Tensor;
+type Out<'a> = &'a mut Tensor;
+
+#[rustfmt::skip]
+impl Kernels for Meta {
+    fn matmul(&self, _: In, _: bool, _: In, _: bool, _: f64, _: Out) {}
+    fn zero(&self, _: Out) {}
+    fn copy(&self, _: In, _: Out) {}
+    fn add(&self, _: In, _: Out) {}
+    fn broadcast_row(&self, _: In, _: Out) {}
+    fn add_column_sum(&self, _: In, _: Out) {}
+    fn row_norms(&self, _: In, _: Out) {}
+    fn gelu(&self, _: Gelu, _: In, _: Out) {}
+    fn gelu_backward(&self, _: Gelu, _: In, _: Out) {}
+    fn tanh(&self, _: Out) {}
+    fn tanh_backward(&self, _: In, _: Out) {}
+    fn dropout(&self, _: Dropout, _: Out) {}
+    fn layer_norm(&self, _: In, _: In, _: In, _: f64, _: Out, _: Out, _: Out) {}
+    fn layer_norm_backward(&self, _: In, _: In, _: In, _: Out) {}
+    fn layer_norm_params_backward(&self, _: In, _: In, _: Out, _: Out) {}
+    fn embed(&self, _: In, _: In, _: bool, _: Out) {}
+    fn embed_backward(&self, _: In, _: In, _: Out) {}
+    fn gather_rows(&self, _: In, _: In, _: Option<In>, _: Out) {}
+    fn scatter_rows(&self, _: In, _: In, _: Out) {}
+    fn attention_scratch(&self, longest: usize) -> usize { cpu::attention::scratch(self.threads, longest) }
+    fn attention(&self, _: &Attention, _: In, _: In, _: Out, _: Out, _: Out) {}
+    fn attention_backward(&self, _: &Attention, _: In, _: In, _: In, _: In, _: Out, _: Out) {}
+    fn cross_entropy(&self, _: In, _: In, _: Out, _: Out) {}
+    fn mean_squared_error(&self, _: In, _: In, _: Out, _: Out) {}
+    fn importance(&self, _: In, _: Option<In>, _: f64, _: Out) {}
+    fn sample_rows(&self, _: Estimator, _: Key, _: In, _: Out, _: Out) {}
+    fn sum_squares(&self, _: In) -> f64 { 0.0 }
+    fn adamw(&self, _: &AdamW, _: In, _: Out, _: Out, _: Out) {}
+}
