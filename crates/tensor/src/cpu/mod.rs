@@ -12,7 +12,7 @@ mod select;
 use crate::kernels::{AdamW, Attention, Dropout, Estimator, Gelu, Kernels};
 use crate::rng::Key;
 use crate::tensor::Tensor;
-use crate::{DType, Element};
+use crate::{DType, Element, Float};
 
 /// Compiles a function once for each vector width and picks one at run time.
 macro_rules! vectorised {
@@ -81,6 +81,10 @@ impl Kernels for Cpu {
         }
     }
 
+    fn scale(&self, factor: f64, x: &mut Tensor) {
+        by_float!(x, T => rowwise::scale::<T>(T::of(factor), x.as_mut_slice()));
+    }
+
     fn add(&self, x: &Tensor, y: &mut Tensor) {
         by_float!(x, T => rowwise::add::<T>(x.as_slice(), y.as_mut_slice()));
     }
@@ -91,6 +95,10 @@ impl Kernels for Cpu {
 
     fn add_column_sum(&self, x: &Tensor, y: &mut Tensor) {
         by_float!(x, T => rowwise::add_column_sum::<T>(x.as_slice(), y.as_mut_slice()));
+    }
+
+    fn add_column_dot(&self, x: &Tensor, z: &Tensor, y: &mut Tensor) {
+        by_float!(x, T => rowwise::add_column_dot::<T>(x.as_slice(), z.as_slice(), y.as_mut_slice()));
     }
 
     fn row_norms(&self, x: &Tensor, y: &mut Tensor) {
@@ -137,11 +145,8 @@ impl Kernels for Cpu {
         by_float!(z, T => rowwise::layer_norm_backward::<T>(z.as_slice(), r.as_slice(), gamma.as_slice(), dy.as_mut_slice()));
     }
 
-    fn layer_norm_params_backward(&self, z: &Tensor, dy: &Tensor, dgamma: &mut Tensor, dbeta: &mut Tensor) {
-        by_float!(z, T => {
-            rowwise::add_column_dot::<T>(dy.as_slice(), z.as_slice(), dgamma.as_mut_slice());
-            rowwise::add_column_sum::<T>(dy.as_slice(), dbeta.as_mut_slice());
-        });
+    fn scale_rows(&self, gamma: &Tensor, beta: &Tensor, x: &mut Tensor) {
+        by_float!(x, T => rowwise::scale_rows::<T>(gamma.as_slice(), beta.as_slice(), x.as_mut_slice()));
     }
 
     fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor) {

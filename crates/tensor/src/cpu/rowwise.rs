@@ -57,6 +57,10 @@ pub(super) fn broadcast_row<T: Float>(row: &[T], y: &mut [T]) {
         .for_each(|y| y.chunks_exact_mut(row.len()).for_each(|y| y.copy_from_slice(row)));
 }
 
+pub(super) fn scale<T: Float>(factor: T, x: &mut [T]) {
+    x.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x *= factor));
+}
+
 vectorised! {
     fn add_chunk<T: Float>(x: &[T], y: &mut [T]) {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
@@ -252,6 +256,19 @@ pub(super) fn layer_norm<T: Float>(x: &[T], params: (&[T], &[T]), eps: f64, y: &
         .zip(z.par_chunks_mut(rows * d))
         .zip(r.par_chunks_mut(rows))
         .for_each(|(((x, y), z), r)| layer_norm_chunk(x, params, eps, y, z, r));
+}
+
+vectorised! {
+    fn scale_rows_chunk<T: Float>(gamma: &[T], beta: &[T], x: &mut [T]) {
+        for x in x.chunks_exact_mut(gamma.len()) {
+            x.iter_mut().zip(gamma.iter().zip(beta)).for_each(|(x, (&g, &b))| *x = g * *x + b);
+        }
+    }
+}
+
+pub(super) fn scale_rows<T: Float>(gamma: &[T], beta: &[T], x: &mut [T]) {
+    let d = gamma.len();
+    x.par_chunks_mut(rows_per_chunk(d) * d).for_each(|x| scale_rows_chunk(gamma, beta, x));
 }
 
 pub(super) fn layer_norm_backward<T: Float>(z: &[T], r: &[T], gamma: &[T], dy: &mut [T]) {

@@ -1,0 +1,49 @@
+//! Embedding lookups, summed: `y_i = Σ_t table_t[ids_t,i]`. Keeps the ids.
+
+use colrow_tensor::{Class, Result, Tensor};
+
+use crate::kept::Kept;
+use crate::param::ParamId;
+use crate::tape::{Grads, Op, Tape, Var};
+
+struct Embedding {
+    /// Ids (n) and the table that they look up, for learned tables.
+    lookups: Vec<(Kept, ParamId, Tensor)>,
+}
+
+impl Tape<'_> {
+    /// The sum of the rows that each pair of ids (n, u32) and table (v, d) names; every id must be below its table's length.
+    pub fn embedding(&mut self, site: &str, lookups: &[(&Tensor, ParamId)]) -> Var {
+        let params = self.params();
+        let device = self.device().clone();
+        let (n, d) = (lookups[0].0.len(), params[lookups[0].1].value.cols());
+        let mut y = device.empty(Class::Workspace, params.dtype(), &[n, d]);
+        for (i, (ids, table)) in lookups.iter().enumerate() {
+            device.kernels().embed(ids, &params[*table].value, i > 0, &mut y);
+        }
+        let learned = || lookups.iter().filter(|(_, table)| params[*table].trainable);
+        let hold = |(ids, table): &(&Tensor, ParamId)| {
+            (Kept::Exact((*ids).clone()), *table, params[*table].value.clone())
+        };
+        self.output(site, y, learned().count() > 0, || Embedding { lookups: learned().map(hold).collect() })
+    }
+}
+
+impl Op for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn kept(&self) -> Vec<(&'static str, &Kept)> {
+        self.lookups.iter().map(|(ids, ..)| ("ids", ids)).collect()
+    }
+
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
+        for (ids, id, table) in &self.lookups {
+            if let Kept::Exact(ids) = ids {
+                dy.device().kernels().embed_backward(ids, &dy, grads.param_sum(*id, table));
+            }
+        }
+        Ok(())
+    }
+}

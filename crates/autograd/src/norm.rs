@@ -1,0 +1,117 @@
+//! Layer norm (Ba et al. 2016): `ẑ = (x − mean)/σ`, `y = γ⊙ẑ + β` over each row of x (n, d).
+//!
+//! Keeps ẑ and 1/σ: `dx = (g − mean g − ẑ·mean(g⊙ẑ))/σ` with `g = γ⊙dy`. A linear that reads y may rebuild it from ẑ.
+
+use std::sync::Arc;
+
+use colrow_tensor::{Class, Result, Tensor};
+
+use crate::kept::{Kept, Rebuild};
+use crate::param::ParamId;
+use crate::sample;
+use crate::tape::{Grads, Op, Tape, Var, VarId};
+
+struct LayerNorm {
+    x: Option<VarId>,
+    bits: Arc<Bits>,
+    gamma: Option<ParamId>,
+    beta: Option<ParamId>,
+}
+
+/// What the norm keeps, and its output's recipe.
+#[derive(Debug)]
+struct Bits {
+    z: Kept,
+    r: Kept,
+    gamma: Tensor,
+    beta: Tensor,
+}
+
+impl Bits {
+    fn z(&self) -> &Tensor {
+        exact(&self.z)
+    }
+
+    fn scaled(&self, mut z: Tensor) -> Tensor {
+        self.gamma.device().kernels().scale_rows(&self.gamma, &self.beta, &mut z);
+        z
+    }
+}
+
+fn exact(kept: &Kept) -> &Tensor {
+    match kept {
+        Kept::Exact(t) => t,
+        other => unreachable!("a norm keeps exact tensors, not {other:?}"),
+    }
+}
+
+impl Rebuild for Bits {
+    fn whole(&self) -> Tensor {
+        self.scaled(self.z().copied())
+    }
+
+    fn rows(&self, index: &Tensor) -> Tensor {
+        self.scaled(sample::gather(self.z(), index, None))
+    }
+
+    fn row_norms(&self) -> Tensor {
+        sample::row_norms(&self.whole())
+    }
+
+    fn len(&self) -> usize {
+        self.z().rows()
+    }
+}
+
+impl Tape<'_> {
+    /// Layer norm of the rows of `x`, with σ² = var + `eps`.
+    pub fn layer_norm(&mut self, site: &str, x: &Var, gamma: ParamId, beta: ParamId, eps: f64) -> Var {
+        let params = self.params();
+        let (g, b) = (&params[gamma], &params[beta]);
+        let device = self.device().clone();
+        let (mut y, mut z) = (x.value.empty_like(), x.value.empty_like());
+        let mut r = device.empty(Class::Workspace, x.value.dtype(), &[x.value.rows()]);
+        device.kernels().layer_norm(&x.value, &g.value, &b.value, eps, &mut y, &mut z, &mut r);
+        let bits =
+            Arc::new(Bits { z: Kept::Exact(z), r: Kept::Exact(r), gamma: g.value.clone(), beta: b.value.clone() });
+        let learns = x.id.is_some() || g.trainable || b.trainable;
+        let op = LayerNorm {
+            x: x.id,
+            bits: bits.clone(),
+            gamma: g.trainable.then_some(gamma),
+            beta: b.trainable.then_some(beta),
+        };
+        let mut y = self.output(site, y, learns, || op);
+        y.source = y.id.map(|_| bits as Arc<dyn Rebuild>);
+        y
+    }
+}
+
+impl Op for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn kept(&self) -> Vec<(&'static str, &Kept)> {
+        vec![("normalised", &self.bits.z), ("1/sigma", &self.bits.r)]
+    }
+
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
+        let device = dy.device().clone();
+        let kernels = device.kernels();
+        let Bits { gamma, beta, .. } = &*self.bits;
+        let (z, r) = (self.bits.z(), exact(&self.bits.r));
+        if let Some(id) = self.gamma {
+            kernels.add_column_dot(&dy, z, grads.param_sum(id, gamma));
+        }
+        if let Some(id) = self.beta {
+            kernels.add_column_sum(&dy, grads.param_sum(id, beta));
+        }
+        if self.x.is_some() {
+            let mut dx = dy.into_owned();
+            kernels.layer_norm_backward(z, r, gamma, &mut dx);
+            grads.add(self.x, dx);
+        }
+        Ok(())
+    }
+}

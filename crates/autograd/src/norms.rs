@@ -1,0 +1,279 @@
+//! What is remembered of the norms of dZ, for drawing rows before they are known.
+//!
+//! The *cache* holds, for every token of every training example and every sampled site, the norm that it had the last time: one
+//! byte on a log scale. The *running* average holds a mean square by site and token group, for examples not seen before.
+
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use colrow_tensor::{Class, DType, Device, Error, Result, Tensor};
+use memmap2::MmapMut;
+use serde::{Deserialize, Serialize};
+
+use crate::policy::NormSource;
+
+/// Token groups of the running average: the first token if special, other special tokens, and ten octaves of positions.
+const GROUPS: usize = 12;
+/// Share of the past in the running average.
+const PAST: f64 = 0.9;
+
+/// Code of a norm that was never seen.
+const UNSEEN: u8 = 0;
+/// Code of an exact zero.
+const ZERO: u8 = 1;
+/// Codes per octave and the code of 1: codes 2…255 cover 2^−49 … 2^14.
+const PER_OCTAVE: f64 = 4.0;
+const ONE: f64 = 200.0;
+
+/// A norm as one byte: relative error at most 2^(1/8) − 1, about 9 %.
+fn encode(norm: f64) -> u8 {
+    if norm > 0.0 { (norm.log2() * PER_OCTAVE + ONE).round().clamp(2.0, 255.0) as u8 } else { ZERO }
+}
+
+fn decode(code: u8) -> f64 {
+    if code == ZERO { 0.0 } else { ((f64::from(code) - ONE) / PER_OCTAVE).exp2() }
+}
+
+/// Where the tokens of a batch stand in the training set.
+#[derive(Clone, Debug, Default)]
+pub struct BatchPlaces {
+    /// For each token its number in the training set; `None` for a stream or an evaluation batch.
+    pub tokens: Option<Vec<u64>>,
+    /// For each token its position in its sequence and whether it is a special token.
+    pub positions: Vec<(u32, bool)>,
+    /// Number of sequences: norms are of a mean loss, and times this they compare across batches.
+    pub sequences: usize,
+}
+
+/// The running averages, by site: mean squares by token group, negative before the first batch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Running(pub HashMap<String, [f64; GROUPS]>);
+
+/// Where the cache's bytes live.
+#[derive(Debug)]
+pub enum Store<'a> {
+    /// In memory.
+    Memory,
+    /// In a mapped file at this path, made if it is not there.
+    File(&'a Path),
+}
+
+#[derive(Debug)]
+enum Codes {
+    Memory(Tensor),
+    File(MmapMut),
+}
+
+impl Codes {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Memory(t) => t.as_slice(),
+            Self::File(map) => map,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Memory(t) => t.as_mut_slice(),
+            Self::File(map) => map,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    codes: Codes,
+    running: Running,
+    batch: BatchPlaces,
+}
+
+/// Remembered norms of dZ. One memory serves one training run.
+#[derive(Debug)]
+pub struct NormMemory {
+    sites: HashMap<String, usize>,
+    tokens: usize,
+    state: Mutex<State>,
+}
+
+fn group(position: u32, special: bool) -> usize {
+    match (special, position) {
+        (true, 0) => 0,
+        (true, _) => 1,
+        (false, p) => 2 + ((p + 1).ilog2() as usize).min(GROUPS - 3),
+    }
+}
+
+impl NormMemory {
+    /// An empty memory for `tokens` training tokens at each of `sites`: `sites × tokens` bytes.
+    ///
+    /// # Errors
+    /// A file that cannot be made, or has another size.
+    pub fn new(device: &Device, sites: &[String], tokens: usize, store: Store<'_>) -> Result<Self> {
+        let bytes = sites.len() * tokens;
+        let codes = match store {
+            Store::Memory => Codes::Memory(device.zeros(Class::Cache, DType::U8, &[bytes])),
+            Store::File(path) => Codes::File(map_file(path, bytes)?),
+        };
+        let sites = sites.iter().enumerate().map(|(i, s)| (s.clone(), i)).collect();
+        let state = State { codes, running: Running::default(), batch: BatchPlaces::default() };
+        Ok(Self { sites, tokens, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names the tokens of the batch that the next pass sees.
+    pub fn begin(&self, batch: BatchPlaces) {
+        self.state().batch = batch;
+    }
+
+    /// Estimated norms of dZ at `site` for the batch's tokens; `None` if nothing is known. With rows that are not the
+    /// batch's tokens (a pooled row per sequence) nothing is known.
+    pub(crate) fn estimate(&self, site: &str, source: NormSource, like: &Tensor) -> Option<Tensor> {
+        let state = self.state();
+        let n = like.len();
+        if n != state.batch.positions.len() || matches!(source, NormSource::Uniform | NormSource::Current) {
+            return None;
+        }
+        let mut norms = like.empty_like();
+        let running = state.running.0.get(site);
+        // a group without history takes the mean of the others
+        let known = || running.into_iter().flatten().filter(|&&m| m >= 0.0);
+        let mean = known().sum::<f64>() / known().count().max(1) as f64;
+        let by_group = |i: usize| {
+            let (position, special) = state.batch.positions[i];
+            let square = running.map_or(-1.0, |r| r[group(position, special)]);
+            if square >= 0.0 { square.sqrt() } else { mean.sqrt() }
+        };
+        let place = self.sites.get(site).map(|s| s * self.tokens);
+        let codes = state.codes.bytes();
+        let seen = |i: usize| match (&state.batch.tokens, place) {
+            (Some(tokens), Some(place)) if source == NormSource::Cached => codes[place + tokens[i] as usize],
+            _ => UNSEEN,
+        };
+        let on_meta = like.device().is_meta();
+        if !on_meta && running.is_none() && (0..n).all(|i| seen(i) == UNSEEN) {
+            return None;
+        }
+        norms.write_f64((0..n).map(|i| match seen(i) {
+            UNSEEN => by_group(i),
+            code => decode(code),
+        }));
+        Some(norms)
+    }
+
+    /// Remembers the true norms of dZ at `site` for the batch's tokens.
+    pub(crate) fn record(&self, site: &str, norms: &Tensor) {
+        let mut guard = self.state();
+        let State { codes, running, batch } = &mut *guard;
+        if norms.device().is_meta() || norms.len() != batch.positions.len() {
+            return;
+        }
+        let norms: Vec<f64> = norms.to_f64().into_iter().map(|z| z * batch.sequences as f64).collect();
+        // a diverged step is caught by its loss; it must not poison what is remembered
+        if !norms.iter().all(|z| z.is_finite()) {
+            return;
+        }
+        if let (Some(tokens), Some(place)) = (&batch.tokens, self.sites.get(site)) {
+            let codes = &mut codes.bytes_mut()[place * self.tokens..][..self.tokens];
+            tokens.iter().zip(&norms).for_each(|(&t, &z)| codes[t as usize] = encode(z));
+        }
+        let mut sums = [(0.0, 0); GROUPS];
+        for (&(position, special), z) in batch.positions.iter().zip(&norms) {
+            let (sum, count) = &mut sums[group(position, special)];
+            *sum += z * z;
+            *count += 1;
+        }
+        let means = running.0.entry(site.to_owned()).or_insert([-1.0; GROUPS]);
+        for (mean, (sum, count)) in means.iter_mut().zip(sums).filter(|(_, (_, count))| *count > 0) {
+            let now = sum / f64::from(count);
+            *mean = if *mean < 0.0 { now } else { PAST * *mean + (1.0 - PAST) * now };
+        }
+    }
+
+    /// The running averages and the cache's bytes, for a checkpoint.
+    pub fn snapshot(&self) -> (Running, Vec<u8>) {
+        let state = self.state();
+        (state.running.clone(), state.codes.bytes().to_vec())
+    }
+
+    /// Puts a snapshot back.
+    ///
+    /// # Errors
+    /// A cache of another size: other data or other sites.
+    pub fn restore(&self, running: Running, bytes: &[u8]) -> Result<()> {
+        let mut state = self.state();
+        let codes = state.codes.bytes_mut();
+        if codes.len() != bytes.len() {
+            return Err(Error::new(format!(
+                "expected a norm cache of {} bytes, found {}: other data or other sampled sites",
+                codes.len(),
+                bytes.len()
+            )));
+        }
+        codes.copy_from_slice(bytes);
+        state.running = running;
+        Ok(())
+    }
+}
+
+fn map_file(path: &Path, bytes: usize) -> Result<MmapMut> {
+    let open = || -> std::io::Result<MmapMut> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        file.set_len(bytes.max(1) as u64)?;
+        // SAFETY: the file is this run's own; the run folder is locked against other runs.
+        unsafe { MmapMut::map_mut(&file) }
+    };
+    open().map_err(|e| Error::new(format!("cannot map the norm cache: {e}")).at(path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(tokens: &[u64]) -> BatchPlaces {
+        let positions = (0..tokens.len() as u32).map(|p| (p, p == 0)).collect();
+        BatchPlaces { tokens: Some(tokens.to_vec()), positions, sequences: 1 }
+    }
+
+    #[test]
+    fn codes_are_within_nine_percent() {
+        for i in -400..130 {
+            let norm = (f64::from(i) * 0.1).exp2() * 1.013;
+            let back = decode(encode(norm));
+            assert!((back / norm).log2().abs() <= 0.125 + 1e-9, "{norm} came back as {back}");
+        }
+        assert_eq!(decode(encode(0.0)), 0.0);
+        assert_eq!((encode(1e-300), encode(1e300)), (2, 255));
+    }
+
+    #[test]
+    fn remembers_tokens_and_falls_back_to_groups() {
+        let device = Device::cpu();
+        let file = tempfile::tempdir().unwrap();
+        for store in [Store::Memory, Store::File(&file.path().join("norms"))] {
+            let memory = NormMemory::new(&device, &["a".into(), "b".into()], 10, store).unwrap();
+            let like = device.zeros(Class::Workspace, DType::F64, &[3]);
+            memory.begin(batch(&[4, 5, 6]));
+            assert!(memory.estimate("b", NormSource::Cached, &like).is_none(), "nothing known yet");
+            memory.record("b", &device.tensor(Class::Workspace, &[3], &[1.0, 0.0, 4.0]));
+            let get = |source| memory.estimate("b", source, &like).unwrap().to_f64();
+            assert_eq!(get(NormSource::Cached), [1.0, 0.0, 4.0]);
+            memory.begin(batch(&[0, 6, 1]));
+            // token 6 was seen; the first special token and position 2 come from their groups' averages
+            assert_eq!(get(NormSource::Cached)[1], 4.0);
+            assert_eq!(get(NormSource::Cached)[0], 1.0);
+            assert_eq!(get(NormSource::Running)[1], get(NormSource::Running)[2]);
+            assert!(memory.estimate("a", NormSource::Cached, &like).is_none());
+            let (running, bytes) = memory.snapshot();
+            let other = NormMemory::new(&device, &["a".into(), "b".into()], 10, Store::Memory).unwrap();
+            other.restore(running, &bytes).unwrap();
+            assert_eq!(other.snapshot(), memory.snapshot());
+            assert!(other.restore(Running::default(), &bytes[1..]).is_err());
+        }
+    }
+}

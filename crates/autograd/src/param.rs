@@ -1,0 +1,85 @@
+//! Parameters: the tensors that a model learns, in one list.
+
+use colrow_tensor::{Class, DType, Device, Tensor};
+
+/// Names a parameter of a [`Params`] list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ParamId(pub(crate) usize);
+
+/// One parameter.
+#[derive(Debug)]
+pub struct Param {
+    /// Its name in the model, for messages.
+    pub name: String,
+    /// Its numbers.
+    pub value: Tensor,
+    /// Whether it is learned; a frozen parameter gets no gradient and keeps nothing for one.
+    pub trainable: bool,
+    /// Whether weight decay applies: not to biases and norms.
+    pub decay: bool,
+}
+
+/// All parameters of a model, on one device and of one float type.
+#[derive(Debug)]
+pub struct Params {
+    device: Device,
+    dtype: DType,
+    list: Vec<Param>,
+}
+
+impl Params {
+    /// An empty list.
+    pub fn new(device: &Device, dtype: DType) -> Self {
+        Self { device: device.clone(), dtype, list: Vec::new() }
+    }
+
+    /// Adds a trainable parameter of zeros.
+    pub fn add(&mut self, name: impl Into<String>, shape: &[usize], decay: bool) -> ParamId {
+        let value = self.device.zeros(Class::Weights, self.dtype, shape);
+        self.list.push(Param { name: name.into(), value, trainable: true, decay });
+        ParamId(self.list.len() - 1)
+    }
+
+    /// Where the parameters live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Their float type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of parameters (tensors, not elements).
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The parameters in the order in which they were added, with their names in this list.
+    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Param)> {
+        self.list.iter().enumerate().map(|(i, p)| (ParamId(i), p))
+    }
+
+    /// As [`Params::iter`], writable.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (ParamId, &mut Param)> {
+        self.list.iter_mut().enumerate().map(|(i, p)| (ParamId(i), p))
+    }
+}
+
+impl std::ops::Index<ParamId> for Params {
+    type Output = Param;
+    fn index(&self, id: ParamId) -> &Param {
+        &self.list[id.0]
+    }
+}
+
+impl std::ops::IndexMut<ParamId> for Params {
+    fn index_mut(&mut self, id: ParamId) -> &mut Param {
+        &mut self.list[id.0]
+    }
+}

@@ -1,0 +1,83 @@
+//! What the linears keep of their inputs, by site.
+
+use colrow_tensor::{Error, Estimator, Result};
+use globset::{Glob, GlobMatcher};
+
+/// What a linear keeps of its input to compute `dW`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Keep {
+    /// All of it.
+    Exact,
+    /// A sample of its rows.
+    Rows(Sampling),
+    /// Nothing of its own: the input is rebuilt, bit for bit, from what the op before it keeps. Where that op keeps nothing to
+    /// rebuild from, the same as `Exact`.
+    Nothing,
+}
+
+/// How rows are sampled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Who is drawn, with what weight.
+    pub estimator: Estimator,
+    /// Share of the rows that is kept, in (0, 1]; 1 keeps all, with weight 1.
+    pub ratio: f32,
+    /// Where the norms of dZ come from.
+    pub norms: NormSource,
+    /// Share λ of uniform probability that is mixed in when norms are estimates.
+    pub uniform: f32,
+}
+
+impl Sampling {
+    /// Number of rows kept of `n`: round(ratio·n), at least one.
+    pub fn rows_of(&self, n: usize) -> usize {
+        ((f64::from(self.ratio) * n as f64).round() as usize).clamp(n.min(1), n)
+    }
+}
+
+/// Where the norms of dZ come from when rows are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormSource {
+    /// The true norms: rows are drawn in the backward pass, so the input must be at hand there.
+    Current,
+    /// Those of the last time this example's tokens passed this site; for unseen examples, `Running`.
+    Cached,
+    /// A moving average by site, position and token class; before the first step, `Uniform`.
+    Running,
+    /// All equal.
+    Uniform,
+}
+
+/// Keeps by site: the first rule whose pattern matches, else exact.
+#[derive(Clone, Debug, Default)]
+pub struct Policy(Vec<(GlobMatcher, Keep)>);
+
+impl Policy {
+    /// Keeps every input whole.
+    pub fn exact() -> Self {
+        Self::default()
+    }
+
+    /// From glob patterns over site names.
+    ///
+    /// # Errors
+    /// A pattern that is not a valid glob.
+    pub fn new(rules: impl IntoIterator<Item = (String, Keep)>) -> Result<Self> {
+        let compile = |(pattern, keep): (String, Keep)| {
+            let glob = Glob::new(&pattern).map_err(|e| Error::usage(format!("`{pattern}` is no site pattern: {e}")))?;
+            Ok((glob.compile_matcher(), keep))
+        };
+        rules.into_iter().map(compile).collect::<Result<_>>().map(Self)
+    }
+
+    /// What the linear at `site` keeps.
+    pub fn keep(&self, site: &str) -> Keep {
+        self.0.iter().find(|(glob, _)| glob.is_match(site)).map_or(Keep::Exact, |&(_, keep)| keep)
+    }
+
+    /// Whether any rule draws rows by remembered norms.
+    pub fn remembers_norms(&self) -> bool {
+        let remembers = |s: &Sampling| matches!(s.norms, NormSource::Cached | NormSource::Running);
+        self.0.iter().any(|(_, keep)| matches!(keep, Keep::Rows(s) if remembers(s)))
+    }
+}

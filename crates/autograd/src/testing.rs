@@ -1,0 +1,1 @@
+//! Checks that ops are tested with: finite differences and unbiasedness.
