@@ -1,0 +1,303 @@
+//! Files and folders that are replaced whole or not at all.
+//!
+//! New content is written beside its target under a hidden temporary name, synced to the disk, and renamed. Whatever goes wrong on the
+//! way (a full disk, a read-only folder, `kill -9`), the old content stays as it was.
+//! One process writes a given target at a time; a second writer cannot corrupt it, but may fail.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use colrow_tensor::{Error, Result};
+
+use crate::files::io_error;
+
+/// Replaces the file `path` by what `write` writes, or leaves the old file as it was and returns the error.
+pub fn write_file_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::new("expected a file to write, found a folder").at(path.display()));
+    }
+    let temporary = temporary_beside(path)?;
+    let written = (|| {
+        let mut file = File::create(&temporary).map_err(|e| io_error("cannot write", &e, path))?;
+        write(&mut file)?;
+        file.sync_all().map_err(|e| io_error("cannot write", &e, path))?;
+        fs::rename(&temporary, path).map_err(|e| io_error("cannot replace", &e, path))
+    })();
+    if let Err(e) = written {
+        // The first error is the one to report; a temporary file that stays is removed by the next write.
+        let _ = fs::remove_file(&temporary);
+        return Err(e);
+    }
+    sync_folder(parent_of(path))
+}
+
+/// Replaces the folder `target` by one that `fill` fills, or leaves the old folder as it was and returns the error.
+///
+/// `fill` gets the path of an empty folder beside `target`, on the same file system. On Linux the old and the new folder are exchanged in
+/// one step, so that `target` is a whole folder at every moment. Where the file system cannot do that, the old folder is first
+/// renamed to `.NAME.old`; a process killed between the two renames leaves it there, and [`recover_dir`] brings it back.
+pub fn replace_dir_atomic(target: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    // A link to a folder stays a link: its folder is replaced, where that folder is.
+    let target = &fs::canonicalize(target).unwrap_or_else(|_| target.to_path_buf());
+    if target.exists() && !target.is_dir() {
+        return Err(Error::new("expected a folder to write, found a file").at(target.display()));
+    }
+    recover_dir(target)?;
+    let temporary = temporary_beside(target)?;
+    let filled = (|| {
+        fs::create_dir(&temporary).map_err(|e| io_error("cannot create the folder", &e, target))?;
+        fill(&temporary)?;
+        sync_tree(&temporary).map_err(|e| io_error("cannot write", &e, target))?;
+        swap_in(&temporary, target).map_err(|e| io_error("cannot replace", &e, target))
+    })();
+    // After an exchange this is the old folder, after a failure the unfinished one.
+    let cleaned = remove(&temporary);
+    filled?;
+    sync_folder(parent_of(target))?;
+    cleaned.map_err(|e| io_error("the new folder is in place, but the old one cannot be removed", &e, &temporary))
+}
+
+/// Finishes what a [`replace_dir_atomic`] that was killed between two renames left: if `target` is gone and its old content is still
+/// there under `.NAME.old`, renames that back. Call it before reading `target`.
+pub fn recover_dir(target: &Path) -> Result<()> {
+    let old = hidden_beside(target, "old")?;
+    if !target.exists() && old.is_dir() {
+        fs::rename(&old, target).map_err(|e| io_error("cannot bring back the previous folder", &e, target))?;
+    }
+    Ok(())
+}
+
+/// Puts the folder `new` in the place of `target`; afterwards `new` is either gone or the old folder.
+fn swap_in(new: &Path, target: &Path) -> io::Result<()> {
+    if !target.exists() {
+        return fs::rename(new, target);
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+        match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    swap_in_two_steps(new, target)
+}
+
+fn swap_in_two_steps(new: &Path, target: &Path) -> io::Result<()> {
+    let old = hidden_beside(target, "old").map_err(|e| io::Error::other(e.to_string()))?;
+    remove(&old)?;
+    fs::rename(target, &old)?;
+    if let Err(e) = fs::rename(new, target) {
+        fs::rename(&old, target)?;
+        return Err(e);
+    }
+    remove(&old)
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// `dir/.NAME.suffix` for `dir/NAME`.
+fn hidden_beside(path: &Path, suffix: &str) -> Result<PathBuf> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::new("expected a path that ends in a name").at(path.display()));
+    };
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(".");
+    hidden.push(suffix);
+    Ok(path.with_file_name(hidden))
+}
+
+/// A name beside `path` that nobody uses; removes what earlier writers of `path` left when they were killed.
+fn temporary_beside(path: &Path) -> Result<PathBuf> {
+    let own = std::process::id();
+    let temporary = hidden_beside(path, &format!("{own}.tmp"))?;
+    let prefix = hidden_beside(path, "")?;
+    let prefix = prefix.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let parent = parent_of(path);
+    let entries = fs::read_dir(parent).map_err(|e| io_error("cannot write", &e, path))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|n| n.strip_prefix(&prefix)?.strip_suffix(".tmp")?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| pid == own || !Path::new("/proc").join(pid.to_string()).exists()) {
+            remove(&entry.path()).map_err(|e| io_error("cannot remove an unfinished write", &e, &entry.path()))?;
+        }
+    }
+    Ok(temporary)
+}
+
+/// Removes a file or folder, if it is there.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(m) if m.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    removed.or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_folder_io(dir)
+}
+
+fn sync_folder(dir: &Path) -> Result<()> {
+    sync_folder_io(dir).map_err(|e| io_error("cannot sync the folder", &e, dir))
+}
+
+/// Makes renames within `dir` durable; only Unix lets a program open a folder for that.
+fn sync_folder_io(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn fill_with(text: &str) -> impl FnOnce(&Path) -> Result<()> {
+        move |dir| Ok(fs::write(dir.join("a"), text)?)
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        for text in ["one", "two"] {
+            write_file_atomic(&path, |f| Ok(f.write_all(text.as_bytes())?)).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(names(dir.path()), ["file"]);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "old").unwrap();
+        let e = write_file_atomic(&path, |f| {
+            f.write_all(b"half of the new")?;
+            Err(Error::new("no more"))
+        })
+        .unwrap_err();
+        assert_eq!(e.what(), "no more");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        assert_eq!(names(dir.path()), ["file"]);
+    }
+
+    #[test]
+    fn a_missing_parent_or_a_folder_in_the_way_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let e = write_file_atomic(&dir.path().join("no/file"), |_| Ok(())).unwrap_err().to_string();
+        assert!(e.contains("cannot write") && e.contains("no/file") && e.contains("does its folder exist"), "{e}");
+        let e = write_file_atomic(dir.path(), |_| Ok(())).unwrap_err().to_string();
+        assert!(e.contains("found a folder"), "{e}");
+    }
+
+    #[test]
+    fn a_folder_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("model");
+        replace_dir_atomic(&target, fill_with("one")).unwrap();
+        fs::write(target.join("only in the first"), "").unwrap();
+        replace_dir_atomic(&target, fill_with("two")).unwrap();
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "two");
+        assert_eq!(names(&target), ["a"]);
+        assert_eq!(names(dir.path()), ["model"]);
+    }
+
+    #[test]
+    fn a_failed_fill_leaves_the_old_folder_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("model");
+        replace_dir_atomic(&target, fill_with("old")).unwrap();
+        let e = replace_dir_atomic(&target, |tmp| {
+            fs::write(tmp.join("a"), "half").unwrap();
+            Err(Error::new("no more"))
+        })
+        .unwrap_err();
+        assert_eq!(e.what(), "no more");
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "old");
+        assert_eq!(names(dir.path()), ["model"]);
+    }
+
+    #[test]
+    fn a_file_in_the_way_of_a_folder_is_an_error_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("model");
+        fs::write(&target, "mine").unwrap();
+        let e = replace_dir_atomic(&target, fill_with("new")).unwrap_err();
+        assert!(e.what().contains("found a file"), "{e}");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_removed_but_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("model");
+        // No process has this number: Linux ends at 2^22.
+        fs::create_dir(dir.path().join(".model.4294967295.tmp")).unwrap();
+        fs::write(dir.path().join(".model.4294967295.tmp/big"), "").unwrap();
+        fs::write(dir.path().join(".model.mine.tmp"), "").unwrap();
+        fs::write(dir.path().join(".models.4294967295.tmp"), "").unwrap();
+        replace_dir_atomic(&target, fill_with("new")).unwrap();
+        assert_eq!(names(dir.path()), [".model.mine.tmp", ".models.4294967295.tmp", "model"]);
+    }
+
+    #[test]
+    fn without_exchange_the_old_folder_can_be_brought_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, new) = (dir.path().join("model"), dir.path().join("new"));
+        for (path, text) in [(&target, "old"), (&new, "new")] {
+            fs::create_dir(path).unwrap();
+            fs::write(path.join("a"), text).unwrap();
+        }
+        swap_in_two_steps(&new, &target).unwrap();
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "new");
+        assert_eq!(names(dir.path()), ["model"]);
+
+        assert!(swap_in_two_steps(&dir.path().join("absent"), &target).is_err());
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "new");
+
+        fs::rename(&target, dir.path().join(".model.old")).unwrap();
+        recover_dir(&target).unwrap();
+        assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "new");
+        assert_eq!(names(dir.path()), ["model"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_a_folder_stays_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        replace_dir_atomic(&real, fill_with("old")).unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        replace_dir_atomic(&link, fill_with("new")).unwrap();
+        assert_eq!(fs::read_to_string(real.join("a")).unwrap(), "new");
+        assert_eq!(names(dir.path()), ["link", "real"]);
+    }
+}
