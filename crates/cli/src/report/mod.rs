@@ -1,0 +1,558 @@
+//! The report: one HTML page about one or several runs, complete in itself (no script, nothing to fetch).
+
+mod load;
+mod overview;
+#[cfg(test)]
+mod sample;
+mod sites;
+mod svg;
+
+pub(crate) use load::Run;
+
+use crate::units;
+use colrow_tensor::{Error, Result};
+use load::Summary;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::SystemTime;
+use svg::{Bar, Series, Slice, colour_class, escape};
+
+/// Classes of memory from the bottom of the chart, what lives longest first, with their colours.
+const CLASSES: [(&str, usize); 6] =
+    [("weights", 7), ("optimizer", 6), ("gradients", 5), ("cache", 3), ("kept", 1), ("workspace", 4)];
+
+/// A run under the name that the page gives it, with its colour.
+struct Named<'a> {
+    run: &'a Run,
+    name: String,
+    colour: usize,
+}
+
+/// The page as HTML.
+pub(crate) fn render(title: &str, runs: &[Run]) -> String {
+    let runs = &named(runs);
+    let title = escape(title);
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{title}</title><style>{}</style></head><body><main>\n<h1>{title}</h1>\n",
+        include_str!("style.css")
+    );
+    page += &overview::lead(runs);
+    page += &notes("", runs, |run| run.notes.clone());
+    page += &overview::figures(runs);
+    page += &curves(runs);
+    page += &memory(runs);
+    page += &policies(runs);
+    page += &notes("<h2>Warnings</h2>", runs, warnings);
+    page += &recipes(runs);
+    page += &footer(runs);
+    page + "</main></body></html>\n"
+}
+
+/// Writes the page to `out`, which holds either what it held before or the whole page.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write(title: &str, runs: &[Run], out: &Path) -> Result<()> {
+    let Some(name) = out.file_name() else {
+        return Err(Error::usage("expected the name of a file for the report")
+            .at(out.display())
+            .hint("such as report.html"));
+    };
+    let temporary = out.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let written = std::fs::File::create(&temporary)
+        .and_then(|mut file| file.write_all(render(title, runs).as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&temporary, out));
+    written.map_err(|e| {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(&temporary);
+        Error::new(format!("the report cannot be written: {e}")).at(out.display())
+    })
+}
+
+/// Names for the page: runs of one name are told apart by a number.
+fn named(runs: &[Run]) -> Vec<Named<'_>> {
+    let name = |i: usize| {
+        let same = runs[..i].iter().filter(|r| r.name == runs[i].name).count();
+        if same == 0 { runs[i].name.clone() } else { format!("{} ({})", runs[i].name, same + 1) }
+    };
+    runs.iter().enumerate().map(|(i, run)| Named { run, name: name(i), colour: i }).collect()
+}
+
+fn curves(runs: &[Named]) -> String {
+    if runs.is_empty() {
+        return String::new();
+    }
+    let mut html = String::from("<h2>Curves</h2>\n");
+    if runs.len() > 1 {
+        let entries = runs.iter().map(|n| (svg::swatch(n.colour), n.name.clone()));
+        html += &legend(entries);
+    }
+    html += "<div class=\"charts\">";
+    let logged = runs.iter().map(|n| n.run.train.len()).max().unwrap_or(0);
+    let window = if logged < 24 { 1 } else { (logged / 24).clamp(3, 200) };
+    let how = if window > 1 {
+        format!("smoothed over about {window} logged values; as logged: faint")
+    } else {
+        String::new()
+    };
+    html += &figure("Training loss", &how, &svg::line_chart("loss", &train_series(runs, |p| p.loss, window)));
+    for metric in eval_metrics(runs) {
+        let series = runs.iter().map(|n| Series {
+            name: n.name.clone(),
+            colour: n.colour,
+            points: n.run.eval_series(&metric).into_iter().map(|(step, v)| (step as f64, v)).collect(),
+            raw: Vec::new(),
+            marked: true,
+        });
+        let title = format!("Evaluation {metric}");
+        html += &figure(&title, "", &svg::line_chart(&metric, &series.collect::<Vec<_>>()));
+    }
+    html += "</div>";
+    let more: [(&str, &str, fn(&load::TrainPoint) -> Option<f64>, usize); 3] = [
+        ("Learning rate", "learning rate", |p| p.lr, 1),
+        ("Norm of the gradient", "norm", |p| p.grad_norm, window),
+        ("Time per step", "seconds", |p| p.step_seconds, window),
+    ];
+    let more = more.iter().filter(|m| runs.iter().any(|n| n.run.train.iter().any(|p| m.2(p).is_some())));
+    let charts: String = more.map(|m| figure(m.0, "", &svg::line_chart(m.1, &train_series(runs, m.2, m.3)))).collect();
+    if !charts.is_empty() {
+        let _ = write!(
+            html,
+            "<details><summary>Learning rate, gradient norm, time per step</summary><div class=\"charts\">{charts}</div></details>"
+        );
+    }
+    html
+}
+
+fn train_series(runs: &[Named], value: fn(&load::TrainPoint) -> Option<f64>, window: usize) -> Vec<Series> {
+    let series = runs.iter().map(|n| {
+        let raw: Vec<_> = n.run.train.iter().map(|p| (p.step as f64, value(p))).collect();
+        let (points, raw) = if window > 1 { (svg::smooth(&raw, window), raw) } else { (raw, Vec::new()) };
+        Series { name: n.name.clone(), colour: n.colour, points, raw, marked: false }
+    });
+    series.collect()
+}
+
+/// Every metric that any run evaluated, those that choose checkpoints first, the loss last.
+fn eval_metrics(runs: &[Named]) -> Vec<String> {
+    let mut metrics: Vec<String> = Vec::new();
+    let chosen = runs.iter().filter_map(|n| n.run.metric());
+    let all = runs.iter().flat_map(|n| &n.run.evals).flat_map(|e| e.metrics.keys().cloned());
+    for metric in chosen.chain(all).filter(|m| m != "loss").chain(["loss".to_string()]) {
+        let logged = || runs.iter().any(|n| n.run.eval_series(&metric).iter().any(|p| p.1.is_some()));
+        if !metrics.contains(&metric) && logged() {
+            metrics.push(metric);
+        }
+    }
+    metrics
+}
+
+fn memory(runs: &[Named]) -> String {
+    let told = |n: &&Named| !n.run.list(|s| &s.ledger).is_empty() || !n.run.list(|s| &s.timeline).is_empty();
+    let told: Vec<&Named> = runs.iter().filter(told).collect();
+    let by_class = peak_by_class(runs);
+    if told.is_empty() && by_class.is_empty() {
+        return String::new();
+    }
+    let mut html = String::from(
+        "<h2>Memory</h2>\n<p>Left: what the ops of each layer keep from the forward pass for the backward pass. \
+         Right: everything that is live during one step.",
+    );
+    html += if told.len() > 1 { " All runs are drawn to one scale.</p>" } else { "</p>" };
+    let rows: Vec<Vec<sites::LayerRow>> = told.iter().map(|n| sites::by_layer(n.run.list(|s| &s.ledger))).collect();
+    let ops = ops(&rows);
+    let most_kept = rows.iter().flatten().map(sites::LayerRow::total).max().unwrap_or(0);
+    let live = |n: &&Named| {
+        let highest =
+            n.run.list(|s| &s.timeline).iter().map(|m| m.live.values().fold(0u64, |a, b| a.saturating_add(*b))).max();
+        highest.max(n.run.peak_bytes())
+    };
+    let most_live = told.iter().filter_map(live).max().unwrap_or(0);
+    for (named, rows) in told.iter().zip(&rows) {
+        if runs.len() > 1 {
+            let _ = write!(html, "<h3>{}</h3>", escape(&named.name));
+        }
+        html += "<div class=\"charts\">";
+        html += &figure("Kept bytes by layer and op", "", &kept_chart(rows, &ops, most_kept));
+        html += &figure("Live bytes over a step, by class", "", &live_chart(named.run, most_live));
+        html += "</div>";
+        html += &kept_tables(named.run, rows, &ops);
+    }
+    html + &by_class
+}
+
+/// Every op of the ledgers, most kept bytes first, so that the largest have colours of their own.
+fn ops(rows: &[Vec<sites::LayerRow>]) -> Vec<String> {
+    let mut ops: Vec<(String, u64)> = Vec::new();
+    for (op, bytes) in rows.iter().flatten().flat_map(|r| &r.ops) {
+        match ops.iter_mut().find(|o| o.0 == *op) {
+            Some(known) => known.1 = known.1.saturating_add(*bytes),
+            None => ops.push((op.clone(), *bytes)),
+        }
+    }
+    ops.sort_by_key(|o| std::cmp::Reverse(o.1));
+    ops.into_iter().map(|o| o.0).collect()
+}
+
+fn kept_chart(rows: &[sites::LayerRow], ops: &[String], most: u64) -> String {
+    let part = |row: &sites::LayerRow, i: usize, op: &String| (op.clone(), i, row.bytes(op));
+    let bar = |row: &sites::LayerRow| Bar {
+        label: row.label.clone(),
+        parts: ops.iter().enumerate().map(|(i, op)| part(row, i, op)).collect(),
+    };
+    let chart = svg::bar_chart("kept bytes by layer and op", &rows.iter().map(bar).collect::<Vec<_>>(), most);
+    let used = ops.iter().enumerate().filter(|(_, op)| rows.iter().any(|r| r.bytes(op) > 0));
+    legend(used.map(|(i, op)| (colour_box(i), op.clone()))) + &chart
+}
+
+fn live_chart(run: &Run, most: u64) -> String {
+    let timeline = run.list(|s| &s.timeline);
+    let mut layers: Vec<(String, usize)> = CLASSES.iter().map(|c| (c.0.to_string(), c.1)).collect();
+    for class in timeline.iter().flat_map(|m| m.live.keys()) {
+        if !layers.iter().any(|l| l.0 == *class) {
+            layers.push((class.clone(), if layers.len() % 2 == 0 { 2 } else { 0 }));
+        }
+    }
+    layers.retain(|l| timeline.iter().any(|m| m.live.get(&l.0).is_some_and(|b| *b > 0)));
+    let slice = |m: &load::Moment| Slice {
+        phase: m.phase.clone(),
+        at: m.at.clone(),
+        bytes: layers.iter().map(|l| m.live.get(&l.0).copied().unwrap_or(0)).collect(),
+    };
+    let slices: Vec<Slice> = timeline.iter().map(slice).collect();
+    let peak = run.peak_bytes().map(|b| (b, format!("peak {}", units::bytes(b))));
+    let chart = svg::area_chart("live bytes over a step, by class", &layers, &slices, peak, most);
+    legend(layers.iter().rev().map(|l| (colour_box(l.1), l.0.clone()))) + &chart
+}
+
+fn kept_tables(run: &Run, rows: &[sites::LayerRow], ops: &[String]) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut html = String::from(
+        "<details><summary>Kept bytes in numbers</summary><div class=\"scroll\"><table><thead><tr><th>Layer</th>",
+    );
+    for op in ops {
+        let _ = write!(html, "<th>{}</th>", escape(op));
+    }
+    html += "<th>All</th></tr></thead><tbody>";
+    let cell = |bytes: u64| format!("<td title=\"{} bytes\">{}</td>", units::count(bytes), units::bytes(bytes));
+    let line = |label: &str, bytes: &dyn Fn(&str) -> u64, total: u64| {
+        let cells: String = ops.iter().map(|op| cell(bytes(op))).collect();
+        format!("<tr><th>{}</th>{cells}{}</tr>", escape(label), cell(total))
+    };
+    for row in rows {
+        html += &line(&row.label, &|op| row.bytes(op), row.total());
+    }
+    let sum = |bytes: &dyn Fn(&sites::LayerRow) -> u64| rows.iter().fold(0u64, |sum, r| sum.saturating_add(bytes(r)));
+    let all = line("All", &|op| sum(&|r| r.bytes(op)), sum(&sites::LayerRow::total));
+    let _ = write!(html, "</tbody><tfoot>{all}</tfoot></table></div>");
+    html += "<div class=\"scroll\"><table><thead><tr><th>Site</th><th class=\"text\">Op</th><th class=\"text\">What</th>\
+             <th class=\"text\">Kept as</th><th>Bytes</th><th>Times</th><th>All</th></tr></thead><tbody>";
+    let entry =
+        |e: &load::LedgerEntry| (e.site.clone(), (e.op.clone(), e.what.clone(), sites::keep_words(&e.keep), e.bytes));
+    for (site, times, (op, what, keep, bytes)) in
+        sites::join_layers(run.list(|s| &s.ledger).iter().map(entry).collect())
+    {
+        let _ = write!(
+            html,
+            "<tr><th>{}</th><td class=\"text\">{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td>{}<td>{times}</td>{}</tr>",
+            escape(&site),
+            escape(&op),
+            escape(&what),
+            escape(&keep),
+            cell(bytes),
+            cell(bytes.saturating_mul(times as u64))
+        );
+    }
+    html + "</tbody></table></div></details>"
+}
+
+fn peak_by_class(runs: &[Named]) -> String {
+    let of = |n: &Named, class: &str| n.run.of(|s| s.peak_bytes_by_class.get(class).copied());
+    let mut classes: Vec<&str> = CLASSES.iter().map(|c| c.0).collect();
+    let told = runs.iter().filter_map(|n| n.run.summary.as_ref()).flat_map(|s| s.peak_bytes_by_class.keys());
+    for class in told {
+        if !classes.contains(&class.as_str()) {
+            classes.push(class);
+        }
+    }
+    classes.retain(|c| runs.iter().any(|n| of(n, c).is_some()));
+    if classes.is_empty() {
+        return String::new();
+    }
+    let mut html = String::from("<h3>Peak by class</h3><div class=\"scroll\"><table><thead><tr><th>Class</th>");
+    for n in runs {
+        let _ = write!(html, "<th>{}</th>", escape(&n.name));
+    }
+    html += "</tr></thead><tbody>";
+    for class in classes {
+        let _ = write!(html, "<tr><th>{}</th>", escape(class));
+        for n in runs {
+            let _ = write!(html, "<td>{}</td>", of(n, class).map_or(units::ABSENT.into(), units::bytes));
+        }
+        html += "</tr>";
+    }
+    html + "</tbody></table></div>"
+}
+
+fn policies(runs: &[Named]) -> String {
+    let mut lines: Vec<(String, Vec<String>)> = Vec::new();
+    for (i, named) in runs.iter().enumerate() {
+        for policy in named.run.list(|s| &s.policy) {
+            let at = lines.iter().position(|l| l.0 == policy.site).unwrap_or_else(|| {
+                lines.push((policy.site.clone(), vec![String::new(); runs.len()]));
+                lines.len() - 1
+            });
+            lines[at].1[i] = sites::keep_words(&policy.keep);
+        }
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let mut html = String::from(
+        "<h2>Policy</h2>\n<p>What each site was told to keep.</p><div class=\"scroll\"><table><thead><tr><th>Site</th>",
+    );
+    for n in runs {
+        let _ = write!(html, "<th class=\"text\">{}</th>", escape(&n.name));
+    }
+    html += "</tr></thead><tbody>";
+    for (site, _, keeps) in sites::join_layers(lines) {
+        let _ = write!(html, "<tr><th>{}</th>", escape(&site));
+        for keep in keeps {
+            let _ = write!(
+                html,
+                "<td class=\"text\">{}</td>",
+                if keep.is_empty() { units::ABSENT.into() } else { escape(&keep) }
+            );
+        }
+        html += "</tr>";
+    }
+    html + "</tbody></table></div>"
+}
+
+fn warnings(run: &Run) -> Vec<String> {
+    let mut warnings = run.list(|s: &Summary| &s.warnings).to_vec();
+    if let Some(n) = run.of(|s| s.truncated_examples).filter(|n| *n > 0) {
+        let (examples, were) = if n == 1 { ("example", "was") } else { ("examples", "were") };
+        warnings.push(format!("{} {examples} longer than the maximum length {were} cut.", units::count(n)));
+    }
+    warnings
+}
+
+/// A box of remarks by run, empty if there are none.
+fn notes(heading: &str, runs: &[Named], of: impl Fn(&Run) -> Vec<String>) -> String {
+    let mut html = String::new();
+    for named in runs {
+        let notes = of(named.run);
+        if notes.is_empty() {
+            continue;
+        }
+        let items: String = notes.iter().map(|n| format!("<li>{}</li>", escape(n))).collect();
+        let name = if runs.len() > 1 { format!("<h3>{}</h3>", escape(&named.name)) } else { String::new() };
+        let _ = write!(html, "<div class=\"notes\">{name}<ul>{items}</ul></div>");
+    }
+    if html.is_empty() { html } else { format!("{heading}{html}") }
+}
+
+fn recipes(runs: &[Named]) -> String {
+    let mut html = String::new();
+    for named in runs {
+        if let Some(recipe) = &named.run.recipe {
+            let open = if runs.len() == 1 { " open" } else { "" };
+            let name = escape(&named.name);
+            let _ = write!(
+                html,
+                "<details{open}><summary>{name}: recipe.toml</summary><pre>{}</pre></details>",
+                escape(recipe)
+            );
+        }
+    }
+    if html.is_empty() { html } else { format!("<h2>Recipe</h2>\n<p>As resolved, every default filled in.</p>{html}") }
+}
+
+fn footer(runs: &[Named]) -> String {
+    let mut html = format!(
+        "<footer><p>Written by colrow {} on {}.</p>",
+        env!("CARGO_PKG_VERSION"),
+        units::date(SystemTime::now())
+    );
+    for Named { run, name, .. } in runs {
+        let version = run.of(|s| s.version.clone()).map_or(String::new(), |v| format!(", colrow {v}"));
+        let threads = run.of(|s| s.threads);
+        let threads = threads.map_or(String::new(), |n| format!(", {n} {}", if n == 1 { "thread" } else { "threads" }));
+        let words = format!("{name}: {}{version}{threads}", run.dir.display());
+        let _ = write!(html, "<div>{}</div>", escape(&words));
+    }
+    html + "</footer>"
+}
+
+fn figure(title: &str, how: &str, chart: &str) -> String {
+    let how = if how.is_empty() { String::new() } else { format!(" <small class=\"soft\">{}</small>", escape(how)) };
+    format!("<figure><figcaption>{}{how}</figcaption>{chart}</figure>", escape(title))
+}
+
+/// A legend from signs (HTML) and names (text).
+fn legend(entries: impl Iterator<Item = (String, String)>) -> String {
+    let items: String = entries.map(|(sign, name)| format!("<li>{sign}<span>{}</span></li>", escape(&name))).collect();
+    format!("<ul class=\"legend\">{items}</ul>")
+}
+
+fn colour_box(colour: usize) -> String {
+    format!("<i class=\"box {}\"></i>", colour_class(colour))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn load(dir: &Path, names: &[&str]) -> Vec<Run> {
+        names.iter().map(|n| Run::load(&dir.join(n)).unwrap()).collect()
+    }
+
+    /// Tags that are opened and not closed, or closed and not open; `None` if all is well.
+    fn unbalanced(html: &str) -> Option<String> {
+        let body = html.split_once("<body>")?.1;
+        let mut open: Vec<&str> = vec!["html", "body"];
+        for tag in body.split('<').skip(1) {
+            let inside = tag.split('>').next()?;
+            if let Some(name) = inside.strip_prefix('/') {
+                if open.pop() != Some(name) {
+                    return Some(format!("</{name}> closes what is not open"));
+                }
+            } else if !inside.ends_with('/') {
+                open.push(inside.split([' ', '\n']).next()?);
+            }
+        }
+        (!open.is_empty()).then(|| format!("{open:?} are not closed"))
+    }
+
+    /// `COLROW_REPORT_SAMPLES=FOLDER` keeps the pages of this test for a look at them.
+    #[test]
+    fn sample_runs_show_everything() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = std::env::var_os("COLROW_REPORT_SAMPLES").map_or(temporary.path().to_path_buf(), Into::into);
+        let names = ["exact", "wta@0.3", "pps@0.3"];
+        for (i, name) in names.iter().enumerate() {
+            super::sample::write_run(&dir.join(name), name, i as u64, [1.0, 0.46, 0.46][i]);
+        }
+        let runs = load(&dir, &names);
+        write("Movie reviews, three ways", &runs, &dir.join("three.html")).unwrap();
+        write("Movie reviews", &runs[..1], &dir.join("one.html")).unwrap();
+        fs::remove_file(dir.join("pps@0.3/summary.json")).unwrap();
+        write("An interrupted run", &load(&dir, &["pps@0.3"]), &dir.join("interrupted.html")).unwrap();
+
+        let three = fs::read_to_string(dir.join("three.html")).unwrap();
+        assert_eq!(unbalanced(&three), None);
+        for expected in [
+            "<title>Movie reviews, three ways</title>",
+            "Training loss",
+            "Evaluation accuracy",
+            "Kept bytes by layer and op",
+            "Live bytes over a step",
+            "layer 5, linear:",
+            "forward encoder.layer.0.attention.qkv",
+            "optimizer",
+            "peak ",
+            "encoder.layer.0–5.ffn.up",
+            "×0.",
+            "13 examples longer than the maximum length were cut.",
+            "estimator = &quot;wta&quot;",
+            "pps@0.3",
+        ] {
+            assert!(three.contains(expected), "{expected}");
+        }
+        for external in ["http:", "https:", "<script", "<link", "@import", "url(", "src="] {
+            assert!(!three.contains(external), "{external}");
+        }
+        assert!(!three.contains("NaN") && !three.contains(">inf"));
+
+        let one = fs::read_to_string(dir.join("one.html")).unwrap();
+        assert_eq!(unbalanced(&one), None);
+        assert!(one.contains("class=\"tiles\"") && one.contains("<details open>"));
+
+        let interrupted = fs::read_to_string(dir.join("interrupted.html")).unwrap();
+        assert_eq!(unbalanced(&interrupted), None);
+        assert!(interrupted.contains("no summary.json") && interrupted.contains("Training loss"));
+        assert!(!interrupted.contains("<h2>Memory</h2>"));
+    }
+
+    #[test]
+    fn foreign_text_is_escaped_everywhere() {
+        let bad = "<script>alert(1)</script>";
+        let dir = tempfile::tempdir().unwrap();
+        let summary = serde_json::json!({
+            "name": bad, "task": bad, "metric": bad, "best": {"step": 1, "value": 0.5}, "final": {bad: 0.5}, "warnings": [bad],
+            "version": bad, "kept_bytes": 10, "peak_bytes_by_class": {bad: 5}, "policy": [{"site": bad, "keep": bad}, {"site": bad, "keep": {bad: bad}}],
+            "ledger": [{"site": bad, "op": bad, "what": bad, "keep": bad, "bytes": 7}],
+            "timeline": [{"phase": bad, "at": bad, "live": {bad: 5}}],
+        });
+        fs::write(dir.path().join("summary.json"), summary.to_string()).unwrap();
+        let eval = serde_json::json!({"kind": "eval", "step": 1, "metrics": {bad: 0.5}});
+        fs::write(dir.path().join("metrics.jsonl"), format!("{eval}\n")).unwrap();
+        fs::write(dir.path().join("recipe.toml"), format!("# {bad}\n")).unwrap();
+        let load = || Run::load(dir.path()).unwrap();
+        for runs in [vec![load()], vec![load(), load()]] {
+            let html = render(bad, &runs);
+            assert!(!html.contains("<script"));
+            assert!(html.matches("&lt;script&gt;").count() > 15);
+            assert_eq!(unbalanced(&html), None);
+        }
+    }
+
+    #[test]
+    fn empty_runs_and_values_that_are_not_finite_do_not_break_the_page() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, metrics, summary) in [
+            ("nothing", "", "{}"),
+            (
+                "nulls",
+                "{\"kind\":\"train\",\"step\":1,\"loss\":null}\n{\"kind\":\"eval\",\"step\":1,\"loss\":null,\"metrics\":{\"f1\":null}}\n",
+                "{\"best\":{\"step\":1,\"value\":null},\"final\":{\"loss\":null},\"step_seconds_median\":null,\"kept_bytes\":0}",
+            ),
+            (
+                "nan",
+                "{\"kind\":\"train\",\"step\":1,\"loss\":NaN}\n{\"kind\":\"train\",\"step\":2,\"loss\":0.5}\n",
+                "{\"timeline\":[],\"ledger\":[]}",
+            ),
+            (
+                "zeros",
+                "{\"kind\":\"train\",\"step\":0,\"loss\":0.0,\"step_seconds\":0.0}\n",
+                "{\"ledger\":[{\"site\":\"a\",\"op\":\"b\",\"bytes\":0}],\"timeline\":[{\"phase\":\"forward\",\"live\":{}}],\"kept_bytes\":0,\"peak_bytes\":0}",
+            ),
+        ] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("metrics.jsonl"), metrics).unwrap();
+            fs::write(dir.path().join(name).join("summary.json"), summary).unwrap();
+            let html = render(name, &load(dir.path(), &[name]));
+            assert_eq!(unbalanced(&html), None, "{name}");
+            assert!(!html.contains("NaN") && !html.contains("inf,"), "{name}");
+        }
+        let runs = load(dir.path(), &["nothing", "nulls", "nan", "zeros", "zeros"]);
+        let html = render("all", &runs);
+        assert_eq!(unbalanced(&html), None);
+        assert!(html.contains("zeros (2)") && !html.contains("NaN"));
+        assert_eq!(unbalanced(&render("none", &[])), None);
+    }
+
+    #[test]
+    fn a_page_is_written_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("report.html");
+        fs::write(&out, "before").unwrap();
+        write("a", &[], &out).unwrap();
+        assert!(fs::read_to_string(&out).unwrap().ends_with("</html>\n"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+
+        fs::create_dir(dir.path().join("taken")).unwrap();
+        fs::write(dir.path().join("taken/file"), "").unwrap();
+        let error = write("a", &[], &dir.path().join("taken")).unwrap_err().to_string();
+        assert!(error.contains("the report cannot be written") && error.contains("taken"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert!(write("a", &[], &dir.path().join("none/report.html")).is_err());
+        assert!(write("a", &[], Path::new("/")).is_err());
+    }
+}

@@ -1,0 +1,256 @@
+//! Numbers as people read and write them: bytes, durations, counts, dates.
+
+use colrow_tensor::{Error, Result};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The binary units of memory, each 1024 times the one before.
+pub(crate) const BINARY_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+/// What stands in for a value that is absent or not finite.
+pub(crate) const ABSENT: &str = "–";
+
+/// Bytes in binary units with three significant digits: `512 B`, `1.50 KiB`, `48.2 MiB`.
+pub(crate) fn bytes(n: u64) -> String {
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64;
+    let mut unit = 0;
+    // 1023.5 would print as 1024 of the smaller unit.
+    while value >= 1023.5 && unit + 1 < BINARY_UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{} {}", three_digits(value), BINARY_UNITS[unit])
+}
+
+/// A time in seconds, in the unit that suits it: `850 µs`, `12.3 ms`, `1.24 s`, `4 min 12 s`, `2 h 03 min`.
+pub(crate) fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() || seconds < 0.0 {
+        return ABSENT.into();
+    }
+    match seconds {
+        0.0 => "0 s".into(),
+        // Each limit is where the smaller unit would round up to the larger one.
+        s if s < 0.999_5e-3 => format!("{} µs", three_digits(s * 1e6)),
+        s if s < 0.999_5 => format!("{} ms", three_digits(s * 1e3)),
+        s if s < 59.95 => format!("{} s", three_digits(s)),
+        s if s < 3599.5 => {
+            let whole = s.round() as u64;
+            format!("{} min {:02} s", whole / 60, whole % 60)
+        }
+        s => {
+            let minutes = (s / 60.0).round() as u64;
+            format!("{} h {:02} min", count(minutes / 60), minutes % 60)
+        }
+    }
+}
+
+/// A whole number with its thousands apart: `8,000`.
+pub(crate) fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A measured value (a loss, a metric) with about four digits: `0.9140`, `12.35`, `1.90e-5`.
+pub(crate) fn number(value: f64) -> String {
+    let size = value.abs();
+    match value {
+        v if !v.is_finite() => ABSENT.into(),
+        0.0 => "0".into(),
+        v if !(1e-3..1e6).contains(&size) => format!("{v:.2e}"),
+        v if size < 1.0 => format!("{v:.4}"),
+        v if size < 10.0 => format!("{v:.3}"),
+        v if size < 100.0 => format!("{v:.2}"),
+        v => format!("{v:.0}"),
+    }
+}
+
+/// A ratio to a reference: `×0.31`.
+pub(crate) fn ratio(value: f64) -> String {
+    if !value.is_finite() {
+        return ABSENT.into();
+    }
+    if value >= 99.5 { format!("×{value:.0}") } else { format!("×{value:.2}") }
+}
+
+/// A moment as `2026-03-09 14:05 UTC`; moments before 1970 read as its first minute.
+pub(crate) fn date(moment: SystemTime) -> String {
+    let seconds = moment.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (mut days, minutes) = (seconds / 86_400, seconds % 86_400 / 60);
+    // The calendar repeats every 400 years of 146,097 days.
+    let mut year = 1970 + days / 146_097 * 400;
+    days %= 146_097;
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    format!("{year}-{:02}-{:02} {:02}:{:02} UTC", month + 1, days + 1, minutes / 60, minutes % 60)
+}
+
+/// Reads a size in bytes: `8GiB`, `1.5 GB`, `500MB`, `4096`.
+///
+/// `KiB, MiB, …` are powers of 1024 and `KB, MB, …` powers of 1000; a lone `K, M, G, T` counts as `KiB, MiB, …`, as in most
+/// tools that limit memory. Case does not matter. A fraction of a byte is cut off.
+///
+/// # Errors
+/// A usage error where the number or the unit cannot be read, or the size does not fit in 64 bits.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64> {
+    let hint = "write a number and a unit, such as 8GiB, 1.5GiB or 500MB";
+    let wrong = |found: String| Error::usage(format!("expected a size in bytes, found {found}")).hint(hint);
+    let trimmed = text.trim();
+    let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_')).unwrap_or(trimmed.len());
+    let (digits, unit) = (trimmed[..split].replace('_', ""), trimmed[split..].trim());
+    let (whole, fraction) = digits.split_once('.').unwrap_or((&digits, ""));
+    if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
+        return Err(wrong(format!("{text:?}")));
+    }
+    let scale = unit_scale(unit).ok_or_else(|| wrong(format!("the unit {unit:?} in {text:?}")))?;
+    let too_large = || wrong(format!("{text:?}, which is more than 64 bits hold"));
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| too_large())? };
+    // Eighteen digits of a fraction are finer than a byte of the largest unit.
+    let fraction = &fraction[..fraction.len().min(18)];
+    let part = match fraction.parse::<u128>() {
+        Ok(value) => value * u128::from(scale) / 10u128.pow(fraction.len() as u32),
+        Err(_) => 0,
+    };
+    u64::try_from(u128::from(whole) * u128::from(scale) + part).map_err(|_| too_large())
+}
+
+/// Bytes in one `unit`, `None` if there is no such unit.
+fn unit_scale(unit: &str) -> Option<u64> {
+    let unit = unit.to_ascii_lowercase();
+    let (prefix, base) = match unit.as_str() {
+        "" | "b" | "byte" | "bytes" => return Some(1),
+        u if u.ends_with("ib") => (&u[..u.len() - 2], 1024u64),
+        u if u.ends_with('b') => (&u[..u.len() - 1], 1000),
+        u => (u, 1024),
+    };
+    let power = ["k", "m", "g", "t", "p", "e"].iter().position(|p| *p == prefix)? as u32 + 1;
+    Some(base.pow(power))
+}
+
+fn three_digits(value: f64) -> String {
+    match value {
+        v if v < 9.995 => format!("{v:.2}"),
+        v if v < 99.95 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn bytes_take_the_unit_that_suits_them() {
+        for (n, expected) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (1536, "1.50 KiB"),
+            (50_540_000, "48.2 MiB"),
+            (1024 * 1024 - 1, "1.00 MiB"),
+            (1023 * 1024, "1023 KiB"),
+            (8 << 30, "8.00 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(n), expected, "{n}");
+        }
+    }
+
+    #[test]
+    fn durations_take_the_unit_that_suits_them() {
+        for (seconds, expected) in [
+            (0.0, "0 s"),
+            (8.5e-4, "850 µs"),
+            (0.9996e-3, "1.00 ms"),
+            (0.0123, "12.3 ms"),
+            (0.9999, "1.00 s"),
+            (1.239, "1.24 s"),
+            (59.96, "1 min 00 s"),
+            (252.0, "4 min 12 s"),
+            (3599.9, "1 h 00 min"),
+            (7380.0, "2 h 03 min"),
+            (f64::NAN, ABSENT),
+            (-1.0, ABSENT),
+        ] {
+            assert_eq!(duration(seconds), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn counts_numbers_and_ratios() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        let numbers = [0.0, 0.914, 1.5, 12.345, 1234.5, 1.9e-5, -0.25, 3e9, f64::INFINITY].map(number);
+        assert_eq!(numbers, ["0", "0.9140", "1.500", "12.35", "1234", "1.90e-5", "-0.2500", "3.00e9", ABSENT]);
+        assert_eq!([0.314, 100.0, f64::NAN].map(ratio), ["×0.31", "×100", ABSENT]);
+    }
+
+    #[test]
+    fn dates_follow_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (1_735_689_599, "2024-12-31 23:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00 UTC"),
+            (13_574_563_200, "2400-02-29 00:00 UTC"),
+        ] {
+            assert_eq!(date(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_written() {
+        for (text, expected) in [
+            ("4096", 4096),
+            ("8GiB", 8 << 30),
+            ("8 gib", 8 << 30),
+            ("8G", 8 << 30),
+            ("500MB", 500_000_000),
+            ("1.5KiB", 1536),
+            (".5 kb", 500),
+            ("1_000B", 1000),
+            ("2.", 2),
+            ("0", 0),
+            ("0.3333333333333333333333333333GiB", 357_913_941),
+            ("18446744073709551615", u64::MAX),
+        ] {
+            assert_eq!(parse_bytes(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_read_say_why() {
+        for (text, found) in [
+            ("", "found \"\""),
+            ("GiB", "found \"GiB\""),
+            ("-1GiB", "found \"-1GiB\""),
+            ("1.2.3", "found \"1.2.3\""),
+            ("8Gig", "the unit \"Gig\" in \"8Gig\""),
+            ("8é", "the unit \"é\" in \"8é\""),
+            ("16EiB", "more than 64 bits hold"),
+            ("99999999999999999999", "more than 64 bits hold"),
+        ] {
+            let error = parse_bytes(text).unwrap_err();
+            assert_eq!(error.kind(), colrow_tensor::Kind::Usage);
+            assert!(error.to_string().contains(found), "{text}: {error}");
+            assert!(error.to_string().contains("hint: write a number and a unit"), "{text}: {error}");
+        }
+    }
+}
