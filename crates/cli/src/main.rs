@@ -1,3 +1,9 @@
 //! The `colrow` program.
 
+#[allow(dead_code)]
+mod fetch;
+#[allow(dead_code)]
+mod npy;
+mod reviews;
+
 fn main() {}
