@@ -22,6 +22,8 @@ pub(super) fn importance<T: Float>(h: &[T], dz: Option<&[T]>, uniform: f64, p: &
 pub(super) fn sample<T: Float>(estimator: Estimator, key: Key, p: &[T], index: &mut [u32], scale: &mut [T]) {
     let p: Vec<f64> = p.iter().map(|p| p.f64()).collect();
     let drawn = match estimator {
+        // all rows are the exact product
+        _ if index.len() == p.len() => (0..p.len()).map(|i| (i, 1.0)).collect(),
         Estimator::TopK => top(&p, index.len()).into_iter().map(|i| (i, 1.0)).collect(),
         Estimator::Crs => with_replacement(key, &p, &(0..p.len()).collect::<Vec<_>>(), index.len(), 1.0),
         Estimator::Wta => winner_takes_all(key, &p, index.len()),
