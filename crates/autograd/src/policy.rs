@@ -29,6 +29,11 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// Whether rows are drawn by norms of earlier steps.
+    pub fn remembers(&self) -> bool {
+        matches!(self.norms, NormSource::Cached | NormSource::Running)
+    }
+
     /// Number of rows kept of `n`: round(ratio·n), at least one.
     pub fn rows_of(&self, n: usize) -> usize {
         ((f64::from(self.ratio) * n as f64).round() as usize).clamp(n.min(1), n)
@@ -77,7 +82,6 @@ impl Policy {
 
     /// Whether any rule draws rows by remembered norms.
     pub fn remembers_norms(&self) -> bool {
-        let remembers = |s: &Sampling| matches!(s.norms, NormSource::Cached | NormSource::Running);
-        self.0.iter().any(|(_, keep)| matches!(keep, Keep::Rows(s) if remembers(s)))
+        self.0.iter().any(|(_, keep)| matches!(keep, Keep::Rows(s) if s.remembers()))
     }
 }

@@ -1,0 +1,191 @@
+//! BERT (Devlin et al. 2019) with a classification or regression head, as `BertForSequenceClassification`.
+//!
+//! q, k and v are one (3d, d) weight in memory, three in the checkpoint. Batches are ragged: rows of all sequences follow each
+//! other, without padding.
+
+use colrow_autograd::{Keep, ParamId, Tape, Var};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{Class, DType, Device, Gelu, Tensor};
+
+use crate::config::BertConfig;
+use crate::layers::{Dense, Init, Norm, Registry};
+
+/// The sites that the published system samples: attention output and both feed-forward linears (Liu et al. 2023, section 4).
+pub const PAPER_SITES: [&str; 2] = ["encoder.layer.*.output.dense", "encoder.layer.*.intermediate.dense"];
+
+/// A ragged batch on a device.
+#[derive(Clone, Debug)]
+pub struct Input {
+    ids: Tensor,
+    types: Tensor,
+    positions: Tensor,
+    bounds: Tensor,
+    longest: usize,
+}
+
+impl Input {
+    /// From token ids (n), token types (n) and the sequences' first rows and the end (b+1).
+    pub fn new(device: &Device, ids: &[u32], types: &[u32], bounds: &[u32]) -> Self {
+        let positions: Vec<u32> = bounds.windows(2).flat_map(|w| 0..w[1] - w[0]).collect();
+        let tensor = |data: &[u32]| device.tensor(Class::Workspace, &[data.len()], data);
+        Self {
+            ids: tensor(ids),
+            types: tensor(types),
+            positions: tensor(&positions),
+            bounds: tensor(bounds),
+            longest: bounds.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0),
+        }
+    }
+
+    /// Number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.bounds.len() - 1
+    }
+}
+
+/// What a batch's outputs are compared with.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Class numbers (b, u32).
+    Classes(Tensor),
+    /// Numbers (b), of the model's float type.
+    Values(Tensor),
+}
+
+#[derive(Debug)]
+struct Layer {
+    name: String,
+    qkv: Dense,
+    attention_output: Dense,
+    attention_norm: Norm,
+    intermediate: Dense,
+    output: Dense,
+    output_norm: Norm,
+}
+
+/// A BERT with its head.
+#[derive(Debug)]
+pub struct Bert {
+    /// Its `config.json`.
+    pub config: BertConfig,
+    /// Its parameters.
+    pub registry: Registry,
+    word: ParamId,
+    position: ParamId,
+    kind: ParamId,
+    embedding_norm: Norm,
+    layers: Vec<Layer>,
+    pooler: Dense,
+    classifier: Dense,
+}
+
+impl Bert {
+    /// A model of zeros, to be read or initialised.
+    pub fn new(config: BertConfig, device: &Device, dtype: DType) -> Self {
+        let mut registry = Registry::new(device, dtype);
+        let r = &mut registry;
+        let (d, eps, std) = (config.hidden_size, config.layer_norm_eps, config.initializer_range);
+        let table = |r: &mut Registry, name: &str, rows: usize| {
+            r.add(&[format!("bert.embeddings.{name}_embeddings.weight")], &[rows, d], Init::Normal(std), true)
+        };
+        let word = table(r, "word", config.vocab_size);
+        let position = table(r, "position", config.max_position_embeddings);
+        let kind = table(r, "token_type", config.type_vocab_size);
+        let embedding_norm = Norm::new(r, "bert.", "embeddings.LayerNorm", d, eps);
+        let dense = |r: &mut Registry, site: &str, size| Dense::new(r, "bert.", site, &[site], size, std);
+        let layer = |r: &mut Registry, i: usize| {
+            let name = format!("encoder.layer.{i}");
+            let site = |part: &str| format!("{name}.{part}");
+            let parts = ["query", "key", "value"].map(|p| site(&format!("attention.self.{p}")));
+            let parts = parts.each_ref().map(String::as_str);
+            Layer {
+                qkv: Dense::new(r, "bert.", &site("attention.self.qkv"), &parts, (d, d), std),
+                attention_output: dense(r, &site("attention.output.dense"), (d, d)),
+                attention_norm: Norm::new(r, "bert.", &site("attention.output.LayerNorm"), d, eps),
+                intermediate: dense(r, &site("intermediate.dense"), (d, config.intermediate_size)),
+                output: dense(r, &site("output.dense"), (config.intermediate_size, d)),
+                output_norm: Norm::new(r, "bert.", &site("output.LayerNorm"), d, eps),
+                name,
+            }
+        };
+        let layers = (0..config.num_hidden_layers).map(|i| layer(r, i)).collect();
+        let pooler = dense(r, "pooler.dense", (d, d));
+        let classifier = Dense::new(r, "", "classifier", &["classifier"], (d, config.num_labels()), std);
+        Self { config, registry, word, position, kind, embedding_norm, layers, pooler, classifier }
+    }
+
+    /// Initialises every parameter as for pre-training.
+    pub fn init(&mut self, seed: u64) {
+        (0..self.registry.entries.len()).for_each(|i| self.registry.init(i, Key::new(seed)));
+    }
+
+    /// Sites of all linears, in the order of the forward pass.
+    pub fn linear_sites(&self) -> Vec<String> {
+        let of = |l: &Layer| [&l.qkv, &l.attention_output, &l.intermediate, &l.output].map(|d| d.site().to_owned());
+        let heads = [&self.pooler, &self.classifier].map(|d| d.site().to_owned());
+        self.layers.iter().flat_map(of).chain(heads).collect()
+    }
+
+    /// Logits (b, labels).
+    pub fn forward(&self, tape: &mut Tape, input: &Input) -> Var {
+        let c = &self.config;
+        let hidden = c.hidden_dropout_prob;
+        let lookups = [(&input.ids, self.word), (&input.positions, self.position), (&input.types, self.kind)];
+        let x = tape.embedding("embeddings", &lookups);
+        let x = self.embedding_norm.forward(tape, &x);
+        let mut x = tape.dropout("embeddings.dropout", x, hidden);
+        for layer in &self.layers {
+            x = layer.forward(tape, x, input, c);
+        }
+        let first = tape.device().tensor(Class::Workspace, &[input.sequences()], &self.first_rows(input));
+        let x = tape.rows("pooler.first", &x, &first);
+        drop(first);
+        let x = self.pooler.forward(tape, &x);
+        let x = tape.tanh("pooler.activation", x);
+        let x = tape.dropout("classifier.dropout", x, c.classifier_dropout());
+        self.classifier.forward(tape, &x)
+    }
+
+    fn first_rows(&self, input: &Input) -> Vec<u32> {
+        match input.bounds.device().is_meta() {
+            true => vec![0; input.sequences()],
+            false => input.bounds.as_slice::<u32>()[..input.sequences()].to_vec(),
+        }
+    }
+
+    /// The batch's mean loss: cross-entropy over classes, squared error of values.
+    pub fn loss(&self, tape: &mut Tape, logits: &Var, target: &Target) -> Var {
+        match target {
+            Target::Classes(labels) => tape.cross_entropy("loss", logits, labels),
+            Target::Values(values) => tape.mean_squared_error("loss", logits, values),
+        }
+    }
+}
+
+impl Layer {
+    fn forward(&self, tape: &mut Tape, x: Var, input: &Input, c: &BertConfig) -> Var {
+        let at = |part: &str| format!("{}.{part}", self.name);
+        let gelu: Gelu = c.hidden_act;
+        let qkv = self.qkv.forward(tape, &x);
+        let (heads, p) = (c.num_attention_heads, c.attention_probs_dropout_prob);
+        let h = tape.attention(&at("attention.self"), qkv, &input.bounds, input.longest, heads, p);
+        let h = self.attention_output.forward(tape, &h);
+        let h = tape.dropout(&at("attention.output.dropout"), h, c.hidden_dropout_prob);
+        let h = tape.add(&at("attention.output.residual"), h, &x);
+        drop(x);
+        let x = self.attention_norm.forward(tape, &h);
+        drop(h);
+        let h = self.intermediate.forward(tape, &x);
+        let h = tape.gelu(&at("intermediate.activation"), gelu, h);
+        let h = self.output.forward(tape, &h);
+        let h = tape.dropout(&at("output.dropout"), h, c.hidden_dropout_prob);
+        let h = tape.add(&at("output.residual"), h, &x);
+        drop(x);
+        self.output_norm.forward(tape, &h)
+    }
+}
+
+/// The rules of the `paper` preset for BERT.
+pub fn paper_rules(keep: Keep) -> Vec<(String, Keep)> {
+    PAPER_SITES.iter().map(|site| ((*site).to_owned(), keep)).collect()
+}

@@ -1,0 +1,208 @@
+//! Layers that model families share, and the registry that ties their parameters to checkpoint keys.
+
+use colrow_autograd::{ParamId, Params, Tape, Var};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{DType, Device, Error, Result, Tensor};
+use rayon::prelude::*;
+
+use crate::weights::{Data, Saved, Weights};
+
+/// How a parameter is initialised where the checkpoint has none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All zeros: biases.
+    Zeros,
+    /// All ones: norms.
+    Ones,
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+}
+
+/// A tensor of the checkpoint: rows `first..first + shape[0]` of a parameter.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its Hugging Face key.
+    pub key: String,
+    /// Its shape there.
+    pub shape: Vec<usize>,
+    /// The parameter that holds it.
+    pub param: ParamId,
+    /// Its first row in the parameter.
+    pub first: usize,
+    /// What it is without a checkpoint.
+    pub init: Init,
+}
+
+impl Entry {
+    fn range(&self) -> std::ops::Range<usize> {
+        let start = self.first * self.shape[1..].iter().product::<usize>();
+        start..start + self.shape.iter().product::<usize>()
+    }
+}
+
+/// Parameters and the checkpoint keys that they go by.
+#[derive(Debug)]
+pub struct Registry {
+    /// The parameters.
+    pub params: Params,
+    /// The checkpoint's tensors, in the order of the model.
+    pub entries: Vec<Entry>,
+}
+
+impl Registry {
+    /// An empty registry.
+    pub fn new(device: &Device, dtype: DType) -> Self {
+        Self { params: Params::new(device, dtype), entries: Vec::new() }
+    }
+
+    /// A parameter that stacks the tensors `keys`, all of `shape`, by rows.
+    pub fn add(&mut self, keys: &[String], shape: &[usize], init: Init, decay: bool) -> ParamId {
+        let mut stacked = shape.to_vec();
+        stacked[0] *= keys.len();
+        let param = self.params.add(keys.join(" + "), &stacked, decay);
+        for (i, key) in keys.iter().enumerate() {
+            self.entries.push(Entry { key: key.clone(), shape: shape.to_vec(), param, first: i * shape[0], init });
+        }
+        param
+    }
+
+    /// Reads entry `i` from the checkpoint's tensor `name`.
+    ///
+    /// # Errors
+    /// Those of [`Weights::read`].
+    pub fn read(&mut self, i: usize, weights: &Weights, name: &str) -> Result<()> {
+        let entry = &self.entries[i];
+        self.edit(entry.param, entry.range(), |out| weights.read(name, out))
+    }
+
+    /// Initialises entry `i` from the stream `key`.
+    pub fn init(&mut self, i: usize, key: Key) {
+        let entry = &self.entries[i];
+        let (key, init) = (key.named(&entry.key), entry.init);
+        let fill = |out: &mut [f32]| {
+            match init {
+                Init::Zeros => out.fill(0.0),
+                Init::Ones => out.fill(1.0),
+                Init::Normal(std) => {
+                    let draw = |(i, x): (usize, &mut f32)| *x = (std * key.normal(i as u64)) as f32;
+                    out.par_iter_mut().with_min_len(4096).enumerate().for_each(draw);
+                }
+            }
+            Ok::<(), Error>(())
+        };
+        self.edit(entry.param, entry.range(), fill).expect("filling does not fail");
+    }
+
+    fn edit(
+        &mut self,
+        param: ParamId,
+        range: std::ops::Range<usize>,
+        write: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        let value = &mut self.params[param].value;
+        match value.dtype() {
+            _ if value.device().is_meta() => Ok(()),
+            DType::F32 => write(&mut value.as_mut_slice::<f32>()[range]),
+            _ => {
+                let mut numbers = vec![0.0_f32; range.len()];
+                write(&mut numbers)?;
+                let mut all = value.to_f64();
+                all[range].iter_mut().zip(numbers).for_each(|(x, n)| *x = f64::from(n));
+                value.write_f64(all);
+                Ok(())
+            }
+        }
+    }
+
+    /// The f32 tensors as a checkpoint stores them.
+    pub fn saved(&self) -> Vec<Saved<'_>> {
+        let saved = |entry: &Entry| Saved {
+            name: entry.key.clone(),
+            shape: entry.shape.clone(),
+            data: Data::F32(&self.params[entry.param].value.as_slice::<f32>()[entry.range()]),
+        };
+        self.entries.iter().map(saved).collect()
+    }
+
+    /// The part of a tensor shaped like a parameter (its gradient, say) that belongs to entry `i`.
+    pub fn part(&self, i: usize, of: &Tensor) -> Vec<f64> {
+        of.to_f64()[self.entries[i].range()].to_vec()
+    }
+
+    /// Freezes the parameters whose every key satisfies `frozen`.
+    ///
+    /// # Errors
+    /// A parameter that is frozen in part: stacked tensors are learned together.
+    pub fn freeze(&mut self, frozen: impl Fn(&str) -> bool) -> Result<()> {
+        let Self { params, entries } = self;
+        for (id, param) in params.iter_mut() {
+            let keys: Vec<&str> = entries.iter().filter(|e| e.param == id).map(|e| e.key.as_str()).collect();
+            let count = keys.iter().filter(|k| frozen(k)).count();
+            if count > 0 && count < keys.len() {
+                return Err(Error::usage(format!("`freeze` names a part of {}, which are one weight here", keys.join(", ")))
+                    .hint("freeze all of them or none"));
+            }
+            param.trainable = count == 0;
+        }
+        Ok(())
+    }
+}
+
+/// `y = x·Wᵀ + b`.
+#[derive(Clone, Debug)]
+pub struct Dense {
+    site: String,
+    weight: ParamId,
+    bias: ParamId,
+}
+
+impl Dense {
+    /// The dense layer at `site`, its tensors under `prefix` + each of `names`, stacked.
+    pub fn new(
+        registry: &mut Registry,
+        prefix: &str,
+        site: &str,
+        names: &[&str],
+        (inputs, outputs): (usize, usize),
+        std: f64,
+    ) -> Self {
+        let keys = |kind: &str| names.iter().map(|n| format!("{prefix}{n}.{kind}")).collect::<Vec<_>>();
+        let weight = registry.add(&keys("weight"), &[outputs, inputs], Init::Normal(std), true);
+        let bias = registry.add(&keys("bias"), &[outputs], Init::Zeros, false);
+        Self { site: site.to_owned(), weight, bias }
+    }
+
+    /// Its place in policies and ledger.
+    pub fn site(&self) -> &str {
+        &self.site
+    }
+
+    /// x (n, in) to (n, out).
+    pub fn forward(&self, tape: &mut Tape, x: &Var) -> Var {
+        tape.linear(&self.site, x, self.weight, Some(self.bias))
+    }
+}
+
+/// Layer norm with scale and shift.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    site: String,
+    gamma: ParamId,
+    beta: ParamId,
+    eps: f64,
+}
+
+impl Norm {
+    /// The norm at `site` over `d` columns, its tensors under `prefix` + `site`.
+    pub fn new(registry: &mut Registry, prefix: &str, site: &str, d: usize, eps: f64) -> Self {
+        let key = |kind: &str| [format!("{prefix}{site}.{kind}")];
+        let gamma = registry.add(&key("weight"), &[d], Init::Ones, false);
+        let beta = registry.add(&key("bias"), &[d], Init::Zeros, false);
+        Self { site: site.to_owned(), gamma, beta, eps }
+    }
+
+    /// x (n, d) to (n, d).
+    pub fn forward(&self, tape: &mut Tape, x: &Var) -> Var {
+        tape.layer_norm(&self.site, x, self.gamma, self.beta, self.eps)
+    }
+}

@@ -1,0 +1,136 @@
+//! Checkpoints: all that a run needs to go on bit for bit.
+//!
+//! `checkpoints/step-N/` holds `model.safetensors` (weights), `optimizer.safetensors` (moments), `state.json` (where the run
+//! stands) and `norms.safetensors` (the norm cache, if there is one). Random numbers need no state: they are functions of seed and step. A
+//! checkpoint is written beside its place, synced and renamed, so that one that is there is whole.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use colrow_autograd::Running;
+use colrow_models::atomic::{replace_dir_atomic, write_file_atomic};
+use colrow_models::weights::{self, Data, Saved, Weights};
+use colrow_tensor::{Error, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Engine;
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Epoch that the next step belongs to, from 0.
+    pub epoch: u64,
+    /// Optimizer steps done in that epoch.
+    pub step_in_epoch: u64,
+    /// Step and value of the best evaluation.
+    pub best: Option<(u64, f64)>,
+    /// Evaluations since then.
+    pub evaluations_since_best: u64,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Largest kept bytes of a step so far.
+    pub kept_bytes: usize,
+    /// Running averages of norms.
+    pub running: Option<Running>,
+}
+
+const STATE: &str = "state.json";
+const WEIGHTS: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const NORMS: &str = "norms.safetensors";
+
+/// Checkpoints of a folder by step, newest last.
+pub fn list(folder: &Path) -> Vec<(u64, PathBuf)> {
+    let step = |path: PathBuf| {
+        let number = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
+        Some((number, path))
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<_> = entries.filter_map(|e| step(e.path())).collect();
+    found.sort();
+    found
+}
+
+/// Writes a checkpoint and removes all but the newest `keep`. Returns its folder.
+///
+/// # Errors
+/// A disk that is full or read-only; older checkpoints stay.
+pub fn write(folder: &Path, engine: &Engine, state: &State, keep: usize) -> Result<PathBuf> {
+    fs::create_dir_all(folder).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(folder.display()))?;
+    let target = folder.join(format!("step-{}", state.step));
+    let snapshot = engine.norms.as_ref().map(|n| n.snapshot());
+    let state = State { running: snapshot.as_ref().map(|(running, _)| running.clone()), ..state.clone() };
+    replace_dir_atomic(&target, |new| {
+        weights::write(&new.join(WEIGHTS), &engine.model.registry.saved(), &[])?;
+        weights::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
+        if let Some((_, codes)) = &snapshot {
+            let norms = Saved { name: "codes".into(), shape: vec![codes.len()], data: Data::U8(codes) };
+            weights::write(&new.join(NORMS), &[norms], &[])?;
+        }
+        let text = serde_json::to_string_pretty(&state).map_err(|e| Error::new(e.to_string()))?;
+        write_file_atomic(&new.join(STATE), |f| Ok(f.write_all(text.as_bytes())?))
+    })?;
+    let old = list(folder);
+    for (_, path) in &old[..old.len().saturating_sub(keep.max(1))] {
+        fs::remove_dir_all(path).map_err(|e| Error::new(format!("cannot remove: {e}")).at(path.display()))?;
+    }
+    Ok(target)
+}
+
+fn moments(engine: &Engine) -> Vec<Saved<'_>> {
+    let params = engine.model.registry.params.iter().zip(&engine.optimizer.moments);
+    params
+        .filter_map(|((_, p), moments)| Some((p, moments.as_ref()?)))
+        .flat_map(|(p, [m, v])| [("m", m, p), ("v", v, p)])
+        .map(|(kind, t, p)| Saved {
+            name: format!("{kind}.{}", p.name),
+            shape: t.shape().to_vec(),
+            data: Data::F32(t.as_slice()),
+        })
+        .collect()
+}
+
+/// Reads a checkpoint into the engine and returns where the run stood.
+///
+/// # Errors
+/// A checkpoint that is not this run's.
+pub fn read(checkpoint: &Path, engine: &mut Engine) -> Result<State> {
+    let file = checkpoint.join(STATE);
+    let text = fs::read_to_string(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+    let state: State = serde_json::from_str(&text).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+    let stored = Weights::open_file(&checkpoint.join(WEIGHTS))?;
+    for i in 0..engine.model.registry.entries.len() {
+        let key = engine.model.registry.entries[i].key.clone();
+        check_shape(&stored, &key, &engine.model.registry.entries[i].shape)?;
+        engine.model.registry.read(i, &stored, &key)?;
+    }
+    let stored = Weights::open_file(&checkpoint.join(OPTIMIZER))?;
+    let Engine { model, optimizer, norms, .. } = engine;
+    for ((_, param), moments) in model.registry.params.iter().zip(&mut optimizer.moments) {
+        let Some([m, v]) = moments else { continue };
+        for (kind, t) in [("m", m), ("v", v)] {
+            let key = format!("{kind}.{}", param.name);
+            check_shape(&stored, &key, t.shape())?;
+            stored.read(&key, Tensor::as_mut_slice(t))?;
+        }
+    }
+    if let Some(norms) = norms {
+        let file = checkpoint.join(NORMS);
+        let stored = Weights::open_file(&file)?;
+        let mut codes = vec![0; stored.shape("codes").map_or(0, |s| s.iter().product())];
+        stored.read_u8("codes", &mut codes)?;
+        norms.restore(state.running.clone().unwrap_or_default(), &codes).map_err(|e| e.at(file.display()))?;
+    }
+    Ok(state)
+}
+
+fn check_shape(stored: &Weights, key: &str, expected: &[usize]) -> Result<()> {
+    match stored.shape(key) {
+        Some(found) if found == expected => Ok(()),
+        Some(found) => Err(Error::new(format!("{key}: expected shape {expected:?}, found {found:?}"))),
+        None => Err(Error::new(format!("{key} is not in the checkpoint"))),
+    }
+}

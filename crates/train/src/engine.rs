@@ -1,0 +1,166 @@
+//! One optimizer step: forward, backward, update. The same code runs on a device with data (training, `bench`) and on the
+//! shape-only device (`plan`), so that the plan cannot drift from the run.
+
+use std::sync::Arc;
+
+use colrow_autograd::{BatchPlaces, Grads, Ledger, Mark, Mode, NormMemory, Phase, Policy, Tape};
+use colrow_models::bert::{Bert, Input, Target};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{Bytes, Class, DType, Device, Error, Result};
+
+use crate::data::{Batch, Labels};
+use crate::optim::Optimizer;
+
+/// A part of a step's batch that passes through the model at once, on the host.
+#[derive(Clone, Debug)]
+pub struct Micro {
+    /// Tokens and labels.
+    pub batch: Batch,
+    /// For each token its number in the training set, for the norm cache; `None` for tokens that have none.
+    pub places: Option<Vec<u64>>,
+}
+
+impl Micro {
+    fn input(&self, device: &Device) -> Input {
+        Input::new(device, &self.batch.ids, &self.batch.types, &self.batch.bounds)
+    }
+
+    fn target(&self, device: &Device, dtype: DType) -> Result<Target> {
+        let b = self.sequences();
+        match &self.batch.labels {
+            Some(Labels::Class(classes)) => Ok(Target::Classes(device.tensor(Class::Workspace, &[b], classes))),
+            Some(Labels::Value(values)) => {
+                let mut target = device.empty(Class::Workspace, dtype, &[b, 1]);
+                target.write_f64(values.iter().map(|&x| f64::from(x)));
+                Ok(Target::Values(target))
+            }
+            None => Err(Error::new("a training batch needs labels")),
+        }
+    }
+
+    /// Number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.batch.bounds.len() - 1
+    }
+
+    fn places(&self, sequences: usize) -> BatchPlaces {
+        let positions = self.batch.bounds.windows(2).flat_map(|w| 0..w[1] - w[0]);
+        let positions = positions.zip(self.batch.special.iter().copied()).collect();
+        BatchPlaces { tokens: self.places.clone(), positions, sequences }
+    }
+}
+
+/// What a step measured.
+#[derive(Clone, Debug)]
+pub struct StepStats {
+    /// Mean loss over the step's sequences.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens in the step.
+    pub tokens: usize,
+    /// Most bytes kept for a backward pass, by the meter.
+    pub kept_bytes: usize,
+    /// Live bytes by class at the moment of the step's peak.
+    pub peak: Bytes,
+    /// What is kept where, for the micro-batch that keeps most.
+    pub ledger: Ledger,
+    /// Live bytes over the step, if asked for.
+    pub timeline: Vec<Mark>,
+}
+
+/// A model with what its training needs.
+#[derive(Debug)]
+pub struct Engine {
+    /// The model.
+    pub model: Bert,
+    /// The optimizer.
+    pub optimizer: Optimizer,
+    /// What linears keep.
+    pub policy: Arc<Policy>,
+    /// Remembered norms, if the policy draws by them.
+    pub norms: Option<Arc<NormMemory>>,
+    /// Root of the run's random numbers.
+    pub key: Key,
+    /// Whether dropout acts.
+    pub dropout: bool,
+}
+
+impl Engine {
+    fn mode(&self, key: Key) -> Mode {
+        Mode::Training { key, dropout: self.dropout, policy: self.policy.clone(), norms: self.norms.clone() }
+    }
+
+    /// Runs optimizer step number `step` (from 1) at learning rate `lr` over `micros`; each weighs as it has sequences.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite, with the site where it first appeared. The weights are unchanged then.
+    pub fn step(&mut self, micros: &[Micro], lr: f64, step: u64, timeline: bool) -> Result<StepStats> {
+        let device = self.model.registry.params.device().clone();
+        let meter = device.meter();
+        meter.reset_peak();
+        let dtype = self.model.registry.params.dtype();
+        let sequences: usize = micros.iter().map(Micro::sequences).sum();
+        let mut grads = Grads::new(&self.model.registry.params);
+        let (mut loss, mut kept_bytes, mut ledger, mut marks) = (0.0, 0, None, Vec::new());
+        for (i, micro) in micros.iter().enumerate() {
+            let key = self.key.child(step).child(i as u64);
+            if let Some(norms) = &self.norms {
+                norms.begin(micro.places(sequences));
+            }
+            let (input, target) = (micro.input(&device), micro.target(&device, dtype)?);
+            let mut tape = Tape::new(&self.model.registry.params, self.mode(key));
+            if timeline {
+                tape = tape.with_timeline();
+            }
+            let share = micro.sequences() as f64 / sequences as f64;
+            let logits = self.model.forward(&mut tape, &input);
+            let of = self.model.loss(&mut tape, &logits, &target);
+            drop((logits, input, target));
+            let value = of.value.scalar();
+            if !value.is_finite() {
+                drop(tape);
+                return Err(self.not_finite(micro, key, value)?);
+            }
+            loss += share * value;
+            let kept = meter.live().kept;
+            if ledger.is_none() || kept > kept_bytes {
+                (kept_bytes, ledger) = (kept, Some(tape.ledger()));
+            }
+            tape.backward(of, share, &mut grads)?;
+            marks.append(&mut grads.timeline);
+        }
+        let grad_norm = self.optimizer.step(&mut self.model.registry.params, &grads, lr, step)?;
+        if timeline {
+            marks.push(Mark { phase: Phase::Optimizer, at: "optimizer".into(), live: meter.live() });
+        }
+        Ok(StepStats {
+            loss,
+            grad_norm,
+            tokens: micros.iter().map(|m| m.batch.ids.len()).sum(),
+            kept_bytes,
+            peak: meter.peak(),
+            ledger: ledger.unwrap_or_default(),
+            timeline: marks,
+        })
+    }
+
+    /// Runs the forward pass again, random numbers and all, to find the first site whose output is not finite.
+    fn not_finite(&self, micro: &Micro, key: Key, loss: f64) -> Result<Error> {
+        let params = &self.model.registry.params;
+        let mut tape = Tape::new(params, self.mode(key)).with_check();
+        let logits = self.model.forward(&mut tape, &micro.input(params.device()));
+        self.model.loss(&mut tape, &logits, &micro.target(params.device(), params.dtype())?);
+        let site = tape.not_finite().unwrap_or("loss");
+        Ok(Error::new(format!("the loss is {loss}; the first output that is not finite is that of {site}")))
+    }
+
+    /// Logits of a batch, row-major (b, labels), without dropout.
+    pub fn logits(&self, batch: &Batch) -> Vec<f32> {
+        let params = &self.model.registry.params;
+        let mut tape = Tape::new(params, Mode::Inference);
+        let input = Input::new(params.device(), &batch.ids, &batch.types, &batch.bounds);
+        let logits = self.model.forward(&mut tape, &input);
+        logits.value.to_f64().into_iter().map(|x| x as f32).collect()
+    }
+}

@@ -1,0 +1,121 @@
+//! A run folder: `recipe.toml`, `metrics.jsonl`, `checkpoints/`, `model/`, `summary.json`. One process at a time.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use colrow_models::atomic::write_file_atomic;
+use colrow_tensor::{Error, Result};
+use serde_json::Value;
+
+use crate::recipe::Recipe;
+
+/// An open run folder, locked until it is dropped.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    metrics: File,
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Opens the folder of a new run, or with `resume` that of a run with the same recipe.
+    ///
+    /// # Errors
+    /// A folder that holds another run, that another process uses, or that cannot be written.
+    pub fn open(path: &Path, recipe: &Recipe, resume: bool) -> Result<Self> {
+        let at = |e: std::io::Error, what: &str| Error::new(format!("{what}: {e}")).at(path.display());
+        fs::create_dir_all(path).map_err(|e| at(e, "cannot make the run folder"))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("lock"))
+            .map_err(|e| at(e, "cannot write to the run folder"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new("another process is running in this run folder").at(path.display()));
+            }
+            Err(TryLockError::Error(e)) => return Err(at(e, "cannot lock the run folder")),
+        }
+        let (file, text) = (path.join("recipe.toml"), recipe.to_toml());
+        match fs::read_to_string(&file) {
+            Ok(_) if !resume => {
+                return Err(Error::new("this folder holds a run already")
+                    .at(path.display())
+                    .hint("go on with it by --resume, or choose another folder by --set output=FOLDER"));
+            }
+            Ok(found) if found != text => return Err(other_recipe(&found, &text).at(file.display())),
+            Ok(_) => {}
+            Err(_) => write_file_atomic(&file, |f| Ok(f.write_all(text.as_bytes())?))?,
+        }
+        let metrics = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path.join("metrics.jsonl"))
+            .map_err(|e| at(e, "cannot write metrics.jsonl"))?;
+        Ok(Self { path: path.to_owned(), metrics, _lock: lock })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends one line to `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn log(&mut self, line: &Value) -> Result<()> {
+        let text = format!("{line}\n");
+        self.metrics.write_all(text.as_bytes()).map_err(|e| self.cannot_log(&e))
+    }
+
+    fn cannot_log(&self, e: &std::io::Error) -> Error {
+        Error::new(format!("cannot write metrics: {e}")).at(self.path.join("metrics.jsonl").display())
+    }
+
+    /// Drops the lines of `metrics.jsonl` after `step`: those that a resumed run will write again.
+    ///
+    /// # Errors
+    /// A file that cannot be read or replaced.
+    pub fn rewind(&mut self, step: u64) -> Result<()> {
+        let file = self.path.join("metrics.jsonl");
+        let text = fs::read_to_string(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+        let keep = |line: &&str| {
+            // a line that a killed process left half-written is no line
+            serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
+        };
+        let kept: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
+        write_file_atomic(&file, |f| Ok(f.write_all(kept.as_bytes())?))?;
+        self.metrics = OpenOptions::new().append(true).open(&file).map_err(|e| self.cannot_log(&e))?;
+        Ok(())
+    }
+
+    /// Writes `summary.json`.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn write_summary(&self, summary: &Value) -> Result<()> {
+        write_file_atomic(&self.path.join("summary.json"), |f| Ok(f.write_all(format!("{summary:#}\n").as_bytes())?))
+    }
+
+    /// Where checkpoints go.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Where the model goes.
+    pub fn model(&self) -> PathBuf {
+        self.path.join("model")
+    }
+}
+
+fn other_recipe(found: &str, asked: &str) -> Error {
+    let differs = |(a, b): (&str, &str)| (a != b).then(|| format!("`{a}` there, `{b}` here"));
+    let lines = found.lines().zip(asked.lines()).filter_map(differs).take(3).collect::<Vec<_>>();
+    let what = if lines.is_empty() { "it has other keys".to_owned() } else { lines.join("; ") };
+    Error::new(format!("the run in this folder has another recipe: {what}"))
+        .hint("resume with the recipe that the run was started with, or choose another folder by --set output=FOLDER")
+}

@@ -1,0 +1,148 @@
+//! The memory plan: the real step on the shape-only device, before any weight is read.
+
+use std::sync::Arc;
+
+use colrow_autograd::{Keep, Ledger, NormMemory, Policy, Store};
+use colrow_models::bert::Bert;
+use colrow_models::config::BertConfig;
+use colrow_tensor::rng::Key;
+use colrow_tensor::{Bytes, DType, Device, Result};
+
+use crate::data::{Batch, Labels};
+use crate::engine::{Engine, Micro};
+use crate::optim::{Optimizer, Settings};
+
+/// What a run is made of, as far as memory is concerned.
+#[derive(Debug)]
+pub struct Shape<'a> {
+    /// The model.
+    pub config: &'a BertConfig,
+    /// Keys that are frozen.
+    pub frozen: &'a dyn Fn(&str) -> bool,
+    /// What linears keep.
+    pub policy: Arc<Policy>,
+    /// Lengths of each micro-batch's sequences.
+    pub micros: &'a [Vec<u32>],
+    /// Tokens of the training set, if norms are cached in memory.
+    pub cached_tokens: usize,
+    /// Whether the target is a number.
+    pub regression: bool,
+    /// Threads of the processor that will run.
+    pub threads: usize,
+}
+
+/// What one linear keeps.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct SitePlan {
+    /// The site.
+    pub name: String,
+    /// Its policy in words.
+    pub policy: String,
+    /// Bytes that its ops keep.
+    pub kept_bytes: usize,
+}
+
+/// The plan of a step.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Plan {
+    /// Bytes kept for the backward pass.
+    pub kept_bytes: usize,
+    /// Most bytes alive at once.
+    pub peak_bytes: usize,
+    /// Those by class.
+    pub peak_bytes_by_class: Bytes,
+    /// Every site that keeps something, or could.
+    pub sites: Vec<SitePlan>,
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Kept bytes by site and op.
+    pub ledger: Ledger,
+}
+
+/// A policy in words, as reports print it.
+pub fn keep_name(keep: Keep) -> String {
+    match keep {
+        Keep::Exact => "exact".into(),
+        Keep::Nothing => "rebuild".into(),
+        Keep::Rows(s) => format!(
+            "{}@{} ({} norms)",
+            format!("{:?}", s.estimator).to_lowercase(),
+            s.ratio,
+            format!("{:?}", s.norms).to_lowercase()
+        ),
+    }
+}
+
+/// Sites of the ledger with what they keep, each once, in order.
+pub fn sites(policy: &Policy, linear_sites: &[String], ledger: &Ledger) -> Vec<SitePlan> {
+    let mut sites: Vec<SitePlan> = Vec::new();
+    for entry in &ledger.entries {
+        match sites.iter_mut().find(|s| s.name == entry.site) {
+            Some(site) => site.kept_bytes += entry.bytes,
+            None => {
+                let linear = linear_sites.contains(&entry.site);
+                let policy = if linear { keep_name(policy.keep(&entry.site)) } else { entry.keep.clone() };
+                sites.push(SitePlan { name: entry.site.clone(), policy, kept_bytes: entry.bytes });
+            }
+        }
+    }
+    sites
+}
+
+/// Sites whose rows are drawn by remembered norms.
+pub fn remembering_sites(policy: &Policy, model: &Bert) -> Vec<String> {
+    let draws = |site: &String| matches!(policy.keep(site), Keep::Rows(s) if s.remembers());
+    model.linear_sites().into_iter().filter(draws).collect()
+}
+
+/// Plans one step.
+///
+/// # Errors
+/// Frozen keys that split a stacked weight.
+pub fn plan(shape: &Shape) -> Result<Plan> {
+    let device = Device::meta(shape.threads);
+    let mut model = Bert::new(shape.config.clone(), &device, DType::F32);
+    model.registry.freeze(shape.frozen)?;
+    let settings = Settings { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: 0.0 };
+    let optimizer = Optimizer::new(settings, &model.registry.params);
+    let norms = match shape.policy.remembers_norms() {
+        true => {
+            let sites = remembering_sites(&shape.policy, &model);
+            Some(Arc::new(NormMemory::new(&device, &sites, shape.cached_tokens, Store::Memory)?))
+        }
+        false => None,
+    };
+    let micros: Vec<Micro> = shape.micros.iter().map(|lengths| blank(lengths, shape.regression)).collect();
+    let linear_sites = model.linear_sites();
+    let policy = shape.policy.clone();
+    let mut engine = Engine { model, optimizer, policy, norms, key: Key::new(0), dropout: true };
+    let stats = engine.step(&micros, 0.0, 1, false)?;
+    Ok(Plan {
+        kept_bytes: stats.kept_bytes,
+        peak_bytes: stats.peak.total(),
+        peak_bytes_by_class: stats.peak,
+        sites: sites(&shape.policy, &linear_sites, &stats.ledger),
+        tokens: stats.tokens,
+        ledger: stats.ledger,
+    })
+}
+
+/// A batch of sequences of these lengths, all of token 0 and label 0: what plans and benchmarks need.
+pub fn blank(lengths: &[u32], regression: bool) -> Micro {
+    let mut bounds = vec![0];
+    bounds.extend(lengths.iter().scan(0, |sum, l| {
+        *sum += l;
+        Some(*sum)
+    }));
+    let (b, n) = (lengths.len(), bounds[lengths.len()] as usize);
+    let labels = if regression { Labels::Value(vec![0.0; b]) } else { Labels::Class(vec![0; b]) };
+    let batch = Batch {
+        ids: vec![0; n],
+        types: vec![0; n],
+        bounds,
+        special: vec![false; n],
+        examples: (0..b as u32).collect(),
+        labels: Some(labels),
+    };
+    Micro { batch, places: None }
+}

@@ -1,0 +1,260 @@
+//! From a recipe to what a run needs: model folder, labels, tokens, policy, sampler.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use colrow_autograd::{Keep, NormMemory, NormSource, Policy, Sampling, Store};
+use colrow_models::bert::{Bert, PAPER_SITES};
+use colrow_models::config::{BertConfig, ProblemType};
+use colrow_models::{hub, load};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{DType, Device, Error, Estimator, Result};
+use globset::Glob;
+
+use crate::data::{
+    self, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser,
+};
+use crate::engine::Engine;
+use crate::optim::{Optimizer, Settings};
+use crate::plan::{self, Plan, Shape, remembering_sites};
+use crate::recipe::{self, CacheIn, PolicyName, Recipe, SiteKeep};
+use crate::tasks::Task;
+
+/// A labelled development set.
+#[derive(Debug)]
+pub struct DevSet {
+    /// Prefix of its metrics; empty for the only or first one.
+    pub prefix: &'static str,
+    /// Its tokens.
+    pub set: TokenisedSet,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// A recipe with its data read and its model looked at, but no weight read.
+#[derive(Debug)]
+pub struct Job {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Its task.
+    pub task: Task,
+    /// The model's folder.
+    pub model_dir: PathBuf,
+    /// The model's configuration, with this data's labels.
+    pub config: BertConfig,
+    /// Training tokens.
+    pub train: TokenisedSet,
+    /// Development sets; the first decides which model is best.
+    pub dev: Vec<DevSet>,
+    /// Draws batches.
+    pub sampler: Sampler,
+    /// What linears keep.
+    pub policy: Arc<Policy>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// How batches are cut.
+pub fn batch_by(batch: recipe::Batch) -> BatchBy {
+    match batch {
+        recipe::Batch::Sequences(n) => BatchBy::Examples(n),
+        recipe::Batch::Tokens(n) => BatchBy::Tokens(n),
+    }
+}
+
+fn columns(data: &recipe::Data) -> Columns {
+    Columns { text: data.text.clone(), pair: data.pair.clone(), label: data.label.clone() }
+}
+
+/// The model's configuration as the recipe changes it.
+///
+/// # Errors
+/// A model that cannot be found or read.
+pub fn model_config(recipe: &Recipe) -> Result<(PathBuf, BertConfig)> {
+    let dir = hub::resolve(&recipe.model.path, &recipe.model.revision)?;
+    let mut config = BertConfig::open(&dir)?;
+    if let Some(p) = recipe.model.dropout {
+        (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout) = (p, p, p);
+    }
+    if recipe.data.max_length > config.max_position_embeddings {
+        return Err(Error::usage(format!(
+            "data.max_length: expected at most {} (max_position_embeddings of the model), found {}",
+            config.max_position_embeddings, recipe.data.max_length
+        )));
+    }
+    Ok((dir, config))
+}
+
+/// Gives the configuration this data's labels.
+pub fn set_labels(config: &mut BertConfig, labels: &LabelMap) {
+    if let LabelMap::Value = labels {
+        config.labels = vec!["LABEL_0".into()];
+        config.problem_type = Some(ProblemType::Regression);
+    } else {
+        config.labels = labels.names().to_vec();
+        config.problem_type = Some(ProblemType::Classification);
+    }
+}
+
+/// What one linear keeps, by the recipe.
+pub fn site_keep(keep: &recipe::Keep, site: &str) -> Keep {
+    let in_paper = PAPER_SITES.iter().any(|p| Glob::new(p).is_ok_and(|g| g.compile_matcher().is_match(site)));
+    let preset = if keep.policy == PolicyName::Paper && in_paper { SiteKeep::Rows } else { SiteKeep::Exact };
+    let exception = keep.exception(site);
+    let (kind, estimator, ratio, norms) = match &exception {
+        Some(e) => (
+            e.keep.unwrap_or(preset),
+            e.estimator.unwrap_or(keep.estimator),
+            e.ratio.unwrap_or(keep.ratio),
+            e.norms.unwrap_or(keep.norms),
+        ),
+        None => (preset, keep.estimator, keep.ratio, keep.norms),
+    };
+    let estimator = match (kind, estimator) {
+        (SiteKeep::Rebuild, _) => return Keep::Nothing,
+        (SiteKeep::Exact, _) | (_, recipe::Estimator::Exact) => return Keep::Exact,
+        (_, recipe::Estimator::TopK) => Estimator::TopK,
+        (_, recipe::Estimator::Crs) => Estimator::Crs,
+        (_, recipe::Estimator::Wta) => Estimator::Wta,
+        (_, recipe::Estimator::Pps) => Estimator::Pps,
+    };
+    let norms = match norms {
+        recipe::NormSource::Current => NormSource::Current,
+        recipe::NormSource::Cached => NormSource::Cached,
+        recipe::NormSource::Running => NormSource::Running,
+        recipe::NormSource::Uniform => NormSource::Uniform,
+    };
+    Keep::Rows(Sampling { estimator, ratio: ratio as f32, norms, uniform: keep.uniform as f32 })
+}
+
+/// The recipe's policy over a model's linears.
+///
+/// # Errors
+/// A pattern that names no site.
+pub fn policy(keep: &recipe::Keep, sites: &[String]) -> Result<Policy> {
+    for exception in &keep.sites {
+        let glob = Glob::new(&exception.pattern)
+            .map_err(|e| Error::usage(format!("keep.sites: `{}` is no pattern: {e}", exception.pattern)))?
+            .compile_matcher();
+        if !sites.iter().any(|s| glob.is_match(s)) {
+            return Err(Error::usage(format!("keep.sites: `{}` names no linear of this model", exception.pattern))
+                .hint(format!("sites are {}, …", sites[..sites.len().min(4)].join(", "))));
+        }
+    }
+    Policy::new(sites.iter().map(|s| (s.clone(), site_keep(keep, s))))
+}
+
+fn read_dev(recipe: &Recipe, task: Task, train: Examples) -> Result<(Examples, Vec<(&'static str, Examples)>)> {
+    let columns = columns(&recipe.data);
+    let path = recipe.data.train.as_deref().unwrap_or_default();
+    let folder = Path::new(recipe.data.dev.as_deref().unwrap_or(path));
+    let has_dev = recipe.data.dev.is_some() || folder.is_dir() && data::glue::split_file(folder, task, Split::Dev).is_some();
+    if !has_dev {
+        let (train, dev) = train.hold_out(recipe.data.dev_share, recipe.seed)?;
+        return Ok((train, vec![("", dev)]));
+    }
+    let mut sets = vec![("", data::read(folder, task, &columns, Split::Dev, true)?)];
+    if folder.is_dir() && data::glue::split_file(folder, task, Split::DevMismatched).is_some() {
+        sets.push(("mismatched_", data::read(folder, task, &columns, Split::DevMismatched, true)?));
+    }
+    Ok((train, sets))
+}
+
+/// Reads all of a recipe but the weights.
+///
+/// # Errors
+/// Anything that is wrong with recipe, model folder or data.
+pub fn prepare(recipe: Recipe) -> Result<Job> {
+    let task: Task = recipe.task.parse()?;
+    let (model_dir, mut config) = model_config(&recipe)?;
+    let Some(path) = recipe.data.train.clone() else {
+        return Err(Error::usage("data.train: expected a file or a folder in GLUE's layout, found nothing"));
+    };
+    let mut warnings = Vec::new();
+    let train = data::read(Path::new(&path), task, &columns(&recipe.data), Split::Train, true)?;
+    let (mut train, dev) = read_dev(&recipe, task, train)?;
+    warnings.extend(train.warning());
+    let map = LabelMap::of(task, &train)?;
+    set_labels(&mut config, &map);
+    if let Some(limit) = recipe.data.limit {
+        train = train.subset(limit, recipe.seed)?;
+    }
+    let tokeniser = Tokeniser::load(&model_dir.join(hub::TOKENIZER_FILE))?;
+    let mut tokens = |examples: &Examples, name: &str| -> Result<(TokenisedSet, Labels)> {
+        let labels = map.resolve(examples)?;
+        let set = tokeniser.tokenise(&examples.rows, Some(labels.clone()), recipe.data.max_length)?;
+        set.check_vocab(config.vocab_size, config.type_vocab_size).map_err(|e| e.at(model_dir.display()))?;
+        warnings.extend(set.warning(recipe.data.max_length).map(|w| format!("{name}: {w}")));
+        Ok((set, labels))
+    };
+    let (train, _) = tokens(&train, "training data")?;
+    let dev = dev
+        .iter()
+        .map(|(prefix, examples)| tokens(examples, "development data").map(|(set, labels)| DevSet { prefix, set, labels }))
+        .collect::<Result<Vec<_>>>()?;
+    let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
+    let sites = Bert::new(config.clone(), &Device::meta(1), DType::F32).linear_sites();
+    let policy = Arc::new(policy(&recipe.keep, &sites)?);
+    Ok(Job { recipe, task, model_dir, config, train, dev, sampler, policy, warnings })
+}
+
+impl Job {
+    fn cached_tokens(&self) -> usize {
+        self.train.ids.len()
+    }
+
+    /// The plan of the largest step that the sampler can produce.
+    ///
+    /// # Errors
+    /// Frozen keys that split a stacked weight.
+    pub fn plan(&self) -> Result<Plan> {
+        let longest = self.sampler.longest_batch();
+        plan::plan(&Shape {
+            config: &self.config,
+            frozen: &|key| self.recipe.train.is_frozen(key),
+            policy: self.policy.clone(),
+            micros: &vec![longest; self.recipe.train.accumulate],
+            cached_tokens: if self.recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
+            regression: self.task.is_regression(),
+            threads: rayon::current_num_threads(),
+        })
+    }
+
+    /// The model with its weights, and all that its training needs. `cache` is the norm cache's file, where it lives in one.
+    ///
+    /// # Errors
+    /// A checkpoint that does not fit its configuration.
+    pub fn engine(&mut self, cache: &Path) -> Result<Engine> {
+        let device = Device::cpu();
+        let reinit_head = true;
+        let loaded = load::bert(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;
+        self.warnings.extend(loaded.warnings);
+        let mut model = loaded.model;
+        model.registry.freeze(|key| self.recipe.train.is_frozen(key))?;
+        if !model.registry.params.iter().any(|(_, p)| p.trainable) {
+            return Err(Error::usage("train.freeze: every parameter is frozen; nothing is left to learn"));
+        }
+        let o = &self.recipe.optim;
+        let settings =
+            Settings { beta1: o.beta1, beta2: o.beta2, eps: o.eps, weight_decay: o.weight_decay, clip: o.clip };
+        let norms = match self.policy.remembers_norms() {
+            true => {
+                let store = match self.recipe.keep.cache {
+                    CacheIn::Memory => Store::Memory,
+                    CacheIn::File => Store::File(cache),
+                };
+                let sites = remembering_sites(&self.policy, &model);
+                Some(Arc::new(NormMemory::new(&device, &sites, self.cached_tokens(), store)?))
+            }
+            false => None,
+        };
+        Ok(Engine {
+            optimizer: Optimizer::new(settings, &model.registry.params),
+            model,
+            policy: self.policy.clone(),
+            norms,
+            key: Key::new(self.recipe.seed).named("run"),
+            dropout: true,
+        })
+    }
+}
