@@ -1,0 +1,288 @@
+//! Ragged batches: which examples go together, and their tokens end to end.
+
+use super::shuffle::{Purpose, permutation};
+use super::{Labels, TokenisedSet};
+use colrow_tensor::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// What fills a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BatchBy {
+    /// This many examples.
+    Examples(usize),
+    /// As many examples as have at most this many tokens together.
+    Tokens(usize),
+}
+
+/// Divides examples into batches, epoch by epoch.
+///
+/// An epoch is a function of (seed, epoch) alone, so a run resumes from the numbers of its epoch and batch. Examples keep
+/// their random order: they are not sorted by length, which would make a batch's gradient a biased sample.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    lengths: Vec<u32>,
+    by: BatchBy,
+    seed: Option<u64>,
+}
+
+impl Sampler {
+    /// A sampler over examples of `lengths` tokens; without a seed, the order is that of the file.
+    ///
+    /// Errors if a batch is to hold nothing, or if one example is longer than the token budget.
+    pub fn new(lengths: Vec<u32>, by: BatchBy, shuffle_seed: Option<u64>) -> Result<Self> {
+        let (BatchBy::Examples(size) | BatchBy::Tokens(size)) = by;
+        if size == 0 {
+            return Err(Error::usage("expected a batch of at least one example or token, found 0"));
+        }
+        if u32::try_from(lengths.len()).is_err() {
+            return Err(Error::new(format!("expected fewer than 2^32 examples, found {}", lengths.len())));
+        }
+        let too_long = lengths.iter().position(|&n| matches!(by, BatchBy::Tokens(budget) if n as usize > budget));
+        if let Some(i) = too_long {
+            let what = format!("example {} has {} tokens, more than a batch may hold ({size})", i + 1, lengths[i]);
+            return Err(Error::usage(what).hint("raise the batch's token budget or lower the maximum length"));
+        }
+        Ok(Self { lengths, by, seed: shuffle_seed })
+    }
+
+    /// The batches of epoch `epoch` (from 0), as indices of examples: each example once. The last batch may be small.
+    pub fn epoch(&self, epoch: u64) -> Vec<Vec<u32>> {
+        let n = self.lengths.len() as u32;
+        let order = match self.seed {
+            Some(seed) => permutation(n, seed, Purpose::Epoch(epoch)),
+            None => (0..n).collect(),
+        };
+        match self.by {
+            BatchBy::Examples(size) => order.chunks(size).map(<[u32]>::to_vec).collect(),
+            BatchBy::Tokens(budget) => {
+                let mut batches: Vec<Vec<u32>> = Vec::new();
+                let mut tokens = usize::MAX;
+                for i in order {
+                    let length = self.lengths[i as usize] as usize;
+                    tokens = tokens.saturating_add(length);
+                    match batches.last_mut() {
+                        Some(batch) if tokens <= budget => batch.push(i),
+                        _ => {
+                            batches.push(vec![i]);
+                            tokens = length;
+                        }
+                    }
+                }
+                batches
+            }
+        }
+    }
+
+    /// Lengths, longest first, of a batch with as many tokens as any batch of any epoch can have.
+    pub fn longest_batch(&self) -> Vec<u32> {
+        let mut lengths = match (self.seed, self.by) {
+            (None, _) => {
+                let lengths =
+                    |batch: Vec<u32>| -> Vec<u32> { batch.iter().map(|&i| self.lengths[i as usize]).collect() };
+                let batches = self.epoch(0).into_iter().map(lengths);
+                batches.max_by_key(|batch| batch.iter().map(|&n| u64::from(n)).sum::<u64>()).unwrap_or_default()
+            }
+            (Some(_), _) => self.lengths.clone(),
+        };
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        match (self.seed, self.by) {
+            (None, _) => lengths,
+            (Some(_), BatchBy::Examples(size)) => {
+                lengths.truncate(size);
+                lengths
+            }
+            // Every set of examples that fits begins some order, so the fullest batch is the fullest set.
+            (Some(_), BatchBy::Tokens(budget)) => fullest(&lengths, budget),
+        }
+    }
+}
+
+/// A selection from `lengths` (longest first) with the largest sum that is at most `budget`.
+///
+/// Dynamic programme over the sums that can be reached, length by length: time O(distinct lengths × budget).
+fn fullest(lengths: &[u32], budget: usize) -> Vec<u32> {
+    const UNREACHED: u32 = u32::MAX;
+    let budget = budget.min(lengths.iter().map(|&n| n as usize).sum());
+    // The length that first reached a sum, and how many of it the sum holds.
+    let mut last = vec![UNREACHED; budget + 1];
+    let mut copies = vec![0_u32; budget + 1];
+    last[0] = 0;
+    for group in lengths.chunk_by(|a, b| a == b) {
+        let length = group[0];
+        if length == 0 || last[budget] != UNREACHED {
+            break;
+        }
+        for sum in length as usize..=budget {
+            let before = sum - length as usize;
+            let used = if last[before] == length { copies[before] } else { 0 };
+            if last[sum] == UNREACHED && last[before] != UNREACHED && (used as usize) < group.len() {
+                last[sum] = length;
+                copies[sum] = used + 1;
+            }
+        }
+    }
+    let mut sum = (0..=budget).rev().find(|&sum| last[sum] != UNREACHED).unwrap_or(0);
+    let mut chosen = Vec::new();
+    while sum > 0 {
+        chosen.push(last[sum]);
+        sum -= last[sum] as usize;
+    }
+    chosen.reverse();
+    chosen
+}
+
+/// A ragged batch of `b` examples with `n` tokens together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Token ids, `n`.
+    pub ids: Vec<u32>,
+    /// Token types, `n`.
+    pub types: Vec<u32>,
+    /// Example `i` has the tokens `bounds[i]..bounds[i + 1]`; `b + 1`.
+    pub bounds: Vec<u32>,
+    /// Which tokens the tokenizer added, `n`.
+    pub special: Vec<bool>,
+    /// Index of each example in its set, `b`.
+    pub examples: Vec<u32>,
+    /// Labels, `b`, if the set has them.
+    pub labels: Option<Labels>,
+}
+
+/// Gathers the examples `indices` of `set`, each below `set.len()`.
+pub fn collate(set: &TokenisedSet, indices: &[u32]) -> Batch {
+    let range = |i: u32| set.bounds[i as usize]..set.bounds[i as usize + 1];
+    let n = indices.iter().map(|&i| range(i).len()).sum();
+    let mut batch = Batch {
+        ids: Vec::with_capacity(n),
+        types: Vec::with_capacity(n),
+        bounds: Vec::with_capacity(indices.len() + 1),
+        special: Vec::with_capacity(n),
+        examples: indices.to_vec(),
+        labels: set.labels.as_ref().map(|labels| labels.select(indices)),
+    };
+    batch.bounds.push(0);
+    for &i in indices {
+        batch.ids.extend(&set.ids[range(i)]);
+        batch.types.extend(set.types[range(i)].iter().map(|&kind| u32::from(kind)));
+        batch.special.extend(&set.special[range(i)]);
+        batch.bounds.push(batch.ids.len() as u32);
+    }
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tokens(sampler: &Sampler, batch: &[u32]) -> usize {
+        batch.iter().map(|&i| sampler.lengths[i as usize] as usize).sum()
+    }
+
+    #[test]
+    fn file_order_without_seed() {
+        let sampler = Sampler::new(vec![4, 2, 3, 5, 1], BatchBy::Tokens(6), None).unwrap();
+        let want: [&[u32]; 3] = [&[0, 1], &[2], &[3, 4]];
+        assert_eq!(sampler.epoch(0), want);
+        assert_eq!(sampler.epoch(7), want);
+        assert_eq!(sampler.longest_batch(), [5, 1]);
+        let sampler = Sampler::new(vec![4, 2, 3, 5, 1], BatchBy::Examples(2), None).unwrap();
+        assert_eq!(sampler.epoch(0), [&[0, 1][..], &[2, 3], &[4]]);
+        assert_eq!(sampler.longest_batch(), [5, 3]);
+    }
+
+    #[test]
+    fn bad_sizes() {
+        let message = |lengths, by| Sampler::new(lengths, by, None).unwrap_err().to_string();
+        assert!(message(vec![1], BatchBy::Examples(0)).contains("found 0"));
+        assert!(message(vec![1], BatchBy::Tokens(0)).contains("found 0"));
+        assert!(
+            message(vec![8, 9], BatchBy::Tokens(8)).contains("example 2 has 9 tokens, more than a batch may hold (8)")
+        );
+        let none = Sampler::new(vec![], BatchBy::Tokens(8), Some(1)).unwrap();
+        assert!(none.epoch(0).is_empty() && none.longest_batch().is_empty());
+    }
+
+    #[test]
+    fn gathers_what_was_asked_for() {
+        let set = TokenisedSet {
+            ids: vec![2, 7, 3, 2, 3, 2, 8, 8, 3],
+            types: vec![0, 0, 0, 0, 0, 0, 0, 1, 1],
+            special: vec![true, false, true, true, true, true, false, false, true],
+            bounds: vec![0, 3, 5, 9],
+            labels: Some(Labels::Value(vec![0.5, 1.5, 2.5])),
+            truncated: 0,
+            dropped: 0,
+        };
+        let batch = collate(&set, &[2, 0]);
+        assert_eq!(batch.ids, [2, 8, 8, 3, 2, 7, 3]);
+        assert_eq!(batch.types, [0, 0, 1, 1, 0, 0, 0]);
+        assert_eq!(batch.bounds, [0, 4, 7]);
+        assert_eq!(batch.special, [true, false, false, true, true, false, true]);
+        assert_eq!(batch.examples, [2, 0]);
+        assert_eq!(batch.labels, Some(Labels::Value(vec![2.5, 0.5])));
+        assert_eq!(collate(&set, &[]).bounds, [0]);
+    }
+
+    fn sampler() -> impl Strategy<Value = Sampler> {
+        let by = (any::<bool>(), 1..40_usize);
+        let lengths = proptest::collection::vec(1..20_u32, 0..60);
+        (lengths, by, any::<Option<u64>>()).prop_map(|(lengths, (by_tokens, size), seed)| {
+            let by = if by_tokens { BatchBy::Tokens(size + 19) } else { BatchBy::Examples(size) };
+            Sampler::new(lengths, by, seed).unwrap()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(super::super::fixed_cases())]
+
+        #[test]
+        fn each_example_once_and_budget_kept(sampler in sampler(), epoch in any::<u64>()) {
+            let batches = sampler.epoch(epoch);
+            let mut seen: Vec<u32> = batches.concat();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..sampler.lengths.len() as u32).collect::<Vec<_>>());
+            let most = sampler.longest_batch().iter().sum::<u32>() as usize;
+            for (i, batch) in batches.iter().enumerate() {
+                prop_assert!(!batch.is_empty() && tokens(&sampler, batch) <= most);
+                match sampler.by {
+                    BatchBy::Examples(size) => prop_assert!(batch.len() == size || i + 1 == batches.len()),
+                    BatchBy::Tokens(budget) => {
+                        prop_assert!(tokens(&sampler, batch) <= budget && most <= budget);
+                        // the next example did not fit
+                        if let Some(next) = batches.get(i + 1) {
+                            prop_assert!(tokens(&sampler, batch) + tokens(&sampler, &next[..1]) > budget);
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(batches, sampler.clone().epoch(epoch));
+        }
+
+        #[test]
+        fn fullest_set_is_found(mut lengths in proptest::collection::vec(0..12_u32, 0..9), budget in 1..60_usize) {
+            lengths.sort_unstable_by(|a, b| b.cmp(a));
+            let sum = |set: u32| -> usize { (0..lengths.len()).filter(|i| set >> i & 1 == 1).map(|i| lengths[i] as usize).sum() };
+            let best = (0..1_u32 << lengths.len()).map(sum).filter(|&s| s <= budget).max().unwrap();
+            let chosen = fullest(&lengths, budget);
+            prop_assert_eq!(chosen.iter().sum::<u32>() as usize, best);
+            // every chosen example exists
+            let mut left = lengths.clone();
+            for length in &chosen {
+                let at = left.iter().position(|l| l == length);
+                prop_assert!(at.is_some());
+                left.swap_remove(at.unwrap());
+            }
+            prop_assert!(chosen.is_sorted_by(|a, b| a >= b));
+        }
+    }
+
+    #[test]
+    fn epochs_and_seeds_give_different_orders() {
+        let epoch = |seed, epoch| Sampler::new(vec![1; 50], BatchBy::Examples(8), Some(seed)).unwrap().epoch(epoch);
+        assert_ne!(epoch(1, 0), epoch(1, 1));
+        assert_ne!(epoch(1, 0), epoch(2, 0));
+        assert_eq!(epoch(1, 3), epoch(1, 3));
+    }
+}

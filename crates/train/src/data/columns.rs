@@ -1,0 +1,136 @@
+//! Which columns of a table hold the text, its pair and the label.
+
+use super::{Example, Examples, Request, glue};
+use colrow_tensor::{Error, Result};
+
+/// Positions of the columns that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pick {
+    pub(crate) text: usize,
+    pub(crate) pair: Option<usize>,
+    pub(crate) label: Option<usize>,
+}
+
+/// Finds the columns by the names that `want` gives, or by the usual ones.
+pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
+    let position = |name: &str| found.iter().position(|f| *f == name);
+    let listed = || format!("found columns: {}", found.join(", "));
+    let hint = "name the columns in the recipe: data.text, data.pair, data.label";
+    let given = |name: &String, key: &str| {
+        let missing = || Error::new(format!("no column {name:?} (the recipe's {key}); {}", listed())).hint(hint);
+        position(name).ok_or_else(missing)
+    };
+
+    let columns = want.columns;
+    let layouts = glue::layouts(want.task);
+    let pair = columns.pair.as_ref().map(|name| given(name, "data.pair")).transpose()?;
+    let usual = || match pair {
+        Some(_) => layouts.iter().find_map(|(text, _)| position(text).filter(|&i| Some(i) != pair)).map(|i| (i, pair)),
+        None => layouts.iter().find_map(|(text, pair)| match pair {
+            Some(pair) => Some((position(text)?, Some(position(pair)?))),
+            None => Some((position(text)?, None)),
+        }),
+    };
+    let (text, pair) = match &columns.text {
+        Some(name) => (given(name, "data.text")?, pair),
+        None => usual().ok_or_else(|| {
+            let names =
+                |(text, pair): &glue::Layout| pair.map_or(text.to_string(), |pair| format!("{text} and {pair}"));
+            let expected: Vec<String> = layouts.iter().map(names).collect();
+            let what = format!("expected the columns {} for task {}, ", expected.join(", or "), want.task);
+            Error::new(what + &listed()).hint(hint)
+        })?,
+    };
+    if want.task.needs_pair() && pair.is_none() {
+        let what = format!("task {} compares two texts, but the recipe gives data.text without data.pair", want.task);
+        return Err(Error::new(what).hint(hint));
+    }
+
+    let label = match &columns.label {
+        Some(name) if want.labels_required => Some(given(name, "data.label")?),
+        Some(name) => position(name),
+        None => glue::label_names(want.task).iter().find_map(|name| position(name)),
+    };
+    if want.labels_required && label.is_none() {
+        let expected = glue::label_names(want.task).join(" or ");
+        return Err(Error::new(format!("expected a column {expected} with the label, {}", listed())).hint(hint));
+    }
+    Ok(Pick { text, pair, label })
+}
+
+impl Examples {
+    /// Appends the example of `line`.
+    pub(crate) fn push(
+        &mut self,
+        want: &Request,
+        line: u64,
+        text: String,
+        pair: Option<String>,
+        label: Option<&str>,
+    ) -> Result<()> {
+        let label = label.map(str::trim).filter(|label| !label.is_empty()).map(str::to_owned);
+        if want.labels_required && label.is_none() {
+            return Err(Error::new("the label is missing"));
+        }
+        self.rows.push(Example { text, pair, label, line });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Columns;
+    use super::*;
+    use crate::tasks::Task;
+
+    fn find(found: &[&str], task: Task, given: [&str; 3], labels_required: bool) -> Result<(usize, usize, usize)> {
+        let name = |i: usize| (!given[i].is_empty()).then(|| given[i].to_owned());
+        let columns = Columns { text: name(0), pair: name(1), label: name(2) };
+        let Pick { text, pair, label } = pick(found, &Request { task, columns: &columns, labels_required })?;
+        Ok((text, pair.unwrap_or(9), label.unwrap_or(9)))
+    }
+
+    #[test]
+    fn usual_names() {
+        let none = ["", "", ""];
+        assert_eq!(find(&["label", "text"], Task::Classify, none, true).unwrap(), (1, 9, 0));
+        assert_eq!(find(&["sentence", "label"], Task::Regress, none, true).unwrap(), (0, 9, 1));
+        assert_eq!(find(&["text", "pair", "label"], Task::Classify, none, true).unwrap(), (0, 1, 2));
+        assert_eq!(find(&["sentence", "question", "label"], Task::Qnli, none, true).unwrap(), (1, 0, 2));
+        // as `datasets` writes it
+        assert_eq!(find(&["premise", "hypothesis", "label", "idx"], Task::Mnli, none, true).unwrap(), (0, 1, 2));
+        assert_eq!(
+            find(&["label1", "sentence1", "sentence2", "gold_label"], Task::Mnli, none, true).unwrap(),
+            (1, 2, 3)
+        );
+        assert_eq!(find(&["text"], Task::Classify, none, false).unwrap(), (0, 9, 9));
+    }
+
+    #[test]
+    fn given_names() {
+        let found = ["a", "b", "c", "text", "label"];
+        assert_eq!(find(&found, Task::Classify, ["a", "b", "c"], true).unwrap(), (0, 1, 2));
+        assert_eq!(find(&found, Task::Classify, ["", "b", ""], true).unwrap(), (3, 1, 4));
+        assert_eq!(find(&["text", "pair", "label"], Task::Classify, ["text", "", ""], true).unwrap(), (0, 9, 2));
+        assert_eq!(find(&found, Task::Classify, ["", "", "absent"], false).unwrap(), (3, 9, 9));
+    }
+
+    #[test]
+    fn errors_name_what_was_found_and_the_keys() {
+        let message = |found: &[&str], task, given| {
+            let error = find(found, task, given, true).unwrap_err().to_string();
+            assert!(error.contains("data.text, data.pair, data.label"), "{error}");
+            error
+        };
+        let error = message(&["a", "b"], Task::Rte, ["", "", ""]);
+        assert!(error.contains("premise and hypothesis, or sentence1 and sentence2"), "{error}");
+        assert!(error.contains("found columns: a, b"), "{error}");
+        let error = message(&["a", "b"], Task::Classify, ["c", "", ""]);
+        assert!(error.contains("no column \"c\" (the recipe's data.text); found columns: a, b"), "{error}");
+        assert!(message(&["text"], Task::Classify, ["", "", ""]).contains("expected a column label"));
+        assert!(
+            message(&["text"], Task::Classify, ["", "", "y"]).contains("no column \"y\" (the recipe's data.label)")
+        );
+        assert!(message(&["a", "label"], Task::Rte, ["a", "", ""]).contains("without data.pair"));
+    }
+}

@@ -1,0 +1,249 @@
+//! GLUE as it is distributed: folder layouts and column names.
+
+use super::{Examples, Request, Split, read_file, table};
+use crate::tasks::Task;
+use colrow_tensor::{Error, Result};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+/// Names of the text column and, for pairs, of the second one.
+pub(crate) type Layout = (&'static str, Option<&'static str>);
+
+/// The column names under which a task's texts are looked for, best first.
+pub(crate) fn layouts(task: Task) -> &'static [Layout] {
+    const SENTENCES: Layout = ("sentence1", Some("sentence2"));
+    const PAIR: Layout = ("text", Some("pair"));
+    match task {
+        Task::Cola | Task::Sst2 => &[("sentence", None), ("text", None)],
+        Task::Mrpc => &[("#1 String", Some("#2 String")), SENTENCES, PAIR],
+        Task::Qqp => &[("question1", Some("question2")), SENTENCES, PAIR],
+        Task::Qnli => &[("question", Some("sentence")), SENTENCES, PAIR],
+        Task::Mnli | Task::Rte => &[("premise", Some("hypothesis")), SENTENCES, PAIR],
+        Task::Stsb => &[SENTENCES, PAIR],
+        Task::Classify | Task::Regress => &[SENTENCES, PAIR, ("text", None), ("sentence", None)],
+    }
+}
+
+/// The column names under which a task's label is looked for, best first.
+pub(crate) fn label_names(task: Task) -> &'static [&'static str] {
+    match task {
+        Task::Mrpc => &["Quality", "label"],
+        Task::Qqp => &["is_duplicate", "label"],
+        Task::Mnli => &["gold_label", "label"],
+        Task::Stsb => &["score", "label"],
+        Task::Regress => &["label", "score"],
+        Task::Cola | Task::Sst2 | Task::Qnli | Task::Rte | Task::Classify => &["label"],
+    }
+}
+
+/// The columns of a TSV file whose first line is no header: CoLA's train and dev files have none.
+pub(crate) fn headerless(task: Task, first: &[&str]) -> Option<&'static [&'static str]> {
+    let is_example = task == Task::Cola && first.len() == 4 && ["0", "1"].contains(&first[1]);
+    is_example.then_some(&["source", "label", "star", "sentence"])
+}
+
+/// The file of one split of a folder, if the folder has it.
+///
+/// MRPC's own download has no `dev.tsv`: its dev examples are those lines of `msr_paraphrase_train.txt` whose ids are in
+/// `dev_ids.tsv` or `mrpc_dev_ids.tsv`; then the file is `msr_paraphrase_train.txt` for both splits.
+pub fn split_file(folder: &Path, task: Task, split: Split) -> Option<PathBuf> {
+    let found = candidates(task, split).iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    found.or_else(|| {
+        let train = split_file(folder, task, Split::Train).filter(|path| split == Split::Dev && path.ends_with(MSR));
+        train.filter(|_| dev_ids(folder).is_some())
+    })
+}
+
+const MSR: &str = "msr_paraphrase_train.txt";
+
+fn candidates(task: Task, split: Split) -> &'static [&'static str] {
+    match (split, task) {
+        (Split::Train, Task::Mrpc) => &["train.tsv", MSR],
+        (Split::Train, _) => &["train.tsv"],
+        (Split::Dev, Task::Mnli) => &["dev_matched.tsv", "dev.tsv"],
+        (Split::Dev, _) => &["dev.tsv"],
+        (Split::DevMismatched, _) => &["dev_mismatched.tsv"],
+    }
+}
+
+fn dev_ids(folder: &Path) -> Option<PathBuf> {
+    let names = ["dev_ids.tsv", "mrpc_dev_ids.tsv"];
+    names.iter().map(|name| folder.join(name)).find(|path| path.is_file())
+}
+
+/// Reads one split of `folder`, and says which file it came from.
+pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examples, PathBuf)> {
+    let path = split_file(folder, want.task, split).ok_or_else(|| missing(folder, want.task, split))?;
+    if !path.ends_with(MSR) {
+        return Ok((read_file(&path, want)?, path));
+    }
+    let open = || File::open(&path).map(BufReader::new).map_err(|e| Error::from(e).at(path.display()));
+    let mut examples = table::tsv(open()?, want).map_err(|e| e.at(path.display()))?;
+    if let Some(ids) = dev_ids(folder) {
+        let lines = fs::read_to_string(&ids).map_err(|e| Error::from(e).at(ids.display()))?;
+        let dev: HashSet<(&str, &str)> = lines.lines().filter_map(|line| line.trim().split_once('\t')).collect();
+        let columns = super::Columns { text: Some("#1 ID".into()), pair: Some("#2 ID".into()), label: None };
+        let want = Request { task: want.task, columns: &columns, labels_required: false };
+        let keys = table::tsv(open()?, &want).map_err(|e| e.at(path.display()))?;
+        let in_dev = |i: usize| dev.contains(&(&*keys.rows[i].text, keys.rows[i].pair.as_deref().unwrap_or_default()));
+        let mut i = 0..;
+        examples.rows.retain(|_| i.next().is_some_and(in_dev) == (split == Split::Dev));
+        if examples.rows.is_empty() {
+            return Err(Error::new(format!("no example left for this split by {}", ids.display())).at(path.display()));
+        }
+    }
+    Ok((examples, path))
+}
+
+fn missing(folder: &Path, task: Task, split: Split) -> Error {
+    let expected = candidates(task, split).join(" or ");
+    let mut found: Vec<String> = fs::read_dir(folder)
+        .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    found.sort();
+    let inside = found.iter().find(|name| {
+        name.parse::<Task>().is_ok_and(|t| t == task) && split_file(&folder.join(name), task, split).is_some()
+    });
+    let hint = match inside {
+        Some(name) => format!("did you mean {}?", folder.join(name).display()),
+        None => "give a folder in GLUE's layout, or a .csv, .tsv, .jsonl or .parquet file".to_owned(),
+    };
+    found.truncate(8);
+    let found = if found.is_empty() { "nothing".to_owned() } else { found.join(", ") };
+    Error::new(format!("expected {expected}, found {found}")).at(folder.display()).hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Columns, read as read_path};
+    use super::*;
+
+    /// Each task's train file as GLUE has it, with one or two examples, and what is to be read.
+    const FILES: [(Task, &str, &str, [&str; 3]); 8] = [
+        (
+            Task::Cola,
+            "train.tsv",
+            "gj04\t1\t\tOur friends won't \"buy\" it.\nbc01\t0\t*\tx\n",
+            ["Our friends won't \"buy\" it.", "", "1"],
+        ),
+        (Task::Sst2, "train.tsv", "sentence\tlabel\nhide \"new\t0\n", ["hide \"new", "", "0"]),
+        (
+            Task::Mrpc,
+            "train.tsv",
+            "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t702876\t702977\tAmrozi, \"it\tIt\r\n",
+            ["Amrozi, \"it", "It", "1"],
+        ),
+        (
+            Task::Qqp,
+            "train.tsv",
+            "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n1\t2\t3\tWhy?\tHow?\t0\n2\t3\t4\tshort\n",
+            ["Why?", "How?", "0"],
+        ),
+        (
+            Task::Mnli,
+            "train.tsv",
+            "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t\
+             sentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n\
+             0\t31193\t31193n\tgov\t( a )\t( b )\t(ROOT)\t(ROOT)\tCream.\tProduct.\tneutral\tentailment\n",
+            ["Cream.", "Product.", "entailment"],
+        ),
+        (
+            Task::Qnli,
+            "train.tsv",
+            "index\tquestion\tsentence\tlabel\n0\tWhen?\tThen.\tnot_entailment\n",
+            ["When?", "Then.", "not_entailment"],
+        ),
+        (
+            Task::Rte,
+            "train.tsv",
+            "index\tsentence1\tsentence2\tlabel\n0\tNo.\tYes.\tentailment\n",
+            ["No.", "Yes.", "entailment"],
+        ),
+        (
+            Task::Stsb,
+            "train.tsv",
+            "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n\
+             0\tmain-captions\tMSRvid\t2012test\t0001\tnone\tnone\tA plane.\tAn air plane.\t5.000\n",
+            ["A plane.", "An air plane.", "5.000"],
+        ),
+    ];
+
+    fn load(folder: &Path, task: Task, split: Split) -> Result<Examples> {
+        read_path(folder, task, &Columns::default(), split, true)
+    }
+
+    #[test]
+    fn every_task_as_distributed() {
+        for (task, name, content, [text, pair, label]) in FILES {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(name), content).unwrap();
+            let examples = load(folder.path(), task, Split::Train).unwrap();
+            let first = &examples.rows[0];
+            assert_eq!((first.text.as_str(), first.label.as_deref()), (text, Some(label)), "{task}");
+            assert_eq!(first.pair.as_deref(), (!pair.is_empty()).then_some(pair), "{task}");
+            assert_eq!(first.pair.is_some(), task.needs_pair());
+            assert_eq!(examples.skipped, u64::from(task == Task::Qqp));
+            assert_eq!(examples.warning().is_some(), task == Task::Qqp);
+            let labels = super::super::LabelMap::of(task, &examples).unwrap().resolve(&examples).unwrap();
+            assert_eq!(labels.len(), examples.rows.len());
+        }
+    }
+
+    #[test]
+    fn cola_counts_lines_from_the_first_example() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("train.tsv"), FILES[0].2).unwrap();
+        let examples = load(folder.path(), Task::Cola, Split::Train).unwrap();
+        assert_eq!(examples.rows.iter().map(|e| e.line).collect::<Vec<_>>(), [1, 2]);
+        // with a header it is an ordinary table
+        fs::write(folder.path().join("train.tsv"), "sentence\tlabel\nx\t1\n").unwrap();
+        assert_eq!(load(folder.path(), Task::Cola, Split::Train).unwrap().rows[0].line, 2);
+    }
+
+    #[test]
+    fn mnli_has_two_dev_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let content = |text| format!("sentence1\tsentence2\tgold_label\n{text}\tb\tneutral\n");
+        fs::write(folder.path().join("dev_matched.tsv"), content("matched")).unwrap();
+        fs::write(folder.path().join("dev_mismatched.tsv"), content("mismatched")).unwrap();
+        for (split, text) in [(Split::Dev, "matched"), (Split::DevMismatched, "mismatched")] {
+            assert_eq!(load(folder.path(), Task::Mnli, split).unwrap().rows[0].text, text);
+        }
+        assert_eq!(split_file(folder.path(), Task::Mnli, Split::Train), None);
+    }
+
+    #[test]
+    fn mrpc_as_downloaded_from_its_authors() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t11\t12\ta\tb\r\n0\t21\t22\tc\td\r\n";
+        fs::write(folder.path().join(MSR), rows).unwrap();
+        let texts = |split| -> Vec<String> {
+            load(folder.path(), Task::Mrpc, split).unwrap().rows.into_iter().map(|e| e.text).collect()
+        };
+        assert_eq!(texts(Split::Train), ["a", "c"]);
+        assert!(load(folder.path(), Task::Mrpc, Split::Dev).is_err());
+        fs::write(folder.path().join("dev_ids.tsv"), "11\t12\n").unwrap();
+        assert_eq!(texts(Split::Train), ["c"]);
+        assert_eq!(texts(Split::Dev), ["a"]);
+        assert!(load(folder.path(), Task::Mrpc, Split::DevMismatched).is_err());
+        // the ids say nothing about a train.tsv that may already be without them
+        fs::write(folder.path().join("train.tsv"), rows).unwrap();
+        assert_eq!(texts(Split::Train), ["a", "c"]);
+        assert!(load(folder.path(), Task::Mrpc, Split::Dev).is_err());
+    }
+
+    #[test]
+    fn folder_without_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = |task| load(folder.path(), task, Split::Train).unwrap_err().to_string();
+        assert!(message(Task::Rte).contains("expected train.tsv, found nothing"));
+        assert!(message(Task::Mrpc).contains("expected train.tsv or msr_paraphrase_train.txt"));
+        fs::create_dir(folder.path().join("STS-B")).unwrap();
+        fs::write(folder.path().join("STS-B/train.tsv"), "x").unwrap();
+        let found = message(Task::Stsb);
+        assert!(found.contains("found STS-B") && found.contains("did you mean") && found.contains("STS-B?"), "{found}");
+        assert!(!message(Task::Rte).contains("did you mean"));
+    }
+}
