@@ -1,5 +1,15 @@
 //! The training loop and what it needs: recipes, data, metrics, checkpoints.
 
+pub mod checkpoint;
 pub mod data;
+pub mod engine;
+pub mod evaluate;
+pub mod folder;
 pub mod metrics;
+pub mod optim;
+pub mod plan;
+pub mod recipe;
+pub mod schedule;
+pub mod setup;
 pub mod tasks;
+pub mod trainer;
