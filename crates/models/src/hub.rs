@@ -1,0 +1,441 @@
+//! From what a user calls a model to a local folder with its files.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use colrow_tensor::{Error, Result};
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+
+use crate::files::{first_ten, io_error, read_json_bytes};
+use crate::weights::{INDEX_FILE, WEIGHTS_FILE, parse_index};
+
+/// The model's configuration.
+pub const CONFIG_FILE: &str = "config.json";
+/// The tokenizer, whole.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// What other programs read of a tokenizer; each may be absent.
+pub const OTHER_TOKENIZER_FILES: [&str; 4] =
+    ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"];
+
+const PASS_A_FOLDER: &str =
+    "pass a local folder that holds config.json, model.safetensors and tokenizer.json, or check the name";
+
+/// The local folder of `model`: that folder itself, or the cached or freshly fetched files of the hub repository of that name.
+///
+/// `revision` is a branch, tag or commit of the repository ("main" if in doubt) and means nothing for a local folder. What the cache
+/// holds of a revision is used without asking the hub again. `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and
+/// `HF_TOKEN` mean what they mean to `transformers`.
+pub fn resolve(model: &str, revision: &str) -> Result<PathBuf> {
+    let path = match (model.strip_prefix("~/"), env::home_dir()) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(model),
+    };
+    if path.is_dir() {
+        check_folder(&path)?;
+        return Ok(path);
+    }
+    if path.exists() {
+        return Err(Error::new("expected a model folder, found a file")
+            .at(path.display())
+            .hint("pass the folder that holds config.json, model.safetensors and tokenizer.json"));
+    }
+    if model.starts_with(['.', '/', '~']) || model.split('/').count() > 2 || model.contains('\\') {
+        return Err(Error::new(format!("no such folder: {model}")));
+    }
+    if !is_hub_name(model) {
+        return Err(
+            Error::new(format!("neither a folder nor the name of a hub repository: {model:?}")).hint(PASS_A_FOLDER)
+        );
+    }
+    if !is_revision(revision) {
+        return Err(Error::new(format!("expected a branch, tag or commit, found the revision {revision:?}")));
+    }
+    Hub::from_env()?.resolve(model, revision)
+}
+
+/// Checks that a folder holds the files of a model; the error names what is missing and what is there instead.
+pub fn check_folder(dir: &Path) -> Result<()> {
+    let has = |name: &str| dir.join(name).exists();
+    let mut missing = Vec::new();
+    let mut hint = None;
+    if !has(CONFIG_FILE) {
+        missing.push(CONFIG_FILE);
+    }
+    if !has(WEIGHTS_FILE) && !has(INDEX_FILE) {
+        missing.push(WEIGHTS_FILE);
+        let others = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"];
+        hint = others.into_iter().find(|name| has(name)).map(|name| {
+            format!("convert {name} to safetensors: load it in transformers and save_pretrained(..) it again")
+        });
+    }
+    if !has(TOKENIZER_FILE) {
+        missing.push(TOKENIZER_FILE);
+        if has("vocab.txt") && hint.is_none() {
+            hint = Some(
+                "make tokenizer.json from vocab.txt: AutoTokenizer.from_pretrained(..).save_pretrained(..) in transformers"
+                    .to_string(),
+            );
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(dir).map_err(|e| io_error("cannot read the model folder", &e, dir))?;
+    let mut present: Vec<_> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    present.sort();
+    let present = if present.is_empty() { "nothing".to_string() } else { first_ten(&present) };
+    let error = Error::new(format!("expected {}, found {present}", missing.join(" and "))).at(dir.display());
+    Err(match hint {
+        Some(hint) => error.hint(hint),
+        None => error.hint("a model folder holds config.json, model.safetensors and tokenizer.json"),
+    })
+}
+
+/// `name` or `owner/name`, of letters, digits and `-_.`.
+fn is_hub_name(model: &str) -> bool {
+    model.len() <= 200
+        && model.split('/').all(|part| {
+            part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+                && !part.contains("..")
+        })
+}
+
+/// Something that is a path within the cache and part of an address as it stands.
+fn is_revision(revision: &str) -> bool {
+    revision.split('/').all(|part| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    })
+}
+
+/// Where repositories and their copies are.
+struct Hub {
+    cache: PathBuf,
+    /// The hub's own if `None`.
+    endpoint: Option<String>,
+    token: Option<String>,
+    offline: bool,
+    progress: bool,
+}
+
+impl Hub {
+    fn from_env() -> Result<Self> {
+        let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        let home = || Some(env::home_dir()?.join(".cache").join("huggingface"));
+        let cache = set("HF_HUB_CACHE")
+            .map(PathBuf::from)
+            .or_else(|| Some(set("HF_HOME").map(PathBuf::from).or_else(home)?.join("hub")))
+            .ok_or_else(|| Error::new("no home folder to cache models in").hint("set HF_HOME to a folder"))?;
+        let offline = set("HF_HUB_OFFLINE")
+            .is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str()));
+        Ok(Self { cache, endpoint: set("HF_ENDPOINT"), token: set("HF_TOKEN"), offline, progress: true })
+    }
+
+    fn resolve(&self, model: &str, revision: &str) -> Result<PathBuf> {
+        if let Some(folder) = self.cached(model, revision) {
+            return Ok(folder);
+        }
+        if self.offline {
+            return Err(Error::new(format!(
+                "{model} (revision {revision}) is not in the cache, and HF_HUB_OFFLINE is set"
+            ))
+            .at(self.cache.display())
+            .hint(PASS_A_FOLDER));
+        }
+        self.fetch(model, revision)
+    }
+
+    /// The folder of a revision of which all files are in the cache.
+    fn cached(&self, model: &str, revision: &str) -> Option<PathBuf> {
+        let repo = self.cache.join(repo(model, revision).folder_name());
+        // A commit may be given itself, or through a branch or tag.
+        let commit = std::fs::read_to_string(repo.join("refs").join(revision)).unwrap_or_else(|_| revision.to_string());
+        let folder = repo.join("snapshots").join(commit.trim());
+        check_folder(&folder).ok()?;
+        if !folder.join(WEIGHTS_FILE).exists() {
+            let index = parse_index(&read_json_bytes(&folder.join(INDEX_FILE)).ok()?).ok()?;
+            if !index.values().all(|shard| folder.join(shard).exists()) {
+                return None;
+            }
+        }
+        Some(folder)
+    }
+
+    fn fetch(&self, model: &str, revision: &str) -> Result<PathBuf> {
+        let mut builder = ApiBuilder::from_cache(Cache::new(self.cache.clone())).with_progress(self.progress);
+        if let Some(endpoint) = &self.endpoint {
+            builder = builder.with_endpoint(endpoint.clone());
+        }
+        if self.token.is_some() {
+            builder = builder.with_token(self.token.clone());
+        }
+        let api = builder.build().map_err(|e| Failure::from(e).explain(model, revision, CONFIG_FILE))?;
+        let get = |repo: &ApiRepo, name: &str| repo.get(name).map_err(Failure::from);
+        let needed = |repo: &ApiRepo, name: &str| get(repo, name).map_err(|e| e.explain(model, revision, name));
+
+        let config = needed(&api.repo(repo(model, revision)), CONFIG_FILE)?;
+        let folder = config.parent().unwrap_or(Path::new(".")).to_path_buf();
+        // The branch may move on while the rest is fetched; all files have to be of one commit.
+        let commit = folder.file_name().unwrap_or_default().to_string_lossy();
+        let commit = api.repo(repo(model, &commit));
+        for name in OTHER_TOKENIZER_FILES {
+            match get(&commit, name) {
+                Ok(_) | Err(Failure::Absent) => {}
+                Err(e) => return Err(e.explain(model, revision, name)),
+            }
+        }
+        needed(&commit, TOKENIZER_FILE)?;
+        match get(&commit, WEIGHTS_FILE) {
+            Ok(_) => {}
+            Err(Failure::Absent) => {
+                let index = match get(&commit, INDEX_FILE) {
+                    Err(Failure::Absent) => return Err(Failure::Absent.explain(model, revision, WEIGHTS_FILE)),
+                    index => index.map_err(|e| e.explain(model, revision, INDEX_FILE))?,
+                };
+                let map = parse_index(&read_json_bytes(&index)?).map_err(|e| e.at(index.display()))?;
+                let shards: std::collections::BTreeSet<_> = map.into_values().collect();
+                for shard in shards {
+                    needed(&commit, &shard)?;
+                }
+            }
+            Err(e) => return Err(e.explain(model, revision, WEIGHTS_FILE)),
+        }
+        check_folder(&folder)?;
+        Ok(folder)
+    }
+}
+
+fn repo(model: &str, revision: &str) -> Repo {
+    Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string())
+}
+
+/// Why a file could not be fetched, as far as it makes a difference to the user.
+enum Failure {
+    /// The repository has no such file, or there is no such repository or revision.
+    Absent,
+    /// The hub does not show it to everybody, or there is no such repository: it does not say which.
+    Forbidden,
+    /// The hub gave another answer.
+    Refused(String),
+    /// No answer.
+    Unreachable(String),
+    /// The file could not be kept.
+    Local(String),
+}
+
+impl From<ApiError> for Failure {
+    fn from(e: ApiError) -> Self {
+        let text = e.to_string();
+        match e {
+            ApiError::RequestError(e) => match e.into_response().map(|response| response.status()) {
+                Some(404) => Self::Absent,
+                Some(401 | 403) => Self::Forbidden,
+                Some(_) => Self::Refused(text),
+                None => Self::Unreachable(text),
+            },
+            ApiError::TooManyRetries(e) => Self::from(*e),
+            ApiError::IoError(_) | ApiError::LockAcquisition(_) | ApiError::InvalidResume => Self::Local(text),
+            _ => Self::Refused(text),
+        }
+    }
+}
+
+impl Failure {
+    fn explain(self, model: &str, revision: &str, file: &str) -> Error {
+        let what = match self {
+            Self::Absent if file == CONFIG_FILE => {
+                format!("no folder {model:?}, and no hub repository of that name with a {file} in revision {revision}")
+            }
+            Self::Absent => {
+                let hint = if file == WEIGHTS_FILE {
+                    "only safetensors are read: convert the weights in transformers, and pass the folder"
+                } else {
+                    PASS_A_FOLDER
+                };
+                return Error::new(format!("the hub repository {model} has no {file} in revision {revision}"))
+                    .hint(hint);
+            }
+            Self::Forbidden => {
+                return Error::new(format!(
+                    "no folder {model:?}, and the hub repository {model} does not exist or is not public"
+                ))
+                .hint("check the name; for a private or gated one set HF_TOKEN, or pass a local folder");
+            }
+            Self::Refused(e) => format!("the hub did not give {file} of {model}: {e}"),
+            Self::Unreachable(e) => format!("no folder {model:?}, and the hub cannot be reached: {e}"),
+            Self::Local(e) => format!("{file} of {model} cannot be kept in the cache: {e}"),
+        };
+        Error::new(what).hint(PASS_A_FOLDER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[track_caller]
+    fn fails<T>(result: Result<T>, expected: &[&str]) {
+        let e = result.err().expect("an error").to_string();
+        for expected in expected {
+            assert!(e.contains(expected), "{e:?} does not contain {expected:?}");
+        }
+    }
+
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for name in files {
+            fs::write(dir.path().join(name), "{}").unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_local_folder_is_used_as_it_is() {
+        let dir = folder(&[CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE]);
+        assert_eq!(resolve(dir.path().to_str().unwrap(), "main").unwrap(), dir.path());
+        let dir = folder(&[CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE]);
+        assert_eq!(resolve(dir.path().to_str().unwrap(), "main").unwrap(), dir.path());
+    }
+
+    #[test]
+    fn missing_files_are_named() {
+        let check = |files: &[&str]| check_folder(folder(files).path());
+        fails(check(&[]), &["expected config.json and model.safetensors and tokenizer.json, found nothing"]);
+        fails(
+            check(&[WEIGHTS_FILE, TOKENIZER_FILE]),
+            &["expected config.json, found model.safetensors, tokenizer.json"],
+        );
+        fails(
+            check(&[CONFIG_FILE, TOKENIZER_FILE, "pytorch_model.bin"]),
+            &[
+                "expected model.safetensors, found config.json, pytorch_model.bin, tokenizer.json",
+                "hint: convert pytorch_model.bin to safetensors",
+            ],
+        );
+        fails(check(&[CONFIG_FILE, WEIGHTS_FILE, "vocab.txt"]), &["expected tokenizer.json", "from vocab.txt"]);
+    }
+
+    #[test]
+    fn paths_that_do_not_exist_are_named() {
+        for path in ["./absent", "/absent/model", "../absent", "~/absent-model", "a/b/c", "absent\\model"] {
+            fails(resolve(path, "main"), &["no such folder", path]);
+        }
+        let dir = folder(&["a file"]);
+        fails(resolve(dir.path().join("a file").to_str().unwrap(), "main"), &["expected a model folder, found a file"]);
+    }
+
+    #[test]
+    fn names_that_cannot_be_on_the_hub_are_named() {
+        for name in ["", "org/", "a b", "org/na..me", "-x", "org/naïve", "a?b"] {
+            fails(resolve(name, "main"), &["neither a folder nor the name"]);
+        }
+        for revision in ["", "../x", "a b", "/main", "a//b"] {
+            fails(resolve("org/name", revision), &["expected a branch, tag or commit"]);
+        }
+        assert!(is_revision("refs/pr/1") && is_hub_name("google-bert/bert-base_uncased.v1"));
+    }
+
+    /// A hub on this machine that has one commit of `org/name`; counts the requests and answers `status` where it has no file.
+    fn serve(files: &'static [(&'static str, &'static str)], status: u16) -> (String, Arc<Mutex<usize>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(0));
+        let count = requests.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                *count.lock().unwrap() += 1;
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
+                let target = lines.next().unwrap_or_default();
+                let probe = lines.take_while(|line| !line.is_empty()).any(|line| line.ends_with("bytes=0-0"));
+                let wanted = |name: &str| {
+                    ["main", "c0ffee"].iter().any(|r| target.contains(&format!("/org/name/resolve/{r}/{name} ")))
+                };
+                let answer = match files.iter().find(|(name, _)| wanted(name)) {
+                    Some((name, text)) => {
+                        let body = if probe { &text[..1] } else { text };
+                        let (sent, all) = (body.len(), text.len());
+                        format!(
+                            "HTTP/1.1 206 Partial Content\r\nETag: \"{name}\"\r\nX-Repo-Commit: c0ffee\r\nContent-Length: {sent}\r\n\
+                             Content-Range: bytes 0-{}/{all}\r\nConnection: close\r\n\r\n{body}",
+                            sent - 1
+                        )
+                    }
+                    None => format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+                };
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        (address, requests)
+    }
+
+    fn hub(cache: &Path, endpoint: &str, offline: bool) -> Hub {
+        Hub { cache: cache.to_path_buf(), endpoint: Some(endpoint.to_string()), token: None, offline, progress: false }
+    }
+
+    #[test]
+    fn a_repository_is_fetched_once() {
+        let cache = tempfile::tempdir().unwrap();
+        let (endpoint, requests) = serve(
+            &[(CONFIG_FILE, "{}"), (TOKENIZER_FILE, "{\"t\":1}"), ("vocab.txt", "a"), (WEIGHTS_FILE, "weights")],
+            404,
+        );
+        fails(hub(cache.path(), &endpoint, true).resolve("org/name", "main"), &["not in the cache", "HF_HUB_OFFLINE"]);
+        let folder = hub(cache.path(), &endpoint, false).resolve("org/name", "main").unwrap();
+        assert_eq!(fs::read_to_string(folder.join(WEIGHTS_FILE)).unwrap(), "weights");
+        assert_eq!(fs::read_to_string(folder.join(TOKENIZER_FILE)).unwrap(), "{\"t\":1}");
+        assert!(folder.join("vocab.txt").exists() && !folder.join("added_tokens.json").exists());
+        let before = *requests.lock().unwrap();
+        for revision in ["main", "c0ffee"] {
+            assert_eq!(hub(cache.path(), &endpoint, true).resolve("org/name", revision).unwrap(), folder);
+            assert_eq!(hub(cache.path(), &endpoint, false).resolve("org/name", revision).unwrap(), folder);
+        }
+        assert_eq!(*requests.lock().unwrap(), before, "a cached revision needs no network");
+    }
+
+    #[test]
+    fn shards_are_fetched_and_none_may_be_absent() {
+        const INDEX: &str = r#"{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#;
+        let cache = tempfile::tempdir().unwrap();
+        let (endpoint, _) =
+            serve(&[(CONFIG_FILE, "{}"), (TOKENIZER_FILE, "{}"), (INDEX_FILE, INDEX), ("1.safetensors", "1")], 404);
+        fails(hub(cache.path(), &endpoint, false).resolve("org/name", "main"), &["org/name has no 2.safetensors"]);
+        let (endpoint, _) = serve(&[("2.safetensors", "2")], 404);
+        let folder = hub(cache.path(), &endpoint, false).resolve("org/name", "main");
+        // The first answers are cached, so only the rest is asked for.
+        let folder = folder.unwrap();
+        assert_eq!(fs::read_to_string(folder.join("2.safetensors")).unwrap(), "2");
+    }
+
+    #[test]
+    fn what_the_hub_lacks_is_named() {
+        let cache = tempfile::tempdir().unwrap();
+        let try_with = |files, status| hub(cache.path(), &serve(files, status).0, false).resolve("org/name", "main");
+        fails(try_with(&[], 404), &["no folder \"org/name\", and no hub repository", "pass a local folder"]);
+        fails(try_with(&[], 401), &["does not exist or is not public", "HF_TOKEN"]);
+        fails(try_with(&[], 503), &["the hub did not give config.json of org/name", "503"]);
+        fails(try_with(&[(CONFIG_FILE, "{}")], 404), &["has no tokenizer.json in revision main"]);
+        fails(try_with(&[(TOKENIZER_FILE, "{}")], 404), &["has no model.safetensors", "only safetensors are read"]);
+    }
+
+    #[test]
+    fn a_hub_that_cannot_be_reached_is_named() {
+        let cache = tempfile::tempdir().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let gone = hub(cache.path(), &format!("http://{address}"), false);
+        fails(
+            gone.resolve("org/name", "main"),
+            &["no folder \"org/name\", and the hub cannot be reached", "hint: pass a local folder"],
+        );
+        let nonsense = hub(cache.path(), "not an address", false);
+        assert!(nonsense.resolve("org/name", "main").is_err());
+    }
+}
