@@ -20,7 +20,7 @@ use svg::{Bar, Series, Slice, colour_class, escape};
 
 /// Classes of memory from the bottom of the chart, what lives longest first, with their colours.
 const CLASSES: [(&str, usize); 6] =
-    [("weights", 7), ("optimizer", 6), ("gradients", 5), ("cache", 3), ("kept", 1), ("workspace", 4)];
+    [("weights", 7), ("optimizer", 0), ("gradients", 5), ("cache", 3), ("kept", 1), ("workspace", 4)];
 
 /// A run under the name that the page gives it, with its colour.
 struct Named<'a> {
@@ -91,12 +91,9 @@ fn curves(runs: &[Named]) -> String {
     }
     html += "<div class=\"charts\">";
     let logged = runs.iter().map(|n| n.run.train.len()).max().unwrap_or(0);
-    let window = if logged < 24 { 1 } else { (logged / 24).clamp(3, 200) };
-    let how = if window > 1 {
-        format!("smoothed over about {window} logged values; as logged: faint")
-    } else {
-        String::new()
-    };
+    let window = if logged < 24 { 1 } else { (logged / 12).clamp(3, 200) };
+    let how =
+        if window > 1 { format!("(averaged over about {window} logged values; faint: each)") } else { String::new() };
     html += &figure("Training loss", &how, &svg::line_chart("loss", &train_series(runs, |p| p.loss, window)));
     for metric in eval_metrics(runs) {
         let series = runs.iter().map(|n| Series {
@@ -157,8 +154,8 @@ fn memory(runs: &[Named]) -> String {
         return String::new();
     }
     let mut html = String::from(
-        "<h2>Memory</h2>\n<p>Left: what the ops of each layer keep from the forward pass for the backward pass. \
-         Right: everything that is live during one step.",
+        "<h2>Memory</h2>\n<p>Bars: what the ops of each layer keep from the forward pass for the backward pass. \
+         Areas: everything that is live during one step.",
     );
     html += if told.len() > 1 { " All runs are drawn to one scale.</p>" } else { "</p>" };
     let rows: Vec<Vec<sites::LayerRow>> = told.iter().map(|n| sites::by_layer(n.run.list(|s| &s.ledger))).collect();
@@ -212,7 +209,7 @@ fn live_chart(run: &Run, most: u64) -> String {
     let mut layers: Vec<(String, usize)> = CLASSES.iter().map(|c| (c.0.to_string(), c.1)).collect();
     for class in timeline.iter().flat_map(|m| m.live.keys()) {
         if !layers.iter().any(|l| l.0 == *class) {
-            layers.push((class.clone(), if layers.len() % 2 == 0 { 2 } else { 0 }));
+            layers.push((class.clone(), if layers.len() % 2 == 0 { 2 } else { 6 }));
         }
     }
     layers.retain(|l| timeline.iter().any(|m| m.live.get(&l.0).is_some_and(|b| *b > 0)));
@@ -342,19 +339,30 @@ fn warnings(run: &Run) -> Vec<String> {
     warnings
 }
 
-/// A box of remarks by run, empty if there are none.
+/// A box of remarks, each with the runs it is about; empty if there are none.
 fn notes(heading: &str, runs: &[Named], of: impl Fn(&Run) -> Vec<String>) -> String {
-    let mut html = String::new();
+    let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
     for named in runs {
-        let notes = of(named.run);
-        if notes.is_empty() {
-            continue;
+        for note in of(named.run) {
+            match lines.iter_mut().find(|l| l.0 == note) {
+                Some(line) => line.1.push(&named.name),
+                None => lines.push((note, vec![&named.name])),
+            }
         }
-        let items: String = notes.iter().map(|n| format!("<li>{}</li>", escape(n))).collect();
-        let name = if runs.len() > 1 { format!("<h3>{}</h3>", escape(&named.name)) } else { String::new() };
-        let _ = write!(html, "<div class=\"notes\">{name}<ul>{items}</ul></div>");
     }
-    if html.is_empty() { html } else { format!("{heading}{html}") }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let mut html = format!("{heading}<div class=\"notes\"><ul>");
+    for (note, names) in lines {
+        let about = match names.len() {
+            _ if runs.len() == 1 => String::new(),
+            n if n >= runs.len() => "<b>all runs</b>: ".into(),
+            _ => format!("<b>{}</b>: ", escape(&names.join(", "))),
+        };
+        let _ = write!(html, "<li>{about}{}</li>", escape(&note));
+    }
+    html + "</ul></div>"
 }
 
 fn recipes(runs: &[Named]) -> String {

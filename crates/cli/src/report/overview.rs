@@ -136,9 +136,9 @@ fn against(first: &Run, run: &Run) -> Vec<String> {
     if let Some((metric, difference)) = metric_difference(first, run) {
         let metric = escape(&metric);
         parts.push(match difference {
-            d if d.abs() < 5e-5 => format!("reaches the same {metric}"),
-            d if d > 0.0 => format!("ends {} higher in best {metric}", units::number(d)),
-            d => format!("ends {} lower in best {metric}", units::number(-d)),
+            d if d.abs() < 5e-5 => format!("reaches the same best {metric}"),
+            d if d > 0.0 => format!("has a best {metric} {} higher", units::number(d)),
+            d => format!("has a best {metric} {} lower", units::number(-d)),
         });
     }
     parts
