@@ -242,7 +242,7 @@ pub(super) fn area_chart(
                 let y = frame.y(below[i]);
                 let _ = write!(d, "L{x1:.1} {y:.1}H{x0:.1}");
             }
-            let _ = write!(svg, "<path class=\"fill area {}\" d=\"{d}Z\"/>", colour_class(*colour));
+            let _ = write!(svg, "<path class=\"fill {}\" d=\"{d}Z\"/>", colour_class(*colour));
         }
         below = above;
     }
@@ -472,9 +472,7 @@ impl Axis {
 
 /// The smallest of 1, 2, 5 times a power of ten that is at least `step`.
 fn round_step(step: f64) -> f64 {
-    if !(step > 1e-300) {
-        return 1e-300;
-    }
+    let step = step.max(1e-300);
     let power = 10f64.powf(step.log10().floor());
     // A little slack, so that 0.2 is a step for 0.2000…01.
     [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= step * 0.999_999).unwrap_or(step)
