@@ -1,6 +1,7 @@
 //! The report: one HTML page about one or several runs, complete in itself (no script, nothing to fetch).
 
 mod load;
+mod memory;
 mod overview;
 #[cfg(test)]
 mod sample;
@@ -16,11 +17,10 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 use std::time::SystemTime;
-use svg::{Bar, Series, Slice, colour_class, escape};
+use svg::{Series, escape};
 
-/// Classes of memory from the bottom of the chart, what lives longest first, with their colours.
-const CLASSES: [(&str, usize); 6] =
-    [("weights", 7), ("optimizer", 6), ("gradients", 5), ("cache", 3), ("kept", 1), ("workspace", 4)];
+/// A value of a logged step.
+type Field = fn(&load::TrainPoint) -> Option<f64>;
 
 /// A run under the name that the page gives it, with its colour.
 struct Named<'a> {
@@ -42,7 +42,7 @@ pub(crate) fn render(title: &str, runs: &[Run]) -> String {
     page += &notes("", runs, |run| run.notes.clone());
     page += &overview::figures(runs);
     page += &curves(runs);
-    page += &memory(runs);
+    page += &memory::section(runs);
     page += &policies(runs);
     page += &notes("<h2>Warnings</h2>", runs, warnings);
     page += &recipes(runs);
@@ -91,12 +91,9 @@ fn curves(runs: &[Named]) -> String {
     }
     html += "<div class=\"charts\">";
     let logged = runs.iter().map(|n| n.run.train.len()).max().unwrap_or(0);
-    let window = if logged < 24 { 1 } else { (logged / 24).clamp(3, 200) };
-    let how = if window > 1 {
-        format!("smoothed over about {window} logged values; as logged: faint")
-    } else {
-        String::new()
-    };
+    let window = if logged < 24 { 1 } else { (logged / 12).clamp(3, 200) };
+    let how =
+        if window > 1 { format!("(averaged over about {window} logged values; faint: each)") } else { String::new() };
     html += &figure("Training loss", &how, &svg::line_chart("loss", &train_series(runs, |p| p.loss, window)));
     for metric in eval_metrics(runs) {
         let series = runs.iter().map(|n| Series {
@@ -110,7 +107,7 @@ fn curves(runs: &[Named]) -> String {
         html += &figure(&title, "", &svg::line_chart(&metric, &series.collect::<Vec<_>>()));
     }
     html += "</div>";
-    let more: [(&str, &str, fn(&load::TrainPoint) -> Option<f64>, usize); 3] = [
+    let more: [(&str, &str, Field, usize); 3] = [
         ("Learning rate", "learning rate", |p| p.lr, 1),
         ("Norm of the gradient", "norm", |p| p.grad_norm, window),
         ("Time per step", "seconds", |p| p.step_seconds, window),
@@ -126,7 +123,7 @@ fn curves(runs: &[Named]) -> String {
     html
 }
 
-fn train_series(runs: &[Named], value: fn(&load::TrainPoint) -> Option<f64>, window: usize) -> Vec<Series> {
+fn train_series(runs: &[Named], value: Field, window: usize) -> Vec<Series> {
     let series = runs.iter().map(|n| {
         let raw: Vec<_> = n.run.train.iter().map(|p| (p.step as f64, value(p))).collect();
         let (points, raw) = if window > 1 { (svg::smooth(&raw, window), raw) } else { (raw, Vec::new()) };
@@ -147,155 +144,6 @@ fn eval_metrics(runs: &[Named]) -> Vec<String> {
         }
     }
     metrics
-}
-
-fn memory(runs: &[Named]) -> String {
-    let told = |n: &&Named| !n.run.list(|s| &s.ledger).is_empty() || !n.run.list(|s| &s.timeline).is_empty();
-    let told: Vec<&Named> = runs.iter().filter(told).collect();
-    let by_class = peak_by_class(runs);
-    if told.is_empty() && by_class.is_empty() {
-        return String::new();
-    }
-    let mut html = String::from(
-        "<h2>Memory</h2>\n<p>Left: what the ops of each layer keep from the forward pass for the backward pass. \
-         Right: everything that is live during one step.",
-    );
-    html += if told.len() > 1 { " All runs are drawn to one scale.</p>" } else { "</p>" };
-    let rows: Vec<Vec<sites::LayerRow>> = told.iter().map(|n| sites::by_layer(n.run.list(|s| &s.ledger))).collect();
-    let ops = ops(&rows);
-    let most_kept = rows.iter().flatten().map(sites::LayerRow::total).max().unwrap_or(0);
-    let live = |n: &&Named| {
-        let highest =
-            n.run.list(|s| &s.timeline).iter().map(|m| m.live.values().fold(0u64, |a, b| a.saturating_add(*b))).max();
-        highest.max(n.run.peak_bytes())
-    };
-    let most_live = told.iter().filter_map(live).max().unwrap_or(0);
-    for (named, rows) in told.iter().zip(&rows) {
-        if runs.len() > 1 {
-            let _ = write!(html, "<h3>{}</h3>", escape(&named.name));
-        }
-        html += "<div class=\"charts\">";
-        html += &figure("Kept bytes by layer and op", "", &kept_chart(rows, &ops, most_kept));
-        html += &figure("Live bytes over a step, by class", "", &live_chart(named.run, most_live));
-        html += "</div>";
-        html += &kept_tables(named.run, rows, &ops);
-    }
-    html + &by_class
-}
-
-/// Every op of the ledgers, most kept bytes first, so that the largest have colours of their own.
-fn ops(rows: &[Vec<sites::LayerRow>]) -> Vec<String> {
-    let mut ops: Vec<(String, u64)> = Vec::new();
-    for (op, bytes) in rows.iter().flatten().flat_map(|r| &r.ops) {
-        match ops.iter_mut().find(|o| o.0 == *op) {
-            Some(known) => known.1 = known.1.saturating_add(*bytes),
-            None => ops.push((op.clone(), *bytes)),
-        }
-    }
-    ops.sort_by_key(|o| std::cmp::Reverse(o.1));
-    ops.into_iter().map(|o| o.0).collect()
-}
-
-fn kept_chart(rows: &[sites::LayerRow], ops: &[String], most: u64) -> String {
-    let part = |row: &sites::LayerRow, i: usize, op: &String| (op.clone(), i, row.bytes(op));
-    let bar = |row: &sites::LayerRow| Bar {
-        label: row.label.clone(),
-        parts: ops.iter().enumerate().map(|(i, op)| part(row, i, op)).collect(),
-    };
-    let chart = svg::bar_chart("kept bytes by layer and op", &rows.iter().map(bar).collect::<Vec<_>>(), most);
-    let used = ops.iter().enumerate().filter(|(_, op)| rows.iter().any(|r| r.bytes(op) > 0));
-    legend(used.map(|(i, op)| (colour_box(i), op.clone()))) + &chart
-}
-
-fn live_chart(run: &Run, most: u64) -> String {
-    let timeline = run.list(|s| &s.timeline);
-    let mut layers: Vec<(String, usize)> = CLASSES.iter().map(|c| (c.0.to_string(), c.1)).collect();
-    for class in timeline.iter().flat_map(|m| m.live.keys()) {
-        if !layers.iter().any(|l| l.0 == *class) {
-            layers.push((class.clone(), if layers.len() % 2 == 0 { 2 } else { 0 }));
-        }
-    }
-    layers.retain(|l| timeline.iter().any(|m| m.live.get(&l.0).is_some_and(|b| *b > 0)));
-    let slice = |m: &load::Moment| Slice {
-        phase: m.phase.clone(),
-        at: m.at.clone(),
-        bytes: layers.iter().map(|l| m.live.get(&l.0).copied().unwrap_or(0)).collect(),
-    };
-    let slices: Vec<Slice> = timeline.iter().map(slice).collect();
-    let peak = run.peak_bytes().map(|b| (b, format!("peak {}", units::bytes(b))));
-    let chart = svg::area_chart("live bytes over a step, by class", &layers, &slices, peak, most);
-    legend(layers.iter().rev().map(|l| (colour_box(l.1), l.0.clone()))) + &chart
-}
-
-fn kept_tables(run: &Run, rows: &[sites::LayerRow], ops: &[String]) -> String {
-    if rows.is_empty() {
-        return String::new();
-    }
-    let mut html = String::from(
-        "<details><summary>Kept bytes in numbers</summary><div class=\"scroll\"><table><thead><tr><th>Layer</th>",
-    );
-    for op in ops {
-        let _ = write!(html, "<th>{}</th>", escape(op));
-    }
-    html += "<th>All</th></tr></thead><tbody>";
-    let cell = |bytes: u64| format!("<td title=\"{} bytes\">{}</td>", units::count(bytes), units::bytes(bytes));
-    let line = |label: &str, bytes: &dyn Fn(&str) -> u64, total: u64| {
-        let cells: String = ops.iter().map(|op| cell(bytes(op))).collect();
-        format!("<tr><th>{}</th>{cells}{}</tr>", escape(label), cell(total))
-    };
-    for row in rows {
-        html += &line(&row.label, &|op| row.bytes(op), row.total());
-    }
-    let sum = |bytes: &dyn Fn(&sites::LayerRow) -> u64| rows.iter().fold(0u64, |sum, r| sum.saturating_add(bytes(r)));
-    let all = line("All", &|op| sum(&|r| r.bytes(op)), sum(&sites::LayerRow::total));
-    let _ = write!(html, "</tbody><tfoot>{all}</tfoot></table></div>");
-    html += "<div class=\"scroll\"><table><thead><tr><th>Site</th><th class=\"text\">Op</th><th class=\"text\">What</th>\
-             <th class=\"text\">Kept as</th><th>Bytes</th><th>Times</th><th>All</th></tr></thead><tbody>";
-    let entry =
-        |e: &load::LedgerEntry| (e.site.clone(), (e.op.clone(), e.what.clone(), sites::keep_words(&e.keep), e.bytes));
-    for (site, times, (op, what, keep, bytes)) in
-        sites::join_layers(run.list(|s| &s.ledger).iter().map(entry).collect())
-    {
-        let _ = write!(
-            html,
-            "<tr><th>{}</th><td class=\"text\">{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td>{}<td>{times}</td>{}</tr>",
-            escape(&site),
-            escape(&op),
-            escape(&what),
-            escape(&keep),
-            cell(bytes),
-            cell(bytes.saturating_mul(times as u64))
-        );
-    }
-    html + "</tbody></table></div></details>"
-}
-
-fn peak_by_class(runs: &[Named]) -> String {
-    let of = |n: &Named, class: &str| n.run.of(|s| s.peak_bytes_by_class.get(class).copied());
-    let mut classes: Vec<&str> = CLASSES.iter().map(|c| c.0).collect();
-    let told = runs.iter().filter_map(|n| n.run.summary.as_ref()).flat_map(|s| s.peak_bytes_by_class.keys());
-    for class in told {
-        if !classes.contains(&class.as_str()) {
-            classes.push(class);
-        }
-    }
-    classes.retain(|c| runs.iter().any(|n| of(n, c).is_some()));
-    if classes.is_empty() {
-        return String::new();
-    }
-    let mut html = String::from("<h3>Peak by class</h3><div class=\"scroll\"><table><thead><tr><th>Class</th>");
-    for n in runs {
-        let _ = write!(html, "<th>{}</th>", escape(&n.name));
-    }
-    html += "</tr></thead><tbody>";
-    for class in classes {
-        let _ = write!(html, "<tr><th>{}</th>", escape(class));
-        for n in runs {
-            let _ = write!(html, "<td>{}</td>", of(n, class).map_or(units::ABSENT.into(), units::bytes));
-        }
-        html += "</tr>";
-    }
-    html + "</tbody></table></div>"
 }
 
 fn policies(runs: &[Named]) -> String {
@@ -342,19 +190,30 @@ fn warnings(run: &Run) -> Vec<String> {
     warnings
 }
 
-/// A box of remarks by run, empty if there are none.
+/// A box of remarks, each with the runs it is about; empty if there are none.
 fn notes(heading: &str, runs: &[Named], of: impl Fn(&Run) -> Vec<String>) -> String {
-    let mut html = String::new();
+    let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
     for named in runs {
-        let notes = of(named.run);
-        if notes.is_empty() {
-            continue;
+        for note in of(named.run) {
+            match lines.iter_mut().find(|l| l.0 == note) {
+                Some(line) => line.1.push(&named.name),
+                None => lines.push((note, vec![&named.name])),
+            }
         }
-        let items: String = notes.iter().map(|n| format!("<li>{}</li>", escape(n))).collect();
-        let name = if runs.len() > 1 { format!("<h3>{}</h3>", escape(&named.name)) } else { String::new() };
-        let _ = write!(html, "<div class=\"notes\">{name}<ul>{items}</ul></div>");
     }
-    if html.is_empty() { html } else { format!("{heading}{html}") }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let mut html = format!("{heading}<div class=\"notes\"><ul>");
+    for (note, names) in lines {
+        let about = match names.len() {
+            _ if runs.len() == 1 => String::new(),
+            n if n >= runs.len() => "<b>all runs</b>: ".into(),
+            _ => format!("<b>{}</b>: ", escape(&names.join(", "))),
+        };
+        let _ = write!(html, "<li>{about}{}</li>", escape(&note));
+    }
+    html + "</ul></div>"
 }
 
 fn recipes(runs: &[Named]) -> String {
@@ -398,10 +257,6 @@ fn figure(title: &str, how: &str, chart: &str) -> String {
 fn legend(entries: impl Iterator<Item = (String, String)>) -> String {
     let items: String = entries.map(|(sign, name)| format!("<li>{sign}<span>{}</span></li>", escape(&name))).collect();
     format!("<ul class=\"legend\">{items}</ul>")
-}
-
-fn colour_box(colour: usize) -> String {
-    format!("<i class=\"box {}\"></i>", colour_class(colour))
 }
 
 #[cfg(test)]

@@ -76,8 +76,8 @@ fn one_run(named: &Named) -> String {
     done.extend(run.of(|s| s.seconds).map(units::duration));
     text += &if done.is_empty() { ".".into() } else { format!(": {}.", done.join(", ")) };
     if let (Some(metric), Some((step, best))) = (run.metric(), run.best()) {
-        let metric = escape(&metric);
-        let _ = write!(text, " The best {metric} is <b>{}</b>, at step {}", units::number(best), units::count(step));
+        let (name, value) = (escape(&metric), units::number(best));
+        let _ = write!(text, " The best {name} is <b>{value}</b>, at step {}", units::count(step));
         let last = run.of(|s| s.last.get(&metric).copied().flatten());
         text += &last.map_or(".".into(), |v| format!("; at the end it is {}.", units::number(v)));
     }
@@ -136,9 +136,9 @@ fn against(first: &Run, run: &Run) -> Vec<String> {
     if let Some((metric, difference)) = metric_difference(first, run) {
         let metric = escape(&metric);
         parts.push(match difference {
-            d if d.abs() < 5e-5 => format!("reaches the same {metric}"),
-            d if d > 0.0 => format!("ends {} higher in best {metric}", units::number(d)),
-            d => format!("ends {} lower in best {metric}", units::number(-d)),
+            d if d.abs() < 5e-5 => format!("reaches the same best {metric}"),
+            d if d > 0.0 => format!("has a best {metric} {} higher", units::number(d)),
+            d => format!("has a best {metric} {} lower", units::number(-d)),
         });
     }
     parts
@@ -192,8 +192,8 @@ fn table(first: &Run, runs: &[Named]) -> String {
         for metric in &metrics {
             let best = run.best().filter(|_| run.metric().as_ref() == Some(metric));
             let difference = metric_difference(first, run).filter(|d| i > 0 && d.0 == *metric);
-            let small =
-                difference.map(|d| format!("{}{}", if d.1 < 0.0 { "−" } else { "+" }, units::number(d.1.abs())));
+            let sign = |d: f64| ["−", "±", "+"][usize::from(d >= 0.0) + usize::from(d > 0.0)];
+            let small = difference.map(|d| format!("{}{}", sign(d.1), units::number(d.1.abs())));
             html += &cell(best.map(|b| units::number(b.1)), small);
             let summary = run.of(|s| s.last.get(metric).copied().flatten());
             let last = summary.or_else(|| run.eval_series(metric).last().and_then(|p| p.1));

@@ -60,7 +60,7 @@ pub(super) fn line_chart(what: &str, series: &[Series]) -> String {
         x_range = (x_range.0.min(x), x_range.1.max(x));
         y_range = (y_range.0.min(y), y_range.1.max(y));
     }
-    let (x_axis, y_axis) = (Axis::steps(x_range.0, x_range.1), Axis::values(y_range.0, y_range.1));
+    let (x_axis, y_axis) = (Axis::steps(x_range.0.min(0.0), x_range.1), Axis::values(y_range.0, y_range.1));
     let frame = Frame::new(x_axis, y_axis);
     let mut svg = open(HEIGHT, &format!("{what} by step"));
     frame.draw(&mut svg, what, "step");
@@ -208,7 +208,7 @@ pub(super) fn area_chart(
     frame.draw(&mut svg, unit, "events of one step, in order");
 
     // A phase of few events (the optimizer's) still gets room for its name.
-    let least = 0.18f64.min(0.8 / phases.len() as f64);
+    let least = 0.22f64.min(0.8 / phases.len() as f64);
     let share: Vec<f64> = phases.iter().map(|p| (p.len() as f64 / slices.len() as f64).max(least)).collect();
     let whole: f64 = share.iter().sum();
     let mut cells: Vec<(f64, f64, &Slice)> = Vec::new();
@@ -242,7 +242,7 @@ pub(super) fn area_chart(
                 let y = frame.y(below[i]);
                 let _ = write!(d, "L{x1:.1} {y:.1}H{x0:.1}");
             }
-            let _ = write!(svg, "<path class=\"fill area {}\" d=\"{d}Z\"/>", colour_class(*colour));
+            let _ = write!(svg, "<path class=\"fill {}\" d=\"{d}Z\"/>", colour_class(*colour));
         }
         below = above;
     }
@@ -285,17 +285,19 @@ pub(super) fn area_chart(
     svg
 }
 
-/// An exponential moving average over about `window` points, corrected for its start; gaps stay gaps.
+/// A moving average centred on each point, with Gaussian weights that span about `window` points; gaps stay gaps.
 pub(super) fn smooth(points: &[(f64, Option<f64>)], window: usize) -> Vec<(f64, Option<f64>)> {
-    let decay = 1.0 - 2.0 / (window.max(1) as f64 + 1.0);
-    let (mut sum, mut weight) = (0.0, 0.0);
-    let mut step = |(x, y): &(f64, Option<f64>)| {
-        let y = drawable(*y)?;
-        sum = decay * sum + (1.0 - decay) * y;
-        weight = decay * weight + (1.0 - decay);
-        Some((*x, sum / weight))
+    // A Gaussian of this deviation averages away as much noise as a plain mean over `window` points.
+    let deviation = window.max(1) as f64 / (2.0 * std::f64::consts::PI.sqrt());
+    let weights: Vec<f64> = (0..=window).map(|i| (-0.5 * (i as f64 / deviation).powi(2)).exp()).collect();
+    let mean = |at: usize| {
+        drawable(points[at].1)?;
+        let near = at.saturating_sub(window)..points.len().min(at + window + 1);
+        let terms = near.filter_map(|i| Some((weights[i.abs_diff(at)], drawable(points[i].1)?)));
+        let (sum, weight) = terms.fold((0.0, 0.0), |(sum, weight), (w, y)| (sum + w * y, weight + w));
+        Some(sum / weight)
     };
-    points.iter().map(|p| (p.0, step(p).map(|s| s.1))).collect()
+    points.iter().enumerate().map(|(i, p)| (p.0, mean(i))).collect()
 }
 
 /// The style sheet's classes of a series.
@@ -388,12 +390,9 @@ impl Frame {
         let _ = write!(svg, "<path class=\"rule\" d=\"M{LEFT} {bottom:.1}H{:.1}\"/>", WIDTH - RIGHT);
         let _ = write!(svg, "<text class=\"axis\" x=\"4\" y=\"13\">{}</text>", escape(y_name));
         let middle = (LEFT + WIDTH - RIGHT) / 2.0;
-        let _ = write!(
-            svg,
-            "<text class=\"axis mid\" x=\"{middle:.1}\" y=\"{:.1}\">{}</text>",
-            HEIGHT - 8.0,
-            escape(x_name)
-        );
+        // Without tick labels the axis' name takes their place.
+        let y = if self.x_axis.ticks.is_empty() { bottom + 20.0 } else { HEIGHT - 8.0 };
+        let _ = write!(svg, "<text class=\"axis mid\" x=\"{middle:.1}\" y=\"{y:.1}\">{}</text>", escape(x_name));
     }
 
     /// Path data through the points, broken at gaps.
@@ -443,7 +442,7 @@ impl Axis {
     /// Whole steps: the range stays, round ticks lie in it.
     fn steps(low: f64, high: f64) -> Axis {
         let (low, high) = if high > low { (low, high) } else { (low - 1.0, high + 1.0) };
-        let step = round_step((high - low) / 6.0).max(1.0);
+        let step = round_step((high - low) / 8.0).max(1.0);
         let first = (low / step).ceil();
         let ticks = (0..=20)
             .map(|i| (first + f64::from(i)) * step)
@@ -473,9 +472,7 @@ impl Axis {
 
 /// The smallest of 1, 2, 5 times a power of ten that is at least `step`.
 fn round_step(step: f64) -> f64 {
-    if !(step > 1e-300) {
-        return 1e-300;
-    }
+    let step = step.max(1e-300);
     let power = 10f64.powf(step.log10().floor());
     // A little slack, so that 0.2 is a step for 0.2000…01.
     [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= step * 0.999_999).unwrap_or(step)
@@ -518,7 +515,7 @@ mod tests {
         assert_eq!(labels(&Axis::values(0.12, 0.71)), ["0", "0.2", "0.4", "0.6", "0.8"]);
         assert_eq!(labels(&Axis::values(0.0, 2e-5)), ["0", "5e-6", "1e-5", "1.5e-5", "2e-5"]);
         assert_eq!(labels(&Axis::values(3.0, 3.0)), ["2.6", "2.8", "3.0", "3.2", "3.4"]);
-        assert_eq!(labels(&Axis::steps(10.0, 750.0)), ["200", "400", "600"]);
+        assert_eq!(labels(&Axis::steps(0.0, 420.0)), ["0", "100", "200", "300", "400"]);
         assert_eq!(labels(&Axis::steps(0.0, 60_000.0)), ["0", "10k", "20k", "30k", "40k", "50k", "60k"]);
         let (axis, unit) = Axis::bytes(412 << 20, 5.0);
         assert_eq!((labels(&axis), unit), (vec!["0", "100", "200", "300", "400", "500"], "MiB"));
@@ -568,12 +565,14 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_is_a_weighted_mean_of_the_past() {
-        let raw: Vec<_> = [1.0, 3.0, f64::NAN, 3.0].iter().enumerate().map(|(i, y)| (i as f64, Some(*y))).collect();
-        assert_eq!(smooth(&raw, 1)[1].1, Some(3.0));
-        let soft = smooth(&raw, 3);
-        assert_eq!((soft[0].1, soft[2].1), (Some(1.0), None));
-        assert!((soft[1].1.unwrap() - 7.0 / 3.0).abs() < 1e-12);
+    fn smoothing_averages_neighbours_without_shifting_them() {
+        let line: Vec<_> = (0..50).map(|i| (f64::from(i), Some(f64::from(i)))).collect();
+        assert!((smooth(&line, 10)[25].1.unwrap() - 25.0).abs() < 1e-9);
+        let noise: Vec<_> = (0..50).map(|i| (f64::from(i), Some(f64::from(i % 2)))).collect();
+        assert!((smooth(&noise, 10)[25].1.unwrap() - 0.5).abs() < 0.01);
+        let gap: Vec<_> = [1.0, f64::NAN, 3.0].iter().map(|y| (0.0, Some(*y))).collect();
+        let soft = smooth(&gap, 1000);
+        assert!(soft[1].1.is_none() && (soft[0].1.unwrap() - 2.0).abs() < 0.01);
     }
 
     #[test]
