@@ -5,7 +5,7 @@
 //! One process writes a given target at a time; a second writer cannot corrupt it, but may fail.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -19,8 +19,10 @@ pub fn write_file_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()
         return Err(Error::new("expected a file to write, found a folder").at(path.display()));
     }
     let temporary = temporary_beside(path)?;
+    // Before anything that cleans up: a file that is there already is another writer's.
+    let mut file = File::create_new(&temporary).map_err(|e| io_error("cannot write", &e, path))?;
+    let _in_use = lock(&temporary);
     let written = (|| {
-        let mut file = File::create(&temporary).map_err(|e| io_error("cannot write", &e, path))?;
         write(&mut file)?;
         file.sync_all().map_err(|e| io_error("cannot write", &e, path))?;
         fs::rename(&temporary, path).map_err(|e| io_error("cannot replace", &e, path))
@@ -46,8 +48,9 @@ pub fn replace_dir_atomic(target: &Path, fill: impl FnOnce(&Path) -> Result<()>)
     }
     recover_dir(target)?;
     let temporary = temporary_beside(target)?;
+    fs::create_dir(&temporary).map_err(|e| io_error("cannot create the folder", &e, target))?;
+    let _in_use = lock(&temporary);
     let filled = (|| {
-        fs::create_dir(&temporary).map_err(|e| io_error("cannot create the folder", &e, target))?;
         fill(&temporary)?;
         sync_tree(&temporary).map_err(|e| io_error("cannot write", &e, target))?;
         swap_in(&temporary, target).map_err(|e| io_error("cannot replace", &e, target))
@@ -119,20 +122,26 @@ fn hidden_beside(path: &Path, suffix: &str) -> Result<PathBuf> {
 
 /// A name beside `path` that nobody uses; removes what earlier writers of `path` left when they were killed.
 fn temporary_beside(path: &Path) -> Result<PathBuf> {
-    let own = std::process::id();
-    let temporary = hidden_beside(path, &format!("{own}.tmp"))?;
+    let temporary = hidden_beside(path, &format!("{}.tmp", std::process::id()))?;
     let prefix = hidden_beside(path, "")?;
     let prefix = prefix.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let parent = parent_of(path);
-    let entries = fs::read_dir(parent).map_err(|e| io_error("cannot write", &e, path))?;
+    let entries = fs::read_dir(parent_of(path)).map_err(|e| io_error("cannot write", &e, path))?;
     for entry in entries.flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|n| n.strip_prefix(&prefix)?.strip_suffix(".tmp")?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| pid == own || !Path::new("/proc").join(pid.to_string()).exists()) {
+        if pid.is_some() && !matches!(lock(&entry.path()), Err(TryLockError::WouldBlock)) {
             remove(&entry.path()).map_err(|e| io_error("cannot remove an unfinished write", &e, &entry.path()))?;
         }
     }
     Ok(temporary)
+}
+
+/// Marks a temporary file or folder as in use until the result is dropped or the process ends, however it ends. A process number
+/// would not do: it is of no use between containers, and a killed process may keep it for long.
+fn lock(temporary: &Path) -> std::result::Result<File, TryLockError> {
+    let file = File::open(temporary).map_err(TryLockError::Error)?;
+    file.try_lock()?;
+    Ok(file)
 }
 
 /// Removes a file or folder, if it is there.
@@ -259,13 +268,18 @@ mod tests {
     fn what_killed_writers_left_is_removed_but_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("model");
-        // No process has this number: Linux ends at 2^22.
-        fs::create_dir(dir.path().join(".model.4294967295.tmp")).unwrap();
-        fs::write(dir.path().join(".model.4294967295.tmp/big"), "").unwrap();
+        for left in [".model.1.tmp", ".model.2.tmp"] {
+            fs::create_dir(dir.path().join(left)).unwrap();
+            fs::write(dir.path().join(left).join("big"), "").unwrap();
+        }
         fs::write(dir.path().join(".model.mine.tmp"), "").unwrap();
-        fs::write(dir.path().join(".models.4294967295.tmp"), "").unwrap();
+        fs::write(dir.path().join(".models.1.tmp"), "").unwrap();
+        let alive = lock(&dir.path().join(".model.2.tmp")).unwrap();
         replace_dir_atomic(&target, fill_with("new")).unwrap();
-        assert_eq!(names(dir.path()), [".model.mine.tmp", ".models.4294967295.tmp", "model"]);
+        assert_eq!(names(dir.path()), [".model.2.tmp", ".model.mine.tmp", ".models.1.tmp", "model"]);
+        drop(alive);
+        replace_dir_atomic(&target, fill_with("newer")).unwrap();
+        assert_eq!(names(dir.path()), [".model.mine.tmp", ".models.1.tmp", "model"]);
     }
 
     #[test]
