@@ -3,12 +3,13 @@
 //! q, k and v are one (3d, d) weight in memory, three in the checkpoint. Batches are ragged: rows of all sequences follow each
 //! other, without padding.
 
-use colrow_autograd::{Keep, ParamId, Tape, Var};
+use colrow_autograd::{ParamId, Tape, Var};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, DType, Device, Gelu, Tensor};
+use colrow_tensor::{Class, DType, Device, Tensor};
 
 use crate::config::BertConfig;
-use crate::layers::{Dense, Init, Norm, Registry};
+use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
+use crate::matching::NUM_LABELS;
 
 /// The sites that the published system samples: attention output and both feed-forward linears (Liu et al. 2023, section 4).
 pub const PAPER_SITES: [&str; 2] = ["encoder.layer.*.output.dense", "encoder.layer.*.intermediate.dense"];
@@ -85,32 +86,37 @@ impl Bert {
         let mut registry = Registry::new(device, dtype);
         let r = &mut registry;
         let (d, eps, std) = (config.hidden_size, config.layer_norm_eps, config.initializer_range);
-        let table = |r: &mut Registry, name: &str, rows: usize| {
-            r.add(&[format!("bert.embeddings.{name}_embeddings.weight")], &[rows, d], Init::Normal(std), true)
+        let f = config.intermediate_size;
+        let mut table = |name: &str, rows: usize, dims| {
+            r.add(&[format!("bert.embeddings.{name}_embeddings.weight")], &[rows, d], dims, Init::Normal(std))
         };
-        let word = table(r, "word", config.vocab_size);
-        let position = table(r, "position", config.max_position_embeddings);
-        let kind = table(r, "token_type", config.type_vocab_size);
+        let word = table("word", config.vocab_size, &["vocab_size", "hidden_size"]);
+        let position = table("position", config.max_position_embeddings, &["max_position_embeddings", "hidden_size"]);
+        let kind = table("token_type", config.type_vocab_size, &["type_vocab_size", "hidden_size"]);
         let embedding_norm = Norm::new(r, "bert.", "embeddings.LayerNorm", d, eps);
-        let dense = |r: &mut Registry, site: &str, size| Dense::new(r, "bert.", site, &[site], size, std);
+        let square = DenseSize { size: [d, d], dims: &["hidden_size", "hidden_size"] };
+        let up = DenseSize { size: [f, d], dims: &["intermediate_size", "hidden_size"] };
+        let down = DenseSize { size: [d, f], dims: &["hidden_size", "intermediate_size"] };
+        let head = DenseSize { size: [config.num_labels(), d], dims: &[NUM_LABELS, "hidden_size"] };
+        let dense = |r: &mut Registry, site: &str, size| Dense::new(r, site, &[&format!("bert.{site}")], size, std);
         let layer = |r: &mut Registry, i: usize| {
             let name = format!("encoder.layer.{i}");
             let site = |part: &str| format!("{name}.{part}");
-            let parts = ["query", "key", "value"].map(|p| site(&format!("attention.self.{p}")));
+            let parts = ["query", "key", "value"].map(|p| format!("bert.{name}.attention.self.{p}"));
             let parts = parts.each_ref().map(String::as_str);
             Layer {
-                qkv: Dense::new(r, "bert.", &site("attention.self.qkv"), &parts, (d, d), std),
-                attention_output: dense(r, &site("attention.output.dense"), (d, d)),
+                qkv: Dense::new(r, &site("attention.self.qkv"), &parts, square, std),
+                attention_output: dense(r, &site("attention.output.dense"), square),
                 attention_norm: Norm::new(r, "bert.", &site("attention.output.LayerNorm"), d, eps),
-                intermediate: dense(r, &site("intermediate.dense"), (d, config.intermediate_size)),
-                output: dense(r, &site("output.dense"), (config.intermediate_size, d)),
+                intermediate: dense(r, &site("intermediate.dense"), up),
+                output: dense(r, &site("output.dense"), down),
                 output_norm: Norm::new(r, "bert.", &site("output.LayerNorm"), d, eps),
                 name,
             }
         };
         let layers = (0..config.num_hidden_layers).map(|i| layer(r, i)).collect();
-        let pooler = dense(r, "pooler.dense", (d, d));
-        let classifier = Dense::new(r, "", "classifier", &["classifier"], (d, config.num_labels()), std);
+        let pooler = dense(r, "pooler.dense", square);
+        let classifier = Dense::new(r, "classifier", &["classifier"], head, std);
         Self { config, registry, word, position, kind, embedding_norm, layers, pooler, classifier }
     }
 
@@ -129,7 +135,7 @@ impl Bert {
     /// Logits (b, labels).
     pub fn forward(&self, tape: &mut Tape, input: &Input) -> Var {
         let c = &self.config;
-        let hidden = c.hidden_dropout_prob;
+        let hidden = c.hidden_dropout_prob as f32;
         let lookups = [(&input.ids, self.word), (&input.positions, self.position), (&input.types, self.kind)];
         let x = tape.embedding("embeddings", &lookups);
         let x = self.embedding_norm.forward(tape, &x);
@@ -142,7 +148,7 @@ impl Bert {
         drop(first);
         let x = self.pooler.forward(tape, &x);
         let x = tape.tanh("pooler.activation", x);
-        let x = tape.dropout("classifier.dropout", x, c.classifier_dropout());
+        let x = tape.dropout("classifier.dropout", x, c.classifier_dropout as f32);
         self.classifier.forward(tape, &x)
     }
 
@@ -165,27 +171,21 @@ impl Bert {
 impl Layer {
     fn forward(&self, tape: &mut Tape, x: Var, input: &Input, c: &BertConfig) -> Var {
         let at = |part: &str| format!("{}.{part}", self.name);
-        let gelu: Gelu = c.hidden_act;
         let qkv = self.qkv.forward(tape, &x);
-        let (heads, p) = (c.num_attention_heads, c.attention_probs_dropout_prob);
+        let (heads, p) = (c.num_attention_heads, c.attention_probs_dropout_prob as f32);
         let h = tape.attention(&at("attention.self"), qkv, &input.bounds, input.longest, heads, p);
         let h = self.attention_output.forward(tape, &h);
-        let h = tape.dropout(&at("attention.output.dropout"), h, c.hidden_dropout_prob);
+        let h = tape.dropout(&at("attention.output.dropout"), h, c.hidden_dropout_prob as f32);
         let h = tape.add(&at("attention.output.residual"), h, &x);
         drop(x);
         let x = self.attention_norm.forward(tape, &h);
         drop(h);
         let h = self.intermediate.forward(tape, &x);
-        let h = tape.gelu(&at("intermediate.activation"), gelu, h);
+        let h = tape.gelu(&at("intermediate.activation"), c.hidden_act, h);
         let h = self.output.forward(tape, &h);
-        let h = tape.dropout(&at("output.dropout"), h, c.hidden_dropout_prob);
+        let h = tape.dropout(&at("output.dropout"), h, c.hidden_dropout_prob as f32);
         let h = tape.add(&at("output.residual"), h, &x);
         drop(x);
         self.output_norm.forward(tape, &h)
     }
-}
-
-/// The rules of the `paper` preset for BERT.
-pub fn paper_rules(keep: Keep) -> Vec<(String, Keep)> {
-    PAPER_SITES.iter().map(|site| ((*site).to_owned(), keep)).collect()
 }

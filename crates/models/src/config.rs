@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Gelu, Result};
 use serde_json::{Map, Value, json};
 
 use crate::files::read_json_bytes;
@@ -12,15 +12,6 @@ use crate::hub::CONFIG_FILE;
 const MOST_LABELS: usize = 100_000;
 /// More parameters than fit into any machine this is for; below it, no product of sizes overflows.
 const MOST_PARAMETERS: u64 = 100_000_000_000;
-
-/// The function between the two feed-forward linears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x·Φ(x)` with the error function: `gelu`.
-    Gelu,
-    /// Its tanh approximation: `gelu_new`, `gelu_pytorch_tanh`.
-    GeluTanh,
-}
 
 /// What the classifier's outputs are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +45,7 @@ pub struct BertConfig {
     /// Number of segments.
     pub type_vocab_size: usize,
     /// Between the feed-forward linears.
-    pub hidden_act: Activation,
+    pub hidden_act: Gelu,
     /// Added to the variance in layer norms.
     pub layer_norm_eps: f64,
     /// Dropout of embeddings and of each block's output.
@@ -246,13 +237,13 @@ impl<'a> Fields<'a> {
         })
     }
 
-    fn hidden_act(&mut self) -> Activation {
+    fn hidden_act(&mut self) -> Gelu {
         match self.get("hidden_act").map(Value::as_str) {
-            None | Some(Some("gelu")) => Activation::Gelu,
-            Some(Some("gelu_new" | "gelu_pytorch_tanh")) => Activation::GeluTanh,
+            None | Some(Some("gelu")) => Gelu::Erf,
+            Some(Some("gelu_new" | "gelu_pytorch_tanh")) => Gelu::Tanh,
             Some(_) => {
                 self.problem("hidden_act", "\"gelu\", \"gelu_new\" or \"gelu_pytorch_tanh\"");
-                Activation::Gelu
+                Gelu::Erf
             }
         }
     }
@@ -336,7 +327,7 @@ mod tests {
         assert_eq!((config.max_position_embeddings, config.type_vocab_size, config.pad_token_id), (512, 2, 0));
         assert_eq!((config.layer_norm_eps, config.initializer_range), (1e-12, 0.02));
         assert_eq!((config.hidden_dropout_prob, config.classifier_dropout), (0.1, 0.1));
-        assert_eq!((config.hidden_act, config.problem_type), (Activation::Gelu, None));
+        assert_eq!((config.hidden_act, config.problem_type), (Gelu::Erf, None));
         assert_eq!((config.labels.join(" "), config.head_size()), ("LABEL_0 LABEL_1".to_string(), 12));
     }
 
@@ -356,7 +347,7 @@ mod tests {
             json[key] = value;
         }
         let config = read(&json).unwrap();
-        assert_eq!((config.hidden_act, config.problem_type), (Activation::GeluTanh, Some(ProblemType::Regression)));
+        assert_eq!((config.hidden_act, config.problem_type), (Gelu::Tanh, Some(ProblemType::Regression)));
         assert_eq!((config.hidden_dropout_prob, config.classifier_dropout), (0.0, 0.25));
         assert_eq!((config.layer_norm_eps, config.pad_token_id), (1e-5, 3));
         assert_eq!(config.labels, ["no", "yes", "perhaps"]);

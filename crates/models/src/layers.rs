@@ -25,6 +25,8 @@ pub struct Entry {
     pub key: String,
     /// Its shape there.
     pub shape: Vec<usize>,
+    /// For each axis the key of `config.json` that sets its length.
+    pub dims: &'static [&'static str],
     /// The parameter that holds it.
     pub param: ParamId,
     /// Its first row in the parameter.
@@ -55,13 +57,14 @@ impl Registry {
         Self { params: Params::new(device, dtype), entries: Vec::new() }
     }
 
-    /// A parameter that stacks the tensors `keys`, all of `shape`, by rows.
-    pub fn add(&mut self, keys: &[String], shape: &[usize], init: Init, decay: bool) -> ParamId {
+    /// A parameter that stacks the tensors `keys`, all of `shape`, by rows. Matrices decay, vectors do not.
+    pub fn add(&mut self, keys: &[String], shape: &[usize], dims: &'static [&'static str], init: Init) -> ParamId {
         let mut stacked = shape.to_vec();
         stacked[0] *= keys.len();
-        let param = self.params.add(keys.join(" + "), &stacked, decay);
+        let param = self.params.add(keys.join(" + "), &stacked, shape.len() > 1);
         for (i, key) in keys.iter().enumerate() {
-            self.entries.push(Entry { key: key.clone(), shape: shape.to_vec(), param, first: i * shape[0], init });
+            let (key, shape, first) = (key.clone(), shape.to_vec(), i * shape[0]);
+            self.entries.push(Entry { key, shape, dims, param, first, init });
         }
         param
     }
@@ -156,19 +159,22 @@ pub struct Dense {
     bias: ParamId,
 }
 
+/// Sizes of a dense layer and the keys of `config.json` that set them, output first as in the weight.
+#[derive(Clone, Copy, Debug)]
+pub struct DenseSize {
+    /// Outputs, inputs.
+    pub size: [usize; 2],
+    /// Their keys.
+    pub dims: &'static [&'static str; 2],
+}
+
 impl Dense {
-    /// The dense layer at `site`, its tensors under `prefix` + each of `names`, stacked.
-    pub fn new(
-        registry: &mut Registry,
-        prefix: &str,
-        site: &str,
-        names: &[&str],
-        (inputs, outputs): (usize, usize),
-        std: f64,
-    ) -> Self {
-        let keys = |kind: &str| names.iter().map(|n| format!("{prefix}{n}.{kind}")).collect::<Vec<_>>();
-        let weight = registry.add(&keys("weight"), &[outputs, inputs], Init::Normal(std), true);
-        let bias = registry.add(&keys("bias"), &[outputs], Init::Zeros, false);
+    /// The dense layer at `site`: the tensors `keys` (without `.weight`, `.bias`), each of `size`, stacked.
+    pub fn new(registry: &mut Registry, site: &str, keys: &[&str], size: DenseSize, std: f64) -> Self {
+        let keys = |kind: &str| keys.iter().map(|n| format!("{n}.{kind}")).collect::<Vec<_>>();
+        let DenseSize { size, dims } = size;
+        let weight = registry.add(&keys("weight"), &size, dims, Init::Normal(std));
+        let bias = registry.add(&keys("bias"), &size[..1], &dims[..1], Init::Zeros);
         Self { site: site.to_owned(), weight, bias }
     }
 
@@ -196,8 +202,8 @@ impl Norm {
     /// The norm at `site` over `d` columns, its tensors under `prefix` + `site`.
     pub fn new(registry: &mut Registry, prefix: &str, site: &str, d: usize, eps: f64) -> Self {
         let key = |kind: &str| [format!("{prefix}{site}.{kind}")];
-        let gamma = registry.add(&key("weight"), &[d], Init::Ones, false);
-        let beta = registry.add(&key("bias"), &[d], Init::Zeros, false);
+        let gamma = registry.add(&key("weight"), &[d], &["hidden_size"], Init::Ones);
+        let beta = registry.add(&key("bias"), &[d], &["hidden_size"], Init::Zeros);
         Self { site: site.to_owned(), gamma, beta, eps }
     }
 

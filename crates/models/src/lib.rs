@@ -1,10 +1,13 @@
 //! Model families, one a file, and the checkpoints they come from.
 
 pub mod atomic;
+pub mod bert;
 pub mod config;
 mod files;
 pub mod header;
 pub mod hub;
+pub mod layers;
+pub mod load;
 pub mod matching;
 pub mod save;
 pub mod weights;

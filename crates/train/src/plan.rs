@@ -13,7 +13,6 @@ use crate::engine::{Engine, Micro};
 use crate::optim::{Optimizer, Settings};
 
 /// What a run is made of, as far as memory is concerned.
-#[derive(Debug)]
 pub struct Shape<'a> {
     /// The model.
     pub config: &'a BertConfig,

@@ -403,6 +403,8 @@ choice! {
         Rows = "rows",
         /// All of them.
         Exact = "exact",
+        /// None: the input is rebuilt, to the bit, from what the op before the site keeps (after a norm or an activation).
+        Rebuild = "rebuild",
     }
 }
 

@@ -1,0 +1,321 @@
+//! The one training loop.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use colrow_autograd::Ledger;
+use colrow_models::save::save_model_folder;
+use colrow_tensor::{Bytes, Error, Result};
+use serde_json::{Value, json};
+
+use crate::checkpoint::{self, State};
+use crate::data::collate;
+use crate::engine::{Engine, Micro, StepStats};
+use crate::evaluate::{Evaluation, evaluate};
+use crate::folder::RunFolder;
+use crate::metrics::Metric;
+use crate::plan;
+use crate::recipe::{Every, Recipe};
+use crate::schedule::{lr_at, warmup_steps};
+use crate::setup::{Job, batch_by};
+
+/// What a run tells while it runs.
+pub trait Observer {
+    /// A run is about to start or go on at `step` of `steps`.
+    fn start(&mut self, step: u64, steps: u64);
+    /// A step was done.
+    fn step(&mut self, step: u64, epoch: f64, stats: &StepStats);
+    /// `done` of `of` examples are evaluated.
+    fn evaluating(&mut self, done: usize, of: usize);
+    /// An evaluation was done at `step`; `best` if it is the best so far.
+    fn evaluation(&mut self, step: u64, evaluation: &Evaluation, best: bool);
+    /// Something that the user should know.
+    fn warn(&mut self, message: &str);
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It ran to its end; the summary.
+    Finished(Value),
+    /// It was asked to stop, and wrote a checkpoint at this step.
+    Interrupted(u64),
+}
+
+/// Runs a recipe in its run folder, from the start or with `resume` from the newest checkpoint. A set `stop` ends the run after
+/// the current step with a checkpoint.
+///
+/// # Errors
+/// Anything that is wrong with recipe, model, data or folder; a loss or gradient that is not finite.
+pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+    let Some(output) = recipe.output.clone().map(PathBuf::from) else {
+        return Err(Error::usage("output: expected a run folder, found nothing").hint("set it in the recipe or by --set output=FOLDER"));
+    };
+    let mut job = crate::setup::prepare(recipe)?;
+    let metric = best_metric(&job)?;
+    let plan = job.plan()?;
+    let mut folder = RunFolder::open(&output, &job.recipe, resume)?;
+    let mut engine = job.engine(&output.join("norms.bin"))?;
+    job.warnings.iter().for_each(|w| observer.warn(w));
+    let state = match checkpoint::list(&folder.checkpoints()).pop() {
+        Some((step, path)) if resume => {
+            let state = checkpoint::read(&path, &mut engine).map_err(|e| e.at(path.display()))?;
+            folder.rewind(step)?;
+            state
+        }
+        _ => {
+            folder.rewind(0)?;
+            State::default()
+        }
+    };
+    let steps_before = state.step;
+    let mut run = Run {
+        total: total_steps(&job),
+        job,
+        engine,
+        folder,
+        state,
+        metric,
+        times: Vec::new(),
+        peak: Bytes::default(),
+        ledger: Ledger::default(),
+        timeline: Vec::new(),
+        last: None,
+        tokens: 0,
+    };
+    observer.start(run.state.step, run.total);
+    let clock = Instant::now();
+    let seconds_before = run.state.seconds;
+    let finished = run.steps(observer, stop, &|| seconds_before + clock.elapsed().as_secs_f64());
+    if !finished.map_err(|e| run.locate(e))? {
+        return Ok(Outcome::Interrupted(run.state.step));
+    }
+    let summary = run.summary(&plan, run.state.step - steps_before);
+    run.folder.write_summary(&summary)?;
+    Ok(Outcome::Finished(summary))
+}
+
+fn best_metric(job: &Job) -> Result<Metric> {
+    let main = job.task.main_metric();
+    let Some(name) = &job.recipe.train.best_metric else { return Ok(main) };
+    let known: Vec<Metric> = job.task.metrics(job.config.num_labels()).iter().copied().chain([Metric::Loss]).collect();
+    known.iter().find(|m| m.name() == name).copied().ok_or_else(|| {
+        let names: Vec<_> = known.iter().map(|m| m.name()).collect();
+        Error::usage(format!("train.best_metric: expected one of {}, found `{name}`", names.join(", ")))
+    })
+}
+
+/// Optimizer steps of epoch `epoch`.
+fn steps_in(job: &Job, epoch: u64) -> u64 {
+    (job.sampler.epoch(epoch).len() as u64).div_ceil(job.recipe.train.accumulate as u64)
+}
+
+/// Optimizer steps of the whole run: whole epochs and a part of the last.
+fn total_steps(job: &Job) -> u64 {
+    if let Some(steps) = job.recipe.train.steps {
+        return steps;
+    }
+    let epochs = job.recipe.train.epochs;
+    let whole: u64 = (0..epochs as u64).map(|e| steps_in(job, e)).sum();
+    let part = epochs.fract();
+    let rest = if part > 0.0 { (part * steps_in(job, epochs as u64) as f64).ceil() as u64 } else { 0 };
+    (whole + rest).max(1)
+}
+
+struct Run {
+    job: Job,
+    engine: Engine,
+    folder: RunFolder,
+    state: State,
+    metric: Metric,
+    total: u64,
+    times: Vec<f64>,
+    peak: Bytes,
+    ledger: Ledger,
+    timeline: Vec<colrow_autograd::Mark>,
+    last: Option<Evaluation>,
+    tokens: usize,
+}
+
+impl Run {
+    /// Runs steps until the end (true) or until asked to stop (false).
+    fn steps(&mut self, observer: &mut dyn Observer, stop: &AtomicBool, seconds: &dyn Fn() -> f64) -> Result<bool> {
+        while self.state.step < self.total {
+            let batches = self.job.sampler.epoch(self.state.epoch);
+            let groups: Vec<_> = batches.chunks(self.job.recipe.train.accumulate).collect();
+            for group in groups.iter().skip(self.state.step_in_epoch as usize) {
+                let stats = self.step(group)?;
+                self.state.seconds = seconds();
+                let epoch_done = self.state.step_in_epoch == groups.len() as u64;
+                let progress = self.state.epoch as f64 + self.state.step_in_epoch as f64 / groups.len() as f64;
+                observer.step(self.state.step, progress, &stats);
+                if epoch_done {
+                    self.state.epoch += 1;
+                    self.state.step_in_epoch = 0;
+                }
+                let last = self.state.step == self.total;
+                let due = |every: Every| match every {
+                    Every::Epoch => epoch_done || last,
+                    Every::Steps(n) => self.state.step.is_multiple_of(n) || last,
+                };
+                let (evaluates, saves) = (due(self.job.recipe.train.eval_every), due(self.job.recipe.train.save_every));
+                let mut enough = false;
+                if evaluates {
+                    enough = self.evaluate(progress, observer)?;
+                }
+                let stopping = stop.load(Ordering::Relaxed) && !last;
+                if saves || stopping || enough {
+                    let keep = self.job.recipe.train.keep_checkpoints;
+                    checkpoint::write(&self.folder.checkpoints(), &self.engine, &self.state, keep)?;
+                }
+                if last || enough {
+                    return self.finish(observer).map(|()| true);
+                }
+                if stopping {
+                    return Ok(false);
+                }
+                if epoch_done {
+                    break;
+                }
+            }
+        }
+        // resumed from the last checkpoint of a finished run
+        self.finish(observer).map(|()| true)
+    }
+
+    fn step(&mut self, group: &[Vec<u32>]) -> Result<StepStats> {
+        let set = &self.job.train;
+        let tokens = |&e: &u32| set.bounds[e as usize] as u64..set.bounds[e as usize + 1] as u64;
+        let micro = |examples: &Vec<u32>| Micro {
+            batch: collate(set, examples),
+            places: Some(examples.iter().flat_map(tokens).collect()),
+        };
+        let micros: Vec<Micro> = group.iter().map(micro).collect();
+        let optim = &self.job.recipe.optim;
+        let warmup = warmup_steps(optim.warmup, self.total);
+        let lr = lr_at(optim.schedule, optim.lr, self.state.step, warmup, self.total);
+        let clock = Instant::now();
+        let mut stats = self.engine.step(&micros, lr, self.state.step + 1, true)?;
+        let seconds = clock.elapsed().as_secs_f64();
+        self.state.step += 1;
+        self.state.step_in_epoch += 1;
+        self.times.push(seconds);
+        self.tokens += stats.tokens;
+        if stats.kept_bytes > self.state.kept_bytes || self.ledger.entries.is_empty() {
+            self.state.kept_bytes = self.state.kept_bytes.max(stats.kept_bytes);
+            self.ledger = stats.ledger.clone();
+        }
+        if stats.peak.total() > self.peak.total() {
+            self.peak = stats.peak;
+            self.timeline = std::mem::take(&mut stats.timeline);
+        }
+        if self.state.step.is_multiple_of(self.job.recipe.train.log_every) || self.state.step == 1 {
+            let epoch = self.state.epoch as f64 + self.state.step_in_epoch as f64 / steps_in(&self.job, self.state.epoch) as f64;
+            self.folder.log(&json!({
+                "kind": "train", "step": self.state.step, "epoch": epoch, "loss": stats.loss, "lr": lr,
+                "grad_norm": stats.grad_norm, "step_seconds": seconds, "tokens": stats.tokens,
+                "kept_bytes": stats.kept_bytes, "peak_bytes": stats.peak.total(),
+            }))?;
+        }
+        Ok(stats)
+    }
+
+    /// Evaluates, keeps the model if it is the best so far, and says whether it is time to stop early.
+    fn evaluate(&mut self, epoch: f64, observer: &mut dyn Observer) -> Result<bool> {
+        let by = batch_by(self.job.recipe.train.batch);
+        let mut metrics = serde_json::Map::new();
+        let mut first = None;
+        for dev in &self.job.dev {
+            let done = |n| observer.evaluating(n, dev.labels.len());
+            let evaluation = evaluate(&self.engine, self.job.task, &dev.set, &dev.labels, by, done)?;
+            metrics.extend(evaluation.to_json(dev.prefix));
+            first.get_or_insert(evaluation);
+        }
+        let Some(evaluation) = first else { return Ok(false) };
+        let value = evaluation.get(self.metric).unwrap_or(f64::NAN);
+        let better = self.state.best.is_none_or(|(_, best)| {
+            if self.metric.higher_is_better() { value > best } else { value < best }
+        });
+        self.state.evaluations_since_best = if better { 0 } else { self.state.evaluations_since_best + 1 };
+        if better {
+            self.state.best = Some((self.state.step, value));
+            self.save_model()?;
+        }
+        let loss = evaluation.get(Metric::Loss);
+        self.folder.log(&json!({
+            "kind": "eval", "step": self.state.step, "epoch": epoch, "loss": loss, "metrics": metrics,
+        }))?;
+        observer.evaluation(self.state.step, &evaluation, better);
+        self.last = Some(evaluation);
+        Ok(self.job.recipe.train.patience.is_some_and(|p| self.state.evaluations_since_best >= p))
+    }
+
+    fn save_model(&self) -> Result<()> {
+        let registry = &self.engine.model.registry;
+        save_model_folder(&self.folder.model(), &self.engine.model.config, &registry.saved(), &self.job.model_dir)
+    }
+
+    fn finish(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        if self.last.is_none() {
+            self.evaluate(self.state.epoch as f64, observer)?;
+        }
+        Ok(())
+    }
+
+    /// Says where in the run an error came up, and what is safe.
+    fn locate(&self, e: Error) -> Error {
+        let e = e.at(format!("step {} of {}", self.state.step + 1, self.total)).at(self.folder.path().display());
+        match checkpoint::list(&self.folder.checkpoints()).pop() {
+            Some((_, path)) => e.hint(format!("the last good checkpoint is {}", path.display())),
+            None => e.hint("no checkpoint was written yet; a lower optim.lr or a warm-up often helps where numbers blow up"),
+        }
+    }
+
+    fn summary(&self, plan: &plan::Plan, steps_here: u64) -> Value {
+        let mut times = self.times.clone();
+        times.sort_by(f64::total_cmp);
+        let seconds: f64 = self.times.iter().sum();
+        let fin = self.last.as_ref().map(|e| e.to_json(""));
+        let name = self.folder.path().file_name().map(|n| n.to_string_lossy().into_owned());
+        let sites = plan::sites(&self.job.policy, &self.engine.model.linear_sites(), &self.ledger);
+        let policy: Vec<_> = sites.iter().map(|s| json!({"site": s.name, "keep": s.policy})).collect();
+        json!({
+            "name": name,
+            "task": self.job.task.name(),
+            "metric": self.metric.name(),
+            "best": self.state.best.map(|(step, value)| json!({"step": step, "value": value})),
+            "final": fin,
+            "steps": self.state.step,
+            "steps_here": steps_here,
+            "epochs": self.state.epoch as f64 + self.state.step_in_epoch as f64 / steps_in(&self.job, self.state.epoch) as f64,
+            "examples": self.job.train.len(),
+            "tokens": self.job.train.ids.len(),
+            "seconds": self.state.seconds,
+            "step_seconds_median": times.get(times.len() / 2),
+            "step_seconds_min": times.first(),
+            "tokens_per_second": if seconds > 0.0 { Some(self.tokens as f64 / seconds) } else { None },
+            "kept_bytes": self.state.kept_bytes,
+            "peak_bytes": self.peak.total(),
+            "peak_bytes_by_class": self.peak,
+            "peak_rss_bytes": peak_rss(),
+            "planned_kept_bytes": plan.kept_bytes,
+            "planned_peak_bytes": plan.peak_bytes,
+            "truncated_examples": self.job.train.truncated,
+            "warnings": self.job.warnings,
+            "policy": policy,
+            "ledger": self.ledger,
+            "timeline": self.timeline,
+            "model": self.folder.model(),
+            "threads": rayon::current_num_threads(),
+            "version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+}
+
+/// The process's peak resident set in bytes, where the system tells it (Linux).
+pub fn peak_rss() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
