@@ -1,0 +1,552 @@
+//! Recipes: one struct for everything that a run is told, read from TOML and written back.
+//!
+//! [`Recipe::load`] reports every problem of a file together, each with its line. [`Recipe::to_toml`] writes the recipe
+//! with every default filled in; reading that again gives the same value. Paths are relative to the current folder.
+//!
+//! To add a key: a documented field here with its default, one line in `parse.rs`, one row in `docs/recipe.md` (tests
+//! compare the three).
+
+mod choice;
+mod document;
+mod parse;
+mod rules;
+
+use std::path::Path;
+
+use colrow_tensor::{Error, Result};
+use globset::Glob;
+use serde::{Serialize, Serializer};
+
+pub use choice::{CacheIn, Choice, Estimator, Method, NormSource, PolicyName, Precision, Schedule, SiteKeep};
+
+/// Everything a run is told.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recipe {
+    /// What is learned: a GLUE task's name (it brings its columns and metrics) or `classify`. Not checked here.
+    pub task: String,
+    /// Fixes the run: data order, dropout, row samples and newly initialised weights all follow from it.
+    pub seed: u64,
+    /// The run folder. Training needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// The checkpoint to start from.
+    pub model: Model,
+    /// What to train and evaluate on.
+    pub data: Data,
+    /// How long and in what steps to train.
+    pub train: Train,
+    /// The optimizer (AdamW) and its learning rate.
+    pub optim: Optim,
+    /// What is kept for the backward pass.
+    pub keep: Keep,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            task: "classify".into(),
+            seed: 0,
+            output: None,
+            model: Model::default(),
+            data: Data::default(),
+            train: Train::default(),
+            optim: Optim::default(),
+            keep: Keep::default(),
+        }
+    }
+}
+
+/// `[model]`: the checkpoint to start from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Model {
+    /// A folder in Hugging Face layout, or a hub id. Every recipe needs it; empty in the default value.
+    pub path: String,
+    /// Branch, tag or commit, if `path` is a hub id.
+    pub revision: String,
+    /// Replaces the hidden, attention and classifier dropout of `config.json`; in [0, 1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropout: Option<f64>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { path: String::new(), revision: "main".into(), dropout: None }
+    }
+}
+
+/// `[data]`: what to train and evaluate on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Data {
+    /// A GLUE folder or a file (CSV, TSV, JSON lines, Parquet). Training needs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<String>,
+    /// A GLUE folder or a file to evaluate on. Without it a GLUE folder's own, or else a share of the training data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dev: Option<String>,
+    /// Column with the text, or with the first text of a pair.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// Column with the second text of a pair.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair: Option<String>,
+    /// Column with the label.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Longer examples are cut to this many tokens, special tokens included; at least 1.
+    pub max_length: usize,
+    /// Use this many training examples; at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Share of the training examples held out for evaluation where no other are given; in (0, 1).
+    pub dev_share: f64,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            train: None,
+            dev: None,
+            text: None,
+            pair: None,
+            label: None,
+            max_length: 128,
+            limit: None,
+            dev_share: 0.1,
+        }
+    }
+}
+
+/// `[train]`: how long and in what steps to train.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Train {
+    /// Passes over the training examples, not necessarily whole; above 0.
+    pub epochs: f64,
+    /// Optimizer steps; if given, `epochs` does not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Size of a batch: the key `batch` or the key `batch_tokens`.
+    #[serde(flatten)]
+    pub batch: Batch,
+    /// Batches whose gradients are added up for one optimizer step; at least 1.
+    pub accumulate: usize,
+    /// What numbers the arithmetic uses.
+    pub precision: Precision,
+    /// Which parameters are trained.
+    pub method: Method,
+    /// When to evaluate.
+    pub eval_every: Every,
+    /// When to write a checkpoint.
+    pub save_every: Every,
+    /// How many of the newest checkpoints stay on disk; at least 1.
+    pub keep_checkpoints: usize,
+    /// The metric that decides which model is the best; without it the task's first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_metric: Option<String>,
+    /// Stop after this many evaluations without improvement; at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u64>,
+    /// Globs over parameter keys (`*` also crosses dots); what matches is not trained.
+    pub freeze: Vec<String>,
+    /// Optimizer steps between two lines of the log; at least 1.
+    pub log_every: u64,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            epochs: 3.0,
+            steps: None,
+            batch: Batch::Sequences(32),
+            accumulate: 1,
+            precision: Precision::F32,
+            method: Method::Full,
+            eval_every: Every::Epoch,
+            save_every: Every::Epoch,
+            keep_checkpoints: 1,
+            best_metric: None,
+            patience: None,
+            freeze: Vec::new(),
+            log_every: 10,
+        }
+    }
+}
+
+impl Train {
+    /// Whether `freeze` names this parameter key.
+    pub fn is_frozen(&self, key: &str) -> bool {
+        self.freeze.iter().any(|glob| glob_matches(glob, key))
+    }
+}
+
+/// `[optim]`: AdamW and its learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Optim {
+    /// Peak learning rate; at least 0.
+    pub lr: f64,
+    /// What the learning rate does after the warm-up.
+    pub schedule: Schedule,
+    /// Warm-up: below 1 a share of all steps, from 1 on a whole number of steps.
+    pub warmup: f64,
+    /// Decoupled weight decay, on everything but biases and norms; at least 0.
+    pub weight_decay: f64,
+    /// Decay of the first moment; in [0, 1).
+    pub beta1: f64,
+    /// Decay of the second moment; in [0, 1).
+    pub beta2: f64,
+    /// Added to the root of the second moment; above 0.
+    pub eps: f64,
+    /// Largest global gradient norm; 0 turns clipping off.
+    pub clip: f64,
+}
+
+impl Default for Optim {
+    fn default() -> Self {
+        Self {
+            lr: 2e-5,
+            schedule: Schedule::Linear,
+            warmup: 0.0,
+            weight_decay: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            clip: 1.0,
+        }
+    }
+}
+
+/// `[keep]`: what is kept for the backward pass.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Keep {
+    /// Which sites keep all their rows and which keep a sample.
+    pub policy: PolicyName,
+    /// How the rows of a sampled site are chosen and weighted.
+    pub estimator: Estimator,
+    /// Share of the rows that a sampled site keeps; in (0, 1].
+    pub ratio: f64,
+    /// Where the norms of the output gradients come from.
+    pub norms: NormSource,
+    /// Share λ of uniform probability mixed into estimated norms; in [0, 1].
+    pub uniform: f64,
+    /// Where the norm cache lives.
+    pub cache: CacheIn,
+    /// Exceptions by site; the first match wins.
+    #[serde(serialize_with = "sites_as_table", skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<Site>,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Self {
+            policy: PolicyName::Exact,
+            estimator: Estimator::Pps,
+            ratio: 0.3,
+            norms: NormSource::Cached,
+            uniform: 0.1,
+            cache: CacheIn::Memory,
+            sites: Vec::new(),
+        }
+    }
+}
+
+impl Keep {
+    /// The exception for a site, with what it leaves out taken from `[keep]`; `None` if no pattern matches.
+    pub fn exception(&self, site: &str) -> Option<Site> {
+        let found = self.sites.iter().find(|s| glob_matches(&s.pattern, site))?;
+        Some(Site {
+            estimator: found.estimator.or(Some(self.estimator)),
+            ratio: found.ratio.or(Some(self.ratio)),
+            norms: found.norms.or(Some(self.norms)),
+            ..found.clone()
+        })
+    }
+}
+
+/// `[keep.sites]`: one exception. What it leaves out comes from `[keep]`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Site {
+    /// Glob over site names (`*` also crosses dots): the key of this entry.
+    #[serde(skip)]
+    pub pattern: String,
+    /// All rows or a sample; without it as the policy says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep: Option<SiteKeep>,
+    /// See [`Keep::estimator`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimator: Option<Estimator>,
+    /// See [`Keep::ratio`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+    /// See [`Keep::norms`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norms: Option<NormSource>,
+}
+
+fn sites_as_table<S: Serializer>(sites: &[Site], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_map(sites.iter().map(|site| (&site.pattern, site)))
+}
+
+fn glob_matches(glob: &str, name: &str) -> bool {
+    Glob::new(glob).is_ok_and(|g| g.compile_matcher().is_match(name))
+}
+
+/// Size of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Batch {
+    /// So many sequences, the last batch of an epoch fewer (`batch`); at least 1.
+    #[serde(rename = "batch")]
+    Sequences(usize),
+    /// As many sequences as have together at most so many tokens, at least one (`batch_tokens`); at least 1.
+    #[serde(rename = "batch_tokens")]
+    Tokens(usize),
+}
+
+/// When something happens again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    /// At the end of each epoch: `"epoch"`.
+    Epoch,
+    /// After so many optimizer steps, at least 1: a whole number.
+    Steps(u64),
+}
+
+impl Serialize for Every {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Epoch => s.serialize_str(rules::EPOCH),
+            Self::Steps(n) => s.serialize_u64(*n),
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe file and applies `--set KEY=VALUE` arguments to it.
+    ///
+    /// # Errors
+    /// A usage error if the file cannot be read as UTF-8, else as [`Recipe::parse`].
+    pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
+        let file = path.display().to_string();
+        let bytes =
+            std::fs::read(path).map_err(|e| Error::usage(format!("{file}: expected a recipe (a TOML file): {e}")))?;
+        let text = std::str::from_utf8(&bytes).map_err(|e| {
+            let line = 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count();
+            Error::usage(format!("{file}:{line}: expected UTF-8 text, found other bytes"))
+        })?;
+        Self::parse(text, &file, sets)
+    }
+
+    /// Reads a recipe. `file` is its name in messages; `sets` are `KEY=VALUE` texts whose keys are paths such as
+    /// `optim.lr`. A value is TOML, or else a bare string. They override the file, later ones earlier ones;
+    /// new patterns under `keep.sites` come before those of the file.
+    ///
+    /// # Errors
+    /// One usage error with every problem of the file and of `sets`, each with its line.
+    pub fn parse(text: &str, file: &str, sets: &[String]) -> Result<Self> {
+        parse::parse(text, file, sets)
+    }
+
+    /// Checks that the keys that only training needs are there.
+    ///
+    /// # Errors
+    /// One usage error that names all that are missing; `file` is the recipe's name in it.
+    pub fn check_train(&self, file: &str) -> Result<()> {
+        parse::check_train(self, file)
+    }
+
+    /// The recipe as TOML with all defaults filled in; [`Recipe::parse`] reads it back to the same value.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe is a table of strings, numbers, lists and tables")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Every key given, none with its default.
+    const FULL: &str = r#"
+        task = "rte"
+        seed = 7
+        output = "runs/x"
+        [model]
+        path = "models/m"
+        revision = "v2"
+        dropout = 0.25
+        [data]
+        train = "a.csv"
+        dev = "b.csv"
+        text = "t"
+        pair = "p"
+        label = "l"
+        max_length = 64
+        limit = 10
+        dev_share = 0.2
+        [train]
+        epochs = 1.5
+        steps = 9
+        batch_tokens = 512
+        accumulate = 2
+        precision = "f32"
+        method = "full"
+        eval_every = 5
+        save_every = 6
+        keep_checkpoints = 2
+        best_metric = "f1"
+        patience = 3
+        freeze = ["embeddings.*", "quote\"d"]
+        log_every = 1
+        [optim]
+        lr = 1e-300
+        schedule = "cosine"
+        warmup = 100
+        weight_decay = 0.1
+        beta1 = 0.8
+        beta2 = 0.99
+        eps = 1e-6
+        clip = 0
+        [keep]
+        policy = "paper"
+        estimator = "wta"
+        ratio = 0.1
+        norms = "running"
+        uniform = 0.2
+        cache = "file"
+        [keep.sites]
+        "z.*.dense" = { keep = "rows", estimator = "crs", ratio = 0.5, norms = "current" }
+        "a.*" = { keep = "exact" }
+        "é \"q\"" = {}
+    "#;
+
+    fn parse(text: &str) -> Recipe {
+        Recipe::parse(text, "test", &[]).unwrap()
+    }
+
+    /// Every key of a TOML text by path, patterns of sites as `*`.
+    fn keys(text: &str) -> BTreeMap<String, toml::Value> {
+        fn walk(table: &toml::Table, prefix: &str, out: &mut BTreeMap<String, toml::Value>) {
+            for (key, value) in table {
+                let path = if prefix == "keep.sites." { format!("{prefix}*") } else { format!("{prefix}{key}") };
+                match value {
+                    toml::Value::Table(inner) => walk(inner, &format!("{path}."), out),
+                    value => drop(out.insert(path, value.clone())),
+                }
+            }
+        }
+        let mut out = BTreeMap::new();
+        walk(&text.parse().unwrap(), "", &mut out);
+        out
+    }
+
+    #[test]
+    fn a_written_recipe_reads_back_the_same() {
+        let least = parse("model.path = 'm'");
+        let full = parse(FULL);
+        let sequences = Recipe { train: Train { batch: Batch::Sequences(3), ..full.train.clone() }, ..full.clone() };
+        for recipe in [least, full, sequences] {
+            assert_eq!(parse(&recipe.to_toml()), recipe);
+        }
+    }
+
+    #[test]
+    fn the_least_recipe_is_the_default() {
+        let default = Recipe { model: Model { path: "m".into(), ..Model::default() }, ..Recipe::default() };
+        assert_eq!(parse("model.path = 'm'"), default);
+    }
+
+    #[test]
+    fn no_key_is_lost() {
+        let written: Vec<_> = keys(&parse(FULL).to_toml()).into_keys().collect();
+        let given: Vec<_> = keys(FULL).into_keys().collect();
+        assert_eq!(written, given);
+        let least = keys(&parse("model.path = 'm'").to_toml());
+        let full = keys(FULL);
+        let same =
+            |key: &&String| full[*key] == least[*key] && !["train.precision", "train.method"].contains(&key.as_str());
+        let shared: Vec<_> = least.keys().filter(|key| full.contains_key(*key)).filter(same).collect();
+        assert!(shared.is_empty(), "the full recipe must differ from the defaults in {shared:?}");
+    }
+
+    #[test]
+    fn the_reference_has_every_key_with_its_default() {
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/recipe.md")).unwrap();
+        let rows: BTreeMap<_, _> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+            .filter_map(|(key, rest)| Some((key.to_string(), rest.split_once(" |")?.0.trim().to_string())))
+            .collect();
+        let mut expected = keys(FULL);
+        expected.insert("train.batch".into(), 32.into());
+        assert_eq!(rows.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+
+        let defaults = keys(&Recipe::default().to_toml());
+        for (key, default) in rows {
+            match default.strip_prefix('`').and_then(|d| d.strip_suffix('`')) {
+                Some(default) => {
+                    let value = keys(&format!("v = {default}")).remove("v");
+                    let number = |v: &toml::Value| v.as_float().or(v.as_integer().map(|n| n as f64));
+                    let (found, told) = (defaults.get(&key), value.as_ref());
+                    assert!(
+                        found == told || found.and_then(number) == told.and_then(number),
+                        "{key}: {found:?}, {told:?}"
+                    );
+                }
+                None => assert!(key == "model.path" || !defaults.contains_key(&key), "{key} has a default"),
+            }
+        }
+    }
+
+    #[test]
+    fn sites_keep_their_order_and_the_command_line_comes_first() {
+        let sets = ["keep.sites.'z.*.dense'.ratio=0.9".to_string(), "keep.sites.'q*'.ratio=0.8".to_string()];
+        let keep = Recipe::parse(FULL, "test", &sets).unwrap().keep;
+        let patterns: Vec<_> = keep.sites.iter().map(|s| s.pattern.as_str()).collect();
+        assert_eq!(patterns, ["q*", "z.*.dense", "a.*", "é \"q\""]);
+        assert_eq!(keep.sites[1].ratio, Some(0.9));
+        assert_eq!(keep.sites[1].estimator, Some(Estimator::Crs));
+    }
+
+    #[test]
+    fn exceptions_match_by_glob_and_inherit() {
+        let keep = parse(FULL).keep;
+        let dense = keep.exception("z.layer.3.output.dense").unwrap();
+        assert_eq!((dense.keep, dense.ratio), (Some(SiteKeep::Rows), Some(0.5)));
+        let other = keep.exception("a.b").unwrap();
+        assert_eq!((other.keep, other.estimator), (Some(SiteKeep::Exact), Some(Estimator::Wta)));
+        assert_eq!((other.ratio, other.norms), (Some(0.1), Some(NormSource::Running)));
+        assert_eq!(keep.exception("b.a"), None);
+        let train = parse(FULL).train;
+        assert!(train.is_frozen("embeddings.word.weight") && !train.is_frozen("encoder.embeddings"));
+    }
+
+    #[test]
+    fn the_recipes_of_the_repository_are_sound() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes"));
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            Recipe::load(&path, &[]).unwrap().check_train(&name).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.starts_with(&format!("# cargo run --release -- train recipes/{name}\n")), "{name}");
+            assert!(text.lines().count() <= 30, "{name}");
+            count += 1;
+        }
+        assert!((1..=10).contains(&count));
+    }
+
+    #[test]
+    fn files_that_are_no_recipes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.toml");
+        let load = |path: &Path| Recipe::load(path, &[]).unwrap_err();
+        assert!(load(&path).to_string().contains("r.toml: expected a recipe (a TOML file): "));
+        assert!(load(folder.path()).to_string().contains("expected a recipe (a TOML file): "));
+        std::fs::write(&path, b"a = 1\nb = \"\xff\"\n").unwrap();
+        let error = load(&path);
+        assert!(error.to_string().ends_with("r.toml:2: expected UTF-8 text, found other bytes"));
+        assert_eq!(error.kind(), colrow_tensor::Kind::Usage);
+        std::fs::write(&path, "model.path = 'm'").unwrap();
+        assert_eq!(Recipe::load(&path, &[]).unwrap().model.path, "m");
+    }
+}
