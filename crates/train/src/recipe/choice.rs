@@ -16,7 +16,7 @@ macro_rules! choice {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name { $($(#[$variant_doc])* $variant,)+ }
 
-        impl $crate::recipe::Choice for $name {
+        impl Choice for $name {
             const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
             fn name(self) -> &'static str {
@@ -26,15 +26,102 @@ macro_rules! choice {
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str($crate::recipe::Choice::name(*self))
+                f.write_str(Choice::name(*self))
             }
         }
 
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.serialize_str($crate::recipe::Choice::name(*self))
+                s.serialize_str(Choice::name(*self))
             }
         }
     };
 }
-pub(super) use choice;
+
+choice! {
+    /// What numbers the arithmetic uses.
+    Precision {
+        /// 32-bit floats.
+        F32 = "f32",
+    }
+}
+
+choice! {
+    /// Which parameters are trained.
+    Method {
+        /// All of them, but those that `freeze` names.
+        Full = "full",
+    }
+}
+
+choice! {
+    /// What the learning rate does after the warm-up.
+    Schedule {
+        /// Falls in a straight line to 0 at the last step.
+        Linear = "linear",
+        /// Falls in half a cosine to 0 at the last step.
+        Cosine = "cosine",
+        /// Stays.
+        Constant = "constant",
+    }
+}
+
+choice! {
+    /// A policy: which site keeps what.
+    PolicyName {
+        /// Every op keeps all that its gradient needs.
+        Exact = "exact",
+        /// The published system: rows for the attention output and both feed-forward linears.
+        Paper = "paper",
+    }
+}
+
+choice! {
+    /// How rows are chosen and weighted (`docs/wta-crs.md`).
+    Estimator {
+        /// All rows.
+        Exact = "exact",
+        /// The most probable rows, unweighted. Biased; for ablations.
+        TopK = "topk",
+        /// Column-row sampling: draws with replacement.
+        Crs = "crs",
+        /// The paper's: the most probable rows for certain, draws with replacement from the rest.
+        Wta = "wta",
+        /// Systematic sampling with probability proportional to size.
+        Pps = "pps",
+    }
+}
+
+choice! {
+    /// Where the norms of the output gradients come from, best first.
+    NormSource {
+        /// The true norms: rows are drawn in the backward pass.
+        Current = "current",
+        /// The norms that this example's tokens had when it was last seen.
+        Cached = "cached",
+        /// A moving average per site over position and token class.
+        Running = "running",
+        /// None: every row counts as equally large.
+        Uniform = "uniform",
+    }
+}
+
+choice! {
+    /// Where the norm cache lives.
+    CacheIn {
+        /// In memory.
+        Memory = "memory",
+        /// In a mapped file in the run folder.
+        File = "file",
+    }
+}
+
+choice! {
+    /// What an exception makes a site keep.
+    SiteKeep {
+        /// A sample of its rows.
+        Rows = "rows",
+        /// All of them.
+        Exact = "exact",
+    }
+}

@@ -1,10 +1,16 @@
 //! TOML text and `--set` arguments as one tree in which every node knows where it was written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use colrow_tensor::Error;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+/// How often a text with broken syntax is read: each time without the lines that were broken before.
+const READS: usize = 3;
+
+/// How the parser's messages begin, at the end of the text, when a bracket is never closed.
+const UNCLOSED: [&str; 2] = ["unclosed array", "unclosed inline table"];
 
 /// Where something was written. The order is that of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +67,8 @@ pub(super) struct Document {
     pub(super) problems: Vec<Problem>,
     /// Lines with broken syntax: what was read there is a guess.
     pub(super) broken: BTreeSet<usize>,
-    /// The first broken table header, if any: what follows may sit in the wrong table.
+    /// Where the text stops making sense, if anywhere: at a broken table header, or at the first error
+    /// if a bracket is never closed.
     pub(super) lost_from: Option<usize>,
 }
 
@@ -69,19 +76,34 @@ impl Document {
     /// Reads `text` and puts `sets` over it.
     pub(super) fn read(text: &str, sets: &[String]) -> Self {
         let lines = Lines::new(text);
-        let (table, errors) = DeTable::parse_recoverable(text);
+        let line_of = |error: &toml::de::Error| lines.of(error.span().map_or(text.len(), |s| s.start));
         let mut doc = Self::default();
-        for error in errors {
-            let line = lines.of(error.span().map_or(text.len(), |s| s.start));
-            if lines.text(line).trim_start().starts_with('[') {
-                doc.lost_from = Some(doc.lost_from.map_or(line, |first| first.min(line)));
+        let mut readable = text.to_string();
+        // At some errors the parser gives up the rest of a text. Without the broken lines it reads on.
+        for _ in 0..READS {
+            let (_, errors) = DeTable::parse_recoverable(&readable);
+            if errors.is_empty() {
+                break;
             }
-            // Further errors of a line mostly follow from the first.
-            if doc.broken.insert(line) {
-                doc.problems.push(Problem { at: At::Line(line), text: format!("not TOML: {}", error.message()) });
+            let unclosed = errors.iter().any(|e| UNCLOSED.iter().any(|text| e.message().starts_with(text)));
+            let mut first_of_line = BTreeMap::new();
+            for error in &errors {
+                // Further errors of a line mostly follow from the first.
+                first_of_line.entry(line_of(error)).or_insert(error.message());
             }
+            for (line, message) in first_of_line {
+                if doc.lost_from.is_some_and(|lost| line > lost) || !doc.broken.insert(line) {
+                    continue;
+                }
+                doc.problems.push(Problem { at: At::Line(line), text: format!("not TOML: {message}") });
+                if unclosed || lines.text(line).trim_start().starts_with('[') {
+                    doc.lost_from = Some(line);
+                }
+            }
+            readable = lines.without(&doc.broken);
         }
-        doc.root = entries(table.get_ref(), text, &|offset| At::Line(lines.of(offset)));
+        let (table, _) = DeTable::parse_recoverable(&readable);
+        doc.root = entries(table.get_ref(), &readable, &|offset| At::Line(lines.of(offset)));
         for (i, set) in sets.iter().enumerate() {
             match read_set(set, At::Set(i)) {
                 Some(over) => merge(&mut doc.root, over),
@@ -206,5 +228,89 @@ impl<'a> Lines<'a> {
 
     fn text(&self, line: usize) -> &'a str {
         self.text[self.starts[line - 1]..].lines().next().unwrap_or_default()
+    }
+
+    /// The text with these lines blanked out; all other lines keep their offsets.
+    fn without(&self, lines: &BTreeSet<usize>) -> String {
+        let mut text = self.text.as_bytes().to_vec();
+        for line in lines {
+            let start = self.starts[line - 1];
+            text[start..start + self.text(*line).len()].fill(b' ');
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The nodes of a tree as `path=value@place`.
+    fn flat(entries: &Entries, prefix: &str, out: &mut Vec<String>) {
+        for (key, node) in entries {
+            let value = match &node.value {
+                Value::Table(inner) => {
+                    flat(inner, &format!("{prefix}{key}/"), out);
+                    continue;
+                }
+                Value::Text(s) => format!("{s:?}"),
+                Value::Whole { value, .. } => value.to_string(),
+                Value::Number { value, .. } => value.to_string(),
+                Value::Other { raw } => raw.clone(),
+                Value::List(items) => items.iter().map(|item| format!("{:?},", item.at)).collect(),
+            };
+            out.push(format!("{prefix}{key}={value}@{:?}", node.at));
+        }
+    }
+
+    fn read(text: &str, sets: &[&str]) -> Vec<String> {
+        let sets: Vec<_> = sets.iter().map(|s| s.to_string()).collect();
+        let mut out = Vec::new();
+        flat(&Document::read(text, &sets).root, "", &mut out);
+        out
+    }
+
+    #[test]
+    fn nodes_know_their_lines_and_order() {
+        let text = "b = 1\r\na.z = 2.5\n\n[t]\ny = true\n\"x.*\" = '''\n2\n'''\na = [1,\n2]";
+        let expected = [
+            "b=1@Line(1)",
+            "a/z=2.5@Line(2)",
+            "t/y=true@Line(5)",
+            "t/x.*=\"2\\n\"@Line(6)",
+            "t/a=Line(9),Line(10),@Line(9)",
+        ];
+        assert_eq!(read(text, &[]), expected);
+    }
+
+    #[test]
+    fn sets_merge_over_the_text() {
+        let text = "[t]\na = 1\nb = 2";
+        assert_eq!(read(text, &["t.b=3", "t.b = 4 "]), ["t/a=1@Line(2)", "t/b=4@Set(1)"]);
+        assert_eq!(read(text, &["t={b=5,c=6}"]), ["t/a=1@Line(2)", "t/b=5@Set(0)", "t/c=6@Set(0)"]);
+        assert_eq!(read(text, &["t=7"]), ["t=7@Set(0)"]);
+        assert_eq!(read("", &["x=a/b=c"]), ["x=\"a/b=c\"@Set(0)"]);
+        assert_eq!(read("", &["x="]), ["x=\"\"@Set(0)"]);
+        assert_eq!(read("", &["s.'p=*'.\"q\".r=[1]"]), ["s/p=*/q/r=Set(0),@Set(0)"]);
+    }
+
+    #[test]
+    fn sets_without_key_or_value_are_problems() {
+        for set in ["", "x", "=1", "a b=1", "[t]\nx=1", "#=1", "a\nb=1", "'a=1", "a.=1"] {
+            let doc = Document::read("", &[set.to_string()]);
+            assert_eq!((doc.root.len(), doc.problems.len()), (0, 1), "{set:?}");
+            assert_eq!(doc.problems[0].at, At::Set(0));
+        }
+    }
+
+    #[test]
+    fn the_rest_of_a_broken_text_is_read() {
+        assert_eq!(read("a = 1\nb\nc = 3\nd = x\ne = 5", &[]), ["a=1@Line(1)", "c=3@Line(3)", "e=5@Line(5)"]);
+        let broken_at = |text| Document::read(text, &[]).broken.into_iter().collect::<Vec<_>>();
+        assert_eq!(broken_at("a = 1\nb\nc = 3\nd = x\nd = x"), [2, 4, 5]);
+        assert_eq!(broken_at("a = [1\nb = 2\nc = 3\nd = x\n"), [2]);
+        assert_eq!(broken_at("a = { b = 1\nb = 2\n[c]\nd = x\n"), [2]);
+        assert_eq!(broken_at("a = [1,\n"), [1]);
+        assert_eq!(broken_at("a = 1\n[b\na = 2\n"), [2]);
     }
 }

@@ -9,6 +9,7 @@
 mod choice;
 mod document;
 mod parse;
+mod rules;
 
 use std::path::Path;
 
@@ -16,8 +17,7 @@ use colrow_tensor::{Error, Result};
 use globset::Glob;
 use serde::{Serialize, Serializer};
 
-pub use choice::Choice;
-use choice::choice;
+pub use choice::{CacheIn, Choice, Estimator, Method, NormSource, PolicyName, Precision, Schedule, SiteKeep};
 
 /// Everything a run is told.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -312,99 +312,9 @@ pub enum Every {
 impl Serialize for Every {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::Epoch => s.serialize_str(parse::EPOCH),
+            Self::Epoch => s.serialize_str(rules::EPOCH),
             Self::Steps(n) => s.serialize_u64(*n),
         }
-    }
-}
-
-choice! {
-    /// What numbers the arithmetic uses.
-    Precision {
-        /// 32-bit floats.
-        F32 = "f32",
-    }
-}
-
-choice! {
-    /// Which parameters are trained.
-    Method {
-        /// All of them, but those that `freeze` names.
-        Full = "full",
-    }
-}
-
-choice! {
-    /// What the learning rate does after the warm-up.
-    Schedule {
-        /// Falls in a straight line to 0 at the last step.
-        Linear = "linear",
-        /// Falls in half a cosine to 0 at the last step.
-        Cosine = "cosine",
-        /// Stays.
-        Constant = "constant",
-    }
-}
-
-choice! {
-    /// A policy: which site keeps what.
-    PolicyName {
-        /// Every op keeps all that its gradient needs.
-        Exact = "exact",
-        /// The published system: rows for the attention output and both feed-forward linears.
-        Paper = "paper",
-    }
-}
-
-choice! {
-    /// How rows are chosen and weighted (`docs/wta-crs.md`).
-    Estimator {
-        /// All rows.
-        Exact = "exact",
-        /// The most probable rows, unweighted. Biased; for ablations.
-        TopK = "topk",
-        /// Column-row sampling: draws with replacement.
-        Crs = "crs",
-        /// The paper's: the most probable rows for certain, draws with replacement from the rest.
-        Wta = "wta",
-        /// Systematic sampling with probability proportional to size.
-        Pps = "pps",
-    }
-}
-
-choice! {
-    /// Where the norms of the output gradients come from, best first.
-    NormSource {
-        /// The true norms: rows are drawn in the backward pass.
-        Current = "current",
-        /// The norms that this example's tokens had when it was last seen.
-        Cached = "cached",
-        /// A moving average per site over position and token class.
-        Running = "running",
-        /// None: every row counts as equally large.
-        Uniform = "uniform",
-    }
-}
-
-choice! {
-    /// Where the norm cache lives.
-    CacheIn {
-        /// In memory.
-        Memory = "memory",
-        /// In a mapped file in the run folder.
-        File = "file",
-    }
-}
-
-choice! {
-    /// What an exception makes a site keep.
-    SiteKeep {
-        /// A sample of its rows.
-        Rows = "rows",
-        /// All of them.
-        Exact = "exact",
-        /// None: the input is rebuilt, to the bit, from what the op before the site keeps (after a norm or an activation).
-        Rebuild = "rebuild",
     }
 }
 
@@ -635,7 +545,7 @@ mod tests {
         std::fs::write(&path, b"a = 1\nb = \"\xff\"\n").unwrap();
         let error = load(&path);
         assert!(error.to_string().ends_with("r.toml:2: expected UTF-8 text, found other bytes"));
-        assert_eq!(error.kind(), colrow_tensor::error::Kind::Usage);
+        assert_eq!(error.kind(), colrow_tensor::Kind::Usage);
         std::fs::write(&path, "model.path = 'm'").unwrap();
         assert_eq!(Recipe::load(&path, &[]).unwrap().model.path, "m");
     }

@@ -1,0 +1,109 @@
+//! Rules: what a key of a recipe accepts. An error is the text that follows the key's path in the report.
+
+use globset::Glob;
+
+use super::document::{At, Node, Value};
+use super::{Choice, Every};
+
+/// How a recipe writes [`Every::Epoch`].
+pub(super) const EPOCH: &str = "epoch";
+
+/// The error of a value that is not what was expected.
+pub(super) fn wrong<T>(expected: &str, node: &Node) -> Result<T, String> {
+    Err(format!("expected {expected}, found {}", found(&node.value)))
+}
+
+fn found(value: &Value) -> String {
+    match value {
+        Value::Text(s) if s.chars().count() > 60 => {
+            format!("the string {:?}…", s.chars().take(60).collect::<String>())
+        }
+        Value::Text(s) => format!("the string {s:?}"),
+        Value::Whole { raw, .. } | Value::Number { raw, .. } | Value::Other { raw } => raw.clone(),
+        Value::List(_) => "a list".into(),
+        Value::Table(_) => "a table".into(),
+    }
+}
+
+/// A finite number, whole or not, that is `ok`.
+pub(super) fn number(expected: &'static str, ok: impl Fn(f64) -> bool) -> impl Fn(&Node) -> Result<f64, String> {
+    move |node| match node.value {
+        Value::Number { value, .. } if value.is_finite() && ok(value) => Ok(value),
+        Value::Whole { value, .. } if ok(value as f64) => Ok(value as f64),
+        _ => wrong(expected, node),
+    }
+}
+
+/// A share of rows.
+pub(super) fn ratio() -> impl Fn(&Node) -> Result<f64, String> {
+    number("a number in (0, 1]", |x| x > 0.0 && x <= 1.0)
+}
+
+/// A whole number that fits `T`.
+pub(super) fn whole_number<T: TryFrom<i128>>(least: i128) -> impl Fn(&Node) -> Result<T, String> {
+    move |node| {
+        let value = match node.value {
+            Value::Whole { value, .. } if value >= least => T::try_from(value).ok(),
+            _ => None,
+        };
+        value.map_or_else(|| wrong(&format!("a whole number of at least {least}"), node), Ok)
+    }
+}
+
+/// A string that says something.
+pub(super) fn text(node: &Node) -> Result<String, String> {
+    match &node.value {
+        Value::Text(s) if !s.is_empty() => Ok(s.clone()),
+        // On the command line nobody quotes a revision that happens to be all digits.
+        Value::Whole { raw, .. } | Value::Number { raw, .. } | Value::Other { raw }
+            if matches!(node.at, At::Set(_)) =>
+        {
+            Ok(raw.clone())
+        }
+        _ => wrong("a string that is not empty", node),
+    }
+}
+
+/// A pattern over names.
+pub(super) fn glob(node: &Node) -> Result<String, String> {
+    let glob = text(node)?;
+    match Glob::new(&glob) {
+        Ok(_) => Ok(glob),
+        Err(e) => Err(format!("expected a glob, found {glob:?}: {}", e.kind())),
+    }
+}
+
+/// See [`Every`].
+pub(super) fn every(node: &Node) -> Result<Every, String> {
+    match &node.value {
+        Value::Text(s) if s == EPOCH => Ok(Every::Epoch),
+        _ => match whole_number(1)(node) {
+            Ok(steps) => Ok(Every::Steps(steps)),
+            Err(_) => wrong(&format!("{EPOCH:?} or a whole number of steps of at least 1"), node),
+        },
+    }
+}
+
+/// One of a closed set of names.
+pub(super) fn choice<T: Choice>(node: &Node) -> Result<T, String> {
+    let written = match &node.value {
+        Value::Text(s) => s.as_str(),
+        _ => "",
+    };
+    if let Some(found) = T::ALL.iter().find(|c| c.name() == written) {
+        return Ok(*found);
+    }
+    let names: Vec<_> = T::ALL.iter().map(|c| format!("{:?}", c.name())).collect();
+    let expected = if names.len() == 1 { names.concat() } else { format!("one of {}", names.join(", ")) };
+    let hint = nearest(written, T::ALL.iter().map(|c| c.name())).map(|n| format!("; did you mean {n:?}?"));
+    wrong(&expected, node).map_err(|e: String| e + &hint.unwrap_or_default())
+}
+
+/// The candidate most like `word`, if any is at all.
+pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|c| (strsim::jaro_winkler(word, c), c))
+        .filter(|(likeness, _)| *likeness >= 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, c)| c)
+}
