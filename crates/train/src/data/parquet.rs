@@ -1,6 +1,7 @@
 //! Reader of Parquet files.
 
 use super::columns::{Pick, pick};
+use super::quietly::quietly;
 use super::{Examples, Request};
 use ::parquet::arrow::ProjectionMask;
 use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -9,32 +10,12 @@ use arrow::array::{Array, ArrayRef, AsArray, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use colrow_tensor::{Error, Result};
-use std::cell::Cell;
 use std::fmt::Display;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
-use std::sync::Once;
 
 /// Reads the text columns (any string type) and the label column (string, integer, float or boolean).
 pub fn parquet<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> {
+    // The decoder's own checks end in panics for some damaged files.
     quietly(|| read(input, want)).unwrap_or_else(|| Err(damaged("the file contradicts itself")))
-}
-
-/// Runs `read`, or returns `None` without a message if it panics, as the decoder does for some damaged files.
-fn quietly<T>(read: impl FnOnce() -> T) -> Option<T> {
-    static HOOK: Once = Once::new();
-    thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
-    HOOK.call_once(|| {
-        let usual = take_hook();
-        set_hook(Box::new(move |info| {
-            if !QUIET.get() {
-                usual(info)
-            }
-        }));
-    });
-    QUIET.set(true);
-    let result = catch_unwind(AssertUnwindSafe(read)).ok();
-    QUIET.set(false);
-    result
 }
 
 fn damaged(why: impl Display) -> Error {
