@@ -1,6 +1,6 @@
 //! GLUE as it is distributed: folder layouts and column names.
 
-use super::{Examples, Request, Split, read_file, table};
+use super::{Example, Examples, Request, Split, read_file, table};
 use crate::tasks::Task;
 use colrow_tensor::{Error, Result};
 use std::collections::HashSet;
@@ -49,11 +49,15 @@ pub(crate) fn headerless(task: Task, first: &[&str]) -> Option<&'static [&'stati
 /// MRPC's own download has no `dev.tsv`: its dev examples are those lines of `msr_paraphrase_train.txt` whose ids are in
 /// `dev_ids.tsv` or `mrpc_dev_ids.tsv`; then the file is `msr_paraphrase_train.txt` for both splits.
 pub fn split_file(folder: &Path, task: Task, split: Split) -> Option<PathBuf> {
-    let found = candidates(task, split).iter().map(|name| folder.join(name)).find(|path| path.is_file());
-    found.or_else(|| {
-        let train = split_file(folder, task, Split::Train).filter(|path| split == Split::Dev && path.ends_with(MSR));
-        train.filter(|_| dev_ids(folder).is_some())
-    })
+    let all_in_one = || {
+        let train = first(folder, candidates(task, Split::Train))?;
+        (split == Split::Dev && train.ends_with(MSR) && dev_ids(folder).is_some()).then_some(train)
+    };
+    first(folder, candidates(task, split)).or_else(all_in_one)
+}
+
+fn first(folder: &Path, names: &[&str]) -> Option<PathBuf> {
+    names.iter().map(|name| folder.join(name)).find(|path| path.is_file())
 }
 
 const MSR: &str = "msr_paraphrase_train.txt";
@@ -69,8 +73,7 @@ fn candidates(task: Task, split: Split) -> &'static [&'static str] {
 }
 
 fn dev_ids(folder: &Path) -> Option<PathBuf> {
-    let names = ["dev_ids.tsv", "mrpc_dev_ids.tsv"];
-    names.iter().map(|name| folder.join(name)).find(|path| path.is_file())
+    first(folder, &["dev_ids.tsv", "mrpc_dev_ids.tsv"])
 }
 
 /// Reads one split of `folder`, and says which file it came from.
@@ -87,9 +90,9 @@ pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examp
         let columns = super::Columns { text: Some("#1 ID".into()), pair: Some("#2 ID".into()), label: None };
         let want = Request { task: want.task, columns: &columns, labels_required: false };
         let keys = table::tsv(open()?, &want).map_err(|e| e.at(path.display()))?;
-        let in_dev = |i: usize| dev.contains(&(&*keys.rows[i].text, keys.rows[i].pair.as_deref().unwrap_or_default()));
-        let mut i = 0..;
-        examples.rows.retain(|_| i.next().is_some_and(in_dev) == (split == Split::Dev));
+        let in_dev = |key: &Example| dev.contains(&(&*key.text, key.pair.as_deref().unwrap_or_default()));
+        let mut keys = keys.rows.iter();
+        examples.rows.retain(|_| keys.next().is_some_and(in_dev) == (split == Split::Dev));
         if examples.rows.is_empty() {
             return Err(Error::new(format!("no example left for this split by {}", ids.display())).at(path.display()));
         }

@@ -5,6 +5,7 @@ mod columns;
 pub mod glue;
 pub mod labels;
 pub mod parquet;
+mod quietly;
 pub mod shuffle;
 pub mod table;
 pub mod tokenise;

@@ -1,0 +1,5 @@
+#![no_main]
+use colrow_train::data::table;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| colrow_fuzz::examples(|want| table::jsonl(bytes, want)));
