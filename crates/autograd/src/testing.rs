@@ -102,7 +102,8 @@ impl Run {
     /// Whether two runs gave the same numbers, to the bit.
     pub fn same_bits(&self, other: &Self) -> bool {
         let bits = |x: &Vec<f64>| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let all = |run: &Self| (bits(&run.output), run.gradients.iter().map(|g| g.as_ref().map(bits)).collect::<Vec<_>>());
+        let all =
+            |run: &Self| (bits(&run.output), run.gradients.iter().map(|g| g.as_ref().map(bits)).collect::<Vec<_>>());
         all(self) == all(other)
     }
 }
@@ -240,7 +241,8 @@ pub fn check_unbiased(exact: &[f64], trials: u64, draw: impl FnMut(u64) -> Resul
     let mut sums = vec![(0.0, 0.0); n + 1];
     for sample in (0..trials).map(draw) {
         let sample = sample?;
-        let along = sample.iter().zip(exact).map(|(s, x)| (s - x) * x).sum::<f64>() / norm_square.max(f64::MIN_POSITIVE);
+        let along =
+            sample.iter().zip(exact).map(|(s, x)| (s - x) * x).sum::<f64>() / norm_square.max(f64::MIN_POSITIVE);
         let deviations = sample.iter().zip(exact).map(|(s, x)| s - x).chain([along]);
         for ((sum, squares), e) in sums.iter_mut().zip(deviations) {
             *sum += e;
