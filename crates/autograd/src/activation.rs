@@ -113,3 +113,48 @@ impl Op for Tanh {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::rng::Key;
+    use colrow_tensor::{DType, Device};
+
+    use super::*;
+    use crate::Policy;
+    use crate::testing::{check_gradients, check_precision, leaf, random_params, training};
+
+    #[test]
+    fn gradients() {
+        let device = Device::cpu();
+        let apply: [fn(&mut Tape<'_>, Var) -> Var; 3] = [
+            |tape, x| tape.gelu("gelu", Gelu::Erf, x),
+            |tape, x| tape.gelu("gelu", Gelu::Tanh, x),
+            |tape, x| tape.tanh("tanh", x),
+        ];
+        for apply in apply {
+            let (mut params, [x]) = random_params(&device, DType::F64, [("x", &[9, 11])]);
+            let mode = training(Key::new(1), false, Policy::exact(), None);
+            let f = |tape: &mut Tape<'_>| {
+                let x = leaf(tape, x);
+                apply(tape, x)
+            };
+            check_gradients(&mut params, &mode, 1, f).unwrap();
+            check_precision(&mut params, &mode, 1, f).unwrap();
+        }
+    }
+
+    /// Φ(1) = 0.8413447460685429; the tanh form by its own formula.
+    #[test]
+    fn known_values() {
+        let device = Device::cpu();
+        let params = crate::Params::new(&device, DType::F64);
+        let mut tape = Tape::new(&params, crate::Mode::Inference);
+        let mut at_one = |form| {
+            let one = tape.constant(device.tensor(colrow_tensor::Class::Workspace, &[1, 1], &[1.0_f64]));
+            tape.gelu("gelu", form, one).value.scalar()
+        };
+        assert!((at_one(Gelu::Erf) - 0.841_344_746_068_542_9).abs() < 1e-15);
+        let inner = (2.0 / std::f64::consts::PI).sqrt() * 1.044_715;
+        assert!((at_one(Gelu::Tanh) - 0.5 * (1.0 + inner.tanh())).abs() < 1e-15);
+    }
+}

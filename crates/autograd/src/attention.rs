@@ -72,3 +72,51 @@ impl Op for SelfAttention {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::rng::Key;
+    use colrow_tensor::{DType, Device};
+
+    use super::*;
+    use crate::Policy;
+    use crate::testing::{check_gradients, check_precision, leaf, random_params, training};
+
+    /// Sequences of one token, of more than one tile of 64 rows, and of a few.
+    #[test]
+    fn gradients_in_ragged_batches() {
+        let device = Device::cpu();
+        for (bounds, heads, h) in [(vec![0_u32, 1, 6, 10], 3, 2), (vec![0, 1, 71], 2, 3)] {
+            let n = *bounds.last().unwrap() as usize;
+            let bounds = device.tensor(Class::Workspace, &[bounds.len()], &bounds);
+            for (dropout, p) in [(false, 0.1), (true, 0.0), (true, 0.3)] {
+                let (mut params, [x]) = random_params(&device, DType::F64, [("qkv", &[n, 3 * heads * h])]);
+                let mode = training(Key::new(2), dropout, Policy::exact(), None);
+                let f = |tape: &mut Tape<'_>| {
+                    let qkv = leaf(tape, x);
+                    tape.attention("attention", qkv, &bounds, n, heads, p)
+                };
+                check_gradients(&mut params, &mode, 2 * n + 2 * h, f).unwrap();
+                check_precision(&mut params, &mode, 3 * n + 3 * h, f).unwrap();
+            }
+        }
+    }
+
+    /// What a sequence gives does not depend on its neighbours.
+    #[test]
+    fn sequences_are_independent() {
+        let device = Device::cpu();
+        let (params, [x]) = random_params(&device, DType::F64, [("qkv", &[8, 6])]);
+        let mut tape = Tape::new(&params, crate::Mode::Inference);
+        let mut run = |value: Tensor, bounds: &[u32]| {
+            let bounds = device.tensor(Class::Workspace, &[bounds.len()], bounds);
+            let x = tape.constant(value);
+            tape.attention("attention", x, &bounds, 8, 1, 0.0).value.to_f64()
+        };
+        let all = params[x].value.to_f64();
+        let part = |from: usize, to: usize| device.tensor(Class::Workspace, &[to - from, 6], &all[6 * from..6 * to]);
+        let together = run(part(0, 8), &[0, 3, 8]);
+        assert_eq!(together[..6], run(part(0, 3), &[0, 3]));
+        assert_eq!(together[6..], run(part(3, 8), &[0, 5]));
+    }
+}

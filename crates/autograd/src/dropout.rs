@@ -67,3 +67,68 @@ impl Op for Add {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::rng::Key;
+    use colrow_tensor::{DType, Device};
+
+    use super::*;
+    use crate::testing::{check_gradients, check_precision, leaf, random_params, run, training};
+    use crate::{Mode, Policy};
+
+    #[test]
+    fn gradients_of_dropout_and_sums() {
+        let device = Device::cpu();
+        let f: [fn(&mut Tape<'_>, Var, Var) -> Var; 5] = [
+            |tape, x, _| tape.dropout("dropout", x, 0.4),
+            |tape, x, y| tape.add("sum", x, &y),
+            |tape, x, _| tape.add("twice", x.clone(), &x),
+            // three consumers of x, one of them through dropout in place
+            |tape, x, y| {
+                let a = tape.dropout("dropout", x.clone(), 0.4);
+                let b = tape.add("b", a, &x);
+                let c = tape.add("c", y, &x);
+                tape.add("d", b, &c)
+            },
+            // the same gradient reaches x by both terms, and x's own producer gets the sum
+            |tape, x, y| {
+                let a = tape.add("a", x, &y);
+                let b = tape.add("b", a.clone(), &a);
+                let c = tape.tanh("tanh", b);
+                tape.add("c", c, &a)
+            },
+        ];
+        for f in f {
+            let (mut params, [x, y]) = random_params(&device, DType::F64, [("x", &[7, 9]), ("y", &[7, 9])]);
+            let mode = training(Key::new(3), true, Policy::exact(), None);
+            let f = |tape: &mut Tape<'_>| {
+                let (x, y) = (leaf(tape, x), leaf(tape, y));
+                f(tape, x, y)
+            };
+            check_gradients(&mut params, &mode, 4, f).unwrap();
+            check_precision(&mut params, &mode, 4, f).unwrap();
+        }
+    }
+
+    #[test]
+    fn acts_in_training_only_and_by_key_and_site() {
+        let device = Device::cpu();
+        let (params, [x]) = random_params(&device, DType::F64, [("x", &[7, 90])]);
+        let output = |mode: &Mode, site: &str| {
+            let f = |tape: &mut Tape<'_>| {
+                let x = leaf(tape, x);
+                tape.dropout(site, x, 0.5)
+            };
+            run(&params, mode, f).unwrap().output
+        };
+        let at = |seed: u64, dropout: bool| training(Key::new(seed), dropout, Policy::exact(), None);
+        let plain = params[x].value.to_f64();
+        assert_eq!(output(&Mode::Inference, "a"), plain);
+        assert_eq!(output(&at(1, false), "a"), plain);
+        assert_eq!(output(&at(1, true), "a"), output(&at(1, true), "a"));
+        assert_ne!(output(&at(1, true), "a"), output(&at(1, true), "b"));
+        assert_ne!(output(&at(1, true), "a"), output(&at(2, true), "a"));
+        assert!(output(&at(1, true), "a").iter().zip(&plain).all(|(y, x)| *y == 0.0 || *y == 2.0 * x));
+    }
+}

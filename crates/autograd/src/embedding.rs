@@ -22,9 +22,8 @@ impl Tape<'_> {
             device.kernels().embed(ids, &params[*table].value, i > 0, &mut y);
         }
         let learned = || lookups.iter().filter(|(_, table)| params[*table].trainable);
-        let hold = |(ids, table): &(&Tensor, ParamId)| {
-            (Kept::Exact((*ids).clone()), *table, params[*table].value.clone())
-        };
+        let hold =
+            |(ids, table): &(&Tensor, ParamId)| (Kept::Exact((*ids).clone()), *table, params[*table].value.clone());
         self.output(site, y, learned().count() > 0, || Embedding { lookups: learned().map(hold).collect() })
     }
 }
@@ -45,5 +44,32 @@ impl Op for Embedding {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::rng::Key;
+    use colrow_tensor::{DType, Device};
+
+    use super::*;
+    use crate::Policy;
+    use crate::testing::{check_gradients, check_precision, random_params, run, training};
+
+    #[test]
+    fn gradients_of_summed_tables() {
+        let device = Device::cpu();
+        let (mut params, [a, b]) = random_params(&device, DType::F64, [("a", &[5, 3]), ("b", &[4, 3])]);
+        let ids = |ids: &[u32]| device.tensor(Class::Workspace, &[ids.len()], ids);
+        // repeated ids, ids that never occur, one table looked up twice
+        let (first, second, third) = (ids(&[4, 0, 4, 4, 1, 0]), ids(&[0, 1, 2, 0, 1, 2]), ids(&[1, 1, 1, 0, 0, 4]));
+        let mode = training(Key::new(1), false, Policy::exact(), None);
+        let f = |tape: &mut Tape<'_>| tape.embedding("embedding", &[(&first, a), (&second, b), (&third, a)]);
+        check_gradients(&mut params, &mode, 3, f).unwrap();
+        check_precision(&mut params, &mode, 6, f).unwrap();
+        params[a].trainable = false;
+        check_gradients(&mut params, &mode, 3, f).unwrap();
+        params[b].trainable = false;
+        assert!(run(&params, &mode, f).unwrap().gradients.iter().all(Option::is_none));
     }
 }

@@ -15,6 +15,9 @@ use crate::policy::{Keep, NormSource, Sampling};
 use crate::sample::{Draw, RowSample, draw, gather, row_norms};
 use crate::tape::{Grads, Mode, Op, Tape, Var, VarId};
 
+/// Least uniform share of probabilities that rest on estimated norms.
+const LEAST_UNIFORM: f32 = 0.01;
+
 struct Linear {
     site: String,
     x: Option<VarId>,
@@ -45,7 +48,8 @@ impl Tape<'_> {
         device.kernels().matmul(&x.value, false, &w.value, true, beta, &mut y);
         let learned_bias = bias.zip(b).filter(|(_, b)| b.trainable).map(|(id, b)| (id, b.value.clone()));
         let learns = x.id.is_some() || w.trainable || learned_bias.is_some();
-        let held = if w.trainable { self.hold(site, x) } else { Held { input: Kept::Nothing, late: None, norms: None } };
+        let held =
+            if w.trainable { self.hold(site, x) } else { Held { input: Kept::Nothing, late: None, norms: None } };
         self.output(site, y, learns, || Linear {
             site: site.to_owned(),
             x: x.id,
@@ -83,6 +87,7 @@ struct Held {
 
 fn sampled(site: &str, x: &Var, sampling: Sampling, key: Key, norms: Option<&Arc<NormMemory>>) -> Held {
     let Sampling { estimator, norms: source, uniform, .. } = sampling;
+    let uniform = uniform.max(LEAST_UNIFORM);
     let how = Draw { estimator, rows: sampling.rows_of(x.value.rows()), uniform, key };
     if source == NormSource::Current {
         let input = x.source.clone().map_or_else(|| Kept::Exact(x.value.clone()), Kept::Rebuild);
@@ -147,4 +152,237 @@ impl Op for Linear {
 
 fn weighted(dy: &Tensor, sample: &RowSample) -> Tensor {
     gather(dy, &sample.index, Some(&sample.scale))
+}
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::{DType, Device, Estimator, Gelu};
+
+    use super::*;
+    use crate::testing::{
+        Run, check_gradients, check_precision, check_unbiased, leaf, random, random_params, run, training,
+    };
+    use crate::{BatchPlaces, Params, Policy, Store};
+
+    const ESTIMATORS: [Estimator; 3] = [Estimator::Crs, Estimator::Wta, Estimator::Pps];
+    const SOURCES: [NormSource; 4] =
+        [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform];
+
+    fn everywhere(keep: Keep) -> Policy {
+        Policy::new([("*".to_owned(), keep)]).unwrap()
+    }
+
+    fn rows(estimator: Estimator, norms: NormSource, ratio: f32) -> Keep {
+        Keep::Rows(Sampling { estimator, ratio, norms, uniform: 0.1 })
+    }
+
+    fn mode(keep: Keep) -> Mode {
+        training(Key::new(5), false, everywhere(keep), None)
+    }
+
+    fn learn(params: &mut Params, which: &[bool]) {
+        params.iter_mut().zip(which).for_each(|((_, p), &learned)| p.trainable = learned);
+    }
+
+    #[test]
+    fn gradients_whatever_is_frozen() {
+        let device = Device::cpu();
+        let shapes: [(&str, &[usize]); 3] = [("x", &[9, 4]), ("w", &[5, 4]), ("b", &[5])];
+        let (mut params, [x, w, b]) = random_params(&device, DType::F64, shapes);
+        for bias in [Some(b), None] {
+            let f = |tape: &mut Tape<'_>| {
+                let x = leaf(tape, x);
+                tape.linear("linear", &x, w, bias)
+            };
+            for which in 1..8_u8 {
+                let which = [which & 1 > 0, which & 2 > 0, which & 4 > 0];
+                learn(&mut params, &which);
+                let run = run(&params, &mode(Keep::Exact), f).unwrap();
+                let has: Vec<bool> = run.gradients.iter().map(Option::is_some).collect();
+                assert_eq!(has, [which[0], which[1], which[2] && bias.is_some()]);
+                if has.contains(&true) {
+                    check_gradients(&mut params, &mode(Keep::Exact), 13, f).unwrap();
+                    check_precision(&mut params, &mode(Keep::Exact), 18, f).unwrap();
+                }
+            }
+        }
+    }
+
+    /// Layer norm, linear, GELU, linear: with nothing kept by the linears, both inputs are rebuilt.
+    fn stack(tape: &mut Tape<'_>, [x, g, b, w1, b1, w2]: [ParamId; 6], form: Gelu) -> Var {
+        let x = leaf(tape, x);
+        let y = tape.layer_norm("norm", &x, g, b, 1e-12);
+        let y = tape.linear("up", &y, w1, Some(b1));
+        let y = tape.gelu("gelu", form, y);
+        tape.linear("down", &y, w2, None)
+    }
+
+    const STACK: [(&str, &[usize]); 6] =
+        [("x", &[9, 7]), ("gamma", &[7]), ("beta", &[7]), ("w1", &[13, 7]), ("b1", &[13]), ("w2", &[3, 13])];
+
+    #[test]
+    fn rebuilt_inputs_give_the_same_bits() {
+        let device = Device::cpu();
+        for (dtype, form) in [DType::F32, DType::F64].into_iter().flat_map(|t| [(t, Gelu::Erf), (t, Gelu::Tanh)]) {
+            let (mut params, ids) = random_params(&device, dtype, STACK);
+            let f = |tape: &mut Tape<'_>| stack(tape, ids, form);
+            let all_rows = ESTIMATORS.into_iter().flat_map(|e| SOURCES.map(|s| rows(e, s, 1.0)));
+            let exact = run(&params, &mode(Keep::Exact), f).unwrap();
+            for keep in all_rows.chain([Keep::Nothing, rows(Estimator::TopK, NormSource::Current, 1.0)]) {
+                assert!(run(&params, &mode(keep), f).unwrap().same_bits(&exact), "{keep:?} {dtype:?} {form:?}");
+            }
+            // drawn late, rows are gathered from the input or from what rebuilds it: the norm's output of a constant has no recipe
+            let late = mode(rows(Estimator::Pps, NormSource::Current, 0.5));
+            let of_weights = |run: &Run| (run.gradients[3].clone(), run.gradients[5].clone());
+            let rebuilt = run(&params, &late, f).unwrap();
+            assert_ne!(of_weights(&rebuilt), of_weights(&exact));
+            learn(&mut params, &[false, false, false, true, true, true]);
+            assert_eq!(of_weights(&run(&params, &late, f).unwrap()), of_weights(&rebuilt));
+            if dtype == DType::F64 {
+                learn(&mut params, &[true; 6]);
+                check_gradients(&mut params, &mode(Keep::Nothing), 60, f).unwrap();
+                check_precision(&mut params, &mode(Keep::Nothing), 100, f).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_two_passes_add_up() {
+        let device = Device::cpu();
+        let (params, ids) = random_params(&device, DType::F64, STACK);
+        for keep in [Keep::Exact, Keep::Nothing, rows(Estimator::Pps, NormSource::Current, 0.5)] {
+            let mut grads = Grads::new(&params);
+            let mut once = Vec::new();
+            for pass in 0..2 {
+                let mut tape = Tape::new(&params, mode(keep));
+                let y = stack(&mut tape, ids, Gelu::Erf);
+                tape.backward(y, 1.0, &mut grads).unwrap();
+                let now: Vec<_> = ids.iter().map(|&id| grads.of(id).unwrap().to_f64()).collect();
+                if pass == 0 {
+                    once = now;
+                } else {
+                    for (once, now) in once.iter().flatten().zip(now.iter().flatten()) {
+                        assert!((2.0 * once - now).abs() <= 1e-12 * now.abs().max(1.0), "{once} twice is {now}");
+                    }
+                }
+            }
+        }
+    }
+
+    const N: usize = 16;
+
+    /// Inputs (N, 3) and output gradients (N, 2) whose rows' norms are spread as `name` says.
+    fn data(device: &Device, name: &str) -> (Tensor, Tensor) {
+        let key = Key::new(41).named(name);
+        let spread = |c: u64, i: usize| match name {
+            "heavy-tailed" => (1.0 - key.child(c).uniform(i as u64)).powf(-1.5),
+            "uniform" => key.child(c).uniform(i as u64),
+            // 94 % of the product; the other rows are drawn often enough for the normal limit even with k = 1
+            "one dominant row" => 0.2 + f64::from(u8::from(i == 7)) * 2.8,
+            "zero rows" => f64::from(u8::from(i % 3 != c as usize)),
+            _ => 1.0,
+        };
+        let matrix = |c: u64, d: usize| {
+            let mut t = random(device, DType::F64, key.child(2 + c), &[N, d]);
+            let norms = row_norms(&t).to_f64();
+            let x = t.to_f64();
+            t.write_f64((0..N * d).map(|j| x[j] / norms[j / d] * spread(c, j / d)));
+            t
+        };
+        (matrix(0, 3), matrix(1, 2))
+    }
+
+    const DATA: [&str; 5] = ["heavy-tailed", "uniform", "all equal", "one dominant row", "zero rows"];
+
+    /// A linear whose dW is drawn again and again.
+    struct Drawn {
+        params: Params,
+        w: ParamId,
+        x: Tensor,
+        dz: Tensor,
+        memory: Arc<NormMemory>,
+        /// What is remembered before each draw: norms that are not those of `dz`.
+        stale: (crate::Running, Vec<u8>),
+    }
+
+    impl Drawn {
+        fn new(name: &str) -> Self {
+            let device = Device::cpu();
+            let (x, dz) = data(&device, name);
+            let (params, [w]) = random_params(&device, DType::F64, [("w", &[2, 3])]);
+            let memory = Arc::new(NormMemory::new(&device, &["linear".to_owned()], N, Store::Memory).unwrap());
+            let positions = (0..N as u32).map(|p| (p, p == 0)).collect();
+            memory.begin(BatchPlaces { tokens: Some((0..N as u64).collect()), positions, sequences: 1 });
+            // wrong by factors up to e³, and zero for every fifth row
+            let wrong = |i: usize| if i % 5 == 3 { 0.0 } else { Key::new(43).normal(i as u64).clamp(-3.0, 3.0).exp() };
+            memory.record("linear", &device.tensor(Class::Workspace, &[N], &(0..N).map(wrong).collect::<Vec<_>>()));
+            let stale = memory.snapshot();
+            Self { params, w, x, dz, memory, stale }
+        }
+
+        fn weight_gradient(&self, keep: Keep, trial: u64) -> Result<Vec<f64>> {
+            self.memory.restore(self.stale.0.clone(), &self.stale.1)?;
+            let mode = training(Key::new(47).child(trial), false, everywhere(keep), Some(self.memory.clone()));
+            let mut tape = Tape::new(&self.params, mode);
+            let mut grads = Grads::new(&self.params);
+            let x = tape.constant(self.x.clone());
+            let y = tape.linear("linear", &x, self.w, None);
+            tape.backward_from(y, self.dz.clone(), &mut grads)?;
+            Ok(grads.of(self.w).map(Tensor::to_f64).unwrap_or_default())
+        }
+
+        fn check(&self, keep: Keep, trials: u64) -> Result<()> {
+            let exact = self.weight_gradient(Keep::Exact, 0)?;
+            check_unbiased(&exact, trials, |t| self.weight_gradient(keep, t))
+        }
+    }
+
+    /// With k = 1 and k = 5 of 16 rows.
+    #[test]
+    fn sampled_weight_gradients_are_unbiased() {
+        // on one thread, kernels this small do not wait for the pool
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        pool.install(|| {
+            for name in DATA {
+                let drawn = Drawn::new(name);
+                for (estimator, source) in ESTIMATORS.into_iter().flat_map(|e| SOURCES.map(|s| (e, s))) {
+                    for ratio in [1.0 / 16.0, 0.3] {
+                        let result = drawn.check(rows(estimator, source, ratio), 4000);
+                        result.unwrap_or_else(|e| panic!("{estimator:?} {source:?} {ratio} {name}: {e}"));
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn topk_is_biased() {
+        for source in SOURCES {
+            assert!(Drawn::new("uniform").check(rows(Estimator::TopK, source, 0.3), 100).is_err());
+        }
+    }
+
+    /// A remembered norm of 0 is no proof of a zero row: it is drawn sometimes, even with no uniform share asked for.
+    #[test]
+    fn rows_remembered_as_zero_are_drawn() {
+        let drawn = Drawn::new("all equal");
+        let keep = |norms| Keep::Rows(Sampling { estimator: Estimator::Pps, ratio: 0.3, norms, uniform: 0.0 });
+        for source in [NormSource::Cached, NormSource::Running] {
+            drawn.check(keep(source), 20_000).unwrap();
+        }
+    }
+
+    /// The true norms are remembered by the backward pass, and drawn by in the next forward pass.
+    #[test]
+    fn norms_are_remembered_for_the_next_pass() {
+        let drawn = Drawn::new("heavy-tailed");
+        for (source, norms) in SOURCES.into_iter().zip([false, true, true, false]) {
+            drawn.weight_gradient(rows(Estimator::Pps, source, 0.3), 0).unwrap();
+            assert_eq!(drawn.memory.snapshot() != drawn.stale, norms, "{source:?}");
+        }
+        drawn.weight_gradient(rows(Estimator::Pps, NormSource::Cached, 0.3), 0).unwrap();
+        let like = row_norms(&drawn.dz);
+        let got = drawn.memory.estimate("linear", NormSource::Cached, &like).unwrap().to_f64();
+        assert!(got.iter().zip(like.to_f64()).all(|(g, w)| (g / w).log2().abs() <= 0.126), "{got:?}");
+    }
 }

@@ -46,9 +46,64 @@ impl Op for Loss {
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         if let Kept::Exact(dx) = self.dx {
             let mut dx = dx.into_owned();
+            // from here on a gradient in flight like any other
+            dx.reclass(Class::Workspace);
             dy.device().kernels().scale(dy.scalar(), &mut dx);
             grads.add(self.x, dx);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::rng::Key;
+    use colrow_tensor::{DType, Device};
+
+    use super::*;
+    use crate::testing::{check_gradients, check_precision, leaf, random, random_params, training};
+    use crate::{Grads, Policy};
+
+    #[test]
+    fn gradients_of_losses() {
+        let device = Device::cpu();
+        let (b, c) = (7, 4);
+        let (mut params, [x]) = random_params(&device, DType::F64, [("x", &[b, c])]);
+        let labels = device.tensor(Class::Workspace, &[b], &[0_u32, 3, 1, 1, 2, 0, 3]);
+        let mode = training(Key::new(1), false, Policy::exact(), None);
+        let entropy = |tape: &mut Tape<'_>| {
+            let x = leaf(tape, x);
+            tape.cross_entropy("loss", &x, &labels)
+        };
+        let squares = |tape: &mut Tape<'_>| {
+            let x = leaf(tape, x);
+            let target = random(tape.device(), x.value.dtype(), Key::new(8), &[b, c]);
+            tape.mean_squared_error("loss", &x, &target)
+        };
+        check_gradients(&mut params, &mode, b * c, entropy).unwrap();
+        check_gradients(&mut params, &mode, b * c, squares).unwrap();
+        check_precision(&mut params, &mode, b * c, entropy).unwrap();
+        check_precision(&mut params, &mode, b * c, squares).unwrap();
+    }
+
+    /// Means over rows; logits of 1000 neither overflow nor lose the gradient.
+    #[test]
+    fn known_values() {
+        let device = Device::cpu();
+        let (mut params, [x]) = random_params(&device, DType::F64, [("x", &[2, 2])]);
+        params[x].value.write(&[1000.0, 1000.0, 0.0, 3_f64.ln()]);
+        let labels = device.tensor(Class::Workspace, &[2], &[0_u32, 1]);
+        let target = device.tensor(Class::Workspace, &[2, 2], &[1000.0, 998.0, 0.0, 3_f64.ln()]);
+        let mut tape = Tape::new(&params, training(Key::new(1), false, Policy::exact(), None));
+        let v = leaf(&mut tape, x);
+        assert_eq!(tape.mean_squared_error("mse", &v, &target).value.scalar(), 1.0);
+        let loss = tape.cross_entropy("loss", &v, &labels);
+        drop(v);
+        let want = (2_f64.ln() + (4_f64 / 3.0).ln()) / 2.0;
+        assert!((loss.value.scalar() - want).abs() < 1e-12);
+        let mut grads = Grads::new(&params);
+        tape.backward(loss, 4.0, &mut grads).unwrap();
+        let got = grads.of(x).unwrap().to_f64();
+        assert!(got.iter().zip([-1.0, 1.0, 0.5, -0.5]).all(|(g, w)| (g - w).abs() < 1e-12), "{got:?}");
     }
 }

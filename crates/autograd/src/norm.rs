@@ -115,3 +115,37 @@ impl Op for LayerNorm {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::rng::Key;
+    use colrow_tensor::{DType, Device};
+
+    use crate::testing::{check_gradients, check_precision, leaf, random_params, training};
+    use crate::{Params, Policy, Tape, Var};
+
+    #[test]
+    fn gradients_of_input_and_parameters() {
+        let device = Device::cpu();
+        // more columns than one vector, and a number that fills none
+        for d in [2, 5, 37] {
+            let (mut params, [x, g, b]) =
+                random_params(&device, DType::F64, [("x", &[6, d]), ("gamma", &[d]), ("beta", &[d])]);
+            let mode = training(Key::new(1), false, Policy::exact(), None);
+            // an epsilon large enough to show in the gradient
+            let f = |tape: &mut Tape<'_>| -> Var {
+                let x = leaf(tape, x);
+                tape.layer_norm("norm", &x, g, b, 0.3)
+            };
+            let learned = |params: &mut Params, which: [bool; 3]| {
+                params.iter_mut().zip(which).for_each(|((_, p), learned)| p.trainable = learned);
+            };
+            for which in [[true; 3], [true, false, false], [false, true, false], [false, false, true]] {
+                learned(&mut params, which);
+                check_gradients(&mut params, &mode, 3 * d, f).unwrap();
+            }
+            learned(&mut params, [true; 3]);
+            check_precision(&mut params, &mode, 6 + 3 * d, f).unwrap();
+        }
+    }
+}

@@ -57,7 +57,7 @@ pub struct Running(pub HashMap<String, [f64; GROUPS]>);
 pub enum Store<'a> {
     /// In memory.
     Memory,
-    /// In a mapped file at this path, made if it is not there.
+    /// In a mapped file at this path, made anew; a checkpoint's bytes come back by [`NormMemory::restore`].
     File(&'a Path),
 }
 
@@ -110,7 +110,7 @@ impl NormMemory {
     /// An empty memory for `tokens` training tokens at each of `sites`: `sites × tokens` bytes.
     ///
     /// # Errors
-    /// A file that cannot be made, or has another size.
+    /// A file that cannot be made.
     pub fn new(device: &Device, sites: &[String], tokens: usize, store: Store<'_>) -> Result<Self> {
         let bytes = sites.len() * tokens;
         let codes = match store {
@@ -126,13 +126,14 @@ impl NormMemory {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Names the tokens of the batch that the next pass sees.
+    /// Names the tokens of the batch that the next pass sees; on the shape-only device too, where their number matters.
     pub fn begin(&self, batch: BatchPlaces) {
         self.state().batch = batch;
     }
 
-    /// Estimated norms of dZ at `site` for the batch's tokens; `None` if nothing is known. With rows that are not the
-    /// batch's tokens (a pooled row per sequence) nothing is known.
+    /// Estimated norms of dZ at `site` for the batch's tokens; all equal before the first record, so that the first step needs
+    /// the memory that later ones do. `None` if nothing is remembered: for other sources, and for rows that are not the batch's
+    /// tokens (a pooled row per sequence).
     pub(crate) fn estimate(&self, site: &str, source: NormSource, like: &Tensor) -> Option<Tensor> {
         let state = self.state();
         let n = like.len();
@@ -140,13 +141,16 @@ impl NormMemory {
             return None;
         }
         let mut norms = like.empty_like();
-        let running = state.running.0.get(site);
+        let Some(running) = state.running.0.get(site) else {
+            norms.write_f64(std::iter::repeat_n(1.0, n));
+            return Some(norms);
+        };
         // a group without history takes the mean of the others
-        let known = || running.into_iter().flatten().filter(|&&m| m >= 0.0);
+        let known = || running.iter().filter(|&&m| m >= 0.0);
         let mean = known().sum::<f64>() / known().count().max(1) as f64;
         let by_group = |i: usize| {
             let (position, special) = state.batch.positions[i];
-            let square = running.map_or(-1.0, |r| r[group(position, special)]);
+            let square = running[group(position, special)];
             if square >= 0.0 { square.sqrt() } else { mean.sqrt() }
         };
         let place = self.sites.get(site).map(|s| s * self.tokens);
@@ -155,10 +159,6 @@ impl NormMemory {
             (Some(tokens), Some(place)) if source == NormSource::Cached => codes[place + tokens[i] as usize],
             _ => UNSEEN,
         };
-        let on_meta = like.device().is_meta();
-        if !on_meta && running.is_none() && (0..n).all(|i| seen(i) == UNSEEN) {
-            return None;
-        }
         norms.write_f64((0..n).map(|i| match seen(i) {
             UNSEEN => by_group(i),
             code => decode(code),
@@ -259,7 +259,11 @@ mod tests {
             let memory = NormMemory::new(&device, &["a".into(), "b".into()], 10, store).unwrap();
             let like = device.zeros(Class::Workspace, DType::F64, &[3]);
             memory.begin(batch(&[4, 5, 6]));
-            assert!(memory.estimate("b", NormSource::Cached, &like).is_none(), "nothing known yet");
+            assert_eq!(
+                memory.estimate("b", NormSource::Cached, &like).unwrap().to_f64(),
+                [1.0; 3],
+                "nothing known yet"
+            );
             memory.record("b", &device.tensor(Class::Workspace, &[3], &[1.0, 0.0, 4.0]));
             let get = |source| memory.estimate("b", source, &like).unwrap().to_f64();
             assert_eq!(get(NormSource::Cached), [1.0, 0.0, 4.0]);
@@ -268,12 +272,94 @@ mod tests {
             assert_eq!(get(NormSource::Cached)[1], 4.0);
             assert_eq!(get(NormSource::Cached)[0], 1.0);
             assert_eq!(get(NormSource::Running)[1], get(NormSource::Running)[2]);
-            assert!(memory.estimate("a", NormSource::Cached, &like).is_none());
+            assert_eq!(memory.estimate("a", NormSource::Cached, &like).unwrap().to_f64(), [1.0; 3]);
             let (running, bytes) = memory.snapshot();
             let other = NormMemory::new(&device, &["a".into(), "b".into()], 10, Store::Memory).unwrap();
             other.restore(running, &bytes).unwrap();
             assert_eq!(other.snapshot(), memory.snapshot());
             assert!(other.restore(Running::default(), &bytes[1..]).is_err());
         }
+    }
+
+    fn memory() -> (Device, NormMemory, Tensor) {
+        let device = Device::cpu();
+        let memory = NormMemory::new(&device, &["a".into()], 10, Store::Memory).unwrap();
+        let like = device.zeros(Class::Workspace, DType::F32, &[3]);
+        (device, memory, like)
+    }
+
+    #[test]
+    fn norms_that_are_not_finite_are_not_recorded() {
+        let (device, memory, _) = memory();
+        memory.begin(batch(&[0, 1, 2]));
+        memory.record("a", &device.tensor(Class::Workspace, &[3], &[1.0_f32, 2.0, 4.0]));
+        let before = memory.snapshot();
+        for bad in [f32::NAN, f32::INFINITY] {
+            memory.record("a", &device.tensor(Class::Workspace, &[3], &[8.0, bad, 8.0]));
+        }
+        assert_eq!(memory.snapshot(), before);
+    }
+
+    #[test]
+    fn a_stream_uses_and_moves_running_averages_only() {
+        let (device, memory, like) = memory();
+        memory.begin(batch(&[0, 1, 2]));
+        memory.record("a", &device.tensor(Class::Workspace, &[3], &[1.0_f32, 2.0, 4.0]));
+        let codes = memory.snapshot().1;
+        memory.begin(BatchPlaces { tokens: None, ..batch(&[0, 1, 2]) });
+        let get = |source| memory.estimate("a", source, &like).unwrap().to_f64();
+        // positions 1 and 2 share a group: √((2² + 4²)/2)
+        let group = f64::from(10_f32.sqrt());
+        assert_eq!(get(NormSource::Cached), [1.0, group, group]);
+        memory.record("a", &device.tensor(Class::Workspace, &[3], &[1.0_f32, 0.0, 0.0]));
+        let group = f64::from(9_f32.sqrt());
+        assert_eq!(get(NormSource::Running), [1.0, group, group]);
+        assert_eq!(memory.snapshot().1, codes);
+        // a position without history takes the mean square of the known groups, √((1 + 9)/2)
+        memory.begin(BatchPlaces { tokens: None, positions: vec![(0, true), (1, false), (200, false)], sequences: 1 });
+        assert_eq!(get(NormSource::Running)[2], f64::from(5_f32.sqrt()));
+    }
+
+    #[test]
+    fn norms_compare_across_batch_sizes() {
+        let (device, memory, like) = memory();
+        // the mean loss of four sequences has a quarter of one sequence's gradient
+        memory.begin(BatchPlaces { sequences: 4, ..batch(&[0, 1, 2]) });
+        memory.record("a", &device.tensor(Class::Workspace, &[3], &[0.25_f32, 0.5, 1.0]));
+        memory.begin(batch(&[0, 1, 2]));
+        assert_eq!(memory.estimate("a", NormSource::Cached, &like).unwrap().to_f64(), [1.0, 2.0, 4.0]);
+    }
+
+    #[test]
+    fn rows_that_are_not_tokens_are_neither_estimated_nor_recorded() {
+        let (device, memory, _) = memory();
+        memory.begin(batch(&[0, 1, 2]));
+        let pooled = device.tensor(Class::Workspace, &[2], &[1.0_f32, 2.0]);
+        let before = memory.snapshot();
+        memory.record("a", &pooled);
+        assert_eq!(memory.snapshot(), before);
+        for source in [NormSource::Cached, NormSource::Running] {
+            assert!(memory.estimate("a", source, &pooled).is_none());
+        }
+    }
+
+    #[test]
+    fn estimates_need_the_same_memory_at_every_step_and_on_every_device() {
+        let real = Device::cpu();
+        let (mut live, mut peaks) = (vec![], vec![]);
+        for device in [real, Device::meta(1)] {
+            let memory = NormMemory::new(&device, &["a".into()], 10, Store::Memory).unwrap();
+            let like = device.zeros(Class::Workspace, DType::F32, &[3]);
+            memory.begin(batch(&[0, 1, 2]));
+            for source in [NormSource::Cached, NormSource::Running, NormSource::Uniform, NormSource::Cached] {
+                device.meter().reset_peak();
+                let norms = memory.estimate("a", source, &like);
+                live.push((source, device.meter().live()));
+                peaks.push(device.meter().peak());
+                norms.into_iter().for_each(|norms| memory.record("a", &norms));
+            }
+        }
+        assert_eq!((live[0].1, peaks[0]), (live[3].1, peaks[3]), "first step and later");
+        assert_eq!((&live[..4], &peaks[..4]), (&live[4..], &peaks[4..]), "real and shape-only");
     }
 }

@@ -24,7 +24,8 @@ pub struct Sampling {
     pub ratio: f32,
     /// Where the norms of dZ come from.
     pub norms: NormSource,
-    /// Share λ of uniform probability that is mixed in when norms are estimates.
+    /// Share λ of uniform probability that is mixed in when norms are estimates; at least 0.01 is used, because a remembered
+    /// norm of 0 may be out of date, and a row that is never drawn would bias the gradient.
     pub uniform: f32,
 }
 
@@ -47,7 +48,7 @@ pub enum NormSource {
     Current,
     /// Those of the last time this example's tokens passed this site; for unseen examples, `Running`.
     Cached,
-    /// A moving average by site, position and token class; before the first step, `Uniform`.
+    /// A moving average by site, position and token class; before the first step, and for rows that are not tokens, `Uniform`.
     Running,
     /// All equal.
     Uniform,

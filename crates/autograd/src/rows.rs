@@ -39,3 +39,28 @@ impl Op for Rows {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::rng::Key;
+    use colrow_tensor::{DType, Device};
+
+    use super::*;
+    use crate::Policy;
+    use crate::testing::{check_gradients, check_precision, leaf, random_params, training};
+
+    #[test]
+    fn gradient_goes_to_the_picked_rows() {
+        let device = Device::cpu();
+        let (mut params, [x]) = random_params(&device, DType::F64, [("x", &[6, 3])]);
+        let index = device.tensor(Class::Workspace, &[3], &[4_u32, 0, 3]);
+        let mode = training(Key::new(1), false, Policy::exact(), None);
+        let f = |tape: &mut Tape<'_>| {
+            let x = leaf(tape, x);
+            let picked = tape.rows("rows", &x, &index);
+            tape.tanh("tanh", picked)
+        };
+        check_gradients(&mut params, &mode, 1, f).unwrap();
+        check_precision(&mut params, &mode, 1, f).unwrap();
+    }
+}

@@ -59,3 +59,54 @@ pub fn estimate_product(how: &Draw, x: &Tensor, dz: &Tensor) -> Tensor {
     x.device().kernels().matmul(&weighted, true, &rows, false, 0.0, &mut dw);
     dw
 }
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::Device;
+
+    use super::*;
+    use crate::testing::{check_unbiased, random};
+
+    /// Σ of the weights estimates n: the product of columns of ones, whatever norms the rows were drawn by.
+    #[test]
+    fn weights_sum_to_the_number_of_rows_on_average() {
+        let (device, n) = (Device::cpu(), 24);
+        let norms = |seed: u64| {
+            let mut t = random(&device, DType::F64, Key::new(seed), &[n]);
+            let positive: Vec<f64> = t.to_f64().into_iter().map(|x| (1.5 * x).exp()).collect();
+            t.write_f64(positive);
+            t
+        };
+        let (h, dz) = (norms(1), norms(2));
+        for estimator in [Estimator::Crs, Estimator::Wta, Estimator::Pps] {
+            for rows in [1, 8, n - 1, n] {
+                for (dz, uniform) in [(Some(&dz), 0.1), (Some(&dz), 0.0), (None, 0.1)] {
+                    let sum = |t: u64| {
+                        let sample = draw(&Draw { estimator, rows, uniform, key: Key::new(3).child(t) }, &h, dz);
+                        Ok(vec![sample.scale.to_f64().iter().sum()])
+                    };
+                    check_unbiased(&[n as f64], 10_000, sum)
+                        .unwrap_or_else(|e| panic!("{estimator:?} {rows} {uniform}: {e}"));
+                }
+            }
+        }
+        let how = Draw { estimator: Estimator::TopK, rows: 8, uniform: 0.0, key: Key::new(3) };
+        assert_eq!(draw(&how, &h, Some(&dz)).scale.to_f64(), [1.0; 8]);
+    }
+
+    #[test]
+    fn estimate_of_a_product_is_unbiased_with_true_norms() {
+        let device = Device::cpu();
+        let (x, dz) =
+            (random(&device, DType::F64, Key::new(4), &[20, 3]), random(&device, DType::F64, Key::new(5), &[20, 2]));
+        let how = |estimator, rows, t| Draw { estimator, rows, uniform: 0.0, key: Key::new(6).child(t) };
+        let mut exact = device.empty(Class::Workspace, DType::F64, &[2, 3]);
+        device.kernels().matmul(&dz, true, &x, false, 0.0, &mut exact);
+        let exact = exact.to_f64();
+        for estimator in [Estimator::Crs, Estimator::Wta, Estimator::Pps] {
+            check_unbiased(&exact, 10_000, |t| Ok(estimate_product(&how(estimator, 6, t), &x, &dz).to_f64())).unwrap();
+        }
+        let topk = |t| Ok(estimate_product(&how(Estimator::TopK, 6, t), &x, &dz).to_f64());
+        assert!(check_unbiased(&exact, 10, topk).is_err());
+    }
+}

@@ -280,3 +280,273 @@ impl Grads {
         self.params.iter_mut().for_each(|p| *p = None);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::{DType, Estimator, Gelu};
+
+    use super::*;
+    use crate::testing::{check_gradients, check_precision, random_params, training};
+    use crate::{BatchPlaces, Keep, NormSource, Sampling, Store};
+
+    const LAYERS: usize = 2;
+    const LENGTHS: [usize; 3] = [5, 1, 9];
+    const TOKENS: usize = 15;
+    const LINEARS: [&str; 4] = ["qkv", "out", "up", "down"];
+
+    /// A small encoder with a classifier, as BERT is built.
+    struct Encoder {
+        device: Device,
+        params: Params,
+        ids: Vec<ParamId>,
+    }
+
+    /// Ids, positions, bounds, first rows, labels.
+    struct Batch([Tensor; 5]);
+
+    impl Encoder {
+        fn new(device: &Device, dtype: DType) -> Self {
+            let mut params = Params::new(device, dtype);
+            let (d, f) = (6, 10);
+            let mut list: Vec<(String, Vec<usize>)> =
+                vec![("words".into(), vec![20, d]), ("positions".into(), vec![9, d])];
+            list.extend(["gamma", "beta"].map(|name| (format!("embeddings.{name}"), vec![d])));
+            for layer in 0..LAYERS {
+                let shapes: [(&str, &[usize]); 12] = [
+                    ("qkv", &[3 * d, d]),
+                    ("qkv.bias", &[3 * d]),
+                    ("out", &[d, d]),
+                    ("out.bias", &[d]),
+                    ("gamma1", &[d]),
+                    ("beta1", &[d]),
+                    ("up", &[f, d]),
+                    ("up.bias", &[f]),
+                    ("down", &[d, f]),
+                    ("down.bias", &[d]),
+                    ("gamma2", &[d]),
+                    ("beta2", &[d]),
+                ];
+                list.extend(shapes.map(|(name, shape)| (format!("layer.{layer}.{name}"), shape.to_vec())));
+            }
+            list.extend([("pooler".into(), vec![d, d]), ("classifier".into(), vec![3, d])]);
+            let ids = list.iter().map(|(name, shape)| {
+                let id = params.add(name, shape, false);
+                let key = Key::new(31).named(name);
+                params[id].value.write_f64((0..shape.iter().product::<usize>() as u64).map(|i| 0.5 * key.normal(i)));
+                id
+            });
+            let ids = ids.collect();
+            Self { device: device.clone(), params, ids }
+        }
+
+        fn batch(&self) -> Batch {
+            let u32s = |data: &[u32]| self.device.tensor(Class::Workspace, &[data.len()], data);
+            let bounds: Vec<u32> = [0, 5, 6, 15].to_vec();
+            let positions: Vec<u32> = LENGTHS.iter().flat_map(|&n| 0..n as u32).collect();
+            let words: Vec<u32> = (0..TOKENS as u32).map(|i| i * 7 % 13).collect();
+            Batch([u32s(&words), u32s(&positions), u32s(&bounds), u32s(&bounds[..3]), u32s(&[2, 0, 1])])
+        }
+
+        fn loss(&self, tape: &mut Tape<'_>, Batch([words, positions, bounds, first, labels]): &Batch) -> Var {
+            let id = |i: usize| self.ids[i];
+            let x = tape.embedding("embeddings", &[(words, id(0)), (positions, id(1))]);
+            let x = tape.layer_norm("embeddings.norm", &x, id(2), id(3), 1e-12);
+            let mut x = tape.dropout("embeddings.dropout", x, 0.1);
+            for layer in 0..LAYERS {
+                let at = |name: &str| format!("layer.{layer}.{name}");
+                let id = |i: usize| self.ids[4 + 12 * layer + i];
+                let qkv = tape.linear(&at("qkv"), &x, id(0), Some(id(1)));
+                let a = tape.attention(&at("attention"), qkv, bounds, 9, 2, 0.1);
+                let o = tape.linear(&at("out"), &a, id(2), Some(id(3)));
+                let o = tape.dropout(&at("out.dropout"), o, 0.1);
+                let s = tape.add(&at("out.residual"), o, &x);
+                x = tape.layer_norm(&at("norm1"), &s, id(4), id(5), 1e-12);
+                let u = tape.linear(&at("up"), &x, id(6), Some(id(7)));
+                let u = tape.gelu(&at("gelu"), Gelu::Erf, u);
+                let o = tape.linear(&at("down"), &u, id(8), Some(id(9)));
+                let o = tape.dropout(&at("down.dropout"), o, 0.1);
+                let s = tape.add(&at("down.residual"), o, &x);
+                x = tape.layer_norm(&at("norm2"), &s, id(10), id(11), 1e-12);
+            }
+            let first = tape.rows("first", &x, first);
+            drop(x);
+            let pooled = tape.linear("pooler", &first, self.ids[self.ids.len() - 2], None);
+            let pooled = tape.tanh("pooler.tanh", pooled);
+            let logits = tape.linear("classifier", &pooled, self.ids[self.ids.len() - 1], None);
+            tape.cross_entropy("loss", &logits, labels)
+        }
+
+        fn memory(&self) -> Arc<NormMemory> {
+            let sites: Vec<String> =
+                (0..LAYERS).flat_map(|l| LINEARS.map(|name| format!("layer.{l}.{name}"))).collect();
+            let memory = NormMemory::new(&self.device, &sites, TOKENS, Store::Memory).unwrap();
+            let positions = LENGTHS.iter().flat_map(|&n| (0..n as u32).map(|p| (p, p == 0))).collect();
+            memory.begin(BatchPlaces { tokens: Some((0..TOKENS as u64).collect()), positions, sequences: 3 });
+            Arc::new(memory)
+        }
+    }
+
+    fn policies() -> Vec<(String, Policy)> {
+        let rows = |estimator, norms, ratio| Keep::Rows(Sampling { estimator, ratio, norms, uniform: 0.1 });
+        let mut list = vec![
+            ("exact".to_owned(), Policy::exact()),
+            ("nothing".to_owned(), Policy::new([("*".to_owned(), Keep::Nothing)]).unwrap()),
+        ];
+        for estimator in [Estimator::TopK, Estimator::Crs, Estimator::Wta, Estimator::Pps] {
+            for norms in [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform] {
+                let rules = [("*".to_owned(), rows(estimator, norms, 0.3))];
+                list.push((format!("{estimator:?} {norms:?}"), Policy::new(rules).unwrap()));
+            }
+        }
+        let mixed = [
+            ("*.out".to_owned(), rows(Estimator::Pps, NormSource::Cached, 0.5)),
+            ("*.down".to_owned(), rows(Estimator::Wta, NormSource::Current, 0.2)),
+            ("*.up".to_owned(), Keep::Nothing),
+        ];
+        list.push(("mixed".to_owned(), Policy::new(mixed).unwrap()));
+        list
+    }
+
+    /// What a step showed from outside.
+    #[derive(Debug, PartialEq)]
+    struct Seen {
+        ledger: Ledger,
+        /// After the forward pass, after the backward pass, after the gradients were dropped.
+        live: [Bytes; 3],
+        peaks: [Bytes; 2],
+        timeline: Vec<(Phase, String, Bytes)>,
+    }
+
+    fn step(encoder: &Encoder, policy: &Policy, memory: &Arc<NormMemory>) -> Seen {
+        let meter = encoder.device.meter();
+        let mode = training(Key::new(3), true, policy.clone(), Some(memory.clone()));
+        let mut tape = Tape::new(&encoder.params, mode).with_timeline();
+        let mut grads = Grads::new(&encoder.params);
+        meter.reset_peak();
+        let loss = encoder.loss(&mut tape, &encoder.batch());
+        let ledger = tape.ledger();
+        let forward = (meter.live(), meter.peak());
+        meter.reset_peak();
+        tape.backward(loss, 1.0, &mut grads).unwrap();
+        let backward = (meter.live(), meter.peak());
+        let timeline = std::mem::take(&mut grads.timeline).into_iter().map(|m| (m.phase, m.at, m.live)).collect();
+        grads.clear();
+        Seen { ledger, live: [forward.0, backward.0, meter.live()], peaks: [forward.1, backward.1], timeline }
+    }
+
+    #[test]
+    fn ledger_equals_meter_and_the_shape_only_device_equals_the_real_one() {
+        for dtype in [DType::F32, DType::F64] {
+            for frozen in [&[][..], &["words", "positions"], &["layer.0.", "embeddings", "words", "positions"]] {
+                for (name, policy) in policies() {
+                    let run = |device: &Device| {
+                        let mut encoder = Encoder::new(device, dtype);
+                        for (_, p) in encoder.params.iter_mut() {
+                            p.trainable = !frozen.iter().any(|f| p.name.starts_with(f));
+                        }
+                        let memory = encoder.memory();
+                        (0..3).map(|_| step(&encoder, &policy, &memory)).collect::<Vec<_>>()
+                    };
+                    let real = run(&Device::cpu());
+                    for seen in &real {
+                        let [forward, backward, end] = seen.live;
+                        assert_eq!(seen.ledger.total(), forward.kept, "{name}");
+                        assert_eq!(
+                            forward.workspace,
+                            dtype.size(),
+                            "{name}: the loss is all that lives beside kept bytes"
+                        );
+                        assert_eq!((backward.kept, backward.workspace), (0, 0), "{name}");
+                        assert_eq!((end.gradients, end.weights), (0, forward.weights), "{name}");
+                    }
+                    let first = &real[0];
+                    assert!(real.iter().all(|seen| seen == first), "{name}: every step needs the same memory");
+                    let meta = run(&Device::meta(rayon::current_num_threads()));
+                    assert_eq!(real, meta, "{name} {frozen:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_storage_is_counted_once() {
+        let encoder = Encoder::new(&Device::cpu(), DType::F32);
+        let seen = step(&encoder, &Policy::exact(), &encoder.memory());
+        let bytes = |site: &str, what: &str| {
+            let entry = seen.ledger.entries.iter().find(|e| e.site == site && e.what == what);
+            entry.unwrap_or_else(|| panic!("no {what} at {site}")).bytes
+        };
+        // one tensor of bounds for both layers; the pooler's output is the tanh's and the classifier's input
+        assert_eq!((bytes("layer.0.attention", "bounds"), bytes("layer.1.attention", "bounds")), (16, 0));
+        assert_eq!((bytes("pooler.tanh", "output"), bytes("classifier", "input")), (3 * 6 * 4, 0));
+        assert_eq!(bytes("layer.0.attention", "q, k, v"), TOKENS * 18 * 4);
+        let without_inputs = step(&encoder, &policies()[1].1, &encoder.memory());
+        // both norms' outputs and the GELU's are rebuilt; dropout hides the embeddings' norm from layer 0's first linear
+        let saved = TOKENS * 4 * (6 + 6 + 10 + 10 + 6);
+        assert_eq!(seen.ledger.total() - without_inputs.ledger.total(), saved);
+    }
+
+    #[test]
+    fn frozen_weights_keep_nothing_and_get_no_gradient() {
+        let mut encoder = Encoder::new(&Device::cpu(), DType::F32);
+        encoder.params.iter_mut().for_each(|(_, p)| p.trainable = p.name == "classifier");
+        let head = step(&encoder, &Policy::exact(), &encoder.memory());
+        let kept: Vec<_> = head.ledger.entries.iter().map(|e| (e.site.as_str(), e.bytes)).collect();
+        assert_eq!(kept, [("classifier", 3 * 6 * 4), ("loss", 3 * 3 * 4)]);
+        assert_eq!(head.live[1].gradients, 3 * 6 * 4);
+        // a frozen linear passes the gradient on and keeps nothing for itself
+        encoder.params.iter_mut().for_each(|(_, p)| p.trainable = p.name == "layer.1.up");
+        let one = step(&encoder, &Policy::exact(), &encoder.memory());
+        let held = |site: &str| one.ledger.entries.iter().find(|e| e.site == site).map(|e| (e.keep.clone(), e.bytes));
+        assert_eq!(held("layer.1.up"), Some(("exact".to_owned(), TOKENS * 6 * 4)));
+        assert_eq!(held("layer.1.down"), Some(("nothing".to_owned(), 0)));
+        assert!(held("layer.1.out").is_none() && held("layer.1.norm1").is_none());
+        assert_eq!(one.live[1].gradients, 10 * 6 * 4);
+        encoder.params.iter_mut().for_each(|(_, p)| p.trainable = false);
+        let none = step(&encoder, &Policy::exact(), &encoder.memory());
+        assert!(none.ledger.entries.is_empty() && none.live[1].gradients == 0 && none.live[0].kept == 0);
+    }
+
+    #[test]
+    fn gradients_of_the_whole_encoder() {
+        let device = Device::cpu();
+        let mut encoder = Encoder::new(&device, DType::F64);
+        let batch = encoder.batch();
+        let mut params = std::mem::replace(&mut encoder.params, Params::new(&device, DType::F64));
+        for policy in [0, 1].map(|i| policies()[i].1.clone()) {
+            let mode = training(Key::new(4), true, policy, None);
+            check_gradients(&mut params, &mode, 200, |tape| encoder.loss(tape, &batch)).unwrap();
+            check_precision(&mut params, &mode, 200, |tape| encoder.loss(tape, &batch)).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_first_site_that_is_not_finite_is_named() {
+        let device = Device::cpu();
+        for (bad, site) in [("layer.1.up", "layer.1.up"), ("words", "embeddings"), ("", "")] {
+            let mut encoder = Encoder::new(&device, DType::F32);
+            for (_, p) in encoder.params.iter_mut().filter(|(_, p)| p.name == bad) {
+                p.value.as_mut_slice::<f32>()[0] = f32::INFINITY;
+            }
+            let mut tape = Tape::new(&encoder.params, Mode::Inference).with_check();
+            encoder.loss(&mut tape, &encoder.batch());
+            assert_eq!(tape.not_finite(), Some(site).filter(|s| !s.is_empty()));
+            assert!(tape.ledger().entries.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_output_that_nothing_uses_gets_no_gradient() {
+        let device = Device::cpu();
+        let (params, [a, b]) = random_params(&device, DType::F64, [("a", &[3, 2]), ("b", &[3, 2])]);
+        let mut tape = Tape::new(&params, training(Key::new(1), false, Policy::exact(), None));
+        let x = crate::testing::leaf(&mut tape, a);
+        let unused = crate::testing::leaf(&mut tape, b);
+        tape.tanh("unused", unused);
+        let y = tape.tanh("used", x);
+        let mut grads = Grads::new(&params);
+        tape.backward(y, 1.0, &mut grads).unwrap();
+        assert!(grads.of(a).is_some() && grads.of(b).is_none());
+        assert_eq!(device.meter().live().kept, 0);
+    }
+}

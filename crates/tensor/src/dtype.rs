@@ -223,7 +223,10 @@ mod tests {
             let (got, want) = (f64::from(Float::exp(x)), f64::from(x).exp());
             let ulp = f64::from(f32::EPSILON) * want;
             let tiny = if x < -87.33 { 1.2e-38 } else { 0.0 };
-            assert!((got - want).abs() <= 2.0 * ulp + tiny || want > f64::from(f32::MAX), "exp({x}) = {got}, not {want}");
+            assert!(
+                (got - want).abs() <= 2.0 * ulp + tiny || want > f64::from(f32::MAX),
+                "exp({x}) = {got}, not {want}"
+            );
         }
         assert_eq!(Float::exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(Float::exp(0.0_f32), 1.0);

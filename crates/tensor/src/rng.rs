@@ -59,7 +59,8 @@ impl Key {
     /// A standard normal number (Box–Muller).
     pub fn normal(self, counter: u64) -> f64 {
         let [a, b, c, d] = self.block([counter as u32, (counter >> 32) as u32, 0, 0]);
-        let unit = |hi: u32, lo: u32| ((u64::from(hi) << 32 | u64::from(lo)) >> 11) as f64 * (1.0 / (1_u64 << 53) as f64);
+        let unit =
+            |hi: u32, lo: u32| ((u64::from(hi) << 32 | u64::from(lo)) >> 11) as f64 * (1.0 / (1_u64 << 53) as f64);
         let radius = (-2.0 * (1.0 - unit(a, b)).ln()).sqrt();
         radius * (std::f64::consts::TAU * unit(c, d)).cos()
     }
@@ -94,10 +95,7 @@ mod tests {
     #[test]
     fn philox_known_answers() {
         assert_eq!(Key([0, 0]).block([0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(
-            Key([u32::MAX; 2]).block([u32::MAX; 4]),
-            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
-        );
+        assert_eq!(Key([u32::MAX; 2]).block([u32::MAX; 4]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         assert_eq!(
             Key([0xa409_3822, 0x299f_31d0]).block([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]

@@ -253,8 +253,7 @@ mod tests {
         let (d, bounds) = (heads * h, [0_u32, 1, 71, 76]);
         let n = 76;
         let qkv = random(&device, 1, &[n, 3 * d]);
-        let mut scratch =
-            device.empty(Class::Workspace, DType::F64, &[device.kernels().attention_scratch(70)]);
+        let mut scratch = device.empty(Class::Workspace, DType::F64, &[device.kernels().attention_scratch(70)]);
         let mut out = device.empty(Class::Workspace, DType::F64, &[n, d]);
         let mut lse = device.empty(Class::Workspace, DType::F64, &[n, heads]);
         let spec = Attention { heads, dropout: None };
@@ -290,8 +289,7 @@ mod tests {
             out.to_f64()
         };
         let (exact, trials) = (run(None), 4000);
-        let draws: Vec<Vec<f64>> =
-            (0..trials).map(|t| run(Some(Dropout { key: Key::new(t), p: 0.3 }))).collect();
+        let draws: Vec<Vec<f64>> = (0..trials).map(|t| run(Some(Dropout { key: Key::new(t), p: 0.3 }))).collect();
         for (i, want) in exact.iter().enumerate() {
             let mean = draws.iter().map(|d| d[i]).sum::<f64>() / trials as f64;
             let var = draws.iter().map(|d| (d[i] - mean).powi(2)).sum::<f64>() / (trials - 1) as f64;

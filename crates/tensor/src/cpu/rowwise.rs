@@ -313,7 +313,9 @@ mod tests {
         row_norms(&x, d, &mut norms);
         for c in 0..d {
             let column = || (0..n).map(|i| (f64::from(x[i * d + c]), f64::from(z[i * d + c])));
-            let bound = n as f64 * f64::from(f32::EPSILON) * column().map(|(x, z)| x.abs().max((x * z).abs()) + 1.0).sum::<f64>();
+            let bound = n as f64
+                * f64::from(f32::EPSILON)
+                * column().map(|(x, z)| x.abs().max((x * z).abs()) + 1.0).sum::<f64>();
             assert!((f64::from(s[c]) - 1.0 - column().map(|(x, _)| x).sum::<f64>()).abs() < bound);
             assert!((f64::from(t[c]) - column().map(|(x, z)| x * z).sum::<f64>()).abs() < bound);
         }
