@@ -123,5 +123,7 @@ choice! {
         Rows = "rows",
         /// All of them.
         Exact = "exact",
+        /// None: the input is rebuilt, to the bit, from what the op before the site keeps (a norm, an activation).
+        Rebuild = "rebuild",
     }
 }
