@@ -123,5 +123,7 @@ choice! {
         Rows = "rows",
         /// All of them.
         Exact = "exact",
+        /// None of its own: the input is rebuilt from what the op before it keeps.
+        Rebuild = "rebuild",
     }
 }
