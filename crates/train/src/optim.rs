@@ -31,30 +31,25 @@ impl Optimizer {
     /// Moments of zero.
     pub fn new(settings: Settings, params: &Params) -> Self {
         let zeros = |t: &Tensor| params.device().zeros(Class::Optimizer, t.dtype(), t.shape());
-        let moments = params
-            .iter()
-            .map(|(_, p)| p.trainable.then(|| [zeros(&p.value), zeros(&p.value)]))
-            .collect();
+        let moments = params.iter().map(|(_, p)| p.trainable.then(|| [zeros(&p.value), zeros(&p.value)])).collect();
         Self { settings, moments }
     }
 
     /// Step number `step` (from 1) at learning rate `lr`. Returns the gradient's norm before clipping.
     ///
     /// # Errors
-    /// A gradient that is not finite; names its parameter. Nothing is changed then.
+    /// A gradient that is not finite; names the parameter nearest to the loss, where the backward pass met it first. Nothing is
+    /// changed then.
     pub fn step(&mut self, params: &mut Params, grads: &Grads, lr: f64, step: u64) -> Result<f64> {
         let Settings { beta1, beta2, eps, weight_decay, clip } = self.settings;
         let device = params.device().clone();
         let kernels = device.kernels();
-        let mut squares = 0.0;
-        for (id, param) in params.iter() {
-            let square = grads.of(id).map_or(0.0, |g| kernels.sum_squares(g));
-            if !square.is_finite() {
-                return Err(Error::new("the gradient is not finite").at(&param.name));
-            }
-            squares += square;
+        let square = |(id, _)| grads.of(id).map_or(0.0, |g| kernels.sum_squares(g));
+        let squares: Vec<f64> = params.iter().map(square).collect();
+        if let Some((_, (_, param))) = squares.iter().zip(params.iter()).filter(|(s, _)| !s.is_finite()).last() {
+            return Err(Error::new("the gradient is not finite").at(&param.name));
         }
-        let norm = squares.sqrt();
+        let norm = squares.iter().sum::<f64>().sqrt();
         // the 1e-6 is PyTorch's
         let grad_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         for ((id, param), moments) in params.iter_mut().zip(&mut self.moments) {

@@ -123,7 +123,7 @@ choice! {
         Rows = "rows",
         /// All of them.
         Exact = "exact",
-        /// None: the input is rebuilt, to the bit, from what the op before the site keeps (a norm, an activation).
+        /// None of its own: the input is rebuilt from what the op before it keeps.
         Rebuild = "rebuild",
     }
 }

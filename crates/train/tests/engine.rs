@@ -1,0 +1,294 @@
+//! The step as a whole: plan, meter and ledger agree to the byte, threads do not matter, numbers that are not finite are located.
+
+use std::sync::Arc;
+
+use colrow_autograd::{Keep, NormMemory, NormSource, Policy, Sampling, Store};
+use colrow_models::bert::{Bert, PAPER_SITES};
+use colrow_models::config::BertConfig;
+use colrow_tensor::rng::Key;
+use colrow_tensor::{DType, Device, Estimator};
+use colrow_train::data::Labels;
+use colrow_train::engine::{Engine, Micro};
+use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::plan::{Shape, blank, plan, remembering_sites};
+
+const SETTINGS: Settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
+const SOURCES: [NormSource; 4] = [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform];
+
+/// Sizes: hidden, layers, heads, intermediate, labels (1 for regression).
+fn config([d, layers, heads, f, labels]: [usize; 5]) -> BertConfig {
+    let act = if layers == 1 { "gelu_new" } else { "gelu" };
+    let json = serde_json::json!({
+        "model_type": "bert", "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "intermediate_size": f, "vocab_size": 61, "max_position_embeddings": 160, "hidden_act": act,
+        "num_labels": labels, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+    });
+    BertConfig::from_json(json.to_string().as_bytes(), "config.json".as_ref()).unwrap()
+}
+
+/// Sequences of these lengths with tokens and labels from `seed`; their places in the training set start at `first`.
+fn micro(lengths: &[u32], labels: usize, seed: u64, first: u64) -> Micro {
+    let (key, mut micro) = (Key::new(seed), blank(lengths, labels == 1));
+    let draw = |stream: &str, i: usize, below: usize| (key.named(stream).uniform(i as u64) * below as f64) as u32;
+    let batch = &mut micro.batch;
+    batch.ids.iter_mut().enumerate().for_each(|(i, id)| *id = draw("id", i, 61));
+    batch.types.iter_mut().enumerate().for_each(|(i, kind)| *kind = draw("type", i, 2));
+    batch.bounds[..lengths.len()].iter().for_each(|&first| batch.special[first as usize] = true);
+    match &mut batch.labels {
+        Some(Labels::Class(classes)) => classes.iter_mut().enumerate().for_each(|(i, c)| *c = draw("label", i, labels)),
+        Some(Labels::Value(values)) => values.iter_mut().enumerate().for_each(|(i, v)| *v = draw("label", i, 5) as f32),
+        None => unreachable!("blank batches have labels"),
+    }
+    micro.places = Some((first..).take(batch.ids.len()).collect());
+    micro
+}
+
+fn engine(config: &BertConfig, policy: &Arc<Policy>, frozen: &dyn Fn(&str) -> bool, cached_tokens: usize) -> Engine {
+    let device = Device::cpu();
+    let mut model = Bert::new(config.clone(), &device, DType::F32);
+    model.init(3);
+    model.registry.freeze(frozen).unwrap();
+    let sites = remembering_sites(policy, &model);
+    let norms = || NormMemory::new(&device, &sites, cached_tokens, Store::Memory).unwrap();
+    Engine {
+        optimizer: Optimizer::new(SETTINGS, &model.registry.params),
+        model,
+        policy: policy.clone(),
+        norms: policy.remembers_norms().then(|| Arc::new(norms())),
+        key: Key::new(5),
+        dropout: true,
+    }
+}
+
+fn rows(estimator: Estimator, norms: NormSource, ratio: f32) -> Keep {
+    Keep::Rows(Sampling { estimator, ratio, norms, uniform: 0.1 })
+}
+
+fn paper(keep: Keep) -> Policy {
+    Policy::new(PAPER_SITES.map(|site| (site.to_owned(), keep))).unwrap()
+}
+
+fn policies() -> Vec<(String, Policy)> {
+    let mut all = vec![("exact".to_owned(), Policy::exact())];
+    let everywhere = |keep| Policy::new([("*".to_owned(), keep)]).unwrap();
+    all.push(("rebuild".into(), everywhere(Keep::Nothing)));
+    for estimator in [Estimator::Crs, Estimator::Wta, Estimator::Pps, Estimator::TopK] {
+        all.extend(SOURCES.map(|s| (format!("paper {estimator:?} {s:?}"), paper(rows(estimator, s, 0.3)))));
+    }
+    all.extend(SOURCES.map(|s| (format!("everywhere {s:?}"), everywhere(rows(Estimator::Pps, s, 0.1)))));
+    let mixed = [
+        ("encoder.layer.0.*.qkv", rows(Estimator::Wta, NormSource::Current, 0.5)),
+        ("encoder.layer.*.intermediate.dense", Keep::Nothing),
+        ("encoder.layer.0.output.dense", rows(Estimator::Crs, NormSource::Cached, 0.3)),
+        ("encoder.layer.1.output.dense", rows(Estimator::Pps, NormSource::Uniform, 1.0)),
+        ("pooler.*", rows(Estimator::Pps, NormSource::Running, 0.5)),
+        ("classifier", rows(Estimator::Pps, NormSource::Current, 0.5)),
+    ];
+    all.push(("mixed".into(), Policy::new(mixed.map(|(site, keep)| (site.to_owned(), keep))).unwrap()));
+    all
+}
+
+type Frozen = (&'static str, fn(&str) -> bool);
+
+const FROZEN: [Frozen; 6] = [
+    ("nothing", |_| false),
+    ("embeddings and first layer", |key| key.contains("embeddings") || key.contains("layer.0.")),
+    ("all but the head", |key| !key.starts_with("classifier")),
+    ("all but one norm", |key| !key.ends_with("layer.0.attention.output.LayerNorm.bias")),
+    ("matrices", |key| key.ends_with("weight") && !key.contains("LayerNorm")),
+    ("all but word embeddings", |key| !key.contains("word_embeddings")),
+];
+
+/// Sequence lengths by micro-batch.
+fn steps() -> [Vec<Vec<u32>>; 3] {
+    [vec![vec![7, 3, 12]], vec![vec![5, 2], vec![9, 1, 70], vec![4]], vec![vec![1]]]
+}
+
+#[test]
+fn plan_meter_and_ledger_agree_to_the_byte() {
+    for sizes in [[32, 2, 4, 64, 2], [36, 1, 3, 50, 3], [20, 3, 5, 17, 1]] {
+        let config = config(sizes);
+        for ((name, policy), (frozen_name, frozen), micros) in policies()
+            .into_iter()
+            .flat_map(|p| FROZEN.map(|f| (p.clone(), f)))
+            .flat_map(|(p, f)| steps().map(|s| (p.clone(), f, s)))
+        {
+            let what = format!("{sizes:?}, {name}, frozen: {frozen_name}, {micros:?}");
+            let policy = Arc::new(policy);
+            let labels = sizes[4];
+            let threads = rayon::current_num_threads();
+            let shape = Shape {
+                config: &config,
+                frozen: &frozen,
+                policy: policy.clone(),
+                micros: &micros,
+                cached_tokens: 1000,
+                regression: labels == 1,
+                threads,
+            };
+            let plan = plan(&shape).unwrap();
+            assert_eq!(plan.ledger.total(), plan.kept_bytes, "{what}: the plan's ledger");
+            assert_eq!(plan.sites.iter().map(|s| s.kept_bytes).sum::<usize>(), plan.kept_bytes, "{what}: its sites");
+            let mut engine = engine(&config, &policy, &frozen, 1000);
+            for step in 1..=3 {
+                let micro = |(i, lengths): (usize, &Vec<u32>)| micro(lengths, labels, step + i as u64, 100 * i as u64);
+                let micros: Vec<Micro> = micros.iter().enumerate().map(micro).collect();
+                let stats = engine.step(&micros, 1e-3, step, false).unwrap();
+                let what = format!("{what}, step {step}");
+                assert_eq!(stats.ledger, plan.ledger, "{what}");
+                assert_eq!(stats.kept_bytes, plan.kept_bytes, "{what}");
+                assert_eq!(stats.peak, plan.peak_bytes_by_class, "{what}");
+                assert_eq!((stats.peak.total(), stats.tokens), (plan.peak_bytes, plan.tokens), "{what}");
+            }
+            let live = engine.model.registry.params.device().meter().live();
+            assert_eq!((live.kept, live.gradients, live.workspace), (0, 0, 0), "{what}: after a step");
+        }
+    }
+}
+
+/// Sampling keeps less, frozen parameters keep and learn nothing, and fewer tokens never need more.
+#[test]
+fn what_is_not_needed_is_not_kept() {
+    let config = config([32, 2, 4, 64, 2]);
+    let plan_of = |policy: Policy, frozen: &dyn Fn(&str) -> bool, micros: &[Vec<u32>]| {
+        let policy = Arc::new(policy);
+        plan(&Shape { config: &config, frozen, policy, micros, cached_tokens: 0, regression: false, threads: 2 })
+            .unwrap()
+    };
+    let lengths = [vec![40, 31, 7]];
+    let exact = plan_of(Policy::exact(), &|_| false, &lengths);
+    let sampled = plan_of(paper(rows(Estimator::Pps, NormSource::Cached, 0.3)), &|_| false, &lengths);
+    assert!(sampled.kept_bytes < exact.kept_bytes && sampled.peak_bytes < exact.peak_bytes);
+    // per layer, the input (n, 32) of the attention output, that of the feed-forward (shared with nothing), and (n, 64) of the second
+    // linear are whole in one and 23 rows with index and weight in the other
+    let n = 78;
+    let saved = |d: usize| n * d * 4 - (23 * d * 4 + 23 * 8);
+    assert_eq!(exact.kept_bytes - sampled.kept_bytes, 2 * (saved(32) + saved(32) + saved(64)));
+    let head = plan_of(Policy::exact(), &|key| !key.starts_with("classifier"), &lengths);
+    let sites: Vec<_> =
+        head.sites.iter().filter(|s| s.kept_bytes > 0).map(|s| (s.name.as_str(), s.kept_bytes)).collect();
+    // its input (3, 32) and the gradient of three rows of logits
+    assert_eq!(sites, [("classifier", 3 * 32 * 4), ("loss", 3 * 2 * 4)]);
+    assert_eq!(head.peak_bytes_by_class.optimizer, 2 * 4 * (2 * 32 + 2));
+    let divided = plan_of(Policy::exact(), &|_| false, &[vec![40], vec![31], vec![7]]);
+    assert!(divided.kept_bytes < exact.kept_bytes && divided.peak_bytes < exact.peak_bytes);
+}
+
+#[test]
+fn frozen_parameters_stay_and_do_not_change_the_gradient_of_others() {
+    let config = config([32, 2, 4, 64, 2]);
+    let gradient = |frozen: &dyn Fn(&str) -> bool| {
+        let mut engine = engine(&config, &Arc::new(Policy::exact()), frozen, 0);
+        // so the first moment is the gradient
+        let settings = Settings { beta1: 0.0, clip: 0.0, ..SETTINGS };
+        engine.optimizer = Optimizer::new(settings, &engine.model.registry.params);
+        let before = weights(&engine);
+        engine.step(&[micro(&[9, 4, 17], 2, 1, 0)], 1e-3, 1, false).unwrap();
+        (before, weights(&engine), engine.optimizer.moments)
+    };
+    let (_, _, all) = gradient(&|_| false);
+    for (name, frozen) in FROZEN {
+        let (before, after, moments) = gradient(&frozen);
+        for (((key, before), (_, after)), (some, all)) in before.iter().zip(&after).zip(moments.iter().zip(&all)) {
+            let is_frozen = key.split(" + ").all(frozen);
+            assert_eq!(some.is_none(), is_frozen, "frozen: {name}; {key}");
+            assert_eq!(before == after, is_frozen, "frozen: {name}; {key}");
+            let (Some([some, _]), Some([all, _])) = (some, all) else { continue };
+            assert_eq!(some.to_f64(), all.to_f64(), "frozen: {name}; gradient of {key}");
+        }
+    }
+}
+
+fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
+    engine.model.registry.params.iter().map(|(_, p)| (p.name.clone(), p.value.to_f64())).collect()
+}
+
+/// Products here are large enough to be divided among threads.
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let config = config([96, 2, 4, 388, 3]);
+    let lengths = [128, 77, 3, 128, 91, 64, 128, 31];
+    for (name, policy) in [
+        ("exact", Policy::exact()),
+        ("pps, cached", paper(rows(Estimator::Pps, NormSource::Cached, 0.3))),
+        ("wta, current", paper(rows(Estimator::Wta, NormSource::Current, 0.3))),
+    ] {
+        let policy = Arc::new(policy);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut engine = engine(&config, &policy, &|_| false, 650);
+                let steps = (1..=3).map(|step| engine.step(&[micro(&lengths, 3, 1, 0)], 1e-3, step, false).unwrap());
+                let numbers: Vec<_> = steps.map(|s| (s.loss, s.grad_norm)).collect();
+                let logits = engine.logits(&micro(&lengths, 3, 1, 0).batch);
+                (numbers, logits, weights(&engine), engine.norms.map(|n| n.snapshot()))
+            })
+        };
+        let one = run(1);
+        assert!(one.0[2].0 < one.0[0].0, "{name}: three steps on one batch learn it: {:?}", one.0);
+        for threads in [2, 3, 4] {
+            let (numbers, logits, weights, norms) = run(threads);
+            assert_eq!(numbers, one.0, "{name}, {threads} threads: loss and gradient norm");
+            assert_eq!(logits, one.1, "{name}, {threads} threads: logits");
+            assert!(weights == one.2, "{name}, {threads} threads: weights");
+            assert!(norms == one.3, "{name}, {threads} threads: remembered norms");
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_located() {
+    let config = config([32, 2, 4, 64, 2]);
+    let policy = Arc::new(paper(rows(Estimator::Pps, NormSource::Cached, 0.3)));
+    let (nan, inf) = (f64::NAN, f64::INFINITY);
+    for (key, bad, site) in [
+        ("bert.embeddings.position_embeddings.weight", nan, "embeddings"),
+        ("bert.encoder.layer.0.attention.self.value.bias", inf, "encoder.layer.0.attention.self.qkv"),
+        ("bert.encoder.layer.1.intermediate.dense.weight", nan, "encoder.layer.1.intermediate.dense"),
+        ("bert.encoder.layer.1.output.LayerNorm.weight", nan, "encoder.layer.1.output.LayerNorm"),
+        ("classifier.bias", inf, "classifier"),
+    ] {
+        let mut engine = engine(&config, &policy, &|_| false, 100);
+        let micros = [micro(&[3], 2, 2, 20), micro(&[9, 4], 2, 1, 0)];
+        engine.step(&micros, 1e-3, 1, false).unwrap();
+        let mut params = engine.model.registry.params.iter_mut().map(|(_, p)| p);
+        let param = params.find(|p| p.name.split(" + ").any(|name| name == key)).unwrap();
+        let mut value = param.value.to_f64();
+        // first row, last part: of a stack, q and v
+        value[1] = bad;
+        *value.last_mut().unwrap() = bad;
+        param.value.write_f64(value);
+        drop(params);
+        let state =
+            |engine: &Engine| format!("{:?} {:?}", weights(engine), engine.norms.as_ref().map(|n| n.snapshot()));
+        let before = state(&engine);
+        let error = engine.step(&micros, 1e-3, 2, false).unwrap_err().to_string();
+        let end = format!("; the first output that is not finite is that of {site}");
+        assert!(error.starts_with("the loss is ") && error.ends_with(&end), "{key} = {bad}: {error}");
+        assert_eq!(before, state(&engine), "{key}: nothing changes");
+        let live = engine.model.registry.params.device().meter().live();
+        assert_eq!((live.kept, live.gradients, live.workspace), (0, 0, 0), "{key}");
+    }
+}
+
+/// The loss may be finite where a gradient is not: that step too changes no weight, and names the parameter nearest to the loss.
+#[test]
+fn a_gradient_that_is_not_finite_is_located() {
+    let config = config([20, 1, 2, 17, 1]);
+    let mut engine = engine(&config, &Arc::new(Policy::exact()), &|_| false, 0);
+    let mut micro = micro(&[9, 4], 1, 1, 0);
+    // (1e19)² is finite in f32, and so is the head's gradient; times the head's weights it is not
+    micro.batch.labels = Some(Labels::Value(vec![1e19, 1e19]));
+    for (_, p) in engine.model.registry.params.iter_mut() {
+        match p.name.as_str() {
+            "classifier.weight" => p.value.write_f64(std::iter::repeat_n(1e25, 20)),
+            "bert.pooler.dense.weight" => p.value.write_f64(std::iter::repeat_n(0.0, 400)),
+            _ => {}
+        }
+    }
+    let before = weights(&engine);
+    let error = engine.step(&[micro], 1e-3, 1, false).unwrap_err().to_string();
+    assert_eq!(error, "the gradient is not finite\n  in bert.pooler.dense.bias");
+    assert_eq!(before, weights(&engine));
+    assert_eq!(engine.model.registry.params.device().meter().live().gradients, 0);
+}

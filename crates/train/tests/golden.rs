@@ -1,0 +1,331 @@
+//! The model, its gradients and the optimizer against `transformers` (`tests/golden`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use colrow_autograd::{Keep, Policy};
+use colrow_models::config::BertConfig;
+use colrow_models::hub::TOKENIZER_FILE;
+use colrow_models::load;
+use colrow_models::save::save_model_folder;
+use colrow_models::weights::{Data, Saved, Weights, write};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{DType, Device};
+use colrow_train::data::{Batch, Labels};
+use colrow_train::engine::{Engine, Micro, StepStats};
+use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::recipe::Schedule;
+use colrow_train::schedule::lr_at;
+use serde::Deserialize;
+
+const CASES: [&str; 6] = ["gelu", "tanh", "one-layer", "pairs", "regression", "pytorch-tanh"];
+/// Those that the golden values were made with.
+const ADAMW: Settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
+/// With these, the first moment after a step is the gradient, to the bit.
+const GRADIENT: Settings = Settings { beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, clip: 0.0 };
+
+#[derive(Deserialize)]
+struct Sequence {
+    ids: Vec<u32>,
+    types: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Targets {
+    Classes(Vec<u32>),
+    Values(Vec<f32>),
+}
+
+#[derive(Deserialize)]
+struct Inputs {
+    sequences: Vec<Sequence>,
+    labels: Targets,
+}
+
+struct Golden {
+    dir: PathBuf,
+    config: BertConfig,
+    inputs: Inputs,
+    expected: Weights,
+}
+
+impl Golden {
+    fn open(case: &str) -> Self {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(format!("bert-{case}"));
+        Self {
+            config: BertConfig::open(&dir).unwrap(),
+            inputs: serde_json::from_slice(&fs::read(dir.join("inputs.json")).unwrap()).unwrap(),
+            expected: Weights::open_file(&dir.join("expected.safetensors")).unwrap(),
+            dir,
+        }
+    }
+
+    fn expected(&self, key: &str) -> Vec<f64> {
+        let shape = self.expected.shape(key).unwrap_or_else(|| panic!("{key} is not among the golden values"));
+        let mut out = vec![0.0; shape.iter().product()];
+        self.expected.read(key, &mut out).unwrap();
+        out.into_iter().map(f64::from).collect()
+    }
+
+    fn all(&self) -> Micro {
+        self.micro(0..self.inputs.sequences.len())
+    }
+
+    /// The sequences `which`, in this order.
+    fn micro(&self, which: impl IntoIterator<Item = usize>) -> Micro {
+        let which: Vec<usize> = which.into_iter().collect();
+        let rows = || which.iter().map(|&i| &self.inputs.sequences[i]);
+        let ids: Vec<u32> = rows().flat_map(|s| s.ids.clone()).collect();
+        let mut bounds = vec![0];
+        bounds.extend(rows().scan(0, |end, s| {
+            *end += s.ids.len() as u32;
+            Some(*end)
+        }));
+        let labels = match &self.inputs.labels {
+            Targets::Classes(all) => Labels::Class(which.iter().map(|&i| all[i]).collect()),
+            Targets::Values(all) => Labels::Value(which.iter().map(|&i| all[i]).collect()),
+        };
+        let batch = Batch {
+            types: rows().flat_map(|s| s.types.clone()).collect(),
+            special: vec![false; ids.len()],
+            ids,
+            bounds,
+            examples: which.iter().map(|&i| i as u32).collect(),
+            labels: Some(labels),
+        };
+        Micro { batch, places: None }
+    }
+
+    fn engine(&self, dtype: DType, settings: Settings) -> Engine {
+        engine(&self.dir, &self.config, dtype, settings)
+    }
+
+    /// Statistics of a step over `micros`, and the gradient of each of the checkpoint's tensors.
+    fn gradients(&self, dtype: DType, policy: Policy, micros: &[Micro]) -> (StepStats, Vec<(String, Vec<f64>)>) {
+        let mut engine = self.engine(dtype, GRADIENT);
+        engine.policy = Arc::new(policy);
+        let stats = engine.step(micros, 0.0, 1, false).unwrap();
+        let Engine { model, optimizer, .. } = engine;
+        let moment = |id| {
+            let (_, [m, _]) = model
+                .registry
+                .params
+                .iter()
+                .zip(&optimizer.moments)
+                .find_map(|((p, _), m)| Some((p, m.as_ref()?)).filter(|(p, _)| *p == id))
+                .unwrap();
+            m
+        };
+        let entries = model.registry.entries.iter().enumerate();
+        (stats, entries.map(|(i, e)| (e.key.clone(), model.registry.part(i, moment(e.param)))).collect())
+    }
+}
+
+fn engine(dir: &Path, config: &BertConfig, dtype: DType, settings: Settings) -> Engine {
+    let loaded = load::bert(dir, config.clone(), &Device::cpu(), dtype, 7, false).unwrap();
+    Engine {
+        optimizer: Optimizer::new(settings, &loaded.model.registry.params),
+        model: loaded.model,
+        policy: Arc::new(Policy::exact()),
+        norms: None,
+        key: Key::new(1),
+        dropout: false,
+    }
+}
+
+fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
+    let registry = &engine.model.registry;
+    let entries = registry.entries.iter().enumerate();
+    entries.map(|(i, e)| (e.key.clone(), registry.part(i, &registry.params[e.param].value))).collect()
+}
+
+fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+fn minus(x: &[f64], y: &[f64]) -> Vec<f64> {
+    assert_eq!(x.len(), y.len());
+    x.iter().zip(y).map(|(x, y)| x - y).collect()
+}
+
+fn largest(x: impl IntoIterator<Item = f64>) -> f64 {
+    // not `max`, which passes over NaN
+    x.into_iter().fold(0.0, |m, x| if x.abs() <= m { m } else { x.abs() })
+}
+
+/// Fails unless `found` is within `limit`; a NaN is not.
+fn within(what: &str, found: f64, limit: f64) {
+    assert!(found <= limit, "{what}: expected at most {limit:e}, found {found:e}");
+}
+
+/// Relative distances of gradients, each tensor's on its own scale; that of `key.bias`, which is zero in exact arithmetic, on the
+/// scale of `key.weight`.
+fn check_gradients(what: &str, found: &[(String, Vec<f64>)], expected: impl Fn(&str) -> Vec<f64>, limit: f64) {
+    for (key, found) in found {
+        let scale = norm(&expected(&key.replace("key.bias", "key.weight")));
+        within(&format!("{what}: gradient of {key}"), norm(&minus(found, &expected(key))) / scale, limit);
+    }
+}
+
+#[test]
+fn logits_loss_and_gradients_are_those_of_transformers() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let all = golden.all();
+        // the golden values are rounded to f32, so f64 cannot be nearer than that
+        for (dtype, logit_limit, gradient_limit) in [(DType::F32, 1e-5, 1e-4), (DType::F64, 1e-6, 1e-6)] {
+            let what = format!("{case} in {dtype:?}");
+            let logits: Vec<f64> = golden.engine(dtype, ADAMW).logits(&all.batch).into_iter().map(f64::from).collect();
+            within(&what, largest(minus(&logits, &golden.expected("logits"))), logit_limit);
+            let (stats, gradients) = golden.gradients(dtype, Policy::exact(), std::slice::from_ref(&all));
+            within(&format!("{what}: loss"), (stats.loss - golden.expected("loss")[0]).abs(), logit_limit);
+            let grad_norm = golden.expected("grad_norm")[0];
+            within(&format!("{what}: gradient norm"), (stats.grad_norm / grad_norm - 1.0).abs(), gradient_limit);
+            check_gradients(&what, &gradients, |key| golden.expected(&format!("grad.{key}")), gradient_limit);
+            let names = golden.expected.names().filter(|n| n.starts_with("grad.")).count();
+            assert_eq!(gradients.len(), names, "{what}: every parameter has its gradient");
+        }
+    }
+}
+
+#[test]
+fn rebuilt_inputs_give_the_same_gradients_to_the_bit() {
+    for (case, dtype) in CASES.into_iter().flat_map(|case| [(case, DType::F32), (case, DType::F64)]) {
+        let golden = Golden::open(case);
+        let all = [golden.all()];
+        let (exact, gradients) = golden.gradients(dtype, Policy::exact(), &all);
+        let policy = Policy::new([("*".to_owned(), Keep::Nothing)]).unwrap();
+        let (rebuilt, same) = golden.gradients(dtype, policy, &all);
+        assert_eq!(gradients, same, "{case} in {dtype:?}");
+        assert!(rebuilt.kept_bytes < exact.kept_bytes, "{case}: {} bytes", rebuilt.kept_bytes);
+    }
+}
+
+#[test]
+fn adamw_steps_are_those_of_pytorch() {
+    for (case, dtype) in CASES.into_iter().flat_map(|case| [(case, DType::F32), (case, DType::F64)]) {
+        let golden = Golden::open(case);
+        let mut engine = golden.engine(dtype, ADAMW);
+        let start = weights(&engine);
+        let mut rates = 0.0;
+        for step in 1..=3 {
+            let lr = lr_at(Schedule::Linear, 1e-3, step - 1, 0, 10);
+            rates += lr;
+            engine.step(&[golden.all()], lr, step, false).unwrap();
+            let prefix = match step {
+                1 => "adamw",
+                3 => "adamw3",
+                _ => continue,
+            };
+            for ((key, found), (_, start)) in weights(&engine).into_iter().zip(&start) {
+                let what = format!("{case} in {dtype:?}: {key} after step {step}");
+                if dtype == DType::F32 && key.ends_with("key.bias") {
+                    // AdamW divides the rounding noise of a zero gradient by itself
+                    within(&what, largest(minus(&found, start)), rates + 1e-6);
+                } else {
+                    within(&what, largest(minus(&found, &golden.expected(&format!("{prefix}.{key}")))), 1e-6);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn order_and_division_of_a_batch_do_not_matter() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let n = golden.inputs.sequences.len();
+        let (whole, expected) = golden.gradients(DType::F64, Policy::exact(), &[golden.all()]);
+        let divisions = [
+            vec![golden.micro((0..n).rev())],
+            vec![golden.micro((1..n).chain([0]))],
+            vec![golden.micro([n - 1]), golden.micro(0..n - 1)],
+            (0..n).map(|i| golden.micro([i])).collect(),
+        ];
+        for (i, micros) in divisions.iter().enumerate() {
+            let what = format!("{case}, division {i}");
+            let (stats, gradients) = golden.gradients(DType::F64, Policy::exact(), micros);
+            let of = |key: &str| expected.iter().find(|(k, _)| k == key).unwrap().1.clone();
+            check_gradients(&what, &gradients, of, 1e-12);
+            within(&what, (stats.loss - whole.loss).abs(), 1e-12);
+            within(&what, (stats.grad_norm / whole.grad_norm - 1.0).abs(), 1e-12);
+            assert_eq!(stats.tokens, whole.tokens);
+        }
+    }
+}
+
+#[test]
+fn a_sequence_has_the_logits_that_it_has_in_a_batch() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let engine = golden.engine(DType::F64, ADAMW);
+        let together = engine.logits(&golden.all().batch);
+        let alone = (0..golden.inputs.sequences.len()).flat_map(|i| engine.logits(&golden.micro([i]).batch));
+        within(case, largest(together.iter().zip(alone).map(|(x, y)| f64::from(x - y))), 1e-6);
+    }
+}
+
+/// A folder for the tokenizer's files that a saved model copies; what is in them does not matter here.
+fn tokenizer() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(TOKENIZER_FILE), "{}").unwrap();
+    dir
+}
+
+#[test]
+fn a_saved_model_is_read_back_to_the_bit() {
+    let (tokenizer, runs) = (tokenizer(), tempfile::tempdir().unwrap());
+    for case in CASES {
+        let golden = Golden::open(case);
+        let before = golden.engine(DType::F32, ADAMW);
+        let dir = runs.path().join(case);
+        save_model_folder(&dir, &before.model.config, &before.model.registry.saved(), tokenizer.path()).unwrap();
+        let after = engine(&dir, &BertConfig::open(&dir).unwrap(), DType::F32, ADAMW);
+        assert_eq!(weights(&before), weights(&after), "{case}");
+        let batch = golden.all().batch;
+        assert_eq!(before.logits(&batch), after.logits(&batch), "{case}");
+    }
+}
+
+/// A checkpoint of the bare encoder, as the hub has them: no `bert.` prefix, no classifier.
+#[test]
+fn a_missing_head_is_initialised_named_and_saved() {
+    let golden = Golden::open("gelu");
+    let full = golden.engine(DType::F32, ADAMW);
+    let bare = tokenizer();
+    fs::copy(golden.dir.join("config.json"), bare.path().join("config.json")).unwrap();
+    let saved = full.model.registry.saved();
+    let body: Vec<Saved<'_>> = saved
+        .iter()
+        .filter_map(|s| {
+            let (Some(name), Data::F32(data)) = (s.name.strip_prefix("bert."), &s.data) else { return None };
+            Some(Saved { name: name.to_owned(), shape: s.shape.clone(), data: Data::F32(data) })
+        })
+        .collect();
+    write(&bare.path().join("model.safetensors"), &body, &[]).unwrap();
+    let load = |seed| load::bert(bare.path(), golden.config.clone(), &Device::cpu(), DType::F32, seed, false).unwrap();
+    let loaded = load(7);
+    assert_eq!(loaded.warnings, ["not in the checkpoint, initialised: classifier.weight, classifier.bias"]);
+    let before = engine(bare.path(), &golden.config, DType::F32, ADAMW);
+    let head = |weights: &[(String, Vec<f64>)]| -> Vec<Vec<f64>> {
+        weights.iter().filter(|(k, _)| k.starts_with("classifier.")).map(|(_, w)| w.clone()).collect()
+    };
+    let (now, [weight, bias]) = (weights(&before), &head(&weights(&before))[..]) else { panic!("a weight and a bias") };
+    let (n, std) = (weight.len() as f64, golden.config.initializer_range);
+    within("spread of the new head", (norm(weight) / n.sqrt() / std - 1.0).abs(), 4.0 / (2.0 * n).sqrt());
+    assert!(bias.iter().all(|&b| b == 0.0));
+    for ((key, found), (_, of_full)) in now.iter().zip(weights(&full)) {
+        assert_eq!(*found == of_full, !key.starts_with("classifier."), "{key}");
+    }
+    let other = Engine { model: load(8).model, ..engine(bare.path(), &golden.config, DType::F32, ADAMW) };
+    assert_ne!(head(&weights(&other)), head(&now), "another seed, another head");
+
+    let runs = tempfile::tempdir().unwrap();
+    let dir = runs.path().join("model");
+    save_model_folder(&dir, &before.model.config, &before.model.registry.saved(), bare.path()).unwrap();
+    let after = engine(&dir, &BertConfig::open(&dir).unwrap(), DType::F32, ADAMW);
+    let batch = golden.all().batch;
+    assert_eq!(before.logits(&batch), after.logits(&batch));
+}
