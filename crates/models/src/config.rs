@@ -448,6 +448,17 @@ mod tests {
         assert!(!config.to_json().contains("problem_type"));
     }
 
+    #[test]
+    fn numbers_are_written_back_to_the_last_digit() {
+        for number in ["1e-45", "0.22008521077073762", "2.2250738585072014e-308"] {
+            let numbers = format!(r#"{{"layer_norm_eps":{number},"other":{number},"#);
+            let text = small().to_string().replacen('{', &numbers, 1);
+            let config = BertConfig::from_json(text.as_bytes(), Path::new("c")).unwrap();
+            assert_eq!(config.layer_norm_eps, number.parse::<f64>().unwrap());
+            assert!(config.to_json().contains(&format!("\"other\": {number}")), "{}", config.to_json());
+        }
+    }
+
     proptest! {
         #![proptest_config(crate::files::fixed_cases(1024))]
 

@@ -134,3 +134,21 @@ fn check_shape(stored: &Weights, key: &str, expected: &[usize]) -> Result<()> {
         None => Err(Error::new(format!("{key} is not in the checkpoint"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers with all their digits, as averages have them.
+    #[test]
+    fn a_state_reads_back_bit_for_bit() {
+        let number = |i: u32| (f64::from(i) + 0.1).sqrt() * 2f64.powi(-(i as i32 % 80));
+        for i in 0..2000 {
+            let running = Running([("site".to_string(), std::array::from_fn(|k| number(i + k as u32)))].into());
+            let state =
+                State { best: Some((1, number(i))), seconds: number(i), running: Some(running), ..State::default() };
+            let text = serde_json::to_string_pretty(&state).unwrap();
+            assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
+        }
+    }
+}
