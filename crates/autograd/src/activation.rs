@@ -43,10 +43,6 @@ impl Rebuild for Input {
     fn row_norms(&self) -> Tensor {
         sample::row_norms(&self.whole())
     }
-
-    fn len(&self) -> usize {
-        self.tensor().rows()
-    }
 }
 
 struct GeluOp {

@@ -34,8 +34,6 @@ pub trait Rebuild: std::fmt::Debug + Send + Sync {
     fn rows(&self, index: &Tensor) -> Tensor;
     /// Euclidean norms of all its rows.
     fn row_norms(&self) -> Tensor;
-    /// Number of its rows.
-    fn len(&self) -> usize;
 }
 
 impl Kept {

@@ -20,5 +20,5 @@ pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
 pub use norms::{BatchPlaces, NormMemory, Running, Store};
 pub use param::{Param, ParamId, Params};
 pub use policy::{Keep, NormSource, Policy, Sampling};
-pub use sample::{RowSample, draw, estimate_product};
+pub use sample::{Draw, RowSample, draw, estimate_product};
 pub use tape::{Grads, Mark, Mode, Op, Phase, Tape, Var};

@@ -57,10 +57,6 @@ impl Rebuild for Bits {
     fn row_norms(&self) -> Tensor {
         sample::row_norms(&self.whole())
     }
-
-    fn len(&self) -> usize {
-        self.z().rows()
-    }
 }
 
 impl Tape<'_> {

@@ -108,6 +108,11 @@ impl Run {
     }
 }
 
+/// Whether a difference is too large, or not a number.
+fn beyond(difference: f64, bound: f64) -> bool {
+    difference.is_nan() || bound.is_nan() || difference.abs() > bound
+}
+
 fn contraction(i: usize) -> f64 {
     Key::new(23).normal(i as u64)
 }
@@ -167,8 +172,7 @@ pub fn check_gradients(
             let bound = 2.0 / 3.0 * (far - near).abs() + rounded / h;
             let got = exact.gradients[id.0].as_ref().map_or(0.0, |g| g[i]);
             let place = || format!("{}[{i}]", params[id].name);
-            // the negation catches NaN
-            if !((got - near).abs() <= bound) {
+            if beyond(got - near, bound) {
                 return Err(Error::new(format!("expected the gradient {near} ± {bound:.1e}, found {got}")).at(place()));
             }
             if bound > 1e-4 * exact.largest() {
@@ -209,7 +213,7 @@ pub fn check_precision(
     let (tolerance, largest) = (rounding(DType::F32, length), want.largest());
     let near = |what: &str, got: &[f64], want: &[f64], largest: f64| {
         let bound = tolerance * largest;
-        match got.iter().zip(want).position(|(g, w)| !((g - w).abs() <= bound)) {
+        match got.iter().zip(want).position(|(g, w)| beyond(g - w, bound)) {
             None => Ok(()),
             Some(i) => Err(Error::new(format!("expected {} ± {bound:.1e}, found {}", want[i], got[i])).at(what)),
         }
@@ -255,7 +259,7 @@ pub fn check_unbiased(exact: &[f64], trials: u64, draw: impl FnMut(u64) -> Resul
         let mean = sum / trials_f;
         let error = ((squares / trials_f - mean * mean).max(0.0) / (trials_f - 1.0)).sqrt();
         let floor = rounding(DType::F64, 1000) * if i < n { largest } else { 1.0 };
-        if !(mean.abs() <= z * error + floor) {
+        if beyond(mean, z * error + floor) {
             let what = if i < n { format!("element {i}") } else { "along the exact gradient".to_owned() };
             let text = format!("the mean of {trials} draws is off by {mean:.3e}, {:.1} standard errors", mean / error);
             return Err(Error::new(text).at(what));

@@ -1,13 +1,90 @@
-//! The `colrow` program.
+//! The `colrow` program: results on standard output, progress and warnings on standard error.
 
-#[allow(dead_code)]
+mod commands;
 mod fetch;
-#[allow(dead_code)]
 mod npy;
-#[allow(dead_code)]
+mod progress;
 mod report;
 mod reviews;
-#[allow(dead_code)]
+mod signals;
 mod units;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use colrow_tensor::{Error, Kind, Result};
+
+/// Fine-tunes transformer language models in a fraction of the usual memory.
+#[derive(Parser)]
+#[command(name = "colrow", version, arg_required_else_help = true, after_help = "Start with: colrow quickstart")]
+struct Cli {
+    /// Number of threads [default: all processors].
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Quickstart(commands::quickstart::Args),
+    Train(commands::train::Args),
+    Eval(commands::eval::Args),
+    Predict(commands::predict::Args),
+    Plan(commands::plan::Args),
+    Bench(commands::bench::Args),
+    Estimate(commands::estimate::Args),
+    Report(commands::report::Args),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn run(cli: Cli) -> Result<()> {
+    if let Some(threads) = cli.threads {
+        if threads == 0 {
+            return Err(Error::usage("--threads: expected at least 1, found 0"));
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        pool.map_err(|e| Error::new(format!("cannot start {threads} threads: {e}")))?;
+    }
+    match cli.command {
+        Command::Quickstart(args) => commands::quickstart::run(&args),
+        Command::Train(args) => commands::train::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Predict(args) => commands::predict::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+        Command::Estimate(args) => commands::estimate::run(&args),
+        Command::Report(args) => commands::report::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "colrow", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(match e.kind() {
+                Kind::Usage => 2,
+                Kind::Failure => 1,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

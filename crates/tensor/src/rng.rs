@@ -39,6 +39,7 @@ impl Key {
 
     /// Blocks `first..first + LANES` of `row`, by word and lane.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "a lane of two words at once")]
     pub fn blocks(self, row: u32, first: u32) -> [[u32; LANES]; 4] {
         let mut x = [[0; LANES]; 4];
         for lane in 0..LANES {
@@ -72,6 +73,7 @@ fn fnv1a(name: &str) -> u64 {
 }
 
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "a lane of four words at once")]
 fn rounds<const N: usize>([mut k0, mut k1]: [u32; 2], x: &mut [[u32; N]; 4]) {
     for _ in 0..10 {
         for i in 0..N {

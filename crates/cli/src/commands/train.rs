@@ -1,0 +1,85 @@
+//! `colrow train`: one run from a recipe.
+
+use std::path::{Path, PathBuf};
+
+use colrow_tensor::{Error, Result};
+use colrow_train::recipe::Recipe;
+use colrow_train::trainer::{self, Outcome};
+use serde_json::Value;
+
+use super::{print, print_json};
+use crate::progress::Progress;
+use crate::report::{self, Run};
+use crate::{signals, units};
+
+/// Train a model as a recipe says (docs/recipe.md lists its keys).
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The recipe, a TOML file.
+    recipe: PathBuf,
+    /// Change a key of the recipe: --set optim.lr=3e-5. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Go on from the newest checkpoint of the run folder.
+    #[arg(long)]
+    resume: bool,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let recipe = Recipe::load(&args.recipe, &args.sets)?;
+    recipe.check_train(&args.recipe.display().to_string())?;
+    let stop = signals::stop_flag()?;
+    let output = PathBuf::from(recipe.output.clone().unwrap_or_default());
+    let mut progress = Progress::new(&name_of(&output));
+    let outcome = trainer::train(recipe, args.resume, &mut progress, &stop);
+    progress.finish();
+    match outcome? {
+        Outcome::Finished(summary) => {
+            write_report(&output)?;
+            if args.json { print_json(&summary) } else { print(&text(&summary, &output)) }
+        }
+        Outcome::Interrupted(step) => {
+            let sets: String = args.sets.iter().map(|s| format!(" --set '{s}'")).collect();
+            Err(Error::new(format!("stopped after step {step}; a checkpoint was written"))
+                .at(output.display())
+                .hint(format!("go on with: colrow train {}{sets} --resume", args.recipe.display())))
+        }
+    }
+}
+
+fn name_of(output: &Path) -> String {
+    output.file_name().map_or_else(|| "run".into(), |n| n.to_string_lossy().into_owned())
+}
+
+fn write_report(output: &Path) -> Result<()> {
+    let run = Run::load(output)?;
+    report::write(&format!("colrow: {}", name_of(output)), &[run], &output.join("report.html"))
+}
+
+fn text(summary: &Value, output: &Path) -> String {
+    let number = |key: &str| summary[key].as_f64().unwrap_or(f64::NAN);
+    let size = |key: &str| units::bytes(summary[key].as_u64().unwrap_or(0));
+    let metric = summary["metric"].as_str().unwrap_or("metric");
+    let best = match (summary["best"]["value"].as_f64(), summary["best"]["step"].as_u64()) {
+        (Some(value), Some(step)) => format!("{metric} {value:.4} at step {step}"),
+        _ => "no evaluation".into(),
+    };
+    format!(
+        "best      {best}\n\
+         time      {}, {} a step\n\
+         kept      {} for the backward pass\n\
+         peak      {} on the meter, {} of the process\n\
+         model     {}\n\
+         report    {}",
+        units::duration(number("seconds")),
+        units::duration(number("step_seconds_median")),
+        size("kept_bytes"),
+        size("peak_bytes"),
+        size("peak_rss_bytes"),
+        output.join("model").display(),
+        output.join("report.html").display(),
+    )
+}
