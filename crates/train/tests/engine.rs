@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, NormMemory, NormSource, Policy, Sampling, Store};
+use colrow_autograd::{Keep, NormMemory, NormSource, Phase, Policy, Sampling, Store};
 use colrow_models::bert::{Bert, PAPER_SITES};
 use colrow_models::config::BertConfig;
 use colrow_tensor::rng::Key;
@@ -147,6 +147,33 @@ fn plan_meter_and_ledger_agree_to_the_byte() {
             assert_eq!((live.kept, live.gradients, live.workspace), (0, 0, 0), "{what}: after a step");
         }
     }
+}
+
+/// With all but the head frozen nothing is kept, so what is alive in the forward pass is what an op still reads.
+#[test]
+fn what_no_op_reads_any_more_is_dropped() {
+    let (config, (n, d)) = (config([16, 2, 2, 160, 2]), (90, 16));
+    let mut engine = engine(&config, &Arc::new(Policy::exact()), &|key| !key.starts_with("classifier"), 0);
+    let marks = engine.step(&[micro(&[40, 50], 2, 1, 0)], 1e-3, 1, true).unwrap().timeline;
+    let alive = |site: &str| {
+        let mark = marks.iter().find(|m| m.phase == Phase::Forward && m.at == site);
+        mark.unwrap_or_else(|| panic!("{site} is not on the timeline")).live.workspace
+    };
+    // ids, types and positions of the batch, its bounds and labels
+    let input = n * 12 + 20;
+    let wide = n * 160 * 4;
+    let narrow = n * d * 4;
+    for i in [0, 1] {
+        let at = |part: &str| alive(&format!("encoder.layer.{i}.{part}"));
+        // besides the op's output, the residual stream; at linears and norms, also their input (a norm's ẑ and 1/σ die with it)
+        assert_eq!(at("attention.self.qkv"), input + narrow + 3 * narrow);
+        assert_eq!(at("attention.output.residual"), input + 2 * narrow);
+        assert_eq!(at("intermediate.dense"), input + narrow + wide);
+        assert_eq!(at("output.dense"), input + narrow + wide + narrow);
+        assert_eq!(at("output.residual"), input + 2 * narrow);
+    }
+    assert!(alive("pooler.dense") < input + narrow);
+    assert!(alive("classifier") < input + narrow);
 }
 
 /// Sampling keeps less, frozen parameters keep and learn nothing, and fewer tokens never need more.
