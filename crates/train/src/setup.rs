@@ -112,6 +112,7 @@ pub fn site_keep(keep: &recipe::Keep, site: &str) -> Keep {
     };
     let estimator = match (kind, estimator) {
         (SiteKeep::Rebuild, _) => return Keep::Nothing,
+        (SiteKeep::Int8, _) => return Keep::Quantised,
         (SiteKeep::Exact, _) | (_, recipe::Estimator::Exact) => return Keep::Exact,
         (_, recipe::Estimator::TopK) => Estimator::TopK,
         (_, recipe::Estimator::Crs) => Estimator::Crs,
