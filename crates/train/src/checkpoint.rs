@@ -8,10 +8,10 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use colrow_autograd::Running;
+use colrow_autograd::{Ledger, Running};
 use colrow_models::atomic::{replace_dir_atomic, write_file_atomic};
 use colrow_models::weights::{self, Data, Saved, Weights};
-use colrow_tensor::{Error, Result, Tensor};
+use colrow_tensor::{Bytes, Error, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
@@ -33,6 +33,10 @@ pub struct State {
     pub seconds: f64,
     /// Largest kept bytes of a step so far.
     pub kept_bytes: usize,
+    /// What that step kept where.
+    pub ledger: Ledger,
+    /// Live bytes by class at the largest peak so far.
+    pub peak: Bytes,
     /// Running averages of norms.
     pub running: Option<Running>,
 }

@@ -1,7 +1,7 @@
 //! `colrow predict`: one JSON line an example.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
 
 use colrow_models::atomic::write_file_atomic;
@@ -10,7 +10,7 @@ use colrow_train::data::{self, BatchBy, Split};
 use colrow_train::evaluate::logits;
 use colrow_train::metrics::argmax;
 use colrow_train::tasks::Task;
-use serde_json::json;
+use serde::Serialize;
 
 use super::eval::ColumnArgs;
 use super::{predictor, tokens};
@@ -37,6 +37,20 @@ pub(crate) struct Args {
     max_length: Option<usize>,
 }
 
+#[derive(Serialize)]
+struct Line<'a> {
+    index: usize,
+    logits: &'a [f32],
+    label: Label<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Label<'a> {
+    Name(&'a str),
+    Value(f32),
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let task: Task = args.task.parse()?;
     let (engine, tokeniser) = predictor(&args.model)?;
@@ -46,19 +60,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let all = logits(&engine, &set, by, |_| {})?;
     let names = &engine.model.config.labels;
     let lines = |out: &mut dyn Write| -> std::io::Result<()> {
-        for (index, row) in all.chunks_exact(names.len()).enumerate() {
-            let line = match names.len() {
+        for (index, logits) in all.chunks_exact(names.len()).enumerate() {
+            let label = match names.len() {
                 // a regression's prediction is its only output
-                1 => json!({"index": index, "logits": row, "label": row[0]}),
-                _ => json!({"index": index, "logits": row, "label": names[argmax(row) as usize]}),
+                1 => Label::Value(logits[0]),
+                _ => Label::Name(&names[argmax(logits) as usize]),
             };
-            writeln!(out, "{line}")?;
+            serde_json::to_writer(&mut *out, &Line { index, logits, label })?;
+            writeln!(out)?;
         }
         out.flush()
     };
     let failed = |e: std::io::Error| Error::new(format!("cannot write the predictions: {e}"));
     match &args.out {
         Some(path) => write_file_atomic(path, |file: &mut File| lines(&mut BufWriter::new(file)).map_err(failed)),
-        None => lines(&mut BufWriter::new(std::io::stdout().lock())).map_err(failed),
+        None => match lines(&mut BufWriter::new(std::io::stdout().lock())) {
+            // a reader that has seen enough is no failure
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+            result => result.map_err(failed),
+        },
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use colrow_models::config::BertConfig;
 use colrow_models::hub;
 use colrow_tensor::{Error, Result};
 use colrow_train::recipe::{Batch, Estimator, NormSource, PolicyName, Recipe};
@@ -61,6 +62,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(free_folder);
     let variants: [(&str, Option<Estimator>); 3] =
         [("exact", None), ("wta@0.3", Some(Estimator::Wta)), ("pps@0.3", Some(Estimator::Pps))];
+    if let Some((name, _)) = variants.iter().find(|(name, _)| out.join(name).exists()) {
+        return Err(Error::new(format!("the folder of the run {name} exists already"))
+            .at(out.join(name).display())
+            .hint("choose another folder by --out, or remove this one"));
+    }
     std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
     let mut runs = Vec::new();
     for (name, estimator) in variants {
@@ -98,8 +104,8 @@ fn base_recipe(args: &Args) -> Result<Recipe> {
             (recipe.data.train, recipe.data.dev) = (file("train.tsv"), file("dev.tsv"));
         }
     }
-    hub::resolve(&recipe.model.path, &recipe.model.revision)?;
-    recipe.data.max_length = 64;
+    let dir = hub::resolve(&recipe.model.path, &recipe.model.revision)?;
+    recipe.data.max_length = BertConfig::open(&dir)?.max_position_embeddings.min(64);
     recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
     recipe.train.epochs = 1.0;
     recipe.train.batch = Batch::Sequences(32);
