@@ -157,10 +157,11 @@ impl Run {
             let batches = self.job.sampler.epoch(self.state.epoch);
             let groups: Vec<_> = batches.chunks(self.job.recipe.train.accumulate).collect();
             for group in groups.iter().skip(self.state.step_in_epoch as usize) {
-                let stats = self.step(group)?;
+                let progress =
+                    self.state.epoch as f64 + (self.state.step_in_epoch + 1) as f64 / groups.len() as f64;
+                let stats = self.step(group, progress)?;
                 self.state.seconds = seconds();
                 let epoch_done = self.state.step_in_epoch == groups.len() as u64;
-                let progress = self.state.epoch as f64 + self.state.step_in_epoch as f64 / groups.len() as f64;
                 observer.step(self.state.step, progress, &stats);
                 if epoch_done {
                     self.state.epoch += 1;
@@ -196,7 +197,7 @@ impl Run {
         self.finish(observer).map(|()| true)
     }
 
-    fn step(&mut self, group: &[Vec<u32>]) -> Result<StepStats> {
+    fn step(&mut self, group: &[Vec<u32>], epoch: f64) -> Result<StepStats> {
         let set = &self.job.train;
         let tokens = |&e: &u32| set.bounds[e as usize] as u64..set.bounds[e as usize + 1] as u64;
         let micro = |examples: &Vec<u32>| Micro {
@@ -226,7 +227,6 @@ impl Run {
             self.timeline = std::mem::take(&mut stats.timeline);
         }
         if self.state.step.is_multiple_of(self.job.recipe.train.log_every) || self.state.step == 1 {
-            let epoch = self.state.epoch as f64 + self.state.step_in_epoch as f64 / steps_in(&self.job, self.state.epoch) as f64;
             self.folder.log(&json!({
                 "kind": "train", "step": self.state.step, "epoch": epoch, "loss": stats.loss, "lr": lr,
                 "grad_norm": stats.grad_norm, "step_seconds": seconds, "tokens": stats.tokens,

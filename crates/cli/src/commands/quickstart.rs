@@ -38,7 +38,7 @@ pub(crate) struct Args {
 }
 
 /// Training examples of a default and of a quick run.
-const EXAMPLES: [usize; 2] = [4000, 480];
+const EXAMPLES: [usize; 2] = [4000, 800];
 
 #[derive(Serialize)]
 struct Row {
@@ -109,7 +109,8 @@ fn base_recipe(args: &Args) -> Result<Recipe> {
     recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
     recipe.train.epochs = 1.0;
     recipe.train.batch = Batch::Sequences(32);
-    recipe.optim.lr = 5e-5;
+    recipe.train.log_every = 1;
+    recipe.optim.lr = 1e-4;
     recipe.optim.warmup = 0.1;
     Ok(recipe)
 }
