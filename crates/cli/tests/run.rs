@@ -189,7 +189,8 @@ fn regression() {
 fn labels_that_are_words_come_back() {
     let place = Place::new();
     let line = |(text, label): &(String, usize)| {
-        json!({"review": text, "mood": ["sour", "sweet"][*label], "id": 7}).to_string() + "\n"
+        let mood = ["sour", "sweet"][*label];
+        json!({"review": text, "mood": mood, "id": 7}).to_string() + "\n"
     };
     place.write("data.jsonl", rows(60, 3, None).iter().map(line).collect::<String>());
     place.write("recipe.toml", common::RECIPE.replace("dev = \"dev.tsv\"\n", "").replace("train.tsv", "data.jsonl"));

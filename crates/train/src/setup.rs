@@ -187,10 +187,10 @@ fn read_dev(recipe: &Recipe, task: Task, train: Examples) -> Result<(Examples, V
 /// Anything that is wrong with recipe, model folder or data.
 pub fn prepare(recipe: Recipe) -> Result<Job> {
     let task: Task = recipe.task.parse()?;
-    let (model_dir, mut config) = model_config(&recipe)?;
     let Some(path) = recipe.data.train.clone() else {
         return Err(Error::usage("data.train: expected a file or a folder in GLUE's layout, found nothing"));
     };
+    let (model_dir, mut config) = model_config(&recipe)?;
     let mut warnings = Vec::new();
     let train = data::read(Path::new(&path), task, &columns(&recipe.data), Split::Train, true)?;
     let (mut train, dev) = read_dev(&recipe, task, train)?;
