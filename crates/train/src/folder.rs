@@ -35,7 +35,7 @@ impl RunFolder {
         match fs::read_to_string(&file) {
             Ok(_) if !resume => Err(Error::new("this folder holds a run already")
                 .at(path.display())
-                .hint("go on with it by --resume, or choose another folder by --set output=FOLDER")),
+                .hint("go on with it by --resume, choose another folder by --set output=FOLDER, or remove this one")),
             Ok(found) if found != recipe.to_toml() => Err(other_recipe(&found, &recipe.to_toml()).at(file.display())),
             Ok(_) => Ok(()),
             // a file in the place of a parent is named when the folder is made

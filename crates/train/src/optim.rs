@@ -31,10 +31,7 @@ impl Optimizer {
     /// Moments of zero.
     pub fn new(settings: Settings, params: &Params) -> Self {
         let zeros = |t: &Tensor| params.device().zeros(Class::Optimizer, t.dtype(), t.shape());
-        let moments = params
-            .iter()
-            .map(|(_, p)| p.trainable.then(|| [zeros(&p.value), zeros(&p.value)]))
-            .collect();
+        let moments = params.iter().map(|(_, p)| p.trainable.then(|| [zeros(&p.value), zeros(&p.value)])).collect();
         Self { settings, moments }
     }
 

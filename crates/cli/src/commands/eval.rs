@@ -6,7 +6,7 @@ use colrow_tensor::{Error, Result};
 use colrow_train::data::{self, BatchBy, Columns, LabelMap, Split};
 use colrow_train::evaluate::evaluate;
 use colrow_train::tasks::Task;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{predictor, print, print_json};
 
@@ -79,6 +79,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&result);
     }
-    let line = |(name, value): (&String, &serde_json::Value)| format!("{name:<10} {value}");
+    let line = |(name, value): (&String, &Value)| match value.as_f64().filter(|_| value.is_f64()) {
+        Some(x) => format!("{name:<10} {x:.4}"),
+        None => format!("{name:<10} {value}"),
+    };
     print(&result.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
