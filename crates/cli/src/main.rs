@@ -19,7 +19,7 @@ use colrow_tensor::{Error, Kind, Result};
 #[command(name = "colrow", version, arg_required_else_help = true, after_help = "Start with: colrow quickstart")]
 struct Cli {
     /// Number of threads [default: all processors].
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", display_order = 100)]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,

@@ -92,12 +92,22 @@ fn tokens_outside_the_vocabulary() {
 #[test]
 fn recipes() {
     let place = Place::new();
-    train_fails(&place, &["optim.lrr=1"], 2, &["--set optim.lrr=1", "unknown key `optim.lrr`; did you mean `optim.lr`?"]);
+    train_fails(
+        &place,
+        &["optim.lrr=1"],
+        2,
+        &["--set optim.lrr=1", "unknown key `optim.lrr`; did you mean `optim.lr`?"],
+    );
     train_fails(&place, &["nonsense"], 2, &["--set nonsense", "expected KEY=VALUE"]);
     train_fails(&place, &["keep.ratio=0"], 2, &["keep.ratio: expected a number in (0, 1], found 0"]);
     train_fails(&place, &["keep.ratio=1.5"], 2, &["keep.ratio: expected a number in (0, 1], found 1.5"]);
     train_fails(&place, &["task=mnlli"], 2, &["unknown task \"mnlli\"", "hint: did you mean mnli?"]);
-    train_fails(&place, &["train.best_metric=f2"], 2, &["train.best_metric: expected one of accuracy, f1, loss", "`f2`"]);
+    train_fails(
+        &place,
+        &["train.best_metric=f2"],
+        2,
+        &["train.best_metric: expected one of accuracy, f1, loss", "`f2`"],
+    );
     let pattern = "keep.sites.'encoder.layer.9.*'.keep=rows";
     train_fails(&place, &[pattern], 2, &["`encoder.layer.9.*` names no linear", "hint: sites are "]);
     train_fails(&place, &["train.freeze=['*']"], 2, &["train.freeze: every parameter is frozen", "hint: "]);

@@ -16,8 +16,18 @@ use serde_json::json;
 
 /// Rows drawn by remembered norms, dropout, accumulation, a part of an epoch: everything that a checkpoint has to carry.
 const SETS: [&str; 12] = [
-    "--set", "keep.policy=paper", "--set", "train.steps=120", "--set", "train.save_every=4", "--set",
-    "train.eval_every=30", "--set", "train.accumulate=2", "--set", "train.keep_checkpoints=2",
+    "--set",
+    "keep.policy=paper",
+    "--set",
+    "train.steps=120",
+    "--set",
+    "train.save_every=4",
+    "--set",
+    "train.eval_every=30",
+    "--set",
+    "train.accumulate=2",
+    "--set",
+    "train.keep_checkpoints=2",
 ];
 
 fn place() -> Place {
@@ -189,7 +199,11 @@ fn full_disks_and_read_only_folders_spare_the_checkpoint() {
     assert!(ran.err.contains("error: cannot write: File too large"), "{}", ran.err);
     assert!(ran.err.contains("in run/checkpoints/") && ran.err.contains("hint: "), "{}", ran.err);
     assert_eq!(content(), before);
-    assert!(place.names("run/checkpoints").iter().all(|name| !name.starts_with('.')), "{:?}", place.names("run/checkpoints"));
+    assert!(
+        place.names("run/checkpoints").iter().all(|name| !name.starts_with('.')),
+        "{:?}",
+        place.names("run/checkpoints")
+    );
 
     let all = |mode: u32| {
         for name in ["run", "run/checkpoints", "run/metrics.jsonl", "run/lock"] {

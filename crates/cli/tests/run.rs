@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 #[test]
 fn train_writes_the_run_folder_and_the_others_read_it() {
     let place = Place::new();
-    let summary = place.train(&["train.save_every=4", "train.keep_checkpoints=2"]);
+    place.write("train.tsv", tsv(&rows(160, 1, None)));
+    let sets = ["train.save_every=4", "train.keep_checkpoints=2", "train.epochs=8", "optim.lr=3e-3"];
+    let summary = place.train(&sets);
     let layout = ["checkpoints", "lock", "metrics.jsonl", "model", "recipe.toml", "report.html", "summary.json"];
     assert_eq!(place.names("run"), layout);
-    assert_eq!(place.names("run/checkpoints"), ["step-10", "step-8"]);
-    assert_eq!(place.names("run/checkpoints/step-10"), ["model.safetensors", "optimizer.safetensors", "state.json"]);
+    assert_eq!(place.names("run/checkpoints"), ["step-156", "step-160"]);
+    assert_eq!(place.names("run/checkpoints/step-160"), ["model.safetensors", "optimizer.safetensors", "state.json"]);
     assert_eq!(place.names("run/model"), ["config.json", "model.safetensors", "tokenizer.json"]);
     assert_eq!(place.json("run/summary.json"), summary);
     assert!(place.text("run/recipe.toml").contains("save_every = 4"));
@@ -22,9 +24,9 @@ fn train_writes_the_run_folder_and_the_others_read_it() {
     let steps = |kind: &str| -> Vec<u64> {
         metrics.iter().filter(|m| m["kind"] == kind).map(|m| m["step"].as_u64().unwrap()).collect()
     };
-    assert_eq!(steps("train"), (1..=10).collect::<Vec<_>>());
-    assert_eq!(steps("eval"), [5, 10]);
-    assert_eq!((&summary["steps"], &summary["epochs"], &summary["examples"]), (&json!(10), &json!(2.0), &json!(40)));
+    assert_eq!(steps("train"), (1..=160).collect::<Vec<_>>());
+    assert_eq!(steps("eval"), [20, 40, 60, 80, 100, 120, 140, 160]);
+    assert_eq!((&summary["steps"], &summary["epochs"], &summary["examples"]), (&json!(160), &json!(8.0), &json!(160)));
     let best = summary["best"]["value"].as_f64().unwrap();
     assert!(best > 0.8, "two classes of plain words are learned: {best}");
 
@@ -171,9 +173,9 @@ fn regression() {
         let score = |(text, label): (String, usize)| format!("{text}\t{}\n", label as f64 * 2.5 + 0.25);
         "sentence\tlabel\n".to_owned() + &rows(n, seed, None).into_iter().map(score).collect::<String>()
     };
-    place.write("train.tsv", scored(40, 1));
+    place.write("train.tsv", scored(160, 1));
     place.write("dev.tsv", scored(12, 2));
-    let summary = place.train(&["task=regress", "train.epochs=4"]);
+    let summary = place.train(&["task=regress", "train.epochs=4", "optim.lr=3e-3"]);
     assert_eq!(summary["metric"], "spearman");
     assert!(summary["final"]["pearson"].as_f64().unwrap() > 0.5, "{}", summary["final"]);
     let config = place.json("run/model/config.json");
@@ -189,7 +191,8 @@ fn regression() {
 fn labels_that_are_words_come_back() {
     let place = Place::new();
     let line = |(text, label): &(String, usize)| {
-        json!({"review": text, "mood": ["sour", "sweet"][*label], "id": 7}).to_string() + "\n"
+        let mood = ["sour", "sweet"][*label];
+        json!({"review": text, "mood": mood, "id": 7}).to_string() + "\n"
     };
     place.write("data.jsonl", rows(60, 3, None).iter().map(line).collect::<String>());
     place.write("recipe.toml", common::RECIPE.replace("dev = \"dev.tsv\"\n", "").replace("train.tsv", "data.jsonl"));

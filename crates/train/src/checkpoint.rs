@@ -138,3 +138,23 @@ fn check_shape(stored: &Weights, key: &str, expected: &[usize]) -> Result<()> {
         None => Err(Error::new(format!("{key} is not in the checkpoint"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use colrow_tensor::rng::Key;
+
+    use super::*;
+
+    /// A last bit that is lost on the way is another draw of rows, and so another run.
+    #[test]
+    fn numbers_come_back_to_the_bit() {
+        let key = Key::new(1);
+        for i in 0..200 {
+            let numbers = std::array::from_fn(|j| (80.0 * key.uniform(20 * i + j as u64) - 40.0).exp2());
+            let running = Some(Running([("site".to_owned(), numbers)].into()));
+            let state = State { best: Some((3, numbers[0])), seconds: numbers[1], running, ..State::default() };
+            let text = serde_json::to_string_pretty(&state).unwrap();
+            assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
+        }
+    }
+}

@@ -35,10 +35,11 @@ impl RunFolder {
         match fs::read_to_string(&file) {
             Ok(_) if !resume => Err(Error::new("this folder holds a run already")
                 .at(path.display())
-                .hint("go on with it by --resume, or choose another folder by --set output=FOLDER")),
+                .hint("go on with it by --resume, choose another folder by --set output=FOLDER, or remove this one")),
             Ok(found) if found != recipe.to_toml() => Err(other_recipe(&found, &recipe.to_toml()).at(file.display())),
             Ok(_) => Ok(()),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            // a file in the place of a parent is named when the folder is made
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(()),
             Err(e) => Err(Error::new(format!("cannot read the run's recipe: {e}")).at(file.display())),
         }
     }
@@ -56,7 +57,7 @@ impl RunFolder {
                     .at(file.display())
                     .hint("remove the file, and --resume writes it again")),
             },
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(e) => Err(Error::new(format!("cannot read the summary: {e}")).at(file.display())),
         }
     }

@@ -11,9 +11,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Estimator, Result};
 use globset::Glob;
 
-use crate::data::{
-    self, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser,
-};
+use crate::data::{self, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser};
 use crate::engine::Engine;
 use crate::optim::{Optimizer, Settings};
 use crate::plan::{self, Plan, Shape, remembering_sites};
@@ -170,7 +168,8 @@ fn read_dev(recipe: &Recipe, task: Task, train: Examples) -> Result<(Examples, V
     let columns = columns(&recipe.data);
     let path = recipe.data.train.as_deref().unwrap_or_default();
     let folder = Path::new(recipe.data.dev.as_deref().unwrap_or(path));
-    let has_dev = recipe.data.dev.is_some() || folder.is_dir() && data::glue::split_file(folder, task, Split::Dev).is_some();
+    let has_dev =
+        recipe.data.dev.is_some() || folder.is_dir() && data::glue::split_file(folder, task, Split::Dev).is_some();
     if !has_dev {
         let (train, dev) = train.hold_out(recipe.data.dev_share, recipe.seed)?;
         return Ok((train, vec![("", dev)]));
@@ -188,10 +187,10 @@ fn read_dev(recipe: &Recipe, task: Task, train: Examples) -> Result<(Examples, V
 /// Anything that is wrong with recipe, model folder or data.
 pub fn prepare(recipe: Recipe) -> Result<Job> {
     let task: Task = recipe.task.parse()?;
-    let (model_dir, mut config) = model_config(&recipe)?;
     let Some(path) = recipe.data.train.clone() else {
         return Err(Error::usage("data.train: expected a file or a folder in GLUE's layout, found nothing"));
     };
+    let (model_dir, mut config) = model_config(&recipe)?;
     let mut warnings = Vec::new();
     let train = data::read(Path::new(&path), task, &columns(&recipe.data), Split::Train, true)?;
     let (mut train, dev) = read_dev(&recipe, task, train)?;
@@ -212,7 +211,9 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     let (train, _) = tokens(&train, "training data")?;
     let dev = dev
         .iter()
-        .map(|(prefix, examples)| tokens(examples, "development data").map(|(set, labels)| DevSet { prefix, set, labels }))
+        .map(|(prefix, examples)| {
+            tokens(examples, "development data").map(|(set, labels)| DevSet { prefix, set, labels })
+        })
         .collect::<Result<Vec<_>>>()?;
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
     let mut blank = Bert::new(config.clone(), &Device::meta(1), DType::F32);
@@ -250,7 +251,8 @@ impl Job {
     pub fn model(&mut self) -> Result<Bert> {
         let device = Device::cpu();
         let reinit_head = true;
-        let loaded = load::bert(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;
+        let loaded =
+            load::bert(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;
         self.warnings.extend(loaded.warnings);
         let mut model = loaded.model;
         freeze(&mut model, &self.recipe.train)?;

@@ -15,7 +15,7 @@ use crate::evaluate::{Evaluation, evaluate};
 use crate::folder::RunFolder;
 use crate::metrics::Metric;
 use crate::plan;
-use crate::recipe::{Every, Recipe};
+use crate::recipe::{Batch, Every, Recipe};
 use crate::schedule::{lr_at, warmup_steps};
 use crate::setup::{Job, batch_by};
 
@@ -49,7 +49,8 @@ pub enum Outcome {
 /// Anything that is wrong with recipe, model, data or folder; a loss or gradient that is not finite.
 pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
     let Some(output) = recipe.output.clone().map(PathBuf::from) else {
-        return Err(Error::usage("output: expected a run folder, found nothing").hint("set it in the recipe or by --set output=FOLDER"));
+        return Err(Error::usage("output: expected a run folder, found nothing")
+            .hint("set it in the recipe or by --set output=FOLDER"));
     };
     // before minutes of tokenising
     RunFolder::check(&output, &recipe, resume)?;
@@ -68,8 +69,9 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     let state = match checkpoint::list(&folder.checkpoints()).pop() {
         Some((step, path)) if resume => {
             let state = checkpoint::read(&path, &mut engine).map_err(|e| {
-                e.at(path.display())
-                    .hint("remove this folder, and --resume goes on from the checkpoint before it, or from the beginning")
+                e.at(path.display()).hint(
+                    "remove this folder, and --resume goes on from the checkpoint before it, or from the beginning",
+                )
             })?;
             folder.rewind(step)?;
             state
@@ -120,7 +122,11 @@ fn best_metric(job: &Job) -> Result<Metric> {
 
 /// Optimizer steps of epoch `epoch`.
 fn steps_in(job: &Job, epoch: u64) -> u64 {
-    (job.sampler.epoch(epoch).len() as u64).div_ceil(job.recipe.train.accumulate as u64)
+    let batches = match job.recipe.train.batch {
+        Batch::Sequences(n) => job.train.len().div_ceil(n),
+        Batch::Tokens(_) => job.sampler.epoch(epoch).len(),
+    };
+    batches.div_ceil(job.recipe.train.accumulate) as u64
 }
 
 /// Optimizer steps of the whole run: whole epochs and a part of the last.
@@ -129,10 +135,13 @@ fn total_steps(job: &Job) -> u64 {
         return steps;
     }
     let epochs = job.recipe.train.epochs;
-    let whole: u64 = (0..epochs as u64).map(|e| steps_in(job, e)).sum();
+    let whole = match job.recipe.train.batch {
+        Batch::Sequences(_) => (epochs as u64).saturating_mul(steps_in(job, 0)),
+        Batch::Tokens(_) => (0..epochs as u64).map(|e| steps_in(job, e)).sum(),
+    };
     let part = epochs.fract();
     let rest = if part > 0.0 { (part * steps_in(job, epochs as u64) as f64).ceil() as u64 } else { 0 };
-    (whole + rest).max(1)
+    whole.saturating_add(rest).max(1)
 }
 
 struct Run {
@@ -157,8 +166,7 @@ impl Run {
             let batches = self.job.sampler.epoch(self.state.epoch);
             let groups: Vec<_> = batches.chunks(self.job.recipe.train.accumulate).collect();
             for group in groups.iter().skip(self.state.step_in_epoch as usize) {
-                let progress =
-                    self.state.epoch as f64 + (self.state.step_in_epoch + 1) as f64 / groups.len() as f64;
+                let progress = self.state.epoch as f64 + (self.state.step_in_epoch + 1) as f64 / groups.len() as f64;
                 let stats = self.step(group, progress)?;
                 self.state.seconds = seconds();
                 let epoch_done = self.state.step_in_epoch == groups.len() as u64;
@@ -257,9 +265,10 @@ impl Run {
     fn evaluate(&mut self, epoch: f64, observer: &mut dyn Observer) -> Result<bool> {
         let Some((metrics, evaluation)) = self.measure(observer)? else { return Ok(false) };
         let value = evaluation.get(self.metric).unwrap_or(f64::NAN);
-        let better = self.state.best.is_none_or(|(_, best)| {
-            if self.metric.higher_is_better() { value > best } else { value < best }
-        });
+        let better = self
+            .state
+            .best
+            .is_none_or(|(_, best)| if self.metric.higher_is_better() { value > best } else { value < best });
         self.state.evaluations_since_best = if better { 0 } else { self.state.evaluations_since_best + 1 };
         if better {
             self.state.best = Some((self.state.step, value));
@@ -296,7 +305,9 @@ impl Run {
         let e = e.at(format!("step {} of {}", self.state.step + 1, self.total)).at(self.folder.path().display());
         match checkpoint::list(&self.folder.checkpoints()).pop() {
             Some((_, path)) => e.hint(format!("the last good checkpoint is {}", path.display())),
-            None => e.hint("no checkpoint was written yet; a lower optim.lr or a warm-up often helps where numbers blow up"),
+            None => {
+                e.hint("no checkpoint was written yet; a lower optim.lr or a warm-up often helps where numbers blow up")
+            }
         }
     }
 

@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// Tokens in a sequence.
     #[arg(long, value_name = "S", default_value_t = 128)]
     seq: usize,
-    /// Lengths of the sequences: all S, or uniform in 16…S.
+    /// Lengths of the sequences: all S, or drawn uniformly from 16…S.
     #[arg(long, value_enum, default_value_t = Lengths::Equal)]
     lengths: Lengths,
     /// What is trained.
@@ -45,19 +45,19 @@ pub(crate) struct Args {
     #[arg(long, value_parser = choice::<Estimator>(), default_value = "pps")]
     estimator: Estimator,
     /// Share of the rows that sampled sites keep, in (0, 1].
-    #[arg(long, default_value_t = 0.3)]
+    #[arg(long, value_name = "R", default_value_t = 0.3)]
     ratio: f64,
     /// Where the norms of dZ come from.
     #[arg(long, value_parser = choice::<NormSource>(), default_value = "cached")]
     norms: NormSource,
     /// Timed steps.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
-    /// Steps before those.
-    #[arg(long, default_value_t = 1)]
+    /// Steps before those, not timed.
+    #[arg(long, value_name = "N", default_value_t = 1)]
     warmup: usize,
     /// Seed of weights, lengths and draws.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Print JSON.
     #[arg(long)]
@@ -66,9 +66,7 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Lengths {
-    /// All S tokens.
     Equal,
-    /// Uniform in 16…S.
     Uniform,
 }
 

@@ -13,7 +13,7 @@ use colrow_train::tasks::Task;
 use serde::Serialize;
 
 use super::eval::ColumnArgs;
-use super::{predictor, tokens};
+use super::predictor;
 
 /// Predict labels (or numbers) of texts, one JSON line an example.
 #[derive(clap::Args)]
@@ -53,12 +53,12 @@ enum Label<'a> {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let task: Task = args.task.parse()?;
-    let (engine, tokeniser) = predictor(&args.model)?;
+    let predictor = predictor(&args.model)?;
     let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, false)?;
-    let set = tokens(&engine, &tokeniser, &examples, args.max_length)?;
+    let set = predictor.tokens(&examples, args.max_length)?;
     let by = BatchBy::Tokens(set.lengths().into_iter().max().unwrap_or(1).max(4096) as usize);
-    let all = logits(&engine, &set, by, |_| {})?;
-    let names = &engine.model.config.labels;
+    let all = logits(&predictor.engine, &set, by, |_| {})?;
+    let names = &predictor.engine.model.config.labels;
     let lines = |out: &mut dyn Write| -> std::io::Result<()> {
         for (index, logits) in all.chunks_exact(names.len()).enumerate() {
             let label = match names.len() {

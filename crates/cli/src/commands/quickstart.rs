@@ -58,7 +58,6 @@ struct Table {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let stop = signals::stop_flag()?;
-    let base = base_recipe(args)?;
     let out = args.out.clone().unwrap_or_else(free_folder);
     let variants: [(&str, Option<Estimator>); 3] =
         [("exact", None), ("wta@0.3", Some(Estimator::Wta)), ("pps@0.3", Some(Estimator::Pps))];
@@ -67,6 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .at(out.join(name).display())
             .hint("choose another folder by --out, or remove this one"));
     }
+    let base = base_recipe(args)?;
     std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
     let mut runs = Vec::new();
     for (name, estimator) in variants {
@@ -78,7 +78,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             recipe.keep.norms = NormSource::Cached;
         }
         let file = out.join(format!("{name}.toml"));
-        std::fs::write(&file, recipe.to_toml()).map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
+        std::fs::write(&file, recipe.to_toml())
+            .map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
         runs.push(row(name, &train(&file, &stop)?)?);
     }
     let folders = variants.map(|(name, _)| Run::load(&out.join(name)));

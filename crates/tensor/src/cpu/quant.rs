@@ -45,7 +45,8 @@ pub(super) fn quantise<T: Float>(key: Key, d: usize, x: &[T], codes: &mut [u8], 
                 let rows = x.chunks_exact(d).zip(codes.chunks_exact_mut(d)).zip(scale.chunks_exact_mut(groups));
                 for (i, ((x, codes), scale)) in rows.enumerate() {
                     random_row(key, (chunk * ROWS + i) as u32, random);
-                    let parts = x.chunks(QUANT_GROUP).zip(codes.chunks_mut(QUANT_GROUP)).zip(random.chunks(QUANT_GROUP));
+                    let parts =
+                        x.chunks(QUANT_GROUP).zip(codes.chunks_mut(QUANT_GROUP)).zip(random.chunks(QUANT_GROUP));
                     for (((x, codes), random), scale) in parts.zip(scale) {
                         *scale = quantise_group(x, random, codes);
                     }
