@@ -72,6 +72,7 @@ fn policies() -> Vec<(String, Policy)> {
     let mut all = vec![("exact".to_owned(), Policy::exact())];
     let everywhere = |keep| Policy::new([("*".to_owned(), keep)]).unwrap();
     all.push(("rebuild".into(), everywhere(Keep::Nothing)));
+    all.push(("int8".into(), everywhere(Keep::Quantised)));
     for estimator in [Estimator::Crs, Estimator::Wta, Estimator::Pps, Estimator::TopK] {
         all.extend(SOURCES.map(|s| (format!("paper {estimator:?} {s:?}"), paper(rows(estimator, s, 0.3)))));
     }
