@@ -6,6 +6,7 @@ use std::sync::Arc;
 use colrow_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::compress::Quantised;
 use crate::sample::RowSample;
 
 /// What an op holds until its backward.
@@ -22,6 +23,8 @@ pub enum Kept {
         /// Which rows they are, and their weights.
         sample: RowSample,
     },
+    /// A matrix in int8, its rounding stochastic: an unbiased copy.
+    Quantised(Quantised),
     /// Made again from what another op keeps.
     Rebuild(Arc<dyn Rebuild>),
 }
@@ -43,6 +46,7 @@ impl Kept {
             Self::Nothing | Self::Rebuild(_) => vec![],
             Self::Exact(t) => vec![t],
             Self::Rows { rows, sample } => vec![rows, &sample.index, &sample.scale],
+            Self::Quantised(q) => vec![&q.codes, &q.scale],
         }
     }
 
@@ -52,6 +56,7 @@ impl Kept {
             Self::Nothing => "nothing",
             Self::Exact(_) => "exact",
             Self::Rows { .. } => "rows",
+            Self::Quantised(_) => "int8",
             Self::Rebuild(_) => "rebuild",
         }
     }

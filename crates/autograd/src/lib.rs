@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod compress;
 mod dropout;
 mod embedding;
 mod kept;
@@ -16,6 +17,7 @@ mod sample;
 mod tape;
 pub mod testing;
 
+pub use compress::Quantised;
 pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
 pub use norms::{BatchPlaces, NormMemory, Running, Store};
 pub use param::{Param, ParamId, Params};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, Result, Tensor};
 
+use crate::compress::Quantised;
 use crate::kept::Kept;
 use crate::norms::NormMemory;
 use crate::param::ParamId;
@@ -69,6 +70,10 @@ impl Tape<'_> {
         let n = x.value.rows();
         match policy.keep(site) {
             Keep::Exact => whole(),
+            Keep::Quantised => {
+                let copy = Quantised::new(&x.value, key.named(site).named("rounding"));
+                Held { input: Kept::Quantised(copy), ..whole() }
+            }
             Keep::Nothing => match &x.source {
                 Some(source) => Held { input: Kept::Rebuild(source.clone()), ..whole() },
                 None => whole(),
@@ -124,6 +129,7 @@ impl Op for Linear {
         let pair = match (&self.input, &self.late) {
             (Kept::Nothing, _) => None,
             (Kept::Rows { rows, sample }, _) => Some((weighted(&dy, sample), rows.clone())),
+            (Kept::Quantised(x), _) => Some((dy.clone(), x.whole())),
             (Kept::Exact(x), None) => Some((dy.clone(), x.clone())),
             (Kept::Rebuild(x), None) => Some((dy.clone(), x.whole())),
             (Kept::Exact(x), Some(how)) => {
@@ -351,6 +357,13 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn int8_weight_gradients_are_unbiased() {
+        for name in DATA {
+            Drawn::new(name).check(Keep::Quantised, 4000).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
     }
 
     #[test]

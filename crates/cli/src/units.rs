@@ -1,6 +1,5 @@
-//! Numbers as people read and write them: bytes, durations, counts, dates.
+//! Numbers as people read them: bytes, durations, counts, dates.
 
-use colrow_tensor::{Error, Result};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The binary units of memory, each 1024 times the one before.
@@ -102,48 +101,6 @@ pub(crate) fn date(moment: SystemTime) -> String {
     format!("{year}-{:02}-{:02} {:02}:{:02} UTC", month + 1, days + 1, minutes / 60, minutes % 60)
 }
 
-/// Reads a size in bytes: `8GiB`, `1.5 GB`, `500MB`, `4096`.
-///
-/// `KiB, MiB, …` are powers of 1024 and `KB, MB, …` powers of 1000; a lone `K, M, G, T` counts as `KiB, MiB, …`, as in most
-/// tools that limit memory. Case does not matter. A fraction of a byte is cut off.
-///
-/// # Errors
-/// A usage error where the number or the unit cannot be read, or the size does not fit in 64 bits.
-pub(crate) fn parse_bytes(text: &str) -> Result<u64> {
-    let hint = "write a number and a unit, such as 8GiB, 1.5GiB or 500MB";
-    let wrong = |found: String| Error::usage(format!("expected a size in bytes, found {found}")).hint(hint);
-    let trimmed = text.trim();
-    let split = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_')).unwrap_or(trimmed.len());
-    let (digits, unit) = (trimmed[..split].replace('_', ""), trimmed[split..].trim());
-    let (whole, fraction) = digits.split_once('.').unwrap_or((&digits, ""));
-    if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
-        return Err(wrong(format!("{text:?}")));
-    }
-    let scale = unit_scale(unit).ok_or_else(|| wrong(format!("the unit {unit:?} in {text:?}")))?;
-    let too_large = || wrong(format!("{text:?}, which is more than 64 bits hold"));
-    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| too_large())? };
-    // Eighteen digits of a fraction are finer than a byte of the largest unit.
-    let fraction = &fraction[..fraction.len().min(18)];
-    let part = match fraction.parse::<u128>() {
-        Ok(value) => value * u128::from(scale) / 10u128.pow(fraction.len() as u32),
-        Err(_) => 0,
-    };
-    u64::try_from(u128::from(whole) * u128::from(scale) + part).map_err(|_| too_large())
-}
-
-/// Bytes in one `unit`, `None` if there is no such unit.
-fn unit_scale(unit: &str) -> Option<u64> {
-    let unit = unit.to_ascii_lowercase();
-    let (prefix, base) = match unit.as_str() {
-        "" | "b" | "byte" | "bytes" => return Some(1),
-        u if u.ends_with("ib") => (&u[..u.len() - 2], 1024u64),
-        u if u.ends_with('b') => (&u[..u.len() - 1], 1000),
-        u => (u, 1024),
-    };
-    let power = ["k", "m", "g", "t", "p", "e"].iter().position(|p| *p == prefix)? as u32 + 1;
-    Some(base.pow(power))
-}
-
 fn three_digits(value: f64) -> String {
     match value {
         v if v < 9.995 => format!("{v:.2}"),
@@ -212,45 +169,6 @@ mod tests {
             (13_574_563_200, "2400-02-29 00:00 UTC"),
         ] {
             assert_eq!(date(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
-        }
-    }
-
-    #[test]
-    fn sizes_are_read_as_written() {
-        for (text, expected) in [
-            ("4096", 4096),
-            ("8GiB", 8 << 30),
-            ("8 gib", 8 << 30),
-            ("8G", 8 << 30),
-            ("500MB", 500_000_000),
-            ("1.5KiB", 1536),
-            (".5 kb", 500),
-            ("1_000B", 1000),
-            ("2.", 2),
-            ("0", 0),
-            ("0.3333333333333333333333333333GiB", 357_913_941),
-            ("18446744073709551615", u64::MAX),
-        ] {
-            assert_eq!(parse_bytes(text).unwrap(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes_that_cannot_be_read_say_why() {
-        for (text, found) in [
-            ("", "found \"\""),
-            ("GiB", "found \"GiB\""),
-            ("-1GiB", "found \"-1GiB\""),
-            ("1.2.3", "found \"1.2.3\""),
-            ("8Gig", "the unit \"Gig\" in \"8Gig\""),
-            ("8é", "the unit \"é\" in \"8é\""),
-            ("16EiB", "more than 64 bits hold"),
-            ("99999999999999999999", "more than 64 bits hold"),
-        ] {
-            let error = parse_bytes(text).unwrap_err();
-            assert_eq!(error.kind(), colrow_tensor::Kind::Usage);
-            assert!(error.to_string().contains(found), "{text}: {error}");
-            assert!(error.to_string().contains("hint: write a number and a unit"), "{text}: {error}");
         }
     }
 }

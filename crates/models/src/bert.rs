@@ -137,18 +137,18 @@ impl Bert {
         let c = &self.config;
         let hidden = c.hidden_dropout_prob as f32;
         let lookups = [(&input.ids, self.word), (&input.positions, self.position), (&input.types, self.kind)];
-        let x = tape.embedding("embeddings", &lookups);
-        let x = self.embedding_norm.forward(tape, &x);
-        let mut x = tape.dropout("embeddings.dropout", x, hidden);
+        let mut x = tape.embedding("embeddings", &lookups);
+        x = self.embedding_norm.forward(tape, &x);
+        x = tape.dropout("embeddings.dropout", x, hidden);
         for layer in &self.layers {
             x = layer.forward(tape, x, input, c);
         }
         let first = tape.device().tensor(Class::Workspace, &[input.sequences()], &self.first_rows(input));
-        let x = tape.rows("pooler.first", &x, &first);
+        x = tape.rows("pooler.first", &x, &first);
         drop(first);
-        let x = self.pooler.forward(tape, &x);
-        let x = tape.tanh("pooler.activation", x);
-        let x = tape.dropout("classifier.dropout", x, c.classifier_dropout as f32);
+        x = self.pooler.forward(tape, &x);
+        x = tape.tanh("pooler.activation", x);
+        x = tape.dropout("classifier.dropout", x, c.classifier_dropout as f32);
         self.classifier.forward(tape, &x)
     }
 
@@ -173,18 +173,19 @@ impl Layer {
         let at = |part: &str| format!("{}.{part}", self.name);
         let qkv = self.qkv.forward(tape, &x);
         let (heads, p) = (c.num_attention_heads, c.attention_probs_dropout_prob as f32);
-        let h = tape.attention(&at("attention.self"), qkv, &input.bounds, input.longest, heads, p);
-        let h = self.attention_output.forward(tape, &h);
-        let h = tape.dropout(&at("attention.output.dropout"), h, c.hidden_dropout_prob as f32);
-        let h = tape.add(&at("attention.output.residual"), h, &x);
+        // `h` is assigned rather than shadowed, so that what only the next op reads is dropped there
+        let mut h = tape.attention(&at("attention.self"), qkv, &input.bounds, input.longest, heads, p);
+        h = self.attention_output.forward(tape, &h);
+        h = tape.dropout(&at("attention.output.dropout"), h, c.hidden_dropout_prob as f32);
+        h = tape.add(&at("attention.output.residual"), h, &x);
         drop(x);
         let x = self.attention_norm.forward(tape, &h);
         drop(h);
-        let h = self.intermediate.forward(tape, &x);
-        let h = tape.gelu(&at("intermediate.activation"), c.hidden_act, h);
-        let h = self.output.forward(tape, &h);
-        let h = tape.dropout(&at("output.dropout"), h, c.hidden_dropout_prob as f32);
-        let h = tape.add(&at("output.residual"), h, &x);
+        let mut h = self.intermediate.forward(tape, &x);
+        h = tape.gelu(&at("intermediate.activation"), c.hidden_act, h);
+        h = self.output.forward(tape, &h);
+        h = tape.dropout(&at("output.dropout"), h, c.hidden_dropout_prob as f32);
+        h = tape.add(&at("output.residual"), h, &x);
         drop(x);
         self.output_norm.forward(tape, &h)
     }

@@ -142,8 +142,11 @@ impl Registry {
             let keys: Vec<&str> = entries.iter().filter(|e| e.param == id).map(|e| e.key.as_str()).collect();
             let count = keys.iter().filter(|k| frozen(k)).count();
             if count > 0 && count < keys.len() {
-                return Err(Error::usage(format!("`freeze` names a part of {}, which are one weight here", keys.join(", ")))
-                    .hint("freeze all of them or none"));
+                return Err(Error::usage(format!(
+                    "`freeze` names a part of {}, which are one weight here",
+                    keys.join(", ")
+                ))
+                .hint("freeze all of them or none"));
             }
             param.trainable = count == 0;
         }

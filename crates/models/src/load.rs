@@ -15,6 +15,8 @@ use crate::weights::Weights;
 pub struct Loaded {
     /// The model.
     pub model: Bert,
+    /// Keys that the checkpoint lacks and that were initialised.
+    pub missing: Vec<String>,
     /// Missing keys that were initialised, ignored ones.
     pub warnings: Vec<String>,
 }
@@ -47,5 +49,5 @@ pub fn bert(
             None => model.registry.init(i, Key::new(seed).named("init")),
         }
     }
-    Ok(Loaded { model, warnings: matched.warnings() })
+    Ok(Loaded { model, warnings: matched.warnings(), missing: matched.missing })
 }

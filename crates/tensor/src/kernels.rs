@@ -19,6 +19,9 @@ pub enum Estimator {
     Pps,
 }
 
+/// Columns that share a scale in int8.
+pub const QUANT_GROUP: usize = 64;
+
 /// The two forms of GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gelu {
@@ -120,6 +123,11 @@ pub trait Kernels {
     fn gather_rows(&self, x: &Tensor, index: &Tensor, scale: Option<&Tensor>, y: &mut Tensor);
     /// `y[index_j] = x_j`, all other rows 0; the indices are distinct.
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor);
+    /// int8 with stochastic rounding in groups of [`QUANT_GROUP`] columns: `scale = max|x|/127` of a group, `codes` = ⌊x/scale + u⌋ +
+    /// 128 with u uniform in [0, 1), so that E[(codes − 128)·scale] = x. x, codes (n, d), scale (n, ⌈d/group⌉).
+    fn quantise(&self, key: Key, x: &Tensor, codes: &mut Tensor, scale: &mut Tensor);
+    /// `y = (codes − 128)·scale`.
+    fn dequantise(&self, codes: &Tensor, scale: &Tensor, y: &mut Tensor);
     /// Elements of scratch that attention needs, forward or backward, for sequences of at most `longest` tokens.
     fn attention_scratch(&self, longest: usize) -> usize;
     /// `out_i = Σ_j drop(softmax_j(q_i·k_j/√h)) v_j` within each sequence and head of size h; qkv (n, 3d) holds q, k, v side by

@@ -108,8 +108,8 @@ mod tests {
     fn lanes_are_single_blocks() {
         let key = Key::new(7).named("site").child(3);
         let lanes = key.blocks(5, 100);
-        for i in 0..LANES {
-            assert_eq!(key.block([100 + i as u32, 5, 0, 0]), [lanes[0][i], lanes[1][i], lanes[2][i], lanes[3][i]]);
+        for i in 0..LANES as u32 {
+            assert_eq!(key.block([100 + i, 5, 0, 0]), lanes.map(|word| word[i as usize]));
         }
     }
 

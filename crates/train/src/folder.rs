@@ -1,7 +1,7 @@
 //! A run folder: `recipe.toml`, `metrics.jsonl`, `checkpoints/`, `model/`, `summary.json`. One process at a time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use colrow_models::atomic::write_file_atomic;
@@ -9,6 +9,10 @@ use colrow_tensor::{Error, Result};
 use serde_json::Value;
 
 use crate::recipe::Recipe;
+
+const RECIPE: &str = "recipe.toml";
+const METRICS: &str = "metrics.jsonl";
+const SUMMARY: &str = "summary.json";
 
 /// An open run folder, locked until it is dropped.
 #[derive(Debug)]
@@ -19,10 +23,49 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
+    /// Checks that `path` can be the folder of a new run, or with `resume` that of a run with the same recipe. Changes nothing.
+    ///
+    /// # Errors
+    /// A folder that holds another run.
+    pub fn check(path: &Path, recipe: &Recipe, resume: bool) -> Result<()> {
+        if path.exists() && !path.is_dir() {
+            return Err(Error::new("expected a run folder, found a file").at(path.display()));
+        }
+        let file = path.join(RECIPE);
+        match fs::read_to_string(&file) {
+            Ok(_) if !resume => Err(Error::new("this folder holds a run already")
+                .at(path.display())
+                .hint("go on with it by --resume, choose another folder by --set output=FOLDER, or remove this one")),
+            Ok(found) if found != recipe.to_toml() => Err(other_recipe(&found, &recipe.to_toml()).at(file.display())),
+            Ok(_) => Ok(()),
+            // a file in the place of a parent is named when the folder is made
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(()),
+            Err(e) => Err(Error::new(format!("cannot read the run's recipe: {e}")).at(file.display())),
+        }
+    }
+
+    /// The summary of the run in the folder `path`, if that run has ended.
+    ///
+    /// # Errors
+    /// A summary that cannot be read.
+    pub fn summary(path: &Path) -> Result<Option<Value>> {
+        let file = path.join(SUMMARY);
+        match fs::read(&file) {
+            Ok(text) => match serde_json::from_slice(&text) {
+                Ok(summary) => Ok(Some(summary)),
+                Err(e) => Err(Error::new(format!("expected the summary of a run: {e}"))
+                    .at(file.display())
+                    .hint("remove the file, and --resume writes it again")),
+            },
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(Error::new(format!("cannot read the summary: {e}")).at(file.display())),
+        }
+    }
+
     /// Opens the folder of a new run, or with `resume` that of a run with the same recipe.
     ///
     /// # Errors
-    /// A folder that holds another run, that another process uses, or that cannot be written.
+    /// As [`RunFolder::check`]; a folder that another process uses, or that cannot be written.
     pub fn open(path: &Path, recipe: &Recipe, resume: bool) -> Result<Self> {
         let at = |e: std::io::Error, what: &str| Error::new(format!("{what}: {e}")).at(path.display());
         fs::create_dir_all(path).map_err(|e| at(e, "cannot make the run folder"))?;
@@ -39,21 +82,16 @@ impl RunFolder {
             }
             Err(TryLockError::Error(e)) => return Err(at(e, "cannot lock the run folder")),
         }
-        let (file, text) = (path.join("recipe.toml"), recipe.to_toml());
-        match fs::read_to_string(&file) {
-            Ok(_) if !resume => {
-                return Err(Error::new("this folder holds a run already")
-                    .at(path.display())
-                    .hint("go on with it by --resume, or choose another folder by --set output=FOLDER"));
-            }
-            Ok(found) if found != text => return Err(other_recipe(&found, &text).at(file.display())),
-            Ok(_) => {}
-            Err(_) => write_file_atomic(&file, |f| Ok(f.write_all(text.as_bytes())?))?,
+        // again, now that no other process can start a run here
+        Self::check(path, recipe, resume)?;
+        let file = path.join(RECIPE);
+        if !file.exists() {
+            write_file_atomic(&file, |f| Ok(f.write_all(recipe.to_toml().as_bytes())?))?;
         }
         let metrics = OpenOptions::new()
             .create(true)
             .append(true)
-            .open(path.join("metrics.jsonl"))
+            .open(path.join(METRICS))
             .map_err(|e| at(e, "cannot write metrics.jsonl"))?;
         Ok(Self { path: path.to_owned(), metrics, _lock: lock })
     }
@@ -73,7 +111,7 @@ impl RunFolder {
     }
 
     fn cannot_log(&self, e: &std::io::Error) -> Error {
-        Error::new(format!("cannot write metrics: {e}")).at(self.path.join("metrics.jsonl").display())
+        Error::new(format!("cannot write metrics: {e}")).at(self.path.join(METRICS).display())
     }
 
     /// Drops the lines of `metrics.jsonl` after `step`: those that a resumed run will write again.
@@ -81,10 +119,11 @@ impl RunFolder {
     /// # Errors
     /// A file that cannot be read or replaced.
     pub fn rewind(&mut self, step: u64) -> Result<()> {
-        let file = self.path.join("metrics.jsonl");
-        let text = fs::read_to_string(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+        let file = self.path.join(METRICS);
+        let bytes = fs::read(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+        let text = String::from_utf8_lossy(&bytes);
         let keep = |line: &&str| {
-            // a line that a killed process left half-written is no line
+            // a line that a killed process or a full disk left half-written is no line
             serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
         };
         let kept: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
@@ -98,7 +137,7 @@ impl RunFolder {
     /// # Errors
     /// A full disk.
     pub fn write_summary(&self, summary: &Value) -> Result<()> {
-        write_file_atomic(&self.path.join("summary.json"), |f| Ok(f.write_all(format!("{summary:#}\n").as_bytes())?))
+        write_file_atomic(&self.path.join(SUMMARY), |f| Ok(f.write_all(format!("{summary:#}\n").as_bytes())?))
     }
 
     /// Where checkpoints go.

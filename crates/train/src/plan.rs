@@ -63,6 +63,7 @@ pub fn keep_name(keep: Keep) -> String {
     match keep {
         Keep::Exact => "exact".into(),
         Keep::Nothing => "rebuild".into(),
+        Keep::Quantised => "int8".into(),
         Keep::Rows(s) => format!(
             "{}@{} ({} norms)",
             format!("{:?}", s.estimator).to_lowercase(),

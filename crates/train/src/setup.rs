@@ -11,9 +11,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Estimator, Result};
 use globset::Glob;
 
-use crate::data::{
-    self, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser,
-};
+use crate::data::{self, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser};
 use crate::engine::Engine;
 use crate::optim::{Optimizer, Settings};
 use crate::plan::{self, Plan, Shape, remembering_sites};
@@ -112,6 +110,7 @@ pub fn site_keep(keep: &recipe::Keep, site: &str) -> Keep {
     };
     let estimator = match (kind, estimator) {
         (SiteKeep::Rebuild, _) => return Keep::Nothing,
+        (SiteKeep::Int8, _) => return Keep::Quantised,
         (SiteKeep::Exact, _) | (_, recipe::Estimator::Exact) => return Keep::Exact,
         (_, recipe::Estimator::TopK) => Estimator::TopK,
         (_, recipe::Estimator::Crs) => Estimator::Crs,
@@ -144,11 +143,33 @@ pub fn policy(keep: &recipe::Keep, sites: &[String]) -> Result<Policy> {
     Policy::new(sites.iter().map(|s| (s.clone(), site_keep(keep, s))))
 }
 
+/// Freezes what the recipe says.
+///
+/// # Errors
+/// A pattern that names no parameter or a part of a stacked weight, or patterns that name all parameters.
+pub fn freeze(model: &mut Bert, train: &recipe::Train) -> Result<()> {
+    let entries = &model.registry.entries;
+    for pattern in &train.freeze {
+        if !entries.iter().any(|e| recipe::glob_matches(pattern, &e.key)) {
+            let keys: Vec<_> = entries.iter().take(4).map(|e| e.key.as_str()).collect();
+            return Err(Error::usage(format!("train.freeze: `{pattern}` names no parameter of this model"))
+                .hint(format!("parameters are {}, …", keys.join(", "))));
+        }
+    }
+    model.registry.freeze(|key| train.is_frozen(key))?;
+    if !model.registry.params.iter().any(|(_, p)| p.trainable) {
+        return Err(Error::usage("train.freeze: every parameter is frozen; nothing is left to learn")
+            .hint("leave out at least the classifier"));
+    }
+    Ok(())
+}
+
 fn read_dev(recipe: &Recipe, task: Task, train: Examples) -> Result<(Examples, Vec<(&'static str, Examples)>)> {
     let columns = columns(&recipe.data);
     let path = recipe.data.train.as_deref().unwrap_or_default();
     let folder = Path::new(recipe.data.dev.as_deref().unwrap_or(path));
-    let has_dev = recipe.data.dev.is_some() || folder.is_dir() && data::glue::split_file(folder, task, Split::Dev).is_some();
+    let has_dev =
+        recipe.data.dev.is_some() || folder.is_dir() && data::glue::split_file(folder, task, Split::Dev).is_some();
     if !has_dev {
         let (train, dev) = train.hold_out(recipe.data.dev_share, recipe.seed)?;
         return Ok((train, vec![("", dev)]));
@@ -166,10 +187,10 @@ fn read_dev(recipe: &Recipe, task: Task, train: Examples) -> Result<(Examples, V
 /// Anything that is wrong with recipe, model folder or data.
 pub fn prepare(recipe: Recipe) -> Result<Job> {
     let task: Task = recipe.task.parse()?;
-    let (model_dir, mut config) = model_config(&recipe)?;
     let Some(path) = recipe.data.train.clone() else {
         return Err(Error::usage("data.train: expected a file or a folder in GLUE's layout, found nothing"));
     };
+    let (model_dir, mut config) = model_config(&recipe)?;
     let mut warnings = Vec::new();
     let train = data::read(Path::new(&path), task, &columns(&recipe.data), Split::Train, true)?;
     let (mut train, dev) = read_dev(&recipe, task, train)?;
@@ -190,11 +211,14 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     let (train, _) = tokens(&train, "training data")?;
     let dev = dev
         .iter()
-        .map(|(prefix, examples)| tokens(examples, "development data").map(|(set, labels)| DevSet { prefix, set, labels }))
+        .map(|(prefix, examples)| {
+            tokens(examples, "development data").map(|(set, labels)| DevSet { prefix, set, labels })
+        })
         .collect::<Result<Vec<_>>>()?;
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
-    let sites = Bert::new(config.clone(), &Device::meta(1), DType::F32).linear_sites();
-    let policy = Arc::new(policy(&recipe.keep, &sites)?);
+    let mut blank = Bert::new(config.clone(), &Device::meta(1), DType::F32);
+    let policy = Arc::new(policy(&recipe.keep, &blank.linear_sites())?);
+    freeze(&mut blank, &recipe.train)?;
     Ok(Job { recipe, task, model_dir, config, train, dev, sampler, policy, warnings })
 }
 
@@ -220,20 +244,27 @@ impl Job {
         })
     }
 
-    /// The model with its weights, and all that its training needs. `cache` is the norm cache's file, where it lives in one.
+    /// The model with its weights.
     ///
     /// # Errors
     /// A checkpoint that does not fit its configuration.
-    pub fn engine(&mut self, cache: &Path) -> Result<Engine> {
+    pub fn model(&mut self) -> Result<Bert> {
         let device = Device::cpu();
         let reinit_head = true;
-        let loaded = load::bert(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;
+        let loaded =
+            load::bert(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;
         self.warnings.extend(loaded.warnings);
         let mut model = loaded.model;
-        model.registry.freeze(|key| self.recipe.train.is_frozen(key))?;
-        if !model.registry.params.iter().any(|(_, p)| p.trainable) {
-            return Err(Error::usage("train.freeze: every parameter is frozen; nothing is left to learn"));
-        }
+        freeze(&mut model, &self.recipe.train)?;
+        Ok(model)
+    }
+
+    /// The model and all that its training needs. `cache` is the norm cache's file, where it lives in one.
+    ///
+    /// # Errors
+    /// A norm cache that cannot be made.
+    pub fn engine(&self, model: Bert, cache: &Path) -> Result<Engine> {
+        let device = model.registry.params.device().clone();
         let o = &self.recipe.optim;
         let settings =
             Settings { beta1: o.beta1, beta2: o.beta2, eps: o.eps, weight_decay: o.weight_decay, clip: o.clip };

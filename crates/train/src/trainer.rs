@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use colrow_autograd::Ledger;
 use colrow_models::save::save_model_folder;
-use colrow_tensor::{Bytes, Error, Result};
-use serde_json::{Value, json};
+use colrow_tensor::{Error, Result};
+use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, State};
 use crate::data::collate;
@@ -16,7 +15,7 @@ use crate::evaluate::{Evaluation, evaluate};
 use crate::folder::RunFolder;
 use crate::metrics::Metric;
 use crate::plan;
-use crate::recipe::{Every, Recipe};
+use crate::recipe::{Batch, Every, Recipe};
 use crate::schedule::{lr_at, warmup_steps};
 use crate::setup::{Job, batch_by};
 
@@ -50,21 +49,37 @@ pub enum Outcome {
 /// Anything that is wrong with recipe, model, data or folder; a loss or gradient that is not finite.
 pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
     let Some(output) = recipe.output.clone().map(PathBuf::from) else {
-        return Err(Error::usage("output: expected a run folder, found nothing").hint("set it in the recipe or by --set output=FOLDER"));
+        return Err(Error::usage("output: expected a run folder, found nothing")
+            .hint("set it in the recipe or by --set output=FOLDER"));
     };
+    // before minutes of tokenising
+    RunFolder::check(&output, &recipe, resume)?;
+    if resume && let Some(summary) = RunFolder::summary(&output)? {
+        observer.warn("this run has ended; nothing is left to do");
+        return Ok(Outcome::Finished(summary));
+    }
     let mut job = crate::setup::prepare(recipe)?;
     let metric = best_metric(&job)?;
     let plan = job.plan()?;
+    // before the folder, so that a model that cannot be read leaves no run behind
+    let model = job.model()?;
     let mut folder = RunFolder::open(&output, &job.recipe, resume)?;
-    let mut engine = job.engine(&output.join("norms.bin"))?;
+    let mut engine = job.engine(model, &output.join("norms.bin"))?;
     job.warnings.iter().for_each(|w| observer.warn(w));
     let state = match checkpoint::list(&folder.checkpoints()).pop() {
         Some((step, path)) if resume => {
-            let state = checkpoint::read(&path, &mut engine).map_err(|e| e.at(path.display()))?;
+            let state = checkpoint::read(&path, &mut engine).map_err(|e| {
+                e.at(path.display()).hint(
+                    "remove this folder, and --resume goes on from the checkpoint before it, or from the beginning",
+                )
+            })?;
             folder.rewind(step)?;
             state
         }
         _ => {
+            if resume {
+                observer.warn("this run has no checkpoint yet; it starts from the beginning");
+            }
             folder.rewind(0)?;
             State::default()
         }
@@ -78,9 +93,8 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
         state,
         metric,
         times: Vec::new(),
-        peak: Bytes::default(),
-        ledger: Ledger::default(),
         timeline: Vec::new(),
+        timeline_peak: 0,
         last: None,
         tokens: 0,
     };
@@ -108,7 +122,11 @@ fn best_metric(job: &Job) -> Result<Metric> {
 
 /// Optimizer steps of epoch `epoch`.
 fn steps_in(job: &Job, epoch: u64) -> u64 {
-    (job.sampler.epoch(epoch).len() as u64).div_ceil(job.recipe.train.accumulate as u64)
+    let batches = match job.recipe.train.batch {
+        Batch::Sequences(n) => job.train.len().div_ceil(n),
+        Batch::Tokens(_) => job.sampler.epoch(epoch).len(),
+    };
+    batches.div_ceil(job.recipe.train.accumulate) as u64
 }
 
 /// Optimizer steps of the whole run: whole epochs and a part of the last.
@@ -117,10 +135,13 @@ fn total_steps(job: &Job) -> u64 {
         return steps;
     }
     let epochs = job.recipe.train.epochs;
-    let whole: u64 = (0..epochs as u64).map(|e| steps_in(job, e)).sum();
+    let whole = match job.recipe.train.batch {
+        Batch::Sequences(_) => (epochs as u64).saturating_mul(steps_in(job, 0)),
+        Batch::Tokens(_) => (0..epochs as u64).map(|e| steps_in(job, e)).sum(),
+    };
     let part = epochs.fract();
     let rest = if part > 0.0 { (part * steps_in(job, epochs as u64) as f64).ceil() as u64 } else { 0 };
-    (whole + rest).max(1)
+    whole.saturating_add(rest).max(1)
 }
 
 struct Run {
@@ -131,9 +152,9 @@ struct Run {
     metric: Metric,
     total: u64,
     times: Vec<f64>,
-    peak: Bytes,
-    ledger: Ledger,
+    /// Live bytes over this process's step with the largest peak.
     timeline: Vec<colrow_autograd::Mark>,
+    timeline_peak: usize,
     last: Option<Evaluation>,
     tokens: usize,
 }
@@ -141,14 +162,14 @@ struct Run {
 impl Run {
     /// Runs steps until the end (true) or until asked to stop (false).
     fn steps(&mut self, observer: &mut dyn Observer, stop: &AtomicBool, seconds: &dyn Fn() -> f64) -> Result<bool> {
-        while self.state.step < self.total {
+        while self.state.step < self.total && !self.out_of_patience() {
             let batches = self.job.sampler.epoch(self.state.epoch);
             let groups: Vec<_> = batches.chunks(self.job.recipe.train.accumulate).collect();
             for group in groups.iter().skip(self.state.step_in_epoch as usize) {
-                let stats = self.step(group)?;
+                let progress = self.state.epoch as f64 + (self.state.step_in_epoch + 1) as f64 / groups.len() as f64;
+                let stats = self.step(group, progress)?;
                 self.state.seconds = seconds();
                 let epoch_done = self.state.step_in_epoch == groups.len() as u64;
-                let progress = self.state.epoch as f64 + self.state.step_in_epoch as f64 / groups.len() as f64;
                 observer.step(self.state.step, progress, &stats);
                 if epoch_done {
                     self.state.epoch += 1;
@@ -180,11 +201,11 @@ impl Run {
                 }
             }
         }
-        // resumed from the last checkpoint of a finished run
+        // resumed from the last checkpoint of a run that had done all but its summary
         self.finish(observer).map(|()| true)
     }
 
-    fn step(&mut self, group: &[Vec<u32>]) -> Result<StepStats> {
+    fn step(&mut self, group: &[Vec<u32>], epoch: f64) -> Result<StepStats> {
         let set = &self.job.train;
         let tokens = |&e: &u32| set.bounds[e as usize] as u64..set.bounds[e as usize + 1] as u64;
         let micro = |examples: &Vec<u32>| Micro {
@@ -202,16 +223,18 @@ impl Run {
         self.state.step_in_epoch += 1;
         self.times.push(seconds);
         self.tokens += stats.tokens;
-        if stats.kept_bytes > self.state.kept_bytes || self.ledger.entries.is_empty() {
-            self.state.kept_bytes = self.state.kept_bytes.max(stats.kept_bytes);
-            self.ledger = stats.ledger.clone();
+        if stats.kept_bytes > self.state.kept_bytes {
+            self.state.kept_bytes = stats.kept_bytes;
+            self.state.ledger = stats.ledger.clone();
         }
-        if stats.peak.total() > self.peak.total() {
-            self.peak = stats.peak;
+        if stats.peak.total() > self.state.peak.total() {
+            self.state.peak = stats.peak;
+        }
+        if stats.peak.total() > self.timeline_peak {
+            self.timeline_peak = stats.peak.total();
             self.timeline = std::mem::take(&mut stats.timeline);
         }
         if self.state.step.is_multiple_of(self.job.recipe.train.log_every) || self.state.step == 1 {
-            let epoch = self.state.epoch as f64 + self.state.step_in_epoch as f64 / steps_in(&self.job, self.state.epoch) as f64;
             self.folder.log(&json!({
                 "kind": "train", "step": self.state.step, "epoch": epoch, "loss": stats.loss, "lr": lr,
                 "grad_norm": stats.grad_norm, "step_seconds": seconds, "tokens": stats.tokens,
@@ -221,22 +244,31 @@ impl Run {
         Ok(stats)
     }
 
-    /// Evaluates, keeps the model if it is the best so far, and says whether it is time to stop early.
-    fn evaluate(&mut self, epoch: f64, observer: &mut dyn Observer) -> Result<bool> {
+    /// Metrics of all development sets, and of the first of them by itself; `None` if there is none.
+    fn measure(&self, observer: &mut dyn Observer) -> Result<Option<(Map<String, Value>, Evaluation)>> {
         let by = batch_by(self.job.recipe.train.batch);
-        let mut metrics = serde_json::Map::new();
+        let mut metrics = Map::new();
         let mut first = None;
         for dev in &self.job.dev {
             let done = |n| observer.evaluating(n, dev.labels.len());
             let evaluation = evaluate(&self.engine, self.job.task, &dev.set, &dev.labels, by, done)?;
+            if let Some(loss) = evaluation.get(Metric::Loss).filter(|loss| !loss.is_finite()) {
+                return Err(Error::new(format!("the loss of the development set is {loss}")));
+            }
             metrics.extend(evaluation.to_json(dev.prefix));
             first.get_or_insert(evaluation);
         }
-        let Some(evaluation) = first else { return Ok(false) };
+        Ok(first.map(|first| (metrics, first)))
+    }
+
+    /// Evaluates, keeps the model if it is the best so far, and says whether it is time to stop early.
+    fn evaluate(&mut self, epoch: f64, observer: &mut dyn Observer) -> Result<bool> {
+        let Some((metrics, evaluation)) = self.measure(observer)? else { return Ok(false) };
         let value = evaluation.get(self.metric).unwrap_or(f64::NAN);
-        let better = self.state.best.is_none_or(|(_, best)| {
-            if self.metric.higher_is_better() { value > best } else { value < best }
-        });
+        let better = self
+            .state
+            .best
+            .is_none_or(|(_, best)| if self.metric.higher_is_better() { value > best } else { value < best });
         self.state.evaluations_since_best = if better { 0 } else { self.state.evaluations_since_best + 1 };
         if better {
             self.state.best = Some((self.state.step, value));
@@ -248,7 +280,11 @@ impl Run {
         }))?;
         observer.evaluation(self.state.step, &evaluation, better);
         self.last = Some(evaluation);
-        Ok(self.job.recipe.train.patience.is_some_and(|p| self.state.evaluations_since_best >= p))
+        Ok(self.out_of_patience())
+    }
+
+    fn out_of_patience(&self) -> bool {
+        self.job.recipe.train.patience.is_some_and(|p| self.state.evaluations_since_best >= p)
     }
 
     fn save_model(&self) -> Result<()> {
@@ -258,7 +294,8 @@ impl Run {
 
     fn finish(&mut self, observer: &mut dyn Observer) -> Result<()> {
         if self.last.is_none() {
-            self.evaluate(self.state.epoch as f64, observer)?;
+            // the step's evaluation was logged and judged before its checkpoint was written; only its numbers are missing
+            self.last = self.measure(observer)?.map(|(_, evaluation)| evaluation);
         }
         Ok(())
     }
@@ -268,7 +305,9 @@ impl Run {
         let e = e.at(format!("step {} of {}", self.state.step + 1, self.total)).at(self.folder.path().display());
         match checkpoint::list(&self.folder.checkpoints()).pop() {
             Some((_, path)) => e.hint(format!("the last good checkpoint is {}", path.display())),
-            None => e.hint("no checkpoint was written yet; a lower optim.lr or a warm-up often helps where numbers blow up"),
+            None => {
+                e.hint("no checkpoint was written yet; a lower optim.lr or a warm-up often helps where numbers blow up")
+            }
         }
     }
 
@@ -278,7 +317,7 @@ impl Run {
         let seconds: f64 = self.times.iter().sum();
         let fin = self.last.as_ref().map(|e| e.to_json(""));
         let name = self.folder.path().file_name().map(|n| n.to_string_lossy().into_owned());
-        let sites = plan::sites(&self.job.policy, &self.engine.model.linear_sites(), &self.ledger);
+        let sites = plan::sites(&self.job.policy, &self.engine.model.linear_sites(), &self.state.ledger);
         let policy: Vec<_> = sites.iter().map(|s| json!({"site": s.name, "keep": s.policy})).collect();
         json!({
             "name": name,
@@ -296,15 +335,15 @@ impl Run {
             "step_seconds_min": times.first(),
             "tokens_per_second": if seconds > 0.0 { Some(self.tokens as f64 / seconds) } else { None },
             "kept_bytes": self.state.kept_bytes,
-            "peak_bytes": self.peak.total(),
-            "peak_bytes_by_class": self.peak,
+            "peak_bytes": self.state.peak.total(),
+            "peak_bytes_by_class": self.state.peak,
             "peak_rss_bytes": peak_rss(),
             "planned_kept_bytes": plan.kept_bytes,
             "planned_peak_bytes": plan.peak_bytes,
             "truncated_examples": self.job.train.truncated,
             "warnings": self.job.warnings,
             "policy": policy,
-            "ledger": self.ledger,
+            "ledger": self.state.ledger,
             "timeline": self.timeline,
             "model": self.folder.model(),
             "threads": rayon::current_num_threads(),

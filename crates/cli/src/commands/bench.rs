@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use colrow_autograd::{NormMemory, Store};
 use colrow_models::bert::Bert;
 use colrow_models::config::BertConfig;
@@ -12,7 +13,7 @@ use colrow_tensor::{DType, Device, Error, Result};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{self, Shape, remembering_sites};
-use colrow_train::recipe::{self, Recipe};
+use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName};
 use colrow_train::{setup, trainer};
 use serde_json::{Value, json};
 
@@ -31,32 +32,32 @@ pub(crate) struct Args {
     /// Tokens in a sequence.
     #[arg(long, value_name = "S", default_value_t = 128)]
     seq: usize,
-    /// Lengths of the sequences: all S, or uniform in 16…S.
+    /// Lengths of the sequences: all S, or drawn uniformly from 16…S.
     #[arg(long, value_enum, default_value_t = Lengths::Equal)]
     lengths: Lengths,
-    /// What is trained: full.
-    #[arg(long, default_value = "full")]
-    method: String,
-    /// What is kept: exact or paper.
-    #[arg(long, default_value = "exact")]
-    keep: String,
-    /// Estimator of sampled sites: topk, crs, wta or pps.
-    #[arg(long, default_value = "pps")]
-    estimator: String,
-    /// Share of the rows that sampled sites keep.
-    #[arg(long, default_value_t = 0.3)]
+    /// What is trained.
+    #[arg(long, value_parser = choice::<Method>(), default_value = "full")]
+    method: Method,
+    /// What is kept for the backward pass.
+    #[arg(long, value_parser = choice::<PolicyName>(), default_value = "exact")]
+    keep: PolicyName,
+    /// Estimator of sampled sites.
+    #[arg(long, value_parser = choice::<Estimator>(), default_value = "pps")]
+    estimator: Estimator,
+    /// Share of the rows that sampled sites keep, in (0, 1].
+    #[arg(long, value_name = "R", default_value_t = 0.3)]
     ratio: f64,
-    /// Where the norms of dZ come from: current, cached, running or uniform.
-    #[arg(long, default_value = "cached")]
-    norms: String,
+    /// Where the norms of dZ come from.
+    #[arg(long, value_parser = choice::<NormSource>(), default_value = "cached")]
+    norms: NormSource,
     /// Timed steps.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
-    /// Steps before those.
-    #[arg(long, default_value_t = 1)]
+    /// Steps before those, not timed.
+    #[arg(long, value_name = "N", default_value_t = 1)]
     warmup: usize,
     /// Seed of weights, lengths and draws.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Print JSON.
     #[arg(long)]
@@ -65,24 +66,25 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Lengths {
-    /// All S tokens.
     Equal,
-    /// Uniform in 16…S.
     Uniform,
 }
 
+/// The names of a recipe's choice, as values of an argument.
+fn choice<T: Choice + Send + Sync>() -> impl TypedValueParser<Value = T> {
+    let names = PossibleValuesParser::new(T::ALL.iter().map(|c| c.name()));
+    names.try_map(|name| T::ALL.iter().copied().find(|c| c.name() == name).ok_or("no such name"))
+}
+
 impl Args {
-    /// The same words as in a recipe, with its errors.
-    fn recipe(&self) -> Result<Recipe> {
-        let sets = [
-            format!("train.method=\"{}\"", self.method),
-            format!("keep.policy=\"{}\"", self.keep),
-            format!("keep.estimator=\"{}\"", self.estimator),
-            format!("keep.norms=\"{}\"", self.norms),
-            format!("keep.ratio={:?}", self.ratio),
-            format!("seed={}", self.seed),
-        ];
-        Recipe::parse("model.path = \"random\"", "bench", &sets)
+    fn policy(&self) -> recipe::Keep {
+        recipe::Keep {
+            policy: self.keep,
+            estimator: self.estimator,
+            ratio: self.ratio,
+            norms: self.norms,
+            ..recipe::Keep::default()
+        }
     }
 
     fn sequence_lengths(&self) -> Vec<u32> {
@@ -98,6 +100,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.batch == 0 || args.seq == 0 || args.steps == 0 {
         return Err(Error::usage("--batch, --seq, --steps: expected at least 1, found 0"));
     }
+    if !(args.ratio > 0.0 && args.ratio <= 1.0) {
+        return Err(Error::usage(format!("--ratio: expected a number in (0, 1], found {}", args.ratio)));
+    }
     let text = std::fs::read(&args.model_config)
         .map_err(|e| Error::usage(format!("--model-config: {e}")).at(args.model_config.display()))?;
     let config = BertConfig::from_json(&text, &args.model_config)?;
@@ -112,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn bench(args: &Args, config: BertConfig) -> Result<Value> {
-    let recipe = args.recipe()?;
+    let keep = args.policy();
     let device = Device::cpu();
     let lengths = args.sequence_lengths();
     let regression = config.num_labels() == 1;
@@ -125,7 +130,7 @@ fn bench(args: &Args, config: BertConfig) -> Result<Value> {
     let n = micro.batch.ids.len();
     micro.places = Some((0..n as u64).collect());
     let sites = Bert::new(config.clone(), &Device::meta(1), DType::F32).linear_sites();
-    let policy = Arc::new(setup::policy(&recipe.keep, &sites)?);
+    let policy = Arc::new(setup::policy(&keep, &sites)?);
     let plan = plan::plan(&Shape {
         config: &config,
         frozen: &|_| false,
@@ -171,7 +176,8 @@ fn bench(args: &Args, config: BertConfig) -> Result<Value> {
         "planned_peak_bytes": plan.peak_bytes,
         "peak_rss_bytes": trainer::peak_rss(),
         "threads": rayon::current_num_threads(),
-        "keep": recipe::Choice::name(recipe.keep.policy),
+        "keep": keep.policy,
+        "method": args.method,
     }))
 }
 

@@ -21,13 +21,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     dz: PathBuf,
     /// Share of the rows that is drawn, in (0, 1].
-    #[arg(long, default_value_t = 0.3)]
+    #[arg(long, value_name = "R", default_value_t = 0.3)]
     ratio: f64,
     /// Number of draws.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000)]
     trials: u64,
     /// Seed of the draws.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Print JSON.
     #[arg(long)]
@@ -97,8 +97,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&report);
     }
-    let head = format!("{k} of {n} rows, {} draws\n{:<10} {:>10} {:>10} {:>10} {:>10}", args.trials, "estimator", "slope", "± s.e.", "bias", "rmse");
-    let line = |r: &Row| format!("{:<10} {:>10.5} {:>10.5} {:>10.5} {:>10.5}", r.estimator, r.slope, r.slope_se, r.bias, r.rmse);
+    let head = format!(
+        "{k} of {n} rows, {} draws\n{:<10} {:>10} {:>10} {:>10} {:>10}",
+        args.trials, "estimator", "slope", "± s.e.", "bias", "rmse"
+    );
+    let line = |r: &Row| {
+        format!("{:<10} {:>10.5} {:>10.5} {:>10.5} {:>10.5}", r.estimator, r.slope, r.slope_se, r.bias, r.rmse)
+    };
     print(&std::iter::once(head).chain(report.estimators.iter().map(line)).collect::<Vec<_>>().join("\n"))
 }
 

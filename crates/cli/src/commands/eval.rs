@@ -6,9 +6,9 @@ use colrow_tensor::{Error, Result};
 use colrow_train::data::{self, BatchBy, Columns, LabelMap, Split};
 use colrow_train::evaluate::evaluate;
 use colrow_train::tasks::Task;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{predictor, print, print_json, tokens};
+use super::{predictor, print, print_json};
 
 /// Evaluate a fine-tuned model on labelled data.
 #[derive(clap::Args)]
@@ -57,7 +57,8 @@ impl ColumnArgs {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let task: Task = args.task.parse()?;
-    let (engine, tokeniser) = predictor(&args.model)?;
+    let predictor = predictor(&args.model)?;
+    let engine = &predictor.engine;
     let config = &engine.model.config;
     if task.is_regression() != (config.num_labels() == 1) {
         return Err(Error::usage(format!(
@@ -70,14 +71,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, true)?;
     let map = if task.is_regression() { LabelMap::Value } else { LabelMap::from_names(config.labels.clone()) };
     let labels = map.resolve(&examples)?;
-    let set = tokens(&engine, &tokeniser, &examples, args.max_length)?;
+    let set = predictor.tokens(&examples, args.max_length)?;
     let by = BatchBy::Tokens(args.batch_tokens.max(set.lengths().into_iter().max().unwrap_or(1) as usize));
-    let evaluation = evaluate(&engine, task, &set, &labels, by, |_| {})?;
+    let evaluation = evaluate(engine, task, &set, &labels, by, |_| {})?;
     let mut result = evaluation.to_json("");
     result.insert("examples".into(), json!(evaluation.examples));
     if args.json {
         return print_json(&result);
     }
-    let line = |(name, value): (&String, &serde_json::Value)| format!("{name:<10} {value}");
+    let line = |(name, value): (&String, &Value)| match value.as_f64().filter(|_| value.is_f64()) {
+        Some(x) => format!("{name:<10} {x:.4}"),
+        None => format!("{name:<10} {value}"),
+    };
     print(&result.iter().map(line).collect::<Vec<_>>().join("\n"))
 }

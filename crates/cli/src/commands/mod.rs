@@ -10,7 +10,7 @@ pub(crate) mod report;
 pub(crate) mod train;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use colrow_models::config::BertConfig;
 use colrow_models::{hub, load};
@@ -42,15 +42,30 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// A fine-tuned model that only predicts, and its tokenizer.
+/// A fine-tuned model that only predicts, its tokenizer, and its folder.
+pub(crate) struct Predictor {
+    pub(crate) engine: Engine,
+    tokeniser: Tokeniser,
+    dir: PathBuf,
+}
+
+/// Reads a fine-tuned model.
 ///
 /// # Errors
 /// A folder that is not a model's, or whose classifier was never trained.
-pub(crate) fn predictor(dir: &Path) -> Result<(Engine, Tokeniser)> {
+pub(crate) fn predictor(dir: &Path) -> Result<Predictor> {
     let dir = hub::resolve(&dir.to_string_lossy(), "main")?;
     let config = BertConfig::open(&dir)?;
     let device = Device::cpu();
     let loaded = load::bert(&dir, config, &device, DType::F32, 0, false)?;
+    if !loaded.missing.is_empty() {
+        return Err(Error::new(format!(
+            "expected a fine-tuned model, found one that was not trained to predict: it lacks {}",
+            loaded.missing.join(", ")
+        ))
+        .at(dir.display())
+        .hint("fine-tune it first by colrow train; the run folder's model/ can predict"));
+    }
     loaded.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
     let mut model = loaded.model;
     model.registry.freeze(|_| true)?;
@@ -64,31 +79,28 @@ pub(crate) fn predictor(dir: &Path) -> Result<(Engine, Tokeniser)> {
         dropout: false,
     };
     let tokeniser = Tokeniser::load(&dir.join(hub::TOKENIZER_FILE))?;
-    Ok((engine, tokeniser))
+    Ok(Predictor { engine, tokeniser, dir })
 }
 
-/// Tokens of examples for a model, truncated to its longest sequence or `max_length`; says on standard error what was cut.
-///
-/// # Errors
-/// A length that the model does not have.
-pub(crate) fn tokens(
-    engine: &Engine,
-    tokeniser: &Tokeniser,
-    examples: &Examples,
-    max_length: Option<usize>,
-) -> Result<TokenisedSet> {
-    let config = &engine.model.config;
-    let longest = config.max_position_embeddings;
-    let max_length = max_length.unwrap_or(longest);
-    if max_length > longest {
-        return Err(Error::usage(format!(
-            "--max-length: expected at most {longest} (max_position_embeddings of the model), found {max_length}"
-        )));
+impl Predictor {
+    /// Tokens of examples, truncated to the model's longest sequence or `max_length`; says on standard error what was cut.
+    ///
+    /// # Errors
+    /// A length or a token that the model does not have.
+    pub(crate) fn tokens(&self, examples: &Examples, max_length: Option<usize>) -> Result<TokenisedSet> {
+        let config = &self.engine.model.config;
+        let longest = config.max_position_embeddings;
+        let max_length = max_length.unwrap_or(longest);
+        if max_length > longest {
+            return Err(Error::usage(format!(
+                "--max-length: expected at most {longest} (max_position_embeddings of the model), found {max_length}"
+            )));
+        }
+        let set = self.tokeniser.tokenise(&examples.rows, None, max_length)?;
+        set.check_vocab(config.vocab_size, config.type_vocab_size).map_err(|e| e.at(self.dir.display()))?;
+        if let Some(warning) = set.warning(max_length) {
+            eprintln!("warning: {warning}");
+        }
+        Ok(set)
     }
-    let set = tokeniser.tokenise(&examples.rows, None, max_length)?;
-    set.check_vocab(config.vocab_size, config.type_vocab_size)?;
-    if let Some(warning) = set.warning(max_length) {
-        eprintln!("warning: {warning}");
-    }
-    Ok(set)
 }

@@ -1,7 +1,7 @@
 //! `colrow predict`: one JSON line an example.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
 
 use colrow_models::atomic::write_file_atomic;
@@ -10,10 +10,10 @@ use colrow_train::data::{self, BatchBy, Split};
 use colrow_train::evaluate::logits;
 use colrow_train::metrics::argmax;
 use colrow_train::tasks::Task;
-use serde_json::json;
+use serde::Serialize;
 
 use super::eval::ColumnArgs;
-use super::{predictor, tokens};
+use super::predictor;
 
 /// Predict labels (or numbers) of texts, one JSON line an example.
 #[derive(clap::Args)]
@@ -37,28 +37,47 @@ pub(crate) struct Args {
     max_length: Option<usize>,
 }
 
+#[derive(Serialize)]
+struct Line<'a> {
+    index: usize,
+    logits: &'a [f32],
+    label: Label<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Label<'a> {
+    Name(&'a str),
+    Value(f32),
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let task: Task = args.task.parse()?;
-    let (engine, tokeniser) = predictor(&args.model)?;
+    let predictor = predictor(&args.model)?;
     let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, false)?;
-    let set = tokens(&engine, &tokeniser, &examples, args.max_length)?;
+    let set = predictor.tokens(&examples, args.max_length)?;
     let by = BatchBy::Tokens(set.lengths().into_iter().max().unwrap_or(1).max(4096) as usize);
-    let all = logits(&engine, &set, by, |_| {})?;
-    let names = &engine.model.config.labels;
+    let all = logits(&predictor.engine, &set, by, |_| {})?;
+    let names = &predictor.engine.model.config.labels;
     let lines = |out: &mut dyn Write| -> std::io::Result<()> {
-        for (index, row) in all.chunks_exact(names.len()).enumerate() {
-            let line = match names.len() {
+        for (index, logits) in all.chunks_exact(names.len()).enumerate() {
+            let label = match names.len() {
                 // a regression's prediction is its only output
-                1 => json!({"index": index, "logits": row, "label": row[0]}),
-                _ => json!({"index": index, "logits": row, "label": names[argmax(row) as usize]}),
+                1 => Label::Value(logits[0]),
+                _ => Label::Name(&names[argmax(logits) as usize]),
             };
-            writeln!(out, "{line}")?;
+            serde_json::to_writer(&mut *out, &Line { index, logits, label })?;
+            writeln!(out)?;
         }
         out.flush()
     };
     let failed = |e: std::io::Error| Error::new(format!("cannot write the predictions: {e}"));
     match &args.out {
         Some(path) => write_file_atomic(path, |file: &mut File| lines(&mut BufWriter::new(file)).map_err(failed)),
-        None => lines(&mut BufWriter::new(std::io::stdout().lock())).map_err(failed),
+        None => match lines(&mut BufWriter::new(std::io::stdout().lock())) {
+            // a reader that has seen enough is no failure
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+            result => result.map_err(failed),
+        },
     }
 }

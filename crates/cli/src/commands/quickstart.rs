@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use colrow_models::config::BertConfig;
 use colrow_models::hub;
 use colrow_tensor::{Error, Result};
 use colrow_train::recipe::{Batch, Estimator, NormSource, PolicyName, Recipe};
@@ -37,7 +38,7 @@ pub(crate) struct Args {
 }
 
 /// Training examples of a default and of a quick run.
-const EXAMPLES: [usize; 2] = [4000, 480];
+const EXAMPLES: [usize; 2] = [4000, 800];
 
 #[derive(Serialize)]
 struct Row {
@@ -57,10 +58,15 @@ struct Table {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let stop = signals::stop_flag()?;
-    let base = base_recipe(args)?;
     let out = args.out.clone().unwrap_or_else(free_folder);
     let variants: [(&str, Option<Estimator>); 3] =
         [("exact", None), ("wta@0.3", Some(Estimator::Wta)), ("pps@0.3", Some(Estimator::Pps))];
+    if let Some((name, _)) = variants.iter().find(|(name, _)| out.join(name).exists()) {
+        return Err(Error::new(format!("the folder of the run {name} exists already"))
+            .at(out.join(name).display())
+            .hint("choose another folder by --out, or remove this one"));
+    }
+    let base = base_recipe(args)?;
     std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
     let mut runs = Vec::new();
     for (name, estimator) in variants {
@@ -72,7 +78,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             recipe.keep.norms = NormSource::Cached;
         }
         let file = out.join(format!("{name}.toml"));
-        std::fs::write(&file, recipe.to_toml()).map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
+        std::fs::write(&file, recipe.to_toml())
+            .map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
         runs.push(row(name, &train(&file, &stop)?)?);
     }
     let folders = variants.map(|(name, _)| Run::load(&out.join(name)));
@@ -98,12 +105,13 @@ fn base_recipe(args: &Args) -> Result<Recipe> {
             (recipe.data.train, recipe.data.dev) = (file("train.tsv"), file("dev.tsv"));
         }
     }
-    hub::resolve(&recipe.model.path, &recipe.model.revision)?;
-    recipe.data.max_length = 64;
+    let dir = hub::resolve(&recipe.model.path, &recipe.model.revision)?;
+    recipe.data.max_length = BertConfig::open(&dir)?.max_position_embeddings.min(64);
     recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
     recipe.train.epochs = 1.0;
     recipe.train.batch = Batch::Sequences(32);
-    recipe.optim.lr = 5e-5;
+    recipe.train.log_every = 1;
+    recipe.optim.lr = 1e-4;
     recipe.optim.warmup = 0.1;
     Ok(recipe)
 }

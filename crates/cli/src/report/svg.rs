@@ -483,7 +483,8 @@ fn tick_label(value: f64, step: f64) -> String {
         return "0".into();
     }
     let decimals = (-step.log10() - 1e-9).ceil().max(0.0) as usize;
-    if decimals > 3 || value.abs() >= 1e5 {
+    // a power of ten reads better only where it is shorter
+    if decimals > 3 && value.abs() < 1e-2 || decimals > 7 || value.abs() >= 1e5 {
         format!("{value:.1e}").replace(".0e", "e")
     } else {
         format!("{value:.decimals$}")

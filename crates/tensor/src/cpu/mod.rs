@@ -5,6 +5,7 @@ pub(crate) mod attention;
 mod loss;
 mod matmul;
 mod optim;
+mod quant;
 mod rows;
 mod rowwise;
 mod select;
@@ -166,6 +167,16 @@ impl Kernels for Cpu {
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor) {
         self.zero(y);
         by_float!(x, T => rows::scatter::<T>(x.as_slice(), x.cols(), index.as_slice(), y.as_mut_slice()));
+    }
+
+    fn quantise(&self, key: Key, x: &Tensor, codes: &mut Tensor, scale: &mut Tensor) {
+        let d = x.cols();
+        by_float!(x, T => quant::quantise::<T>(key, d, x.as_slice(), codes.as_mut_slice(), scale.as_mut_slice()));
+    }
+
+    fn dequantise(&self, codes: &Tensor, scale: &Tensor, y: &mut Tensor) {
+        let d = codes.cols();
+        by_float!(scale, T => quant::dequantise::<T>(d, codes.as_slice(), scale.as_slice(), y.as_mut_slice()));
     }
 
     fn attention_scratch(&self, longest: usize) -> usize {

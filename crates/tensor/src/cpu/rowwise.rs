@@ -178,6 +178,19 @@ pub(super) fn tanh_backward<T: Float>(y: &[T], dy: &mut [T]) {
     dy.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(|(dy, y)| tanh_backward_chunk(y, dy));
 }
 
+/// `out_c = f(16 random bits of element (row, c))`. A block of 128 bits serves eight elements: words and halves are spread so that
+/// `LANES` blocks fill 8·LANES consecutive elements.
+#[inline(always)]
+fn map_random<T>(key: Key, row: u32, out: &mut [T], f: impl Fn(u16) -> T) {
+    for (i, out) in out.chunks_mut(8 * LANES).enumerate() {
+        let words = key.blocks(row, (i * LANES) as u32);
+        for (j, out) in out.chunks_mut(LANES).enumerate() {
+            let (word, shift) = (&words[j / 2], 16 * (j as u32 % 2));
+            out.iter_mut().zip(word).for_each(|(o, w)| *o = f((w >> shift) as u16));
+        }
+    }
+}
+
 /// A dropout probability in units of 2⁻¹⁶, and the factor of what stays: 1/(1−p) of the rounded p, so that the mean is exact.
 pub(super) fn threshold(p: f32) -> (u32, f64) {
     let dropped = (f64::from(p) * 65536.0).round().min(65535.0);
@@ -185,18 +198,14 @@ pub(super) fn threshold(p: f32) -> (u32, f64) {
 }
 
 vectorised! {
-    /// `mask_c = factor` where element (row, c) stays, else 0. A block of 128 random bits decides eight elements: words and
-    /// halves are spread so that `LANES` blocks fill 8·LANES consecutive elements.
+    /// 16 random bits for each element of a row.
+    pub(super) fn random_row(key: Key, row: u32, out: &mut [u16]) {
+        map_random(key, row, out, |r| r);
+    }
+
+    /// `mask_c = factor` where element (row, c) stays, else 0.
     pub(super) fn mask_row<T: Float>(key: Key, row: u32, dropped: u32, factor: T, mask: &mut [T]) {
-        for (i, mask) in mask.chunks_mut(8 * LANES).enumerate() {
-            let words = key.blocks(row, (i * LANES) as u32);
-            for (j, mask) in mask.chunks_mut(LANES).enumerate() {
-                let (word, shift) = (&words[j / 2], 16 * (j as u32 % 2));
-                for (m, w) in mask.iter_mut().zip(word) {
-                    *m = if (w >> shift) & 0xffff >= dropped { factor } else { T::ZERO };
-                }
-            }
-        }
+        map_random(key, row, mask, |r| if u32::from(r) >= dropped { factor } else { T::ZERO });
     }
 
     fn multiply_chunk<T: Float>(x: &[T], y: &mut [T]) {

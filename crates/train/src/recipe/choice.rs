@@ -125,5 +125,7 @@ choice! {
         Exact = "exact",
         /// None of its own: the input is rebuilt from what the op before it keeps.
         Rebuild = "rebuild",
+        /// All of them in int8 with stochastic rounding.
+        Int8 = "int8",
     }
 }

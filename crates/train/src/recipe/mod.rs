@@ -285,7 +285,8 @@ fn sites_as_table<S: Serializer>(sites: &[Site], s: S) -> Result<S::Ok, S::Error
     s.collect_map(sites.iter().map(|site| (&site.pattern, site)))
 }
 
-fn glob_matches(glob: &str, name: &str) -> bool {
+/// Whether a glob of a recipe (`*` also crosses dots) names `name`.
+pub fn glob_matches(glob: &str, name: &str) -> bool {
     Glob::new(glob).is_ok_and(|g| g.compile_matcher().is_match(name))
 }
 

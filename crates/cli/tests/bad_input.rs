@@ -1,0 +1,260 @@
+//! Bad input of every kind ends in an error that says what, where and what to do, with the right exit code, nothing on
+//! standard output and nothing half-written left behind.
+
+mod common;
+
+use common::{Place, config, npy, tokenizer, tsv};
+use serde_json::json;
+
+/// Runs a command that must fail with `code` and a message that holds all of `needles`, and leave no run folder.
+#[track_caller]
+fn fails(place: &Place, args: &[&str], code: i32, needles: &[&str]) {
+    let before = place.names(".");
+    let ran = place.run(args);
+    assert_eq!(ran.code, Some(code), "{args:?}: {}", ran.err);
+    assert_eq!(ran.out, "", "{args:?} printed a result");
+    assert!(ran.err.contains("error: "), "{args:?}: {}", ran.err);
+    assert!(!ran.err.contains("panicked"), "{args:?}: {}", ran.err);
+    for needle in needles {
+        assert!(ran.err.contains(needle), "{args:?}: expected {needle:?} in\n{}", ran.err);
+    }
+    assert_eq!(place.names("."), before, "{args:?} left something");
+}
+
+#[track_caller]
+fn train_fails(place: &Place, sets: &[&str], code: i32, needles: &[&str]) {
+    let mut args = vec!["train", "recipe.toml", "--json"];
+    args.extend(sets.iter().flat_map(|s| ["--set", s]));
+    fails(place, &args, code, needles);
+}
+
+#[test]
+fn weight_files_that_are_none() {
+    let place = Place::new();
+    let whole = place.read("model/model.safetensors");
+    let fails = |bytes: &[u8], needles: &[&str]| {
+        place.write("model/model.safetensors", bytes);
+        train_fails(&place, &[], 1, &[needles, &["model/model.safetensors"]].concat());
+    };
+    fails(&whole[..whole.len() - 5], &["truncated"]);
+    fails(&whole[..40], &["truncated"]);
+    fails(b"", &["safetensors"]);
+    let mut oversized = whole.clone();
+    oversized[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    fails(&oversized, &["header"]);
+    fails(b"\x80\x02}q\x00. a pickle, as torch.save wrote them once", &["safetensors"]);
+}
+
+#[test]
+fn weights_of_another_model() {
+    let place = Place::new();
+    let mut wide = config();
+    wide["hidden_size"] = json!(32);
+    place.write("model/config.json", wide.to_string());
+    let needles = &["expected shape (32, 32), found (16, 16)", "hint: config.json says hidden_size = 32"];
+    train_fails(&place, &[], 1, needles);
+
+    let mut shallow = config();
+    shallow["num_hidden_layers"] = json!(1);
+    place.write("model/config.json", shallow.to_string());
+    train_fails(&place, &[], 1, &["encoder.layer.1.", "model"]);
+}
+
+#[test]
+fn model_folders_that_lack_something() {
+    let place = Place::new();
+    std::fs::remove_file(place.path("model/tokenizer.json")).unwrap();
+    train_fails(&place, &[], 1, &["expected tokenizer.json, found config.json", "in ./model", "hint: "]);
+    place.write("model/tokenizer.json", "{\"version\": ");
+    train_fails(&place, &[], 1, &["tokenizer.json", "cannot be read"]);
+
+    place.write("model/config.json", json!({"model_type": "t5", "d_model": 512}).to_string());
+    train_fails(&place, &[], 1, &["config of another family: found model_type \"t5\"", "model/config.json"]);
+    place.write("model/config.json", "[1, 2");
+    train_fails(&place, &[], 1, &["expected a JSON object", "model/config.json"]);
+
+    train_fails(&place, &["model.path=./absent"], 1, &["no such folder: ./absent"]);
+    train_fails(&place, &["model.path=train.tsv"], 1, &["expected a model folder, found a file", "train.tsv"]);
+    train_fails(&place, &["model.path=some/model"], 1, &["some/model", "HF_HUB_OFFLINE", "hint: pass a local folder"]);
+}
+
+#[test]
+fn tokens_outside_the_vocabulary() {
+    let place = Place::new();
+    let more: Vec<_> = common::VOCABULARY.iter().copied().chain(["hello"]).collect();
+    place.write("model/tokenizer.json", tokenizer(&more).to_string());
+    place.write("train.tsv", "sentence\tlabel\nhello film\t1\nfilm\t0\n");
+    let needles = &["token id 16 is not below vocab_size = 16", "./model", "hint: do tokenizer.json and config.json"];
+    train_fails(&place, &[], 1, needles);
+    fails(&place, &["predict", "--model", "model", "--data", "train.tsv"], 1, &["token id 16", "in model"]);
+}
+
+#[test]
+fn recipes() {
+    let place = Place::new();
+    train_fails(
+        &place,
+        &["optim.lrr=1"],
+        2,
+        &["--set optim.lrr=1", "unknown key `optim.lrr`; did you mean `optim.lr`?"],
+    );
+    train_fails(&place, &["nonsense"], 2, &["--set nonsense", "expected KEY=VALUE"]);
+    train_fails(&place, &["keep.ratio=0"], 2, &["keep.ratio: expected a number in (0, 1], found 0"]);
+    train_fails(&place, &["keep.ratio=1.5"], 2, &["keep.ratio: expected a number in (0, 1], found 1.5"]);
+    train_fails(&place, &["task=mnlli"], 2, &["unknown task \"mnlli\"", "hint: did you mean mnli?"]);
+    train_fails(
+        &place,
+        &["train.best_metric=f2"],
+        2,
+        &["train.best_metric: expected one of accuracy, f1, loss", "`f2`"],
+    );
+    let pattern = "keep.sites.'encoder.layer.9.*'.keep=rows";
+    train_fails(&place, &[pattern], 2, &["`encoder.layer.9.*` names no linear", "hint: sites are "]);
+    train_fails(&place, &["train.freeze=['*']"], 2, &["train.freeze: every parameter is frozen", "hint: "]);
+    train_fails(&place, &["train.freeze=['encodr.*']"], 2, &["train.freeze: `encodr.*` names no parameter", "hint: "]);
+    let part = "train.freeze=['*.query.weight']";
+    train_fails(&place, &[part], 2, &["names a part of", "query.weight", "hint: freeze all of them or none"]);
+    train_fails(&place, &["data.max_length=2"], 2, &["maximum length of at least 3 tokens, found 2", "special tokens"]);
+    train_fails(&place, &["data.max_length=33"], 2, &["data.max_length: expected at most 32", "found 33"]);
+    let budget = ["train.batch_tokens=4"];
+    train_fails(&place, &budget, 2, &["tokens, more than a batch may hold (4)", "hint: raise"]);
+
+    place.write(
+        "recipe.toml",
+        "task = \"classify\"\nsede = 1\n[model]\npath = \"./model\"\n[train]\nbatch = 0\n[optim]\nlr = \"fast\"\n",
+    );
+    let needles = [
+        "error: 3 problems in recipe",
+        "recipe.toml:2: unknown key `sede`; did you mean `seed`?",
+        "recipe.toml:6: train.batch: expected a whole number of at least 1, found 0",
+        "recipe.toml:8: optim.lr: expected a number of at least 0, found the string \"fast\"",
+    ];
+    train_fails(&place, &[], 2, &needles);
+    place.write("recipe.toml", "[model]\npath = \"./model\"\n");
+    train_fails(&place, &[], 2, &["2 problems", "missing key `output`", "missing key `data.train`"]);
+    fails(&place, &["plan", "recipe.toml"], 2, &["data.train"]);
+    place.write("recipe.toml", b"task = \"\xff\"\n");
+    train_fails(&place, &[], 2, &["UTF-8", "recipe.toml"]);
+    fails(&place, &["train", "absent.toml"], 2, &["absent.toml", "expected a recipe"]);
+}
+
+#[test]
+fn data_files() {
+    let place = Place::new();
+    let fails = |name: &str, content: &[u8], needles: &[&str]| {
+        place.write(name, content);
+        let set = format!("data.train={name}");
+        train_fails(&place, &[&set], 1, &[needles, &[name]].concat());
+    };
+    fails("empty.tsv", b"", &["empty file"]);
+    fails("header.csv", b"text,label\n", &["header only"]);
+    fails("ragged.csv", b"text,label\ngood,1\nbad,0,0\n", &["fields", "line 3"]);
+    fails("latin1.tsv", b"sentence\tlabel\ngood\t1\ncaf\xe9\t0\n", &["UTF-8", "line 3"]);
+    fails("columns.tsv", b"words\tlabel\ngood\t1\nbad\t0\n", &["sentence", "words", "hint: "]);
+    fails("unlabelled.tsv", b"sentence\tlabel\ngood\t1\nbad\t\n", &["label is missing", "line 3"]);
+    fails("one.tsv", b"sentence\tlabel\ngood\t1\nfine\t1\n", &["at least two different labels", "only \"1\""]);
+    fails("data.xlsx", b"PK", &["expected a .csv, .tsv", "found .xlsx", "hint: "]);
+    fails("broken.jsonl", b"{\"text\": \"good\", \"label\": 1}\n{\"text\": \n", &["line 2"]);
+    train_fails(&place, &["data.train=absent.tsv"], 1, &["no such file or folder", "absent.tsv"]);
+
+    place.write("dev.tsv", "sentence\tlabel\ngood\t1\nbad\tmaybe\n");
+    train_fails(&place, &[], 1, &["unknown label \"maybe\"; known: 0, 1", "line 3", "dev.tsv"]);
+    place.write("train.tsv", "sentence\tlabel\ngood\t1.5\nbad\tNaN\n");
+    train_fails(&place, &["task=regress"], 1, &["NaN", "finite", "line 3", "train.tsv"]);
+}
+
+#[test]
+fn folders_of_other_runs() {
+    let place = Place::new();
+    place.train(&["train.steps=1"]);
+    let before = (place.read("run/recipe.toml"), place.read("run/metrics.jsonl"), place.read("run/summary.json"));
+    train_fails(&place, &[], 1, &["this folder holds a run already", "in run", "hint: go on with it by --resume"]);
+    let other = ["train", "recipe.toml", "--resume", "--set", "train.steps=2", "--set", "optim.lr=0.5"];
+    fails(&place, &other, 1, &["another recipe", "`steps = 1` there, `steps = 2` here", "`lr = ", "hint: "]);
+    let after = (place.read("run/recipe.toml"), place.read("run/metrics.jsonl"), place.read("run/summary.json"));
+    assert_eq!(before, after);
+    train_fails(&place, &["output=train.tsv"], 1, &["expected a run folder, found a file", "train.tsv"]);
+    train_fails(&place, &["output=train.tsv/run"], 1, &["cannot make the run folder", "train.tsv/run"]);
+}
+
+#[test]
+fn command_lines() {
+    let place = Place::new();
+    fails(&place, &["trian", "recipe.toml"], 2, &["unrecognized subcommand 'trian'", "'train'"]);
+    fails(&place, &["train"], 2, &["required", "<RECIPE>"]);
+    fails(&place, &["train", "recipe.toml", "--threads", "0"], 2, &["--threads: expected at least 1, found 0"]);
+    let bench = |more: &[&str], needles: &[&str]| {
+        fails(&place, &[&["bench", "--model-config", "model/config.json", "--seq", "8"], more].concat(), 2, needles);
+    };
+    bench(&["--batch", "0"], &["--batch", "expected at least 1, found 0"]);
+    bench(&["--ratio", "2"], &["--ratio: expected a number in (0, 1], found 2"]);
+    bench(&["--keep", "lean"], &["'lean'", "--keep", "exact, paper"]);
+    bench(&["--estimator", "wtf"], &["'wtf'", "--estimator", "'wta'"]);
+    fails(&place, &["bench", "--model-config", "model/config.json"], 2, &["--seq: expected at most 32", "found 128"]);
+    fails(&place, &["bench", "--model-config", "absent.json"], 2, &["--model-config", "absent.json"]);
+}
+
+#[test]
+fn matrices() {
+    let place = Place::new();
+    place.write("x.npy", npy(3, 2, &[1.0; 6]));
+    place.write("dz.npy", npy(4, 2, &[1.0; 8]));
+    let estimate = |x: &str, dz: &str, more: &[&str], code: i32, needles: &[&str]| {
+        fails(&place, &[&["estimate", "--json", "--x", x, "--dz", dz], more].concat(), code, needles);
+    };
+    estimate("x.npy", "dz.npy", &[], 2, &["expected as many rows in --dz as in --x, 3, found 4", "dz.npy"]);
+    estimate("train.tsv", "x.npy", &[], 1, &["expected a NumPy .npy file", "train.tsv", "hint: "]);
+    estimate("absent.npy", "x.npy", &[], 1, &["absent.npy", "No such file"]);
+    estimate("x.npy", "x.npy", &["--ratio", "2"], 2, &["--ratio: expected a number in (0, 1], found 2"]);
+    estimate("x.npy", "x.npy", &["--trials", "1"], 2, &["--trials: expected at least 2, found 1"]);
+}
+
+#[test]
+fn models_that_cannot_predict() {
+    let place = Place::new();
+    // the bare model, without a classifier
+    let stored = colrow_models::weights::Weights::open(&place.path("model")).unwrap();
+    let names: Vec<_> = stored.names().filter(|n| !n.starts_with("classifier")).map(str::to_owned).collect();
+    let values = |name: &String| {
+        let mut values = vec![0.0; stored.shape(name).unwrap().iter().product()];
+        stored.read(name, &mut values).unwrap();
+        values
+    };
+    let values: Vec<_> = names.iter().map(values).collect();
+    let saved: Vec<_> = names
+        .iter()
+        .zip(&values)
+        .map(|(name, values)| colrow_models::weights::Saved {
+            name: name.clone(),
+            shape: stored.shape(name).unwrap().to_vec(),
+            data: colrow_models::weights::Data::F32(values),
+        })
+        .collect();
+    let bare = place.path("bare.safetensors");
+    colrow_models::weights::write(&bare, &saved, &[]).unwrap();
+    drop(stored);
+    std::fs::rename(bare, place.path("model/model.safetensors")).unwrap();
+    let needles = &["classifier", "not trained", "in model", "hint: "];
+    fails(&place, &["eval", "--model", "model", "--data", "dev.tsv"], 1, needles);
+    fails(&place, &["predict", "--model", "model", "--data", "dev.tsv"], 1, needles);
+}
+
+#[test]
+fn evaluation_and_prediction() {
+    let place = Place::new();
+    let predict = |more: &[&str], code, needles: &[&str]| {
+        fails(&place, &[&["predict", "--model", "model"], more].concat(), code, needles);
+    };
+    predict(&["--data", "absent.tsv"], 1, &["no such file or folder", "absent.tsv"]);
+    predict(&["--data", "dev.tsv", "--text", "words"], 1, &["words", "dev.tsv"]);
+    predict(&["--data", "dev.tsv", "--max-length", "99"], 2, &["--max-length: expected at most 32", "found 99"]);
+    predict(&["--data", "dev.tsv", "--max-length", "1"], 2, &["at least 3 tokens, found 1"]);
+    predict(&["--data", "dev.tsv", "--out", "absent/out.jsonl"], 1, &["cannot write", "absent/out.jsonl"]);
+    let eval = ["eval", "--model", "model", "--data", "dev.tsv"];
+    fails(&place, &[&eval[..], &["--task", "stsb"]].concat(), 2, &["--task stsb", "one output", "2 labels"]);
+    fails(&place, &[&eval[..], &["--task", "sst3"]].concat(), 2, &["unknown task \"sst3\"", "did you mean sst2?"]);
+    place.write("other.tsv", tsv(&[("good".into(), 1), ("bad".into(), 7)]));
+    fails(&place, &["eval", "--model", "model", "--data", "other.tsv"], 1, &["unknown label \"7\"", "line 3"]);
+    fails(&place, &["report", "absent"], 1, &["absent"]);
+    fails(&place, &["quickstart", "--model", "./absent", "--data", "train.tsv"], 1, &["no such folder: ./absent"]);
+}

@@ -1,0 +1,255 @@
+//! Runs that are killed, stopped, or hit a full disk go on and end as if nothing had happened.
+
+#![cfg(unix)]
+
+mod common;
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Place, config, finish, random, rows, tsv};
+use serde_json::json;
+
+/// Rows drawn by remembered norms, dropout, accumulation, a part of an epoch: everything that a checkpoint has to carry.
+const SETS: [&str; 12] = [
+    "--set",
+    "keep.policy=paper",
+    "--set",
+    "train.steps=120",
+    "--set",
+    "train.save_every=4",
+    "--set",
+    "train.eval_every=30",
+    "--set",
+    "train.accumulate=2",
+    "--set",
+    "train.keep_checkpoints=2",
+];
+
+fn place() -> Place {
+    let place = Place::new();
+    let mut larger = config();
+    (larger["hidden_size"], larger["intermediate_size"]) = (json!(48), json!(96));
+    place.model("model", &larger);
+    place.write("train.tsv", tsv(&rows(300, 1, None)));
+    place
+}
+
+fn train<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["train", "recipe.toml", "--json", "--set", output], &SETS[..], more].concat()
+}
+
+fn spawn(place: &Place, args: &[&str]) -> Child {
+    place.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Waits until a run has done some steps.
+fn wait_for_steps(place: &Place, child: &mut Child, run: &str, lines: usize) {
+    let start = Instant::now();
+    while fs::read_to_string(place.path(run).join("metrics.jsonl")).map_or(0, |t| t.lines().count()) < lines {
+        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "{run} does not run");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[track_caller]
+fn same_run(place: &Place, run: &str) {
+    assert_eq!(place.metrics(run), place.metrics("whole"));
+    for file in ["model/model.safetensors", "model/config.json"] {
+        assert!(place.read(&format!("{run}/{file}")) == place.read(&format!("whole/{file}")), "{run}/{file} differs");
+    }
+    let (ours, theirs) = (place.json(&format!("{run}/summary.json")), place.json("whole/summary.json"));
+    for key in ["best", "final", "steps", "epochs", "kept_bytes", "peak_bytes", "peak_bytes_by_class", "ledger"] {
+        assert_eq!(ours[key], theirs[key], "{run}: {key}");
+    }
+}
+
+#[test]
+fn killed_runs_end_as_if_they_had_not_been() {
+    let place = place();
+    let clock = Instant::now();
+    place.ok(&train("output=whole", &["--threads", "1"]));
+    let whole = clock.elapsed();
+    place.ok(&train("output=two", &["--threads", "2"]));
+    same_run(&place, "two");
+
+    let mut seed = 11;
+    // the norm cache in memory and in a file: only the recipe differs
+    for (output, cache) in [("output=a", "keep.cache=memory"), ("output=b", "keep.cache=file")] {
+        let mut kills = 0;
+        for attempt in 0.. {
+            let resume: &[&str] = if attempt == 0 { &["--set", cache] } else { &["--set", cache, "--resume"] };
+            let mut child = spawn(&place, &train(output, resume));
+            if attempt < 6 {
+                // a little later each time, so that every attempt gets somewhere
+                let part = 0.1 + 0.05 * f64::from(attempt) + 0.3 * random(&mut seed, 1000) as f64 / 1000.0;
+                std::thread::sleep(whole.mul_f64(part));
+                child.kill().unwrap();
+            }
+            let output = child.wait_with_output().unwrap();
+            match output.status.code() {
+                Some(code) => {
+                    assert_eq!(code, 0, "{}", String::from_utf8_lossy(&output.stderr));
+                    break;
+                }
+                None => kills += 1,
+            }
+        }
+        assert!(kills >= 2, "the run ended before it was killed");
+        let run = output.trim_start_matches("output=");
+        if run == "a" {
+            same_run(&place, run);
+        } else {
+            // the cache is not on the meter
+            assert!(place.read("b/model/model.safetensors") == place.read("whole/model/model.safetensors"));
+        }
+        let left: Vec<_> = place.names(run).into_iter().chain(place.names(&format!("{run}/checkpoints"))).collect();
+        assert!(!left.iter().any(|name| name.ends_with(".tmp")), "{left:?}");
+    }
+}
+
+#[test]
+fn signals_end_a_run_after_its_step() {
+    let place = place();
+    place.ok(&train("output=whole", &[]));
+    for (name, output, run) in [("-TERM", "output=term", "term"), ("-INT", "output=int", "int")] {
+        let mut child = spawn(&place, &train(output, &[]));
+        wait_for_steps(&place, &mut child, run, 3);
+        signal(&child, name);
+        let ended = child.wait_with_output().unwrap();
+        let err = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!((ended.status.code(), ended.stdout.len()), (Some(1), 0), "{err}");
+        let step = err.split("error: stopped after step ").nth(1).unwrap().split(';').next().unwrap();
+        assert!(place.path(run).join("checkpoints").join(format!("step-{step}")).is_dir(), "{err}");
+        let hint = format!("hint: go on with: colrow train recipe.toml --set '{output}' --set 'keep.policy=paper'");
+        assert!(err.contains(&hint) && err.trim_end().ends_with("--resume"), "{err}");
+        assert!(!place.path(run).join("summary.json").exists());
+
+        // as a machine that lost power leaves it
+        let mut metrics = OpenOptions::new().append(true).open(place.path(run).join("metrics.jsonl")).unwrap();
+        metrics.write_all(b"{\"kind\":\"train\",\"step\":4,\"lo\xe2").unwrap();
+        let err = place.run(&train(output, &["--resume"])).err;
+        assert!(err.contains(&format!("going on after step {step}")), "{err}");
+        same_run(&place, run);
+    }
+    let before = (place.read("term/summary.json"), place.read("term/metrics.jsonl"));
+    let again = place.run(&train("output=term", &["--resume"]));
+    assert_eq!((again.code, again.out.as_bytes()), (Some(0), &before.0[..]));
+    assert!(again.err.contains("this run has ended"), "{}", again.err);
+    assert_eq!((place.read("term/summary.json"), place.read("term/metrics.jsonl")), before);
+}
+
+#[test]
+fn a_second_signal_ends_a_run_at_once() {
+    let place = place();
+    place.write("train.tsv", tsv(&rows(6000, 1, None)));
+    // one step of 6,000 batches
+    let sets = ["train", "recipe.toml", "--set", "train.batch=1", "--set", "train.accumulate=6000"];
+    let mut child = spawn(&place, &sets);
+    let start = Instant::now();
+    while !place.path("run/metrics.jsonl").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(&child, "-TERM");
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(child.try_wait().unwrap().is_none(), "the first signal lets the step finish");
+    signal(&child, "-TERM");
+    let clock = Instant::now();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(clock.elapsed() < Duration::from_secs(1));
+    assert_eq!(place.names("run/checkpoints"), [""; 0]);
+}
+
+/// A run that was stopped after some steps, and the name of its newest checkpoint.
+fn stopped(place: &Place) -> String {
+    let mut child = spawn(place, &train("output=run", &[]));
+    wait_for_steps(place, &mut child, "run", 9);
+    signal(&child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let steps = place.names("run/checkpoints");
+    steps.into_iter().max_by_key(|name| name["step-".len()..].parse::<u64>().unwrap()).unwrap()
+}
+
+#[test]
+fn full_disks_and_read_only_folders_spare_the_checkpoint() {
+    let place = place();
+    place.ok(&train("output=whole", &[]));
+    let checkpoint = format!("run/checkpoints/{}", stopped(&place));
+    let files = place.names(&checkpoint);
+    assert_eq!(files, ["model.safetensors", "norms.safetensors", "optimizer.safetensors", "state.json"]);
+    let content = || -> Vec<_> { files.iter().map(|f| place.read(&format!("{checkpoint}/{f}"))).collect() };
+    let before = content();
+
+    // no file may be longer than 128 or 256 KiB (the unit is the shell's): the weights are
+    let script = "trap '' XFSZ; ulimit -f 256; exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_colrow")]).args(train("output=run", &["--resume"]));
+    let ran = finish(command.current_dir(place.path(".")).stdin(Stdio::null()));
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{}", ran.err);
+    assert!(ran.err.contains("error: cannot write: File too large"), "{}", ran.err);
+    assert!(ran.err.contains("in run/checkpoints/") && ran.err.contains("hint: "), "{}", ran.err);
+    assert_eq!(content(), before);
+    assert!(
+        place.names("run/checkpoints").iter().all(|name| !name.starts_with('.')),
+        "{:?}",
+        place.names("run/checkpoints")
+    );
+
+    let all = |mode: u32| {
+        for name in ["run", "run/checkpoints", "run/metrics.jsonl", "run/lock"] {
+            fs::set_permissions(place.path(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    all(0o555);
+    let mut command = place.command(&train("output=run", &["--resume"]));
+    let program = place.path("colrow");
+    if fs::metadata(place.path(".")).unwrap().uid() == 0 {
+        // nothing is read-only to root: another user runs a copy of the program
+        fs::set_permissions(place.path("."), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_colrow"), &program).unwrap();
+        command = Command::new(&program);
+        command.args(train("output=run", &["--resume"])).current_dir(place.path(".")).uid(65534).gid(65534);
+    }
+    let ran = finish(&mut command);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{}", ran.err);
+    assert!(ran.err.contains("cannot write to the run folder: Permission denied"), "{}", ran.err);
+    assert!(ran.err.contains("in run"), "{}", ran.err);
+    assert_eq!(content(), before);
+    all(0o755);
+
+    place.ok(&train("output=run", &["--resume"]));
+    same_run(&place, "run");
+}
+
+#[test]
+fn damaged_checkpoints_are_named() {
+    let place = place();
+    place.ok(&train("output=whole", &[]));
+    let newest = stopped(&place);
+    let folder = format!("run/checkpoints/{newest}");
+    let resume = train("output=run", &["--resume"]);
+    for file in ["model.safetensors", "norms.safetensors", "optimizer.safetensors", "state.json"] {
+        let path = format!("{folder}/{file}");
+        let whole = place.read(&path);
+        place.write(&path, &whole[..whole.len() / 2]);
+        let ran = place.run(&resume);
+        assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{}", ran.err);
+        assert!(ran.err.contains(&format!("in {path}")), "{}", ran.err);
+        assert!(ran.err.contains("hint: remove this folder"), "{}", ran.err);
+        place.write(&path, whole);
+    }
+    // what the hint says
+    fs::remove_dir_all(place.path(&folder)).unwrap();
+    place.ok(&resume);
+    same_run(&place, "run");
+}
