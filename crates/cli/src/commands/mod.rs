@@ -19,7 +19,30 @@ use colrow_tensor::{DType, Device, Error, Result};
 use colrow_train::data::{Examples, TokenisedSet, Tokeniser};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::recipe::Recipe;
 use serde::Serialize;
+
+/// A recipe as commands take it.
+#[derive(clap::Args)]
+pub(crate) struct RecipeArgs {
+    /// The recipe, a TOML file (docs/recipe.md lists its keys).
+    recipe: PathBuf,
+    /// Change a key of the recipe: --set optim.lr=3e-5. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+impl RecipeArgs {
+    fn load(&self) -> Result<Recipe> {
+        Recipe::load(&self.recipe, &self.sets)
+    }
+
+    /// These arguments as they are typed again.
+    fn again(&self) -> String {
+        let sets = self.sets.iter().map(|s| format!(" --set '{s}'")).collect::<String>();
+        format!("{}{sets}", self.recipe.display())
+    }
+}
 
 /// Prints a result as JSON.
 ///

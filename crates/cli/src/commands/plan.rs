@@ -1,30 +1,24 @@
 //! `colrow plan`: kept bytes and peak of a recipe before any weight is read.
 
-use std::path::PathBuf;
-
 use colrow_tensor::Result;
 use colrow_train::plan::Plan;
-use colrow_train::recipe::Recipe;
 use colrow_train::setup;
 
-use super::{print, print_json};
+use super::{RecipeArgs, print, print_json};
 use crate::units;
 
 /// Say what a recipe's largest step will keep and need at its peak, before any weight is read.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The recipe, a TOML file.
-    recipe: PathBuf,
-    /// Change a key of the recipe: --set keep.ratio=0.1. May be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
+    #[command(flatten)]
+    recipe: RecipeArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let job = setup::prepare(Recipe::load(&args.recipe, &args.sets)?)?;
+    let job = setup::prepare(args.recipe.load()?)?;
     job.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
     let plan = job.plan()?;
     if args.json { print_json(&plan) } else { print(&text(&plan)) }

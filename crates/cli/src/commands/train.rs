@@ -3,23 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use colrow_tensor::{Error, Result};
-use colrow_train::recipe::Recipe;
 use colrow_train::trainer::{self, Outcome};
 use serde_json::Value;
 
-use super::{print, print_json};
+use super::{RecipeArgs, print, print_json};
 use crate::progress::Progress;
 use crate::report::{self, Run};
 use crate::{signals, units};
 
-/// Train a model as a recipe says (docs/recipe.md lists its keys).
+/// Train a model as a recipe says.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The recipe, a TOML file.
-    recipe: PathBuf,
-    /// Change a key of the recipe: --set optim.lr=3e-5. May be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
+    #[command(flatten)]
+    recipe: RecipeArgs,
     /// Go on from the newest checkpoint of the run folder.
     #[arg(long)]
     resume: bool,
@@ -29,8 +25,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe, &args.sets)?;
-    recipe.check_train(&args.recipe.display().to_string())?;
+    let recipe = args.recipe.load()?;
+    recipe.check_train(&args.recipe.recipe.display().to_string())?;
     let stop = signals::stop_flag()?;
     let output = PathBuf::from(recipe.output.clone().unwrap_or_default());
     let mut progress = Progress::new(&name_of(&output));
@@ -42,10 +38,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             if args.json { print_json(&summary) } else { print(&text(&summary, &output)) }
         }
         Outcome::Interrupted(step) => {
-            let sets: String = args.sets.iter().map(|s| format!(" --set '{s}'")).collect();
             Err(Error::new(format!("stopped after step {step}; a checkpoint was written"))
                 .at(output.display())
-                .hint(format!("go on with: colrow train {}{sets} --resume", args.recipe.display())))
+                .hint(format!("go on with: colrow train {} --resume", args.recipe.again())))
         }
     }
 }
