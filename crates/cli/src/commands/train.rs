@@ -37,11 +37,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             write_report(&output)?;
             if args.json { print_json(&summary) } else { print(&text(&summary, &output)) }
         }
-        Outcome::Interrupted(step) => {
-            Err(Error::new(format!("stopped after step {step}; a checkpoint was written"))
-                .at(output.display())
-                .hint(format!("go on with: colrow train {} --resume", args.recipe.again())))
-        }
+        Outcome::Interrupted(step) => Err(Error::new(format!("stopped after step {step}; a checkpoint was written"))
+            .at(output.display())
+            .hint(format!("go on with: colrow train {} --resume", args.recipe.again()))),
     }
 }
 
