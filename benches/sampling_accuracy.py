@@ -19,7 +19,7 @@ SETTINGS = {
     "exact": ["keep.policy=exact"],
     "wta@0.3": ["keep.policy=paper", "keep.estimator=wta", "keep.ratio=0.3"],
     "pps@0.3": ["keep.policy=paper", "keep.estimator=pps", "keep.ratio=0.3"],
-    # late draws by the true norms: what knowing the norms is worth (the input is kept whole, so this saves time alone)
+    # drawn in the backward pass by the true norms, the input rebuilt from the norm or GELU before it where there is one
     "pps@0.3 current": ["keep.policy=paper", "keep.estimator=pps", "keep.ratio=0.3", "keep.norms=current"],
     "pps@0.1": ["keep.policy=paper", "keep.estimator=pps", "keep.ratio=0.1"],
 }
