@@ -25,7 +25,7 @@ SETTINGS = {
 }
 TASKS = {
     "sst2": ("SST-2", ["data.limit=8000", "train.epochs=2"]),
-    "rte": ("RTE", ["train.epochs=2"]),
+    "rte": ("RTE", []),
 }
 
 
