@@ -123,6 +123,10 @@ pub trait Kernels {
     fn gather_rows(&self, x: &Tensor, index: &Tensor, scale: Option<&Tensor>, y: &mut Tensor);
     /// `y[index_j] = x_j`, all other rows 0; the indices are distinct.
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor);
+    /// `y = x[:, first..first + c]`, x (n, d), y (n, c).
+    fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
+    /// `y[:, first..first + c] += x`, x (n, c), y (n, d).
+    fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
     /// int8 with stochastic rounding in groups of [`QUANT_GROUP`] columns: `scale = max|x|/127` of a group, `codes` = ⌊x/scale + u⌋ +
     /// 128 with u uniform in [0, 1), so that E[(codes − 128)·scale] = x. x, codes (n, d), scale (n, ⌈d/group⌉).
     fn quantise(&self, key: Key, x: &Tensor, codes: &mut Tensor, scale: &mut Tensor);

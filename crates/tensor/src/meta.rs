@@ -42,6 +42,8 @@ impl Kernels for Meta {
     fn embed_backward(&self, _: In, _: In, _: Out) {}
     fn gather_rows(&self, _: In, _: In, _: Option<In>, _: Out) {}
     fn scatter_rows(&self, _: In, _: In, _: Out) {}
+    fn read_columns(&self, _: In, _: usize, _: Out) {}
+    fn add_to_columns(&self, _: In, _: usize, _: Out) {}
     fn quantise(&self, _: Key, _: In, _: Out, _: Out) {}
     fn dequantise(&self, _: In, _: In, _: Out) {}
     fn attention_scratch(&self, longest: usize) -> usize { cpu::attention::scratch(self.threads, longest) }

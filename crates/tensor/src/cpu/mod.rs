@@ -2,6 +2,7 @@
 //! time. Every result is the same for any number of threads: reductions run over fixed chunks, in order.
 
 pub(crate) mod attention;
+mod columns;
 mod loss;
 mod matmul;
 mod optim;
@@ -167,6 +168,16 @@ impl Kernels for Cpu {
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor) {
         self.zero(y);
         by_float!(x, T => rows::scatter::<T>(x.as_slice(), x.cols(), index.as_slice(), y.as_mut_slice()));
+    }
+
+    fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) {
+        let (d, c) = (x.cols(), y.cols());
+        by_float!(x, T => columns::read::<T>(x.as_slice(), d, first, c, y.as_mut_slice()));
+    }
+
+    fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) {
+        let (c, d) = (x.cols(), y.cols());
+        by_float!(x, T => columns::add::<T>(x.as_slice(), c, d, first, y.as_mut_slice()));
     }
 
     fn quantise(&self, key: Key, x: &Tensor, codes: &mut Tensor, scale: &mut Tensor) {
