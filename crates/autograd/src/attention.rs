@@ -102,6 +102,20 @@ mod tests {
         }
     }
 
+    /// Two sites drop different probabilities; one site drops the same ones again.
+    #[test]
+    fn every_site_has_its_own_mask() {
+        let device = Device::cpu();
+        let bounds = device.tensor(Class::Workspace, &[2], &[0_u32, 20]);
+        let (params, [x]) = random_params(&device, DType::F64, [("qkv", &[20, 12])]);
+        let run = |site: &str| {
+            let mut tape = Tape::new(&params, training(Key::new(2), true, Policy::exact(), None));
+            let qkv = leaf(&mut tape, x);
+            tape.attention(site, qkv, &bounds, 20, 2, 0.3).value.to_f64()
+        };
+        assert!(run("layer.0") == run("layer.0") && run("layer.0") != run("layer.1"));
+    }
+
     /// What a sequence gives does not depend on its neighbours.
     #[test]
     fn sequences_are_independent() {
