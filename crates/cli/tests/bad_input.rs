@@ -258,3 +258,40 @@ fn evaluation_and_prediction() {
     fails(&place, &["report", "absent"], 1, &["absent"]);
     fails(&place, &["quickstart", "--model", "./absent", "--data", "train.tsv"], 1, &["no such folder: ./absent"]);
 }
+
+#[test]
+fn adapters_that_do_not_fit() {
+    let place = Place::new();
+    let lora = |more: &[&str], code, needles: &[&str]| {
+        train_fails(&place, &[&["train.method=lora"], more].concat(), code, needles);
+    };
+    lora(&["lora.targets=[\"querry\"]"], 2, &["lora.targets: `querry` names no linear", "hint: linears end in query,"]);
+    lora(&["train.modules_to_save=[\"head\"]"], 2, &["train.modules_to_save: `head` names no module", "hint: "]);
+    fails(
+        &place,
+        &["eval", "--model", "model", "--base", "model", "--data", "train.tsv"],
+        2,
+        &["--base", "hint: leave out"],
+    );
+    fails(&place, &["merge", "--model", "model", "--out", "merged"], 2, &["expected an adapter", "in model"]);
+
+    place.train(&["train.method=lora", "train.steps=1", "output=run"]);
+    let mut wide = config();
+    (wide["hidden_size"], wide["num_hidden_layers"]) = (json!(32), json!(1));
+    place.model("wide", &wide);
+    let eval = |base: &str, needles: &[&str]| {
+        fails(&place, &["eval", "--model", "run/model", "--base", base, "--data", "train.tsv"], 1, needles);
+    };
+    eval("wide", &["hint: "]);
+    eval("./absent", &["no such folder: ./absent"]);
+    let settings = place.text("run/model/adapter_config.json");
+    place.write("run/model/adapter_config.json", settings.replace("\"r\": 8", "\"r\": 4"));
+    let needles = &["does not fit its base model", "lora_A.weight: expected shape (4, 16), found (8, 16)", "hint: "];
+    eval("model", needles);
+    place.write("run/model/adapter_config.json", settings.replace("\"LORA\"", "\"IA3\""));
+    eval("model", &["peft_type: expected \"LORA\", found \"IA3\"", "run/model/adapter_config.json"]);
+    place.write("run/model/adapter_config.json", settings);
+    let whole = place.read("run/model/adapter_model.safetensors");
+    place.write("run/model/adapter_model.safetensors", &whole[..whole.len() - 9]);
+    eval("model", &["truncated", "run/model/adapter_model.safetensors"]);
+}

@@ -130,6 +130,38 @@ fn killed_runs_end_as_if_they_had_not_been() {
     }
 }
 
+/// Only what is learned is in a checkpoint; the rest comes from the base model.
+#[test]
+fn a_killed_adapter_run_goes_on() {
+    let place = place();
+    let sets = ["--set", "train.method=lora", "--set", "lora.dropout=0.1", "--set", "keep.sites.'*.lora'.keep=rows"];
+    let clock = Instant::now();
+    place.ok(&train("output=whole", &sets));
+    let whole = clock.elapsed();
+    for part in [0.4, 0.7] {
+        let run = format!("killed-{part}");
+        let output = format!("output={run}");
+        let mut child = spawn(&place, &train(&output, &sets));
+        std::thread::sleep(whole.mul_f64(part));
+        child.kill().unwrap();
+        let killed = child.wait().unwrap().code().is_none();
+        assert!(killed, "the run ended before it was killed");
+        place.ok(&train(&output, &[&sets[..], &["--resume"]].concat()));
+        for file in ["adapter_model.safetensors", "adapter_config.json"] {
+            let file = format!("model/{file}");
+            assert!(
+                place.read(&format!("{run}/{file}")) == place.read(&format!("whole/{file}")),
+                "{run}/{file} differs"
+            );
+        }
+        assert_eq!(place.metrics(&run), place.metrics("whole"));
+    }
+    let step = place.names("whole/checkpoints").pop().unwrap();
+    let size = |file: &str| place.read(file).len();
+    let checkpoint = size(&format!("whole/checkpoints/{step}/model.safetensors"));
+    assert!(checkpoint < size("model/model.safetensors") / 2, "{checkpoint} bytes");
+}
+
 #[test]
 fn signals_end_a_run_after_its_step() {
     let place = place();

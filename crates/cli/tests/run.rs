@@ -301,9 +301,49 @@ fn completions_and_help() {
     let place = Place::new();
     assert!(place.ok(&["completions", "bash"]).contains("_colrow()"));
     let help = place.ok(&["--help"]);
-    for command in ["quickstart", "train", "eval", "predict", "plan", "bench", "estimate", "report"] {
+    for command in ["quickstart", "train", "eval", "predict", "merge", "plan", "bench", "estimate", "report"] {
         assert!(help.contains(command), "{command}");
         assert!(place.ok(&[command, "--help"]).contains("Usage: colrow"), "{command}");
     }
     assert_eq!(place.ok(&["--version"]).trim(), format!("colrow {}", env!("CARGO_PKG_VERSION")));
+}
+
+/// Every method learns what it says, and the adapter's folder, the merged model and the run agree.
+#[test]
+fn adapters_learn_and_merge() {
+    let place = Place::new();
+    let targets = "lora.targets=[\"query\", \"key\", \"value\", \"layer.*.dense\"]";
+    let sets = ["train.epochs=40", targets, "lora.rank=4", "lora.dropout=0.1", "optim.warmup=0.1"];
+    let mut kept = Vec::new();
+    for method in ["lora", "lora-fa", "bitfit", "full"] {
+        let (output, set) = (format!("output={method}"), format!("train.method={method}"));
+        // the whole model learns at a rate that would blow it up
+        let lr = if method == "full" { "optim.lr=1e-3" } else { "optim.lr=2e-2" };
+        let summary = place.train(&[&sets[..], &[&output, &set, lr]].concat());
+        kept.push(summary["kept_bytes"].as_u64().unwrap());
+        let names = place.names(&format!("{method}/model"));
+        assert_eq!(names.iter().any(|n| n == "adapter_model.safetensors"), method.starts_with("lora"), "{names:?}");
+        let metrics = place.metrics(method);
+        let losses: Vec<f64> =
+            metrics.iter().filter(|m| m["kind"] == "train").filter_map(|m| m["loss"].as_f64()).collect();
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        let third = losses.len() / 3;
+        assert!(mean(&losses[losses.len() - third..]) < mean(&losses[..third]), "{method}: {losses:?}");
+    }
+    let [lora, fa, bitfit, full] = kept[..] else { panic!("four runs") };
+    // adapters on every linear keep what the linears would keep, and their hidden rows beside it
+    assert!(fa < lora && fa < full && full < lora && bitfit < full, "{kept:?}");
+
+    let logits = |args: &[&str]| -> Vec<f64> {
+        let out = place.ok(&[&["predict", "--data", "dev.tsv"], args].concat());
+        let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["logits"].clone();
+        out.lines().map(line).flat_map(|l| l.as_array().unwrap().clone()).map(|x| x.as_f64().unwrap()).collect()
+    };
+    place.ok(&["merge", "--model", "lora/model", "--out", "merged"]);
+    let (adapter, merged) = (logits(&["--model", "lora/model"]), logits(&["--model", "merged"]));
+    assert!(
+        adapter.iter().zip(&merged).all(|(a, b)| (a - b).abs() < 1e-4 * a.abs().max(1.0)),
+        "{adapter:?} {merged:?}"
+    );
+    assert_eq!(logits(&["--model", "lora/model", "--base", "model"]), adapter);
 }

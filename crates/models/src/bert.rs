@@ -11,8 +11,9 @@ use crate::config::BertConfig;
 use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
 use crate::matching::NUM_LABELS;
 
-/// The sites that the published system samples: attention output and both feed-forward linears (Liu et al. 2023, section 4).
-pub const PAPER_SITES: [&str; 2] = ["encoder.layer.*.output.dense", "encoder.layer.*.intermediate.dense"];
+/// The sites that the published system samples: attention output and both feed-forward linears (Liu et al. 2023, section 4), and
+/// with LoRA the inputs of the adapters.
+pub const PAPER_SITES: [&str; 3] = ["encoder.layer.*.output.dense", "encoder.layer.*.intermediate.dense", "*.lora"];
 
 /// A ragged batch on a device.
 #[derive(Clone, Debug)]
@@ -125,11 +126,18 @@ impl Bert {
         (0..self.registry.entries.len()).for_each(|i| self.registry.init(i, Key::new(seed)));
     }
 
-    /// Sites of all linears, in the order of the forward pass.
+    /// Sites that keep an input by a policy, linears and their adapters, in the order of the forward pass.
     pub fn linear_sites(&self) -> Vec<String> {
-        let of = |l: &Layer| [&l.qkv, &l.attention_output, &l.intermediate, &l.output].map(|d| d.site().to_owned());
-        let heads = [&self.pooler, &self.classifier].map(|d| d.site().to_owned());
-        self.layers.iter().flat_map(of).chain(heads).collect()
+        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.attention_output, &l.intermediate, &l.output]);
+        let linears = layers.chain([&self.pooler, &self.classifier]);
+        linears.flat_map(|dense| [Some(dense.site().to_owned()), dense.adapter_site()]).flatten().collect()
+    }
+
+    /// The linears, and the registry of their parameters, to adapt them.
+    pub(crate) fn linears_mut(&mut self) -> (Vec<&mut Dense>, &mut Registry) {
+        let layers = self.layers.iter_mut();
+        let layers = layers.flat_map(|l| [&mut l.qkv, &mut l.attention_output, &mut l.intermediate, &mut l.output]);
+        (layers.chain([&mut self.pooler, &mut self.classifier]).collect(), &mut self.registry)
     }
 
     /// Logits (b, labels).

@@ -1,6 +1,6 @@
 //! Layers that model families share, and the registry that ties their parameters to checkpoint keys.
 
-use colrow_autograd::{ParamId, Params, Tape, Var};
+use colrow_autograd::{LowRank, ParamId, Params, Tape, Var};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result, Tensor};
 use rayon::prelude::*;
@@ -16,6 +16,8 @@ pub enum Init {
     Ones,
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
+    /// Uniform between minus and plus this bound.
+    Uniform(f64),
 }
 
 /// A tensor of the checkpoint: rows `first..first + shape[0]` of a parameter.
@@ -86,17 +88,15 @@ impl Registry {
             match init {
                 Init::Zeros => out.fill(0.0),
                 Init::Ones => out.fill(1.0),
-                Init::Normal(std) => {
-                    let draw = |(i, x): (usize, &mut f32)| *x = (std * key.normal(i as u64)) as f32;
-                    out.par_iter_mut().with_min_len(4096).enumerate().for_each(draw);
-                }
+                Init::Normal(std) => draw(out, |i| std * key.normal(i)),
+                Init::Uniform(bound) => draw(out, |i| bound * (2.0 * key.uniform(i) - 1.0)),
             }
             Ok::<(), Error>(())
         };
         self.edit(entry.param, entry.range(), fill).expect("filling does not fail");
     }
 
-    fn edit(
+    pub(crate) fn edit(
         &mut self,
         param: ParamId,
         range: std::ops::Range<usize>,
@@ -117,14 +117,19 @@ impl Registry {
         }
     }
 
-    /// The f32 tensors as a checkpoint stores them.
-    pub fn saved(&self) -> Vec<Saved<'_>> {
+    /// The f32 tensors of the entries that are `chosen`, as a checkpoint stores them.
+    pub fn saved(&self, chosen: impl Fn(&Entry) -> bool) -> Vec<Saved<'_>> {
         let saved = |entry: &Entry| Saved {
             name: entry.key.clone(),
             shape: entry.shape.clone(),
             data: Data::F32(&self.params[entry.param].value.as_slice::<f32>()[entry.range()]),
         };
-        self.entries.iter().map(saved).collect()
+        self.entries.iter().filter(|e| chosen(e)).map(saved).collect()
+    }
+
+    /// Whether an entry is learned.
+    pub fn is_trainable(&self, entry: &Entry) -> bool {
+        self.params[entry.param].trainable
     }
 
     /// The part of a tensor shaped like a parameter (its gradient, say) that belongs to entry `i`.
@@ -154,12 +159,19 @@ impl Registry {
     }
 }
 
-/// `y = x·Wᵀ + b`.
+fn draw(out: &mut [f32], number: impl Fn(u64) -> f64 + Sync) {
+    out.par_iter_mut().with_min_len(4096).enumerate().for_each(|(i, x)| *x = number(i as u64) as f32);
+}
+
+/// `y = x·Wᵀ + b`, and what adapters add to it.
 #[derive(Clone, Debug)]
 pub struct Dense {
     site: String,
     weight: ParamId,
     bias: ParamId,
+    modules: Vec<String>,
+    size: [usize; 2],
+    adapter: Option<LowRank>,
 }
 
 /// Sizes of a dense layer and the keys of `config.json` that set them, output first as in the weight.
@@ -174,11 +186,12 @@ pub struct DenseSize {
 impl Dense {
     /// The dense layer at `site`: the tensors `keys` (without `.weight`, `.bias`), each of `size`, stacked.
     pub fn new(registry: &mut Registry, site: &str, keys: &[&str], size: DenseSize, std: f64) -> Self {
+        let modules = keys.iter().map(|&key| key.to_owned()).collect();
         let keys = |kind: &str| keys.iter().map(|n| format!("{n}.{kind}")).collect::<Vec<_>>();
         let DenseSize { size, dims } = size;
         let weight = registry.add(&keys("weight"), &size, dims, Init::Normal(std));
         let bias = registry.add(&keys("bias"), &size[..1], &dims[..1], Init::Zeros);
-        Self { site: site.to_owned(), weight, bias }
+        Self { site: site.to_owned(), weight, bias, modules, size, adapter: None }
     }
 
     /// Its place in policies and ledger.
@@ -186,9 +199,38 @@ impl Dense {
         &self.site
     }
 
+    /// The place of its adapters in policies and ledger, if it has any.
+    pub fn adapter_site(&self) -> Option<String> {
+        self.adapter.as_ref().map(|_| format!("{}.lora", self.site))
+    }
+
+    /// Its weight: the modules' stacked by rows.
+    pub(crate) fn weight(&self) -> ParamId {
+        self.weight
+    }
+
+    /// The checkpoint's modules that are stacked here.
+    pub(crate) fn modules(&self) -> &[String] {
+        &self.modules
+    }
+
+    /// Outputs and inputs of one of them.
+    pub(crate) fn size(&self) -> [usize; 2] {
+        self.size
+    }
+
+    /// Its adapters.
+    pub(crate) fn adapter_mut(&mut self) -> &mut Option<LowRank> {
+        &mut self.adapter
+    }
+
     /// x (n, in) to (n, out).
     pub fn forward(&self, tape: &mut Tape, x: &Var) -> Var {
-        tape.linear(&self.site, x, self.weight, Some(self.bias))
+        let y = tape.linear(&self.site, x, self.weight, Some(self.bias));
+        match (&self.adapter, self.adapter_site()) {
+            (Some(adapter), Some(site)) => tape.low_rank(&site, y, x, adapter),
+            _ => y,
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod header;
 pub mod hub;
 pub mod layers;
 pub mod load;
+pub mod lora;
 pub mod matching;
 pub mod save;
 pub mod weights;

@@ -1,12 +1,14 @@
 //! From a checkpoint folder to a model with weights.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Result};
+use colrow_tensor::{DType, Device, Error, Result};
 
 use crate::bert::Bert;
 use crate::config::BertConfig;
+use crate::hub::{self, CONFIG_FILE, TOKENIZER_FILE};
+use crate::lora;
 use crate::matching::{BERT, Wanted, match_keys};
 use crate::weights::Weights;
 
@@ -15,6 +17,8 @@ use crate::weights::Weights;
 pub struct Loaded {
     /// The model.
     pub model: Bert,
+    /// The folder with the tokenizer's files.
+    pub tokenizer_dir: PathBuf,
     /// Keys that the checkpoint lacks and that were initialised.
     pub missing: Vec<String>,
     /// Missing keys that were initialised, ignored ones.
@@ -49,5 +53,39 @@ pub fn bert(
             None => model.registry.init(i, Key::new(seed).named("init")),
         }
     }
-    Ok(Loaded { model, warnings: matched.warnings(), missing: matched.missing })
+    Ok(Loaded { model, tokenizer_dir: dir.to_owned(), warnings: matched.warnings(), missing: matched.missing })
+}
+
+/// Reads the adapter in `dir` and its base model: `base` (a folder or hub id), or the one that the adapter names. The adapter stays
+/// beside the weights; see [`lora::merge`].
+///
+/// # Errors
+/// Those of [`bert`]; an adapter of another base, or with settings that this program does not have.
+pub fn adapted(dir: &Path, base: Option<&str>, device: &Device, dtype: DType) -> Result<Loaded> {
+    let (mut settings, named) = lora::read_config(dir)?;
+    let (modules, labels) = lora::contents(dir)?;
+    settings.targets = modules;
+    let Some(base) = base.or(named.as_deref()) else {
+        return Err(Error::new("base_model_name_or_path: expected the adapter's base model, found nothing")
+            .at(dir.join(lora::ADAPTER_CONFIG_FILE).display())
+            .hint("name it by --base"));
+    };
+    let base = hub::resolve(base, "main").map_err(|e| {
+        e.at(dir.join(lora::ADAPTER_CONFIG_FILE).display()).hint("name the adapter's base model by --base")
+    })?;
+    let mut config = BertConfig::open(if dir.join(CONFIG_FILE).exists() { dir } else { &base })?;
+    if let Some(labels) = labels.filter(|&n| n != config.num_labels()) {
+        config.labels = (0..labels).map(|i| format!("LABEL_{i}")).collect();
+    }
+    let mut loaded = bert(&base, config, device, dtype, 0, true)?;
+    lora::adapt(&mut loaded.model, &settings, 0)?;
+    lora::read(&mut loaded.model, &settings, dir)?;
+    // what the base lacks and the adapter brings is neither missing nor worth a warning
+    loaded.missing.retain(|key| !lora::is_saved_whole(&settings.modules_to_save, key));
+    loaded.warnings.clear();
+    // PEFT may write an adapter without its tokenizer
+    if dir.join(TOKENIZER_FILE).exists() {
+        loaded.tokenizer_dir = dir.to_owned();
+    }
+    Ok(loaded)
 }

@@ -1,4 +1,4 @@
-//! Writing a model folder that `transformers` loads.
+//! Writing a folder that `transformers` (a model) or PEFT (an adapter) loads.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -10,6 +10,7 @@ use crate::atomic::{replace_dir_atomic, write_file_atomic};
 use crate::config::BertConfig;
 use crate::files::{first_ten, io_error};
 use crate::hub::{CONFIG_FILE, OTHER_TOKENIZER_FILES, TOKENIZER_FILE};
+use crate::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 use crate::weights::{Saved, WEIGHTS_FILE, write};
 
 /// Writes `config.json`, `model.safetensors` and the tokenizer's files of `tokenizer_source` to the folder `dir`, which is replaced
@@ -20,13 +21,40 @@ pub fn save_model_folder(
     tensors: &[Saved<'_>],
     tokenizer_source: &Path,
 ) -> Result<()> {
+    save(dir, &[(CONFIG_FILE, config.to_json())], WEIGHTS_FILE, tensors, tokenizer_source)
+}
+
+/// As [`save_model_folder`] for an adapter: `adapter_config.json` with `settings`, `adapter_model.safetensors`, the tokenizer's files,
+/// and `config.json`, which PEFT does not need, for the names of the labels.
+///
+/// # Errors
+/// As there.
+pub fn save_adapter_folder(
+    dir: &Path,
+    config: &BertConfig,
+    settings: String,
+    tensors: &[Saved<'_>],
+    tokenizer_source: &Path,
+) -> Result<()> {
+    let texts = [(CONFIG_FILE, config.to_json()), (ADAPTER_CONFIG_FILE, settings)];
+    save(dir, &texts, ADAPTER_WEIGHTS_FILE, tensors, tokenizer_source)
+}
+
+fn save(
+    dir: &Path,
+    texts: &[(&str, String)],
+    weights: &str,
+    tensors: &[Saved<'_>],
+    tokenizer_source: &Path,
+) -> Result<()> {
     check_replaceable(dir)?;
     replace_dir_atomic(dir, |new| {
-        write_file_atomic(&new.join(CONFIG_FILE), |file| {
-            file.write_all(config.to_json().as_bytes())
-                .map_err(|e| io_error("cannot write", &e, &dir.join(CONFIG_FILE)))
-        })?;
-        write(&new.join(WEIGHTS_FILE), tensors, &[])?;
+        for (name, text) in texts {
+            write_file_atomic(&new.join(name), |file| {
+                file.write_all(text.as_bytes()).map_err(|e| io_error("cannot write", &e, &dir.join(name)))
+            })?;
+        }
+        write(&new.join(weights), tensors, &[])?;
         copy(TOKENIZER_FILE, tokenizer_source, new)?;
         for name in OTHER_TOKENIZER_FILES {
             if tokenizer_source.join(name).exists() {
@@ -50,7 +78,8 @@ fn check_replaceable(dir: &Path) -> Result<()> {
         Err(e) => return Err(io_error("cannot write the model folder", &e, dir)),
     };
     let ours = |name: &str| {
-        [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE].contains(&name) || OTHER_TOKENIZER_FILES.contains(&name)
+        let own = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE];
+        own.contains(&name) || OTHER_TOKENIZER_FILES.contains(&name)
     };
     let mut others: Vec<_> =
         entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).filter(|name| !ours(name)).collect();

@@ -68,7 +68,8 @@ pub fn write(folder: &Path, engine: &Engine, state: &State, keep: usize) -> Resu
     let snapshot = engine.norms.as_ref().map(|n| n.snapshot());
     let state = State { running: snapshot.as_ref().map(|(running, _)| running.clone()), ..state.clone() };
     replace_dir_atomic(&target, |new| {
-        weights::write(&new.join(WEIGHTS), &engine.model.registry.saved(), &[])?;
+        let registry = &engine.model.registry;
+        weights::write(&new.join(WEIGHTS), &registry.saved(|e| registry.is_trainable(e)), &[])?;
         weights::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
         if let Some((_, codes)) = &snapshot {
             let norms = Saved { name: "codes".into(), shape: vec![codes.len()], data: Data::U8(codes) };
@@ -107,7 +108,11 @@ pub fn read(checkpoint: &Path, engine: &mut Engine) -> Result<State> {
     let state: State = serde_json::from_str(&text).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
     let stored = Weights::open_file(&checkpoint.join(WEIGHTS))?;
     for i in 0..engine.model.registry.entries.len() {
-        let key = engine.model.registry.entries[i].key.clone();
+        let entry = &engine.model.registry.entries[i];
+        if !engine.model.registry.is_trainable(entry) {
+            continue;
+        }
+        let key = entry.key.clone();
         check_shape(&stored, &key, &engine.model.registry.entries[i].shape)?;
         engine.model.registry.read(i, &stored, &key)?;
     }

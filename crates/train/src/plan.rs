@@ -16,8 +16,8 @@ use crate::optim::{Optimizer, Settings};
 pub struct Shape<'a> {
     /// The model.
     pub config: &'a BertConfig,
-    /// Keys that are frozen.
-    pub frozen: &'a dyn Fn(&str) -> bool,
+    /// Adapts and freezes the model.
+    pub choose_trained: &'a dyn Fn(&mut Bert) -> Result<()>,
     /// What linears keep.
     pub policy: Arc<Policy>,
     /// Lengths of each micro-batch's sequences.
@@ -98,11 +98,11 @@ pub fn remembering_sites(policy: &Policy, model: &Bert) -> Vec<String> {
 /// Plans one step.
 ///
 /// # Errors
-/// Frozen keys that split a stacked weight.
+/// Those of `choose_trained`.
 pub fn plan(shape: &Shape) -> Result<Plan> {
     let device = Device::meta(shape.threads);
     let mut model = Bert::new(shape.config.clone(), &device, DType::F32);
-    model.registry.freeze(shape.frozen)?;
+    (shape.choose_trained)(&mut model)?;
     let settings = Settings { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: 0.0 };
     let optimizer = Optimizer::new(settings, &model.registry.params);
     let norms = match shape.policy.remembers_norms() {

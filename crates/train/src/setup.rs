@@ -6,6 +6,7 @@ use std::sync::Arc;
 use colrow_autograd::{Keep, NormMemory, NormSource, Policy, Sampling, Store};
 use colrow_models::bert::{Bert, PAPER_SITES};
 use colrow_models::config::{BertConfig, ProblemType};
+use colrow_models::lora::{self, LoraConfig};
 use colrow_models::{hub, load};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Estimator, Result};
@@ -15,7 +16,7 @@ use crate::data::{self, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, S
 use crate::engine::Engine;
 use crate::optim::{Optimizer, Settings};
 use crate::plan::{self, Plan, Shape, remembering_sites};
-use crate::recipe::{self, CacheIn, PolicyName, Recipe, SiteKeep};
+use crate::recipe::{self, CacheIn, Method, PolicyName, Recipe, SiteKeep};
 use crate::tasks::Task;
 
 /// A labelled development set.
@@ -143,20 +144,50 @@ pub fn policy(keep: &recipe::Keep, sites: &[String]) -> Result<Policy> {
     Policy::new(sites.iter().map(|s| (s.clone(), site_keep(keep, s))))
 }
 
-/// Freezes what the recipe says.
+/// The recipe's adapters, if its method trains any.
+pub fn lora_config(recipe: &Recipe) -> Option<LoraConfig> {
+    let recipe::Lora { rank, alpha, dropout, rank_stabilised, targets } = recipe.lora.clone();
+    let modules_to_save = recipe.train.modules_to_save.clone();
+    let config = LoraConfig { lora_rank: rank, alpha, dropout, rank_stabilised, targets, modules_to_save };
+    matches!(recipe.train.method, Method::Lora | Method::LoraFa).then_some(config)
+}
+
+/// Whether the recipe leaves the parameter with this key as it is.
+fn is_frozen(train: &recipe::Train, key: &str) -> bool {
+    let learned = match train.method {
+        Method::Full => true,
+        Method::Lora => lora::is_adapter_key(key),
+        Method::LoraFa => lora::is_adapter_key(key) && !lora::is_a_key(key),
+        Method::BitFit => key.ends_with(".bias"),
+    };
+    !learned && !lora::is_saved_whole(&train.modules_to_save, key) || train.is_frozen(key)
+}
+
+/// Gives the model the recipe's adapters and freezes what the recipe does not train.
 ///
 /// # Errors
-/// A pattern that names no parameter or a part of a stacked weight, or patterns that name all parameters.
-pub fn freeze(model: &mut Bert, train: &recipe::Train) -> Result<()> {
+/// A pattern that names no linear, module or parameter, or a part of a stacked weight; patterns that freeze all parameters.
+pub fn choose_trained(model: &mut Bert, recipe: &Recipe) -> Result<()> {
+    let train = &recipe.train;
+    if let Some(config) = lora_config(recipe) {
+        lora::adapt(model, &config, recipe.seed)?;
+    }
     let entries = &model.registry.entries;
+    let some = || entries.iter().take(4).map(|e| e.key.as_str()).collect::<Vec<_>>().join(", ");
     for pattern in &train.freeze {
         if !entries.iter().any(|e| recipe::glob_matches(pattern, &e.key)) {
-            let keys: Vec<_> = entries.iter().take(4).map(|e| e.key.as_str()).collect();
             return Err(Error::usage(format!("train.freeze: `{pattern}` names no parameter of this model"))
-                .hint(format!("parameters are {}, …", keys.join(", "))));
+                .hint(format!("parameters are {}, …", some())));
         }
     }
-    model.registry.freeze(|key| train.is_frozen(key))?;
+    let whole = if train.method == Method::Full { &[][..] } else { &train.modules_to_save };
+    for pattern in whole {
+        if !entries.iter().any(|e| lora::is_saved_whole(std::slice::from_ref(pattern), &e.key)) {
+            return Err(Error::usage(format!("train.modules_to_save: `{pattern}` names no module of this model"))
+                .hint(format!("a module is a parameter without its last part; parameters are {}, …", some())));
+        }
+    }
+    model.registry.freeze(|key| is_frozen(train, key))?;
     if !model.registry.params.iter().any(|(_, p)| p.trainable) {
         return Err(Error::usage("train.freeze: every parameter is frozen; nothing is left to learn")
             .hint("leave out at least the classifier"));
@@ -217,8 +248,8 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
         .collect::<Result<Vec<_>>>()?;
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
     let mut blank = Bert::new(config.clone(), &Device::meta(1), DType::F32);
+    choose_trained(&mut blank, &recipe)?;
     let policy = Arc::new(policy(&recipe.keep, &blank.linear_sites())?);
-    freeze(&mut blank, &recipe.train)?;
     Ok(Job { recipe, task, model_dir, config, train, dev, sampler, policy, warnings })
 }
 
@@ -235,7 +266,7 @@ impl Job {
         let longest = self.sampler.longest_batch();
         plan::plan(&Shape {
             config: &self.config,
-            frozen: &|key| self.recipe.train.is_frozen(key),
+            choose_trained: &|model| choose_trained(model, &self.recipe),
             policy: self.policy.clone(),
             micros: &vec![longest; self.recipe.train.accumulate],
             cached_tokens: if self.recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
@@ -255,7 +286,7 @@ impl Job {
             load::bert(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;
         self.warnings.extend(loaded.warnings);
         let mut model = loaded.model;
-        freeze(&mut model, &self.recipe.train)?;
+        choose_trained(&mut model, &self.recipe)?;
         Ok(model)
     }
 

@@ -1,10 +1,11 @@
 //! The one training loop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use colrow_models::save::save_model_folder;
+use colrow_models::lora;
+use colrow_models::save::{save_adapter_folder, save_model_folder};
 use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -17,7 +18,7 @@ use crate::metrics::Metric;
 use crate::plan;
 use crate::recipe::{Batch, Every, Recipe};
 use crate::schedule::{lr_at, warmup_steps};
-use crate::setup::{Job, batch_by};
+use crate::setup::{Job, batch_by, lora_config};
 
 /// What a run tells while it runs.
 pub trait Observer {
@@ -288,8 +289,20 @@ impl Run {
     }
 
     fn save_model(&self) -> Result<()> {
-        let registry = &self.engine.model.registry;
-        save_model_folder(&self.folder.model(), &self.engine.model.config, &registry.saved(), &self.job.model_dir)
+        let (model, dir, tokenizer) = (&self.engine.model, self.folder.model(), &self.job.model_dir);
+        match lora_config(&self.job.recipe) {
+            None => save_model_folder(&dir, &model.config, &model.registry.saved(|_| true), tokenizer),
+            Some(settings) => {
+                // a folder's name means the same wherever the adapter is used from; a hub id does anyway
+                let base = match Path::new(&self.job.recipe.model.path).canonicalize() {
+                    Ok(folder) => folder.display().to_string(),
+                    Err(_) => self.job.recipe.model.path.clone(),
+                };
+                let tensors = lora::saved(&model.registry, &settings);
+                let settings = lora::to_json(&settings, model, &base);
+                save_adapter_folder(&dir, &model.config, settings, &tensors, tokenizer)
+            }
+        }
     }
 
     fn finish(&mut self, observer: &mut dyn Observer) -> Result<()> {

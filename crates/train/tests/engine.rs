@@ -5,8 +5,9 @@ use std::sync::Arc;
 use colrow_autograd::{Keep, NormMemory, NormSource, Phase, Policy, Sampling, Store};
 use colrow_models::bert::{Bert, PAPER_SITES};
 use colrow_models::config::BertConfig;
+use colrow_models::lora::{self, LoraConfig};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Estimator};
+use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
 use colrow_train::optim::{Optimizer, Settings};
@@ -43,11 +44,21 @@ fn micro(lengths: &[u32], labels: usize, seed: u64, first: u64) -> Micro {
     micro
 }
 
-fn engine(config: &BertConfig, policy: &Arc<Policy>, frozen: &dyn Fn(&str) -> bool, cached_tokens: usize) -> Engine {
+/// Leaves the keys that are `frozen` as they are.
+fn freezing(frozen: &dyn Fn(&str) -> bool) -> impl Fn(&mut Bert) -> Result<()> {
+    move |model| model.registry.freeze(frozen)
+}
+
+fn engine(
+    config: &BertConfig,
+    policy: &Arc<Policy>,
+    choose_trained: &dyn Fn(&mut Bert) -> Result<()>,
+    cached_tokens: usize,
+) -> Engine {
     let device = Device::cpu();
     let mut model = Bert::new(config.clone(), &device, DType::F32);
     model.init(3);
-    model.registry.freeze(frozen).unwrap();
+    choose_trained(&mut model).unwrap();
     let sites = remembering_sites(policy, &model);
     let norms = || NormMemory::new(&device, &sites, cached_tokens, Store::Memory).unwrap();
     Engine {
@@ -118,43 +129,81 @@ fn plan_meter_and_ledger_agree_to_the_byte() {
             .flat_map(|(p, f)| steps().map(|s| (p.clone(), f, s)))
         {
             let what = format!("{sizes:?}, {name}, frozen: {frozen_name}, {micros:?}");
-            let policy = Arc::new(policy);
-            let labels = sizes[4];
-            let threads = rayon::current_num_threads();
-            let shape = Shape {
-                config: &config,
-                frozen: &frozen,
-                policy: policy.clone(),
-                micros: &micros,
-                cached_tokens: 1000,
-                regression: labels == 1,
-                threads,
-            };
-            let plan = plan(&shape).unwrap();
-            assert_eq!(plan.ledger.total(), plan.kept_bytes, "{what}: the plan's ledger");
-            assert_eq!(plan.sites.iter().map(|s| s.kept_bytes).sum::<usize>(), plan.kept_bytes, "{what}: its sites");
-            let mut engine = engine(&config, &policy, &frozen, 1000);
-            for step in 1..=3 {
-                let micro = |(i, lengths): (usize, &Vec<u32>)| micro(lengths, labels, step + i as u64, 100 * i as u64);
-                let micros: Vec<Micro> = micros.iter().enumerate().map(micro).collect();
-                let stats = engine.step(&micros, 1e-3, step, false).unwrap();
-                let what = format!("{what}, step {step}");
-                assert_eq!(stats.ledger, plan.ledger, "{what}");
-                assert_eq!(stats.kept_bytes, plan.kept_bytes, "{what}");
-                assert_eq!(stats.peak, plan.peak_bytes_by_class, "{what}");
-                assert_eq!((stats.peak.total(), stats.tokens), (plan.peak_bytes, plan.tokens), "{what}");
-            }
-            let live = engine.model.registry.params.device().meter().live();
-            assert_eq!((live.kept, live.gradients, live.workspace), (0, 0, 0), "{what}: after a step");
+            agree(&what, &config, policy, &freezing(&frozen), &micros);
         }
     }
+}
+
+#[test]
+fn plan_meter_and_ledger_agree_with_adapters() {
+    let config = config([36, 2, 3, 150, 3]);
+    for (targets, dropout, learn_a) in
+        [(&["query", "value"][..], 0.1, true), (&["*.dense", "key"], 0.0, true), (&["key"], 0.1, false)]
+    {
+        let settings = LoraConfig {
+            lora_rank: 3,
+            alpha: 6.0,
+            dropout,
+            rank_stabilised: false,
+            targets: targets.iter().map(|&t| t.to_owned()).collect(),
+            modules_to_save: vec!["classifier".to_owned()],
+        };
+        let choose = |model: &mut Bert| {
+            lora::adapt(model, &settings, 1)?;
+            let learned = |key: &str| {
+                lora::is_adapter_key(key) && (learn_a || !lora::is_a_key(key)) || key.starts_with("classifier")
+            };
+            model.registry.freeze(|key| !learned(key))
+        };
+        for ((name, policy), micros) in policies().into_iter().flat_map(|p| steps().map(|s| (p.clone(), s))) {
+            agree(&format!("{targets:?}, {name}, {micros:?}"), &config, policy, &choose, &micros);
+        }
+    }
+}
+
+/// Plans a step and runs three like it.
+fn agree(
+    what: &str,
+    config: &BertConfig,
+    policy: Policy,
+    choose_trained: &dyn Fn(&mut Bert) -> Result<()>,
+    micros: &[Vec<u32>],
+) {
+    let policy = Arc::new(policy);
+    let labels = config.num_labels();
+    let threads = rayon::current_num_threads();
+    let shape = Shape {
+        config,
+        choose_trained,
+        policy: policy.clone(),
+        micros,
+        cached_tokens: 1000,
+        regression: labels == 1,
+        threads,
+    };
+    let plan = plan(&shape).unwrap();
+    assert_eq!(plan.ledger.total(), plan.kept_bytes, "{what}: the plan's ledger");
+    assert_eq!(plan.sites.iter().map(|s| s.kept_bytes).sum::<usize>(), plan.kept_bytes, "{what}: its sites");
+    let mut engine = engine(config, &policy, choose_trained, 1000);
+    for step in 1..=3 {
+        let micro = |(i, lengths): (usize, &Vec<u32>)| micro(lengths, labels, step + i as u64, 100 * i as u64);
+        let micros: Vec<Micro> = micros.iter().enumerate().map(micro).collect();
+        let stats = engine.step(&micros, 1e-3, step, false).unwrap();
+        let what = format!("{what}, step {step}");
+        assert_eq!(stats.ledger, plan.ledger, "{what}");
+        assert_eq!(stats.kept_bytes, plan.kept_bytes, "{what}");
+        assert_eq!(stats.peak, plan.peak_bytes_by_class, "{what}");
+        assert_eq!((stats.peak.total(), stats.tokens), (plan.peak_bytes, plan.tokens), "{what}");
+    }
+    let live = engine.model.registry.params.device().meter().live();
+    assert_eq!((live.kept, live.gradients, live.workspace), (0, 0, 0), "{what}: after a step");
 }
 
 /// With all but the head frozen nothing is kept, so what is alive in the forward pass is what an op still reads.
 #[test]
 fn what_no_op_reads_any_more_is_dropped() {
     let (config, (n, d)) = (config([16, 2, 2, 160, 2]), (90, 16));
-    let mut engine = engine(&config, &Arc::new(Policy::exact()), &|key| !key.starts_with("classifier"), 0);
+    let mut engine = engine(&config, &Arc::new(Policy::exact()), &freezing(&|key| !key.starts_with("classifier")), 0);
     let marks = engine.step(&[micro(&[40, 50], 2, 1, 0)], 1e-3, 1, true).unwrap().timeline;
     let alive = |site: &str| {
         let mark = marks.iter().find(|m| m.phase == Phase::Forward && m.at == site);
@@ -183,8 +232,17 @@ fn what_is_not_needed_is_not_kept() {
     let config = config([32, 2, 4, 64, 2]);
     let plan_of = |policy: Policy, frozen: &dyn Fn(&str) -> bool, micros: &[Vec<u32>]| {
         let policy = Arc::new(policy);
-        plan(&Shape { config: &config, frozen, policy, micros, cached_tokens: 0, regression: false, threads: 2 })
-            .unwrap()
+        let choose_trained = &freezing(frozen);
+        plan(&Shape {
+            config: &config,
+            choose_trained,
+            policy,
+            micros,
+            cached_tokens: 0,
+            regression: false,
+            threads: 2,
+        })
+        .unwrap()
     };
     let lengths = [vec![40, 31, 7]];
     let exact = plan_of(Policy::exact(), &|_| false, &lengths);
@@ -209,7 +267,7 @@ fn what_is_not_needed_is_not_kept() {
 fn frozen_parameters_stay_and_do_not_change_the_gradient_of_others() {
     let config = config([32, 2, 4, 64, 2]);
     let gradient = |frozen: &dyn Fn(&str) -> bool| {
-        let mut engine = engine(&config, &Arc::new(Policy::exact()), frozen, 0);
+        let mut engine = engine(&config, &Arc::new(Policy::exact()), &freezing(frozen), 0);
         // so the first moment is the gradient
         let settings = Settings { beta1: 0.0, clip: 0.0, ..SETTINGS };
         engine.optimizer = Optimizer::new(settings, &engine.model.registry.params);
@@ -248,7 +306,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut engine = engine(&config, &policy, &|_| false, 650);
+                let mut engine = engine(&config, &policy, &|_| Ok(()), 650);
                 let steps = (1..=3).map(|step| engine.step(&[micro(&lengths, 3, 1, 0)], 1e-3, step, false).unwrap());
                 let numbers: Vec<_> = steps.map(|s| (s.loss, s.grad_norm)).collect();
                 let logits = engine.logits(&micro(&lengths, 3, 1, 0).batch);
@@ -279,7 +337,7 @@ fn numbers_that_are_not_finite_are_located() {
         ("bert.encoder.layer.1.output.LayerNorm.weight", nan, "encoder.layer.1.output.LayerNorm"),
         ("classifier.bias", inf, "classifier"),
     ] {
-        let mut engine = engine(&config, &policy, &|_| false, 100);
+        let mut engine = engine(&config, &policy, &|_| Ok(()), 100);
         let micros = [micro(&[3], 2, 2, 20), micro(&[9, 4], 2, 1, 0)];
         engine.step(&micros, 1e-3, 1, false).unwrap();
         let mut params = engine.model.registry.params.iter_mut().map(|(_, p)| p);
@@ -306,7 +364,7 @@ fn numbers_that_are_not_finite_are_located() {
 #[test]
 fn a_gradient_that_is_not_finite_is_located() {
     let config = config([20, 1, 2, 17, 1]);
-    let mut engine = engine(&config, &Arc::new(Policy::exact()), &|_| false, 0);
+    let mut engine = engine(&config, &Arc::new(Policy::exact()), &|_| Ok(()), 0);
     let mut micro = micro(&[9, 4], 1, 1, 0);
     // (1e19)² is finite in f32, and so is the head's gradient; times the head's weights it is not
     micro.batch.labels = Some(Labels::Value(vec![1e19, 1e19]));

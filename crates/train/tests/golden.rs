@@ -7,9 +7,9 @@ use std::sync::Arc;
 use colrow_autograd::{Keep, Policy};
 use colrow_models::config::BertConfig;
 use colrow_models::hub::TOKENIZER_FILE;
-use colrow_models::load;
-use colrow_models::save::save_model_folder;
+use colrow_models::save::{save_adapter_folder, save_model_folder};
 use colrow_models::weights::{Data, Saved, Weights, write};
+use colrow_models::{load, lora};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device};
 use colrow_train::data::{Batch, Labels};
@@ -281,7 +281,8 @@ fn a_saved_model_is_read_back_to_the_bit() {
         let golden = Golden::open(case);
         let before = golden.engine(DType::F32, ADAMW);
         let dir = runs.path().join(case);
-        save_model_folder(&dir, &before.model.config, &before.model.registry.saved(), tokenizer.path()).unwrap();
+        save_model_folder(&dir, &before.model.config, &before.model.registry.saved(|_| true), tokenizer.path())
+            .unwrap();
         let after = engine(&dir, &BertConfig::open(&dir).unwrap(), DType::F32, ADAMW);
         assert_eq!(weights(&before), weights(&after), "{case}");
         let batch = golden.all().batch;
@@ -296,7 +297,7 @@ fn a_missing_head_is_initialised_named_and_saved() {
     let full = golden.engine(DType::F32, ADAMW);
     let bare = tokenizer();
     fs::copy(golden.dir.join("config.json"), bare.path().join("config.json")).unwrap();
-    let saved = full.model.registry.saved();
+    let saved = full.model.registry.saved(|_| true);
     let body: Vec<Saved<'_>> = saved
         .iter()
         .filter_map(|s| {
@@ -324,8 +325,121 @@ fn a_missing_head_is_initialised_named_and_saved() {
 
     let runs = tempfile::tempdir().unwrap();
     let dir = runs.path().join("model");
-    save_model_folder(&dir, &before.model.config, &before.model.registry.saved(), bare.path()).unwrap();
+    save_model_folder(&dir, &before.model.config, &before.model.registry.saved(|_| true), bare.path()).unwrap();
     let after = engine(&dir, &BertConfig::open(&dir).unwrap(), DType::F32, ADAMW);
     let batch = golden.all().batch;
     assert_eq!(before.logits(&batch), after.logits(&batch));
+}
+
+/// An adapter that PEFT wrote: its base model's inputs, and the model with it.
+fn adapted(case: &str, base: &str, dtype: DType) -> (Golden, PathBuf, Engine) {
+    let mut golden = Golden::open(base.strip_prefix("bert-").unwrap());
+    let dir = golden.dir.with_file_name(format!("lora-{case}"));
+    let folder = with_tokenizer(&golden.dir);
+    let base = folder.path().display().to_string();
+    let loaded = load::adapted(&dir, Some(&base), &Device::cpu(), dtype).unwrap();
+    assert!(loaded.missing.is_empty(), "{:?}", loaded.missing);
+    let mut model = loaded.model;
+    let learned = |key: &str| lora::is_adapter_key(key) || key.starts_with("classifier.");
+    model.registry.freeze(|key| !learned(key)).unwrap();
+    golden.expected = Weights::open_file(&dir.join("expected.safetensors")).unwrap();
+    let engine = Engine {
+        optimizer: Optimizer::new(GRADIENT, &model.registry.params),
+        model,
+        policy: Arc::new(Policy::exact()),
+        norms: None,
+        key: Key::new(1),
+        dropout: false,
+    };
+    (golden, dir, engine)
+}
+
+/// A copy of a model folder with a tokenizer's file, which a folder that is looked up needs.
+fn with_tokenizer(model: &Path) -> tempfile::TempDir {
+    let dir = tokenizer();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(model.join(name), dir.path().join(name)).unwrap();
+    }
+    dir
+}
+
+const ADAPTERS: [(&str, &str); 2] = [("pairs", "bert-pairs"), ("stabilised", "bert-gelu")];
+
+#[test]
+fn adapters_are_those_of_peft() {
+    for ((case, base), (dtype, logit_limit, gradient_limit)) in
+        ADAPTERS.into_iter().flat_map(|c| [(DType::F32, 1e-5, 1e-4), (DType::F64, 1e-6, 1e-6)].map(|d| (c, d)))
+    {
+        let (golden, _, mut engine) = adapted(case, base, dtype);
+        let what = format!("{case} in {dtype:?}");
+        let all = golden.all();
+        let logits: Vec<f64> = engine.logits(&all.batch).into_iter().map(f64::from).collect();
+        within(&what, largest(minus(&logits, &golden.expected("logits"))), logit_limit);
+        let stats = engine.step(&[all], 0.0, 1, false).unwrap();
+        within(&what, (stats.loss - golden.expected("loss")[0]).abs(), logit_limit);
+        let registry = &engine.model.registry;
+        let moments: Vec<_> =
+            registry.params.iter().zip(&engine.optimizer.moments).map(|((id, _), m)| (id, m)).collect();
+        let mut gradients = Vec::new();
+        for (i, e) in registry.entries.iter().enumerate().filter(|(_, e)| registry.is_trainable(e)) {
+            let (_, moments) = moments.iter().find(|(id, _)| *id == e.param).unwrap();
+            gradients.push((e.key.clone(), registry.part(i, &moments.as_ref().unwrap()[0])));
+        }
+        check_gradients(&what, &gradients, |key| golden.expected(&format!("grad.{key}")), gradient_limit);
+        let names = golden.expected.names().filter(|n| n.starts_with("grad.")).count();
+        assert_eq!(gradients.len(), names, "{what}: every learned tensor has its gradient");
+    }
+}
+
+/// What we save is, tensor for tensor, the file that PEFT saved, and gives the same logits when it is read back.
+#[test]
+fn adapters_are_saved_as_peft_saves_them() {
+    let runs = tempfile::tempdir().unwrap();
+    for (case, tiny) in ADAPTERS {
+        let (golden, theirs, engine) = adapted(case, tiny, DType::F32);
+        let (settings, _) = lora::read_config(&theirs).unwrap();
+        let ours = runs.path().join(case);
+        let model = &engine.model;
+        let folder = with_tokenizer(&golden.dir);
+        let name = folder.path().display().to_string();
+        let json = lora::to_json(&settings, model, &name);
+        save_adapter_folder(&ours, &model.config, json, &lora::saved(&model.registry, &settings), folder.path())
+            .unwrap();
+        let file = |dir: &Path| Weights::open_file(&dir.join(lora::ADAPTER_WEIGHTS_FILE)).unwrap();
+        let (found, expected) = (file(&ours), file(&theirs));
+        assert_eq!(found.shapes().collect::<Vec<_>>(), expected.shapes().collect::<Vec<_>>());
+        for (name, shape) in expected.shapes() {
+            let [mut a, mut b] = [(); 2].map(|()| vec![0.0; shape.iter().product()]);
+            found.read(name, &mut a).unwrap();
+            expected.read(name, &mut b).unwrap();
+            assert_eq!(a, b, "{name}");
+        }
+        let (again, base) = lora::read_config(&ours).unwrap();
+        assert_eq!((again, base), (settings, Some(name)));
+        let back = load::adapted(&ours, None, &Device::cpu(), DType::F32).unwrap();
+        let (_, _, other) = adapted(case, tiny, DType::F32);
+        let back = Engine { model: back.model, ..other };
+        let batch = golden.all().batch;
+        assert_eq!(back.logits(&batch), engine.logits(&batch));
+    }
+}
+
+/// `W + s·B·A` gives what W and the adapter give.
+#[test]
+fn a_merged_adapter_gives_the_same_logits() {
+    for (case, base) in ADAPTERS {
+        let (golden, _, mut engine) = adapted(case, base, DType::F32);
+        let batch = golden.all().batch;
+        let before = engine.logits(&batch);
+        lora::merge(&mut engine.model);
+        let after = engine.logits(&batch);
+        within(case, largest(before.iter().zip(&after).map(|(x, y)| f64::from(x - y))), 1e-5);
+        assert!(before != after, "{case}: other sums, other roundings");
+        assert!(!engine.model.registry.entries.iter().any(|e| lora::is_adapter_key(&e.key)));
+        let plain = golden.engine(DType::F32, ADAMW).logits(&batch);
+        assert!(
+            largest(plain.iter().zip(&after).map(|(x, y)| f64::from(x - y))) > 1e-2,
+            "{case}: the adapter does something"
+        );
+    }
 }

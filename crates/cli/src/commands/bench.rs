@@ -13,7 +13,7 @@ use colrow_tensor::{DType, Device, Error, Result};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{self, Shape, remembering_sites};
-use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName};
+use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName, Recipe};
 use colrow_train::{setup, trainer};
 use serde_json::{Value, json};
 
@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// What is trained.
     #[arg(long, value_parser = choice::<Method>(), default_value = "full")]
     method: Method,
+    /// Rank of adapters.
+    #[arg(long, value_name = "R", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    lora_rank: u32,
     /// What is kept for the backward pass.
     #[arg(long, value_parser = choice::<PolicyName>(), default_value = "exact")]
     keep: PolicyName,
@@ -129,11 +132,16 @@ fn bench(args: &Args, config: BertConfig) -> Result<Value> {
     }
     let n = micro.batch.ids.len();
     micro.places = Some((0..n as u64).collect());
-    let sites = Bert::new(config.clone(), &Device::meta(1), DType::F32).linear_sites();
-    let policy = Arc::new(setup::policy(&keep, &sites)?);
+    let train = recipe::Train { method: args.method, ..recipe::Train::default() };
+    let lora = recipe::Lora { rank: args.lora_rank as usize, ..recipe::Lora::default() };
+    let recipe = Recipe { train, lora, seed: args.seed, ..Recipe::default() };
+    let choose_trained = |model: &mut Bert| setup::choose_trained(model, &recipe);
+    let mut blank = Bert::new(config.clone(), &Device::meta(1), DType::F32);
+    choose_trained(&mut blank)?;
+    let policy = Arc::new(setup::policy(&keep, &blank.linear_sites())?);
     let plan = plan::plan(&Shape {
         config: &config,
-        frozen: &|_| false,
+        choose_trained: &choose_trained,
         policy: policy.clone(),
         micros: &[lengths],
         cached_tokens: n,
@@ -142,6 +150,7 @@ fn bench(args: &Args, config: BertConfig) -> Result<Value> {
     })?;
     let mut model = Bert::new(config, &device, DType::F32);
     model.init(args.seed);
+    choose_trained(&mut model)?;
     let norms = match policy.remembers_norms() {
         true => Some(Arc::new(NormMemory::new(&device, &remembering_sites(&policy, &model), n, Store::Memory)?)),
         false => None,

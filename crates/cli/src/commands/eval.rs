@@ -8,14 +8,13 @@ use colrow_train::evaluate::evaluate;
 use colrow_train::tasks::Task;
 use serde_json::{Value, json};
 
-use super::{predictor, print, print_json};
+use super::{ModelArgs, predictor, print, print_json};
 
 /// Evaluate a fine-tuned model on labelled data.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Model folder or hub id.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Task: cola, sst2, mrpc, qqp, mnli, qnli, rte, stsb, classify or regress.
     #[arg(long, default_value = "classify")]
     task: String,
@@ -66,7 +65,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             if task.is_regression() { "one output" } else { "several labels" },
             config.num_labels()
         ))
-        .at(args.model.display()));
+        .at(predictor.dir.display()));
     }
     let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, true)?;
     let map = if task.is_regression() { LabelMap::Value } else { LabelMap::from_names(config.labels.clone()) };

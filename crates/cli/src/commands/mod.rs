@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod estimate;
 pub(crate) mod eval;
+pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod predict;
 pub(crate) mod quickstart;
@@ -10,9 +11,11 @@ pub(crate) mod report;
 pub(crate) mod train;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use colrow_models::config::BertConfig;
+use colrow_models::load::Loaded;
+use colrow_models::lora::ADAPTER_CONFIG_FILE;
 use colrow_models::{hub, load};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
@@ -65,6 +68,36 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
+/// A fine-tuned model as commands take it.
+#[derive(clap::Args)]
+pub(crate) struct ModelArgs {
+    /// Model folder or hub id, or the folder of an adapter.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Base model of the adapter [default: the one that its adapter_config.json names].
+    #[arg(long, value_name = "DIR")]
+    base: Option<String>,
+}
+
+impl ModelArgs {
+    /// The model's folder, and the model with its adapter, if it is one.
+    fn load(&self) -> Result<(PathBuf, Loaded)> {
+        let device = Device::cpu();
+        if self.model.join(ADAPTER_CONFIG_FILE).exists() {
+            let loaded = load::adapted(&self.model, self.base.as_deref(), &device, DType::F32)?;
+            return Ok((self.model.clone(), loaded));
+        }
+        if self.base.is_some() {
+            return Err(Error::usage(format!("--base: expected an adapter, found no {ADAPTER_CONFIG_FILE}"))
+                .at(self.model.display())
+                .hint("leave out --base for a whole model"));
+        }
+        let dir = hub::resolve(&self.model.to_string_lossy(), "main")?;
+        let loaded = load::bert(&dir, BertConfig::open(&dir)?, &device, DType::F32, 0, false)?;
+        Ok((dir, loaded))
+    }
+}
+
 /// A fine-tuned model that only predicts, its tokenizer, and its folder.
 pub(crate) struct Predictor {
     pub(crate) engine: Engine,
@@ -76,11 +109,8 @@ pub(crate) struct Predictor {
 ///
 /// # Errors
 /// A folder that is not a model's, or whose classifier was never trained.
-pub(crate) fn predictor(dir: &Path) -> Result<Predictor> {
-    let dir = hub::resolve(&dir.to_string_lossy(), "main")?;
-    let config = BertConfig::open(&dir)?;
-    let device = Device::cpu();
-    let loaded = load::bert(&dir, config, &device, DType::F32, 0, false)?;
+pub(crate) fn predictor(args: &ModelArgs) -> Result<Predictor> {
+    let (dir, loaded) = args.load()?;
     if !loaded.missing.is_empty() {
         return Err(Error::new(format!(
             "expected a fine-tuned model, found one that was not trained to predict: it lacks {}",
@@ -101,7 +131,7 @@ pub(crate) fn predictor(dir: &Path) -> Result<Predictor> {
         key: Key::new(0),
         dropout: false,
     };
-    let tokeniser = Tokeniser::load(&dir.join(hub::TOKENIZER_FILE))?;
+    let tokeniser = Tokeniser::load(&loaded.tokenizer_dir.join(hub::TOKENIZER_FILE))?;
     Ok(Predictor { engine, tokeniser, dir })
 }
 

@@ -13,14 +13,13 @@ use colrow_train::tasks::Task;
 use serde::Serialize;
 
 use super::eval::ColumnArgs;
-use super::predictor;
+use super::{ModelArgs, predictor};
 
 /// Predict labels (or numbers) of texts, one JSON line an example.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Model folder or hub id.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// File (CSV, TSV, JSON lines, Parquet) or folder in GLUE's layout; labels are not needed.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,

@@ -51,6 +51,12 @@ choice! {
     Method {
         /// All of them, but those that `freeze` names.
         Full = "full",
+        /// Low-rank adapters (`[lora]`) and `train.modules_to_save`.
+        Lora = "lora",
+        /// As `lora`, with A frozen: only B and `train.modules_to_save`.
+        LoraFa = "lora-fa",
+        /// Biases and `train.modules_to_save`.
+        BitFit = "bitfit",
     }
 }
 

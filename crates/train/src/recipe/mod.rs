@@ -35,6 +35,8 @@ pub struct Recipe {
     pub data: Data,
     /// How long and in what steps to train.
     pub train: Train,
+    /// Low-rank adapters, for the methods that train them.
+    pub lora: Lora,
     /// The optimizer (AdamW) and its learning rate.
     pub optim: Optim,
     /// What is kept for the backward pass.
@@ -50,6 +52,7 @@ impl Default for Recipe {
             model: Model::default(),
             data: Data::default(),
             train: Train::default(),
+            lora: Lora::default(),
             optim: Optim::default(),
             keep: Keep::default(),
         }
@@ -133,6 +136,8 @@ pub struct Train {
     pub precision: Precision,
     /// Which parameters are trained.
     pub method: Method,
+    /// Modules that are trained whole by every method: names, their ends after a dot, or globs.
+    pub modules_to_save: Vec<String>,
     /// When to evaluate.
     pub eval_every: Every,
     /// When to write a checkpoint.
@@ -160,6 +165,7 @@ impl Default for Train {
             accumulate: 1,
             precision: Precision::F32,
             method: Method::Full,
+            modules_to_save: vec!["classifier".into()],
             eval_every: Every::Epoch,
             save_every: Every::Epoch,
             keep_checkpoints: 1,
@@ -175,6 +181,28 @@ impl Train {
     /// Whether `freeze` names this parameter key.
     pub fn is_frozen(&self, key: &str) -> bool {
         self.freeze.iter().any(|glob| glob_matches(glob, key))
+    }
+}
+
+/// `[lora]`: low-rank adapters, for the methods that train them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Lora {
+    /// Rank of an adapter; at least 1.
+    pub rank: usize,
+    /// The adapter's output is multiplied by alpha/rank; above 0.
+    pub alpha: f64,
+    /// Share of the adapter's input that is dropped; in [0, 1).
+    pub dropout: f64,
+    /// Multiply by alpha/√rank instead.
+    pub rank_stabilised: bool,
+    /// Which linears: names of modules, their ends after a dot, or globs.
+    pub targets: Vec<String>,
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        let targets = ["query", "key", "value"].map(str::to_owned).to_vec();
+        Self { rank: 8, alpha: 8.0, dropout: 0.0, rank_stabilised: false, targets }
     }
 }
 
@@ -389,7 +417,8 @@ mod tests {
         batch_tokens = 512
         accumulate = 2
         precision = "f32"
-        method = "full"
+        method = "lora-fa"
+        modules_to_save = ["pooler", "classifier"]
         eval_every = 5
         save_every = 6
         keep_checkpoints = 2
@@ -397,6 +426,12 @@ mod tests {
         patience = 3
         freeze = ["embeddings.*", "quote\"d"]
         log_every = 1
+        [lora]
+        rank = 32
+        alpha = 16
+        dropout = 0.1
+        rank_stabilised = true
+        targets = ["q*"]
         [optim]
         lr = 1e-300
         schedule = "cosine"
@@ -462,8 +497,7 @@ mod tests {
         assert_eq!(written, given);
         let least = keys(&parse("model.path = 'm'").to_toml());
         let full = keys(FULL);
-        let same =
-            |key: &&String| full[*key] == least[*key] && !["train.precision", "train.method"].contains(&key.as_str());
+        let same = |key: &&String| full[*key] == least[*key] && *key != "train.precision";
         let shared: Vec<_> = least.keys().filter(|key| full.contains_key(*key)).filter(same).collect();
         assert!(shared.is_empty(), "the full recipe must differ from the defaults in {shared:?}");
     }

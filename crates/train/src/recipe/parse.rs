@@ -7,8 +7,8 @@ use colrow_tensor::Result;
 use globset::Glob;
 
 use super::document::{At, Document, Entries, Node, Problem, Value, report};
-use super::rules::{choice, every, glob, nearest, number, ratio, text, whole_number, wrong};
-use super::{Batch, Data, Keep, Model, Optim, Recipe, Site, Train};
+use super::rules::{choice, every, flag, glob, nearest, number, ratio, text, whole_number, wrong};
+use super::{Batch, Data, Keep, Lora, Model, Optim, Recipe, Site, Train};
 
 /// See [`Recipe::parse`].
 pub(super) fn parse(text: &str, file: &str, sets: &[String]) -> Result<Recipe> {
@@ -49,6 +49,7 @@ fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
         model: t.table("model", |t| model(t, whole)),
         data: t.table("data", data),
         train: t.table("train", train),
+        lora: t.table("lora", lora),
         optim: t.table("optim", optim),
         keep: t.table("keep", keep),
     };
@@ -94,6 +95,7 @@ fn train(t: &mut Table<'_, '_>) -> Train {
         accumulate: t.get("accumulate", whole_number(1)).unwrap_or(d.accumulate),
         precision: t.get("precision", choice).unwrap_or(d.precision),
         method: t.get("method", choice).unwrap_or(d.method),
+        modules_to_save: t.list("modules_to_save", glob).unwrap_or(d.modules_to_save),
         eval_every: t.get("eval_every", every).unwrap_or(d.eval_every),
         save_every: t.get("save_every", every).unwrap_or(d.save_every),
         keep_checkpoints: t.get("keep_checkpoints", whole_number(1)).unwrap_or(d.keep_checkpoints),
@@ -101,6 +103,17 @@ fn train(t: &mut Table<'_, '_>) -> Train {
         patience: t.get("patience", whole_number(1)),
         freeze: t.list("freeze", glob).unwrap_or(d.freeze),
         log_every: t.get("log_every", whole_number(1)).unwrap_or(d.log_every),
+    }
+}
+
+fn lora(t: &mut Table<'_, '_>) -> Lora {
+    let d = Lora::default();
+    Lora {
+        rank: t.get("rank", whole_number(1)).unwrap_or(d.rank),
+        alpha: t.get("alpha", number("a number above 0", |x| x > 0.0)).unwrap_or(d.alpha),
+        dropout: t.get("dropout", number("a number in [0, 1)", |x| (0.0..1.0).contains(&x))).unwrap_or(d.dropout),
+        rank_stabilised: t.get("rank_stabilised", flag).unwrap_or(d.rank_stabilised),
+        targets: t.list("targets", glob).unwrap_or(d.targets),
     }
 }
 
@@ -363,7 +376,15 @@ mod tests {
             ("train.batch_tokens=0", "train.batch_tokens: expected a whole number of at least 1, found 0"),
             ("train.accumulate=0", "train.accumulate: expected a whole number of at least 1, found 0"),
             ("train.precision=bf16", "train.precision: expected \"f32\", found the string \"bf16\""),
-            ("train.method=lora", "train.method: expected \"full\", found the string \"lora\""),
+            (
+                "train.method=loraa",
+                "train.method: expected one of \"full\", \"lora\", \"lora-fa\", \"bitfit\", found the string \"loraa\"; \
+                 did you mean \"lora\"?",
+            ),
+            ("lora.rank=0", "lora.rank: expected a whole number of at least 1, found 0"),
+            ("lora.alpha=0", "lora.alpha: expected a number above 0, found 0"),
+            ("lora.dropout=1.0", "lora.dropout: expected a number in [0, 1), found 1.0"),
+            ("lora.rank_stabilised=1", "lora.rank_stabilised: expected true or false, found 1"),
             (
                 "train.save_every=0",
                 "train.save_every: expected \"epoch\" or a whole number of steps of at least 1, found 0",

@@ -73,6 +73,15 @@ pub(super) fn glob(node: &Node) -> Result<String, String> {
     }
 }
 
+/// True or false.
+pub(super) fn flag(node: &Node) -> Result<bool, String> {
+    match &node.value {
+        Value::Other { raw } if raw == "true" => Ok(true),
+        Value::Other { raw } if raw == "false" => Ok(false),
+        _ => wrong("true or false", node),
+    }
+}
+
 /// See [`Every`].
 pub(super) fn every(node: &Node) -> Result<Every, String> {
     match &node.value {

@@ -1,0 +1,32 @@
+//! `colrow merge`: an adapter into the weights of its base model.
+
+use std::path::PathBuf;
+
+use colrow_models::lora::{self, ADAPTER_CONFIG_FILE};
+use colrow_models::save::save_model_folder;
+use colrow_tensor::{Error, Result};
+
+use super::{ModelArgs, print};
+
+/// Merge an adapter into its base model's weights, and write the model that results.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Folder to write: a model in Hugging Face layout.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let (dir, loaded) = args.model.load()?;
+    if !dir.join(ADAPTER_CONFIG_FILE).exists() {
+        return Err(
+            Error::usage(format!("--model: expected an adapter, found no {ADAPTER_CONFIG_FILE}")).at(dir.display())
+        );
+    }
+    let mut model = loaded.model;
+    lora::merge(&mut model);
+    save_model_folder(&args.out, &model.config, &model.registry.saved(|_| true), &loaded.tokenizer_dir)?;
+    print(&format!("the model is in {}", args.out.display()))
+}

@@ -1,0 +1,74 @@
+"""Writes adapters of the tiny BERTs of this folder, as PEFT saves them, and what PEFT computes with them.
+
+    python tests/golden/make_lora.py [CASE ...]
+
+As in make.py, numbers are drawn in f32 from a seed per case, expected values computed in f64 and rounded once. The inputs
+are those of the base model's folder.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import BertForSequenceClassification
+
+from make import tensors
+
+HERE = Path(__file__).resolve().parent
+
+# name: (seed, base model, settings)
+CASES = {
+    "pairs": (1, "bert-pairs", dict(r=3, lora_alpha=6, target_modules=["query", "key", "value"])),
+    "stabilised": (2, "bert-gelu", dict(r=2, lora_alpha=5, use_rslora=True, target_modules=["value", "dense"])),
+}
+
+
+def plain(name):
+    """The key of a tensor of the adapted model in colrow."""
+    name = name.removeprefix("base_model.model.")
+    return name.replace(".default", "").replace(".modules_to_save", "")
+
+
+def make(case):
+    seed, base, settings = CASES[case]
+    random = np.random.RandomState(seed)
+    model = BertForSequenceClassification.from_pretrained(HERE / base, attn_implementation="eager")
+    model.name_or_path = base
+    settings = LoraConfig(task_type="SEQ_CLS", lora_dropout=0.0, modules_to_save=["classifier"], **settings)
+    model = get_peft_model(model, settings).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                weight.copy_(torch.from_numpy(0.3 * random.standard_normal(tuple(weight.shape))))
+    folder = HERE / f"lora-{case}"
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    inputs = json.loads((HERE / base / "inputs.json").read_text())
+    model.double()
+    out = model(**tensors(inputs["sequences"], inputs["labels"], model.dtype))
+    out.loss.backward()
+    expected = {"logits": out.logits.detach(), "loss": out.loss.detach().reshape(1)}
+    expected |= {f"grad.{plain(n)}": w.grad for n, w in model.named_parameters() if w.requires_grad}
+    save_file({n: t.float().contiguous() for n, t in expected.items()}, folder / "expected.safetensors")
+    stored = {plain(n) for n in load_file(folder / "adapter_model.safetensors")}
+    if stored != {n.removeprefix("grad.") for n in expected if n.startswith("grad.")}:
+        sys.exit(f"{case}: the adapter's file holds other tensors than those that are learned")
+    print(f"{folder.name}: {len(stored)} tensors, loss {out.loss.item():.4f}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for case in sys.argv[1:] or CASES:
+        if case not in CASES:
+            sys.exit(f"{case}: expected one of {', '.join(CASES)}")
+        make(case)
