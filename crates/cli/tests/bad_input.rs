@@ -267,6 +267,11 @@ fn adapters_that_do_not_fit() {
     };
     lora(&["lora.targets=[\"querry\"]"], 2, &["lora.targets: `querry` names no linear", "hint: linears end in query,"]);
     lora(&["train.modules_to_save=[\"head\"]"], 2, &["train.modules_to_save: `head` names no module", "hint: "]);
+    let mut three = config();
+    three["id2label"] = json!({"0": "0", "1": "1", "2": "2"});
+    place.model("three", &three);
+    let unsaved = ["model.path=three", "train.modules_to_save=[\"pooler.dense\"]"];
+    lora(&unsaved, 2, &["train.modules_to_save: classifier.weight is not in the checkpoint", "hint: "]);
     fails(
         &place,
         &["eval", "--model", "model", "--base", "model", "--data", "train.tsv"],

@@ -19,8 +19,8 @@ pub struct Loaded {
     pub model: Bert,
     /// The folder with the tokenizer's files.
     pub tokenizer_dir: PathBuf,
-    /// Keys that the checkpoint lacks and that were initialised.
-    pub missing: Vec<String>,
+    /// Keys that were initialised: those that the checkpoint lacks, or has for another number of labels.
+    pub initialised: Vec<String>,
     /// Missing keys that were initialised, ignored ones.
     pub warnings: Vec<String>,
 }
@@ -53,7 +53,9 @@ pub fn bert(
             None => model.registry.init(i, Key::new(seed).named("init")),
         }
     }
-    Ok(Loaded { model, tokenizer_dir: dir.to_owned(), warnings: matched.warnings(), missing: matched.missing })
+    let warnings = matched.warnings();
+    let initialised = [matched.missing, matched.replaced].concat();
+    Ok(Loaded { model, tokenizer_dir: dir.to_owned(), initialised, warnings })
 }
 
 /// Reads the adapter in `dir` and its base model: `base` (a folder or hub id), or the one that the adapter names. The adapter stays
@@ -80,8 +82,8 @@ pub fn adapted(dir: &Path, base: Option<&str>, device: &Device, dtype: DType) ->
     let mut loaded = bert(&base, config, device, dtype, 0, true)?;
     lora::adapt(&mut loaded.model, &settings, 0)?;
     lora::read(&mut loaded.model, &settings, dir)?;
-    // what the base lacks and the adapter brings is neither missing nor worth a warning
-    loaded.missing.retain(|key| !lora::is_saved_whole(&settings.modules_to_save, key));
+    // what the adapter brings is not worth a warning
+    loaded.initialised.retain(|key| !lora::is_saved_whole(&settings.modules_to_save, key));
     loaded.warnings.clear();
     // PEFT may write an adapter without its tokenizer
     if dir.join(TOKENIZER_FILE).exists() {

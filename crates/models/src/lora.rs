@@ -74,7 +74,7 @@ pub fn is_saved_whole(modules_to_save: &[String], key: &str) -> bool {
 /// the model computes what it did.
 ///
 /// # Errors
-/// A pattern that names no linear.
+/// A pattern that names no linear; no linear to adapt.
 pub fn adapt(model: &mut Bert, config: &LoraConfig, seed: u64) -> Result<()> {
     let (mut linears, registry) = model.linears_mut();
     for pattern in &config.targets {
@@ -101,13 +101,17 @@ pub fn adapt(model: &mut Bert, config: &LoraConfig, seed: u64) -> Result<()> {
         }
         let keys: Vec<_> = modules.iter().map(|(_, m)| format!("{m}{A}")).collect();
         let bound = 1.0 / (input as f64).sqrt();
-        let a = registry.add(&keys, &[config.lora_rank, input], &["r", "hidden_size"], Init::Uniform(bound));
+        let a = registry.add(&keys, &[config.lora_rank, input], &[], Init::Uniform(bound));
         let b = modules.iter().map(|(part, m)| {
             let keys = [format!("{m}{B}")];
-            (registry.add(&keys, &[out, config.lora_rank], &["hidden_size", "r"], Init::Zeros), part * out)
+            (registry.add(&keys, &[out, config.lora_rank], &[], Init::Zeros), part * out)
         });
         let b = b.collect();
         *dense.adapter_mut() = Some(LowRank { a, b, scale: config.scale(), dropout: config.dropout as f32 });
+    }
+    if registry.entries.len() == before {
+        return Err(Error::usage("lora.targets: names no linear but those that train.modules_to_save trains whole")
+            .hint("name others, or use train.method = \"bitfit\" to train the head and the biases"));
     }
     let key = Key::new(seed).named("lora");
     (before..registry.entries.len()).for_each(|i| registry.init(i, key));
@@ -348,6 +352,14 @@ mod tests {
     fn an_unknown_target_is_told_the_nearest() {
         let error = adapt(&mut model(), &settings(&["querry"]), 1).unwrap_err().to_string();
         assert!(error.contains("`querry` names no linear") && error.contains("linears end in query, "), "{error}");
+    }
+
+    #[test]
+    fn an_adapter_adapts_something() {
+        for targets in [&[][..], &["classifier"]] {
+            let error = adapt(&mut model(), &settings(targets), 1).unwrap_err().to_string();
+            assert!(error.contains("names no linear but those"), "{error}");
+        }
     }
 
     #[test]

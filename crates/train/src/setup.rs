@@ -278,7 +278,7 @@ impl Job {
     /// The model with its weights.
     ///
     /// # Errors
-    /// A checkpoint that does not fit its configuration.
+    /// A checkpoint that does not fit its configuration; new weights that an adapter's folder would lack.
     pub fn model(&mut self) -> Result<Bert> {
         let device = Device::cpu();
         let reinit_head = true;
@@ -287,6 +287,15 @@ impl Job {
         self.warnings.extend(loaded.warnings);
         let mut model = loaded.model;
         choose_trained(&mut model, &self.recipe)?;
+        if let Some(settings) = lora_config(&self.recipe) {
+            let lost = |key: &&String| !lora::is_saved_whole(&settings.modules_to_save, key);
+            if let Some(key) = loaded.initialised.iter().find(lost) {
+                return Err(Error::usage(format!(
+                    "train.modules_to_save: {key} is not in the checkpoint, and would not be in the adapter"
+                ))
+                .hint("name its module there too, so that it is trained and saved with the adapter"));
+            }
+        }
         Ok(model)
     }
 

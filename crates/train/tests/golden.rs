@@ -338,7 +338,7 @@ fn adapted(case: &str, base: &str, dtype: DType) -> (Golden, PathBuf, Engine) {
     let folder = with_tokenizer(&golden.dir);
     let base = folder.path().display().to_string();
     let loaded = load::adapted(&dir, Some(&base), &Device::cpu(), dtype).unwrap();
-    assert!(loaded.missing.is_empty(), "{:?}", loaded.missing);
+    assert!(loaded.initialised.is_empty(), "{:?}", loaded.initialised);
     let mut model = loaded.model;
     let learned = |key: &str| lora::is_adapter_key(key) || key.starts_with("classifier.");
     model.registry.freeze(|key| !learned(key)).unwrap();

@@ -111,10 +111,10 @@ pub(crate) struct Predictor {
 /// A folder that is not a model's, or whose classifier was never trained.
 pub(crate) fn predictor(args: &ModelArgs) -> Result<Predictor> {
     let (dir, loaded) = args.load()?;
-    if !loaded.missing.is_empty() {
+    if !loaded.initialised.is_empty() {
         return Err(Error::new(format!(
             "expected a fine-tuned model, found one that was not trained to predict: it lacks {}",
-            loaded.missing.join(", ")
+            loaded.initialised.join(", ")
         ))
         .at(dir.display())
         .hint("fine-tune it first by colrow train; the run folder's model/ can predict"));

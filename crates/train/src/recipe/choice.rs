@@ -77,7 +77,7 @@ choice! {
     PolicyName {
         /// Every op keeps all that its gradient needs.
         Exact = "exact",
-        /// The published system: rows for the attention output and both feed-forward linears.
+        /// The published system: rows for the attention output, both feed-forward linears and the adapters.
         Paper = "paper",
     }
 }
