@@ -15,13 +15,19 @@ import subprocess
 import time
 from pathlib import Path
 
+# rank, alpha and dropout of Liu et al. (2023), on q, k, v; their learning rate (2e-4) is for many more steps than these tasks take here
+LORA = ["train.method=lora", "lora.rank=32", "lora.alpha=32", "lora.dropout=0.1", "optim.lr=2e-3"]
 SETTINGS = {
     "exact": ["keep.policy=exact"],
     "wta@0.3": ["keep.policy=paper", "keep.estimator=wta", "keep.ratio=0.3"],
+    "crs@0.3": ["keep.policy=paper", "keep.estimator=crs", "keep.ratio=0.3"],
+    "topk@0.3": ["keep.policy=paper", "keep.estimator=topk", "keep.ratio=0.3"],
     "pps@0.3": ["keep.policy=paper", "keep.estimator=pps", "keep.ratio=0.3"],
     # drawn in the backward pass by the true norms, the input rebuilt from the norm or GELU before it where there is one
     "pps@0.3 current": ["keep.policy=paper", "keep.estimator=pps", "keep.ratio=0.3", "keep.norms=current"],
     "pps@0.1": ["keep.policy=paper", "keep.estimator=pps", "keep.ratio=0.1"],
+    "LoRA": ["keep.policy=exact", *LORA],
+    "LoRA pps@0.3": ["keep.policy=paper", "keep.estimator=pps", "keep.ratio=0.3", *LORA],
 }
 TASKS = {
     "sst2": ("SST-2", ["data.limit=8000", "train.epochs=2"]),
