@@ -1,9 +1,9 @@
-//! GELU and tanh. GELU keeps its input: derivative and output are functions of it, and a linear that reads the output may
-//! rebuild it. Tanh keeps its output: `dx = dy(1 − y²)`.
+//! GELU, gated GELU, ReLU and tanh. A GELU keeps its input: derivative and output are functions of it, and a linear that reads
+//! the output may rebuild it. ReLU keeps a bit an element, of its output after dropout. Tanh keeps its output: `dx = dy(1 − y²)`.
 
 use std::sync::Arc;
 
-use colrow_tensor::{Gelu, Result, Tensor};
+use colrow_tensor::{Class, DType, Dropout, Gelu, Result, Tensor};
 
 use crate::kept::{Kept, Rebuild};
 use crate::sample;
@@ -13,6 +13,8 @@ use crate::tape::{Grads, Op, Tape, Var, VarId};
 #[derive(Debug)]
 struct Input {
     form: Gelu,
+    /// Whether the left half of the columns gates the right half.
+    gated: bool,
     kept: Kept,
 }
 
@@ -25,8 +27,14 @@ impl Input {
     }
 
     fn apply(&self, x: &Tensor) -> Tensor {
+        let kernels = x.device().kernels();
+        if self.gated {
+            let mut y = x.device().empty(Class::Workspace, x.dtype(), &[x.rows(), x.cols() / 2]);
+            kernels.gated_gelu(self.form, x, &mut y);
+            return y;
+        }
         let mut y = x.empty_like();
-        x.device().kernels().gelu(self.form, x, &mut y);
+        kernels.gelu(self.form, x, &mut y);
         y
     }
 }
@@ -50,6 +58,12 @@ struct GeluOp {
     input: Arc<Input>,
 }
 
+struct Relu {
+    x: Option<VarId>,
+    bits: Kept,
+    dropout: Option<Dropout>,
+}
+
 struct Tanh {
     x: Option<VarId>,
     output: Kept,
@@ -58,12 +72,30 @@ struct Tanh {
 impl Tape<'_> {
     /// GELU in either form.
     pub fn gelu(&mut self, site: &str, form: Gelu, x: Var) -> Var {
-        let input = Arc::new(Input { form, kept: Kept::Exact(x.value) });
+        self.gelu_of(site, form, false, x)
+    }
+
+    /// `gelu(x[:, ..f])⊙x[:, f..]` of x (n, 2f) (GEGLU; Shazeer 2020): (n, f).
+    pub fn gated_gelu(&mut self, site: &str, form: Gelu, x: Var) -> Var {
+        self.gelu_of(site, form, true, x)
+    }
+
+    fn gelu_of(&mut self, site: &str, form: Gelu, gated: bool, x: Var) -> Var {
+        let input = Arc::new(Input { form, gated, kept: Kept::Exact(x.value) });
         let y = input.whole();
         let op = GeluOp { x: x.id, input: input.clone() };
         let mut y = self.output(site, y, x.id.is_some(), || op);
         y.source = y.id.map(|_| input as Arc<dyn Rebuild>);
         y
+    }
+
+    /// `max(x, 0)`, then dropout with probability `p`, which acts in training only.
+    pub fn relu(&mut self, site: &str, x: Var, p: f32) -> Var {
+        let dropout = self.dropout_key(site).filter(|_| p > 0.0).map(|key| Dropout { key, p });
+        let mut y = x.value.into_owned();
+        let mut bits = y.device().empty(Class::Workspace, DType::U8, &[y.rows(), y.cols().div_ceil(8)]);
+        y.device().clone().kernels().relu(dropout, &mut y, &mut bits);
+        self.output(site, y, x.id.is_some(), || Relu { x: x.id, bits: Kept::Exact(bits), dropout })
     }
 
     /// Hyperbolic tangent.
@@ -76,7 +108,7 @@ impl Tape<'_> {
 
 impl Op for GeluOp {
     fn name(&self) -> &'static str {
-        "gelu"
+        if self.input.gated { "gated_gelu" } else { "gelu" }
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
@@ -84,8 +116,36 @@ impl Op for GeluOp {
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
+        let device = dy.device().clone();
+        let (form, x) = (self.input.form, self.input.tensor());
+        let dx = if self.input.gated {
+            let mut dx = x.empty_like();
+            device.kernels().gated_gelu_backward(form, x, &dy, &mut dx);
+            dx
+        } else {
+            let mut dx = dy.into_owned();
+            device.kernels().gelu_backward(form, x, &mut dx);
+            dx
+        };
+        grads.add(self.x, dx);
+        Ok(())
+    }
+}
+
+impl Op for Relu {
+    fn name(&self) -> &'static str {
+        "relu"
+    }
+
+    fn kept(&self) -> Vec<(&'static str, &Kept)> {
+        vec![("sign", &self.bits)]
+    }
+
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let (device, mut dx) = (dy.device().clone(), dy.into_owned());
-        device.kernels().gelu_backward(self.input.form, self.input.tensor(), &mut dx);
+        if let Kept::Exact(bits) = &self.bits {
+            device.kernels().relu_backward(self.dropout, bits, &mut dx);
+        }
         grads.add(self.x, dx);
         Ok(())
     }
@@ -122,14 +182,18 @@ mod tests {
     #[test]
     fn gradients() {
         let device = Device::cpu();
-        let apply: [fn(&mut Tape<'_>, Var) -> Var; 3] = [
+        let apply: [fn(&mut Tape<'_>, Var) -> Var; 7] = [
             |tape, x| tape.gelu("gelu", Gelu::Erf, x),
             |tape, x| tape.gelu("gelu", Gelu::Tanh, x),
+            |tape, x| tape.gated_gelu("gelu", Gelu::Erf, x),
+            |tape, x| tape.gated_gelu("gelu", Gelu::Tanh, x),
+            |tape, x| tape.relu("relu", x, 0.0),
+            |tape, x| tape.relu("relu", x, 0.4),
             |tape, x| tape.tanh("tanh", x),
         ];
         for apply in apply {
-            let (mut params, [x]) = random_params(&device, DType::F64, [("x", &[9, 11])]);
-            let mode = training(Key::new(1), false, Policy::exact(), None);
+            let (mut params, [x]) = random_params(&device, DType::F64, [("x", &[9, 22])]);
+            let mode = training(Key::new(1), true, Policy::exact(), None);
             let f = |tape: &mut Tape<'_>| {
                 let x = leaf(tape, x);
                 apply(tape, x)
@@ -152,5 +216,34 @@ mod tests {
         assert!((at_one(Gelu::Erf) - 0.841_344_746_068_542_9).abs() < 1e-15);
         let inner = (2.0 / std::f64::consts::PI).sqrt() * 1.044_715;
         assert!((at_one(Gelu::Tanh) - 0.5 * (1.0 + inner.tanh())).abs() < 1e-15);
+    }
+
+    /// Dropout behind ReLU is the dropout op's; what is kept is a bit an element.
+    #[test]
+    fn relu_keeps_a_bit() {
+        let device = Device::cpu();
+        let (params, [x]) = random_params(&device, DType::F32, [("x", &[50, 19])]);
+        let mode = training(Key::new(5), true, Policy::exact(), None);
+        let mut tape = Tape::new(&params, mode);
+        let (a, b) = (leaf(&mut tape, x), leaf(&mut tape, x));
+        let y = tape.relu("site", a, 0.3).value.to_f64();
+        let bytes: Vec<_> = tape.ledger().entries.into_iter().filter(|e| e.op == "relu").map(|e| e.bytes).collect();
+        assert_eq!(bytes, [50 * 3]);
+        let plain = tape.relu("other", b, 0.0);
+        let dropped = tape.dropout("site", plain, 0.3).value.to_f64();
+        assert_eq!(y, dropped);
+        let share = |v: &[f64]| v.iter().filter(|&&y| y > 0.0).count() as f64 / v.len() as f64;
+        assert!((share(&y) - 0.35).abs() < 0.06, "{}", share(&y));
+    }
+
+    /// gelu(1)·3 by the error function.
+    #[test]
+    fn the_left_half_gates() {
+        let device = Device::cpu();
+        let params = crate::Params::new(&device, DType::F64);
+        let mut tape = Tape::new(&params, crate::Mode::Inference);
+        let x = tape.constant(device.tensor(Class::Workspace, &[1, 2], &[1.0_f64, 3.0]));
+        let y = tape.gated_gelu("gelu", Gelu::Erf, x).value.scalar();
+        assert!((y - 3.0 * 0.841_344_746_068_542_9).abs() < 1e-14);
     }
 }

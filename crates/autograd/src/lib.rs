@@ -19,6 +19,7 @@ mod sample;
 mod tape;
 pub mod testing;
 
+pub use attention::{Attend, Sequences};
 pub use compress::Quantised;
 pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
 pub use low_rank::LowRank;

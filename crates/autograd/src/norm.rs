@@ -1,4 +1,5 @@
-//! Layer norm (Ba et al. 2016): `ẑ = (x − mean)/σ`, `y = γ⊙ẑ + β` over each row of x (n, d).
+//! Layer norm (Ba et al. 2016): `ẑ = (x − mean)/σ`, `y = γ⊙ẑ + β` over each row of x (n, d); and the root mean square norm (Zhang &
+//! Sennrich 2019), which takes no mean off and has no β.
 //!
 //! Keeps ẑ and 1/σ: `dx = (g − mean g − ẑ·mean(g⊙ẑ))/σ` with `g = γ⊙dy`. A linear that reads y may rebuild it from ẑ.
 
@@ -24,7 +25,8 @@ struct Bits {
     z: Kept,
     r: Kept,
     gamma: Tensor,
-    beta: Tensor,
+    /// None in a root mean square norm.
+    beta: Option<Tensor>,
 }
 
 impl Bits {
@@ -33,7 +35,7 @@ impl Bits {
     }
 
     fn scaled(&self, mut z: Tensor) -> Tensor {
-        self.gamma.device().kernels().scale_rows(&self.gamma, &self.beta, &mut z);
+        self.gamma.device().kernels().scale_rows(&self.gamma, self.beta.as_ref(), &mut z);
         z
     }
 }
@@ -62,21 +64,26 @@ impl Rebuild for Bits {
 impl Tape<'_> {
     /// Layer norm of the rows of `x`, with σ² = var + `eps`.
     pub fn layer_norm(&mut self, site: &str, x: &Var, gamma: ParamId, beta: ParamId, eps: f64) -> Var {
+        self.norm(site, x, gamma, Some(beta), eps)
+    }
+
+    /// Root mean square norm of the rows of `x`, with σ² = mean x² + `eps`.
+    pub fn rms_norm(&mut self, site: &str, x: &Var, gamma: ParamId, eps: f64) -> Var {
+        self.norm(site, x, gamma, None, eps)
+    }
+
+    fn norm(&mut self, site: &str, x: &Var, gamma: ParamId, beta: Option<ParamId>, eps: f64) -> Var {
         let params = self.params();
-        let (g, b) = (&params[gamma], &params[beta]);
+        let (g, b) = (&params[gamma], beta.map(|beta| &params[beta]));
         let device = self.device().clone();
         let (mut y, mut z) = (x.value.empty_like(), x.value.empty_like());
         let mut r = device.empty(Class::Workspace, x.value.dtype(), &[x.value.rows()]);
-        device.kernels().layer_norm(&x.value, &g.value, &b.value, eps, &mut y, &mut z, &mut r);
-        let bits =
-            Arc::new(Bits { z: Kept::Exact(z), r: Kept::Exact(r), gamma: g.value.clone(), beta: b.value.clone() });
-        let learns = x.id.is_some() || g.trainable || b.trainable;
-        let op = LayerNorm {
-            x: x.id,
-            bits: bits.clone(),
-            gamma: g.trainable.then_some(gamma),
-            beta: b.trainable.then_some(beta),
-        };
+        device.kernels().layer_norm(&x.value, &g.value, b.map(|b| &b.value), eps, &mut y, &mut z, &mut r);
+        let (gamma_value, beta_value) = (g.value.clone(), b.map(|b| b.value.clone()));
+        let bits = Arc::new(Bits { z: Kept::Exact(z), r: Kept::Exact(r), gamma: gamma_value, beta: beta_value });
+        let beta = beta.filter(|_| b.is_some_and(|b| b.trainable));
+        let learns = x.id.is_some() || g.trainable || beta.is_some();
+        let op = LayerNorm { x: x.id, bits: bits.clone(), gamma: g.trainable.then_some(gamma), beta };
         let mut y = self.output(site, y, learns, || op);
         y.source = y.id.map(|_| bits as Arc<dyn Rebuild>);
         y
@@ -85,7 +92,7 @@ impl Tape<'_> {
 
 impl Op for LayerNorm {
     fn name(&self) -> &'static str {
-        "layer_norm"
+        if self.bits.beta.is_some() { "layer_norm" } else { "rms_norm" }
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
@@ -100,12 +107,12 @@ impl Op for LayerNorm {
         if let Some(id) = self.gamma {
             kernels.add_column_dot(&dy, z, grads.param_sum(id, gamma));
         }
-        if let Some(id) = self.beta {
+        if let (Some(id), Some(beta)) = (self.beta, beta) {
             kernels.add_column_sum(&dy, grads.param_sum(id, beta));
         }
         if self.x.is_some() {
             let mut dx = dy.into_owned();
-            kernels.layer_norm_backward(z, r, gamma, &mut dx);
+            kernels.layer_norm_backward(z, r, gamma, beta.is_some(), &mut dx);
             grads.add(self.x, dx);
         }
         Ok(())
@@ -142,6 +149,28 @@ mod tests {
             }
             learned(&mut params, [true; 3]);
             check_precision(&mut params, &mode, 6 + 3 * d, f).unwrap();
+            let rms = |tape: &mut Tape<'_>| -> Var {
+                let x = leaf(tape, x);
+                tape.rms_norm("norm", &x, g, 0.3)
+            };
+            for which in [[true; 3], [true, false, false], [false, true, false]] {
+                learned(&mut params, which);
+                check_gradients(&mut params, &mode, 3 * d, rms).unwrap();
+            }
+            check_precision(&mut params, &mode, 6 + 3 * d, rms).unwrap();
         }
+    }
+
+    /// (3, 4)/√(12.5 + ε) times γ.
+    #[test]
+    fn the_root_mean_square_norm_takes_no_mean_off() {
+        let device = Device::cpu();
+        let (mut params, [x, g]) = random_params(&device, DType::F64, [("x", &[1, 2]), ("gamma", &[2])]);
+        params[x].value.write(&[3.0, 4.0]);
+        params[g].value.write(&[2.0, -1.0]);
+        let mut tape = Tape::new(&params, crate::Mode::Inference);
+        let x = leaf(&mut tape, x);
+        let y = tape.rms_norm("norm", &x, g, 3.5).value.to_f64();
+        assert!(y.iter().zip([1.5, -1.0]).all(|(y, want)| (y - want).abs() < 1e-15), "{y:?}");
     }
 }

@@ -32,7 +32,7 @@ impl Op for Rows {
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         if let Kept::Exact(index) = &self.index {
-            let mut dx = dy.device().empty(Class::Workspace, dy.dtype(), &[self.of, dy.cols()]);
+            let mut dx = dy.device().zeros(Class::Workspace, dy.dtype(), &[self.of, dy.cols()]);
             dy.device().kernels().scatter_rows(&dy, index, &mut dx);
             grads.add(self.x, dx);
         }

@@ -287,7 +287,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{check_gradients, check_precision, random_params, training};
-    use crate::{BatchPlaces, Keep, NormSource, Sampling, Store};
+    use crate::{Attend, BatchPlaces, Keep, NormSource, Sampling, Sequences, Store};
 
     const LAYERS: usize = 2;
     const LENGTHS: [usize; 3] = [5, 1, 9];
@@ -352,11 +352,13 @@ mod tests {
             let x = tape.embedding("embeddings", &[(words, id(0)), (positions, id(1))]);
             let x = tape.layer_norm("embeddings.norm", &x, id(2), id(3), 1e-12);
             let mut x = tape.dropout("embeddings.dropout", x, 0.1);
+            let sequences = Sequences { bounds: bounds.clone(), longest: 9 };
+            let attend = Attend { heads: 2, scale: 0.6, causal: false, first_position: 0, dropout: 0.1, bias: None };
             for layer in 0..LAYERS {
                 let at = |name: &str| format!("layer.{layer}.{name}");
                 let id = |i: usize| self.ids[4 + 12 * layer + i];
                 let qkv = tape.linear(&at("qkv"), &x, id(0), Some(id(1)));
-                let a = tape.attention(&at("attention"), qkv, bounds, 9, 2, 0.1);
+                let a = tape.attention(&at("attention"), &attend, (qkv, &sequences), None);
                 let o = tape.linear(&at("out"), &a, id(2), Some(id(3)));
                 let o = tape.dropout(&at("out.dropout"), o, 0.1);
                 let s = tape.add(&at("out.residual"), o, &x);

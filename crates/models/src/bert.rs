@@ -3,7 +3,7 @@
 //! q, k and v are one (3d, d) weight in memory, three in the checkpoint. Batches are ragged: rows of all sequences follow each
 //! other, without padding.
 
-use colrow_autograd::{ParamId, Tape, Var};
+use colrow_autograd::{Attend, ParamId, Sequences, Tape, Var};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, DType, Device, Tensor};
 
@@ -21,8 +21,7 @@ pub struct Input {
     ids: Tensor,
     types: Tensor,
     positions: Tensor,
-    bounds: Tensor,
-    longest: usize,
+    sequences: Sequences,
 }
 
 impl Input {
@@ -34,14 +33,13 @@ impl Input {
             ids: tensor(ids),
             types: tensor(types),
             positions: tensor(&positions),
-            bounds: tensor(bounds),
-            longest: bounds.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0),
+            sequences: Sequences::new(device, bounds),
         }
     }
 
     /// Number of sequences.
     pub fn sequences(&self) -> usize {
-        self.bounds.len() - 1
+        self.sequences.count()
     }
 }
 
@@ -161,9 +159,10 @@ impl Bert {
     }
 
     fn first_rows(&self, input: &Input) -> Vec<u32> {
-        match input.bounds.device().is_meta() {
+        let bounds = &input.sequences.bounds;
+        match bounds.device().is_meta() {
             true => vec![0; input.sequences()],
-            false => input.bounds.as_slice::<u32>()[..input.sequences()].to_vec(),
+            false => bounds.as_slice::<u32>()[..input.sequences()].to_vec(),
         }
     }
 
@@ -180,9 +179,16 @@ impl Layer {
     fn forward(&self, tape: &mut Tape, x: Var, input: &Input, c: &BertConfig) -> Var {
         let at = |part: &str| format!("{}.{part}", self.name);
         let qkv = self.qkv.forward(tape, &x);
-        let (heads, p) = (c.num_attention_heads, c.attention_probs_dropout_prob as f32);
+        let attend = Attend {
+            heads: c.num_attention_heads,
+            scale: 1.0 / (c.head_size() as f64).sqrt(),
+            causal: false,
+            first_position: 0,
+            dropout: c.attention_probs_dropout_prob as f32,
+            bias: None,
+        };
         // `h` is assigned rather than shadowed, so that what only the next op reads is dropped there
-        let mut h = tape.attention(&at("attention.self"), qkv, &input.bounds, input.longest, heads, p);
+        let mut h = tape.attention(&at("attention.self"), &attend, (qkv, &input.sequences), None);
         h = self.attention_output.forward(tape, &h);
         h = tape.dropout(&at("attention.output.dropout"), h, c.hidden_dropout_prob as f32);
         h = tape.add(&at("attention.output.residual"), h, &x);

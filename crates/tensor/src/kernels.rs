@@ -40,13 +40,81 @@ pub struct Dropout {
     pub p: f32,
 }
 
-/// Bidirectional attention within each sequence of a ragged batch.
+/// Attention within each sequence of a ragged batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
-    /// Number of heads; the head size is d / heads.
+    /// Number of heads; the head size h is the number of q's columns over it.
     pub heads: usize,
+    /// Factor of q·k: 1/√h in BERT, 1 in T5.
+    pub scale: f64,
+    /// Whether a query sees no key after its own position.
+    pub causal: bool,
+    /// Position of a sequence's first query row among its keys: 0 but where keys of earlier steps are cached.
+    pub first_position: usize,
     /// Dropout of the attention probabilities.
     pub dropout: Option<Dropout>,
+    /// A bias by relative position is added to the scores.
+    pub buckets: Option<Buckets>,
+}
+
+/// Buckets of relative positions (Raffel et al. 2020, section 2.1): small distances have their own, larger ones share one on a log
+/// scale, and beyond `max_distance` all share the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buckets {
+    /// Their number, at least 4.
+    pub count: usize,
+    /// From here on all distances are one; more than count / 2.
+    pub max_distance: usize,
+    /// Whether keys after the query have half of the buckets, or all one.
+    pub bidirectional: bool,
+}
+
+impl Buckets {
+    /// The bucket of a key `relative` positions after its query. In f32, as the reference rounds.
+    pub fn of(&self, relative: i64) -> usize {
+        let (count, first) = match (self.bidirectional, relative > 0) {
+            (true, after) => (self.count / 2, if after { self.count / 2 } else { 0 }),
+            (false, _) => (self.count, 0),
+        };
+        let distance = if self.bidirectional { relative.unsigned_abs() } else { (-relative.min(0)).unsigned_abs() };
+        let (distance, exact) = (distance as usize, count / 2);
+        if distance < exact {
+            return first + distance;
+        }
+        let share = (distance as f32 / exact as f32).ln() / (self.max_distance as f64 / exact as f64).ln() as f32;
+        first + (exact + (share * (count - exact) as f32) as usize).min(count - 1)
+    }
+}
+
+/// What attention reads.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionInput<'a> {
+    /// q, k, v side by side (n, 3·heads·h), or q alone (n, heads·h).
+    pub q: &'a Tensor,
+    /// k, v side by side (m, 2·heads·h) and the first rows of their sequences and the end (b+1), where they are not beside q.
+    pub kv: Option<(&'a Tensor, &'a Tensor)>,
+    /// First rows of the sequences of q and the end (b+1, u32).
+    pub bounds: &'a Tensor,
+    /// Bias by bucket (buckets, heads).
+    pub bias: Option<&'a Tensor>,
+}
+
+impl AttentionInput<'_> {
+    /// Columns of q: heads·h.
+    pub fn inner(&self) -> usize {
+        if self.kv.is_some() { self.q.cols() } else { self.q.cols() / 3 }
+    }
+}
+
+/// Where attention's gradients go.
+#[derive(Debug)]
+pub struct AttentionGradients<'a> {
+    /// Like q.
+    pub q: &'a mut Tensor,
+    /// Like k and v, where they are not beside q.
+    pub kv: Option<&'a mut Tensor>,
+    /// The bias's, by sequence (b, buckets·heads).
+    pub bias: Option<&'a mut Tensor>,
 }
 
 /// One AdamW step (Loshchilov & Hutter 2019), as in `torch.optim.AdamW`.
@@ -93,35 +161,45 @@ pub trait Kernels {
     fn gelu(&self, form: Gelu, x: &Tensor, y: &mut Tensor);
     /// `dy *= gelu'(x)`.
     fn gelu_backward(&self, form: Gelu, x: &Tensor, dy: &mut Tensor);
+    /// `y = gelu(x[:, ..f])⊙x[:, f..]`, x (n, 2f), y (n, f) (Shazeer 2020).
+    fn gated_gelu(&self, form: Gelu, x: &Tensor, y: &mut Tensor);
+    /// `dx` (n, 2f) of [`Kernels::gated_gelu`] from dy (n, f).
+    fn gated_gelu_backward(&self, form: Gelu, x: &Tensor, dy: &Tensor, dx: &mut Tensor);
+    /// `x = max(x, 0)`, then dropout; x (n, d). Bit c of row i of `bits` (n, ⌈d/8⌉, u8), lowest first, says whether the element is above 0 at the
+    /// end.
+    fn relu(&self, dropout: Option<Dropout>, x: &mut Tensor, bits: &mut Tensor);
+    /// `dy *= bit/(1−p)`, p that of `dropout`.
+    fn relu_backward(&self, dropout: Option<Dropout>, bits: &Tensor, dy: &mut Tensor);
     /// `x = tanh(x)`.
     fn tanh(&self, x: &mut Tensor);
     /// `dy *= 1 − y²`.
     fn tanh_backward(&self, y: &Tensor, dy: &mut Tensor);
     /// `x *= mask/(1−p)`, x (n, d): forward, and the same again backward.
     fn dropout(&self, dropout: Dropout, x: &mut Tensor);
-    /// `z = (x − mean)·r`, `r = 1/√(var + eps)`, `y = gamma·z + beta`; x, y, z (n, d), gamma, beta (d), r (n).
+    /// `z = (x − mean)·r`, `r = 1/√(var + eps)`, `y = gamma·z + beta`; x, y, z (n, d), gamma, beta (d), r (n). Without beta the root
+    /// mean square norm: `z = x·r`, `r = 1/√(mean x² + eps)`, `y = gamma·z`.
     #[expect(clippy::too_many_arguments, reason = "three inputs and three outputs")]
     fn layer_norm(
         &self,
         x: &Tensor,
         gamma: &Tensor,
-        beta: &Tensor,
+        beta: Option<&Tensor>,
         eps: f64,
         y: &mut Tensor,
         z: &mut Tensor,
         r: &mut Tensor,
     );
-    /// `dx = r(g − mean g − z·mean(g⊙z))` with `g = gamma⊙dy`, written over `dy`.
-    fn layer_norm_backward(&self, z: &Tensor, r: &Tensor, gamma: &Tensor, dy: &mut Tensor);
-    /// `x_i = gamma⊙x_i + beta`, x (n, d): a layer norm's output from its ẑ, to the bit.
-    fn scale_rows(&self, gamma: &Tensor, beta: &Tensor, x: &mut Tensor);
+    /// `dx = r(g − mean g − z·mean(g⊙z))` with `g = gamma⊙dy`, written over `dy`; without `mean g` where the mean was not taken off.
+    fn layer_norm_backward(&self, z: &Tensor, r: &Tensor, gamma: &Tensor, centred: bool, dy: &mut Tensor);
+    /// `x_i = gamma⊙x_i + beta`, x (n, d): a norm's output from its ẑ, to the bit.
+    fn scale_rows(&self, gamma: &Tensor, beta: Option<&Tensor>, x: &mut Tensor);
     /// `y_i (+)= table[ids_i]`: adds where `add`, else writes; ids (n) u32, table (v, d), y (n, d).
     fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor);
     /// `dtable[ids_i] += dy_i`, in the order of i.
     fn embed_backward(&self, ids: &Tensor, dy: &Tensor, dtable: &mut Tensor);
     /// `y_j = scale_j·x[index_j]`; index (k) u32, scale (k) or 1.
     fn gather_rows(&self, x: &Tensor, index: &Tensor, scale: Option<&Tensor>, y: &mut Tensor);
-    /// `y[index_j] = x_j`, all other rows 0; the indices are distinct.
+    /// `y[index_j] = x_j`, other rows as they are; the indices are distinct.
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor);
     /// `y = x[:, first..first + c]`, x (n, d), y (n, c).
     fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
@@ -132,30 +210,28 @@ pub trait Kernels {
     fn quantise(&self, key: Key, x: &Tensor, codes: &mut Tensor, scale: &mut Tensor);
     /// `y = (codes − 128)·scale`.
     fn dequantise(&self, codes: &Tensor, scale: &Tensor, y: &mut Tensor);
-    /// Elements of scratch that attention needs, forward or backward, for sequences of at most `longest` tokens.
-    fn attention_scratch(&self, longest: usize) -> usize;
-    /// `out_i = Σ_j drop(softmax_j(q_i·k_j/√h)) v_j` within each sequence and head of size h; qkv (n, 3d) holds q, k, v side by
-    /// side, bounds (b+1) u32, out (n, d); `lse` (n, heads) gets the logarithm of each softmax's denominator.
+    /// Elements of scratch that attention needs, forward or backward, for sequences of at most `longest` queries and `kv_longest`
+    /// keys.
+    fn attention_scratch(&self, spec: &Attention, longest: usize, kv_longest: usize) -> usize;
+    /// `out_i = Σ_j drop(softmax_j(scale·q_i·k_j + bias_{j−i})) v_j` within each sequence and head; out (n, heads·h); `lse` (n,
+    /// heads) gets the logarithm of each softmax's denominator.
     fn attention(
         &self,
         spec: &Attention,
-        qkv: &Tensor,
-        bounds: &Tensor,
+        input: &AttentionInput<'_>,
         scratch: &mut Tensor,
         out: &mut Tensor,
         lse: &mut Tensor,
     );
-    /// `dqkv` (n, 3d) from `dout` (n, d); the probabilities are rebuilt tile by tile from qkv and lse.
-    #[expect(clippy::too_many_arguments, reason = "what the forward pass had, and the gradient in and out")]
+    /// Gradients from `dout` (n, heads·h); the probabilities are rebuilt tile by tile.
     fn attention_backward(
         &self,
         spec: &Attention,
-        qkv: &Tensor,
-        bounds: &Tensor,
+        input: &AttentionInput<'_>,
         lse: &Tensor,
         dout: &Tensor,
         scratch: &mut Tensor,
-        dqkv: &mut Tensor,
+        gradients: AttentionGradients<'_>,
     );
     /// `loss (1) = mean_i −log softmax(logits_i)[labels_i]` and its gradient; logits, dlogits (b, c), labels (b) u32.
     fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor);

@@ -1,7 +1,7 @@
 //! The shape-only device: every primitive does nothing.
 
 use crate::cpu;
-use crate::kernels::{AdamW, Attention, Dropout, Estimator, Gelu, Kernels};
+use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
@@ -32,12 +32,16 @@ impl Kernels for Meta {
     fn row_norms(&self, _: In, _: Out) {}
     fn gelu(&self, _: Gelu, _: In, _: Out) {}
     fn gelu_backward(&self, _: Gelu, _: In, _: Out) {}
+    fn gated_gelu(&self, _: Gelu, _: In, _: Out) {}
+    fn gated_gelu_backward(&self, _: Gelu, _: In, _: In, _: Out) {}
+    fn relu(&self, _: Option<Dropout>, _: Out, _: Out) {}
+    fn relu_backward(&self, _: Option<Dropout>, _: In, _: Out) {}
     fn tanh(&self, _: Out) {}
     fn tanh_backward(&self, _: In, _: Out) {}
     fn dropout(&self, _: Dropout, _: Out) {}
-    fn layer_norm(&self, _: In, _: In, _: In, _: f64, _: Out, _: Out, _: Out) {}
-    fn layer_norm_backward(&self, _: In, _: In, _: In, _: Out) {}
-    fn scale_rows(&self, _: In, _: In, _: Out) {}
+    fn layer_norm(&self, _: In, _: In, _: Option<In>, _: f64, _: Out, _: Out, _: Out) {}
+    fn layer_norm_backward(&self, _: In, _: In, _: In, _: bool, _: Out) {}
+    fn scale_rows(&self, _: In, _: Option<In>, _: Out) {}
     fn embed(&self, _: In, _: In, _: bool, _: Out) {}
     fn embed_backward(&self, _: In, _: In, _: Out) {}
     fn gather_rows(&self, _: In, _: In, _: Option<In>, _: Out) {}
@@ -46,9 +50,11 @@ impl Kernels for Meta {
     fn add_to_columns(&self, _: In, _: usize, _: Out) {}
     fn quantise(&self, _: Key, _: In, _: Out, _: Out) {}
     fn dequantise(&self, _: In, _: In, _: Out) {}
-    fn attention_scratch(&self, longest: usize) -> usize { cpu::attention::scratch(self.threads, longest) }
-    fn attention(&self, _: &Attention, _: In, _: In, _: Out, _: Out, _: Out) {}
-    fn attention_backward(&self, _: &Attention, _: In, _: In, _: In, _: In, _: Out, _: Out) {}
+    fn attention_scratch(&self, spec: &Attention, longest: usize, kv_longest: usize) -> usize {
+        cpu::attention::scratch(self.threads, spec, longest, kv_longest)
+    }
+    fn attention(&self, _: &Attention, _: &AttentionInput<'_>, _: Out, _: Out, _: Out) {}
+    fn attention_backward(&self, _: &Attention, _: &AttentionInput<'_>, _: In, _: In, _: Out, _: AttentionGradients<'_>) {}
     fn cross_entropy(&self, _: In, _: In, _: Out, _: Out) {}
     fn mean_squared_error(&self, _: In, _: In, _: Out, _: Out) {}
     fn importance(&self, _: In, _: Option<In>, _: f64, _: Out) {}

@@ -1,5 +1,5 @@
 //! Attention by sequence and head, in tiles of query rows. Probabilities live in a tile and die there: the backward pass
-//! rebuilds them from q, k and each row's log-sum-exp.
+//! rebuilds them from q, k and each row's log-sum-exp. A bias by relative position is one line of numbers a head, never a matrix.
 
 use rayon::prelude::*;
 
@@ -7,15 +7,18 @@ use super::matmul::{View, gemm};
 use super::rowwise::{mask_row, threshold};
 use super::vectorised;
 use crate::dtype::Float;
-use crate::kernels::{Attention, Dropout};
+use crate::kernels::{Attention, AttentionInput, Dropout};
 use crate::rng::Key;
+use crate::tensor::Tensor;
 
 /// Query rows of a tile.
 const TILE: usize = 64;
 
-/// Elements of scratch: per thread two tiles (probabilities and their gradient) and one row of a dropout mask.
-pub(crate) fn scratch(threads: usize, longest: usize) -> usize {
-    threads * (2 * TILE + 1) * longest
+/// Elements of scratch: per thread two tiles (probabilities and their gradient) and one row of a dropout mask, and with a bias its
+/// line and the line's gradient.
+pub(crate) fn scratch(threads: usize, spec: &Attention, longest: usize, kv_longest: usize) -> usize {
+    let lines = if spec.buckets.is_some() { 2 * (longest + kv_longest) } else { 0 };
+    threads * ((2 * TILE + 1) * kv_longest + lines)
 }
 
 /// An address that tasks share; each writes its own rows and columns.
@@ -65,6 +68,10 @@ vectorised! {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x);
     }
 
+    fn add<T: Float>(x: &[T], y: &mut [T]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+    }
+
     /// From scores `s` and the gradient `dp` of the dropped-out probabilities to those probabilities (in `s`) and the
     /// gradient of the scores (in `dp`).
     fn backward_row<T: Float>(lse: T, mask: Option<&[T]>, s: &mut [T], dp: &mut [T]) {
@@ -84,31 +91,119 @@ vectorised! {
     }
 }
 
+/// What attention reads, as slices, and where q, k and v stand in them.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a, T> {
+    q: &'a [T],
+    kv: &'a [T],
+    bounds: &'a [u32],
+    kv_bounds: &'a [u32],
+    bias: Option<&'a [T]>,
+    /// Columns of q, and those of one head.
+    inner: usize,
+    h: usize,
+    q_stride: usize,
+    kv_stride: usize,
+    /// First columns of k and v.
+    kv_columns: [usize; 2],
+}
+
+impl<'a, T: Float> Input<'a, T> {
+    pub(super) fn new(spec: &Attention, input: &AttentionInput<'a>) -> Self {
+        let AttentionInput { q, kv, bounds, bias } = *input;
+        let inner = input.inner();
+        let (q_stride, bounds) = (q.cols(), bounds.as_slice());
+        let (kv, kv_bounds, kv_stride, kv_columns) = match kv {
+            None => (q, bounds, q_stride, [inner, 2 * inner]),
+            Some((kv, kv_bounds)) => (kv, kv_bounds.as_slice(), kv.cols(), [0, inner]),
+        };
+        let (q, kv, bias) = (q.as_slice(), kv.as_slice(), bias.map(Tensor::as_slice));
+        Self { q, kv, bounds, kv_bounds, bias, inner, h: inner / spec.heads, q_stride, kv_stride, kv_columns }
+    }
+
+    /// Where a task's q stands, and its k and v.
+    fn offsets(&self, task: Task) -> [usize; 3] {
+        let [k, v] = self.kv_columns.map(|c| task.kv_start * self.kv_stride + c + task.head * self.h);
+        [task.start * self.q_stride + task.head * self.h, k, v]
+    }
+
+    /// q, k and v of one head: (len, h), (kv_len, h) twice.
+    fn projections(&self, task: Task) -> [View<*const T>; 3] {
+        let [q, k, v] = self.offsets(task);
+        // SAFETY: a task's rows and head lie inside the matrices.
+        unsafe {
+            [
+                View::new(self.q.as_ptr().add(q), task.len, self.h, self.q_stride),
+                View::new(self.kv.as_ptr().add(k), task.kv_len, self.h, self.kv_stride),
+                View::new(self.kv.as_ptr().add(v), task.kv_len, self.h, self.kv_stride),
+            ]
+        }
+    }
+}
+
 /// One sequence and head.
 #[derive(Clone, Copy)]
 struct Task {
+    sequence: usize,
     start: usize,
     len: usize,
+    kv_start: usize,
+    kv_len: usize,
     head: usize,
 }
 
-/// Runs `body` for every sequence and head with its thread's scratch of `2·TILE·len` elements and a mask row of `len`.
+impl Task {
+    /// Tiles of query rows, last first: the first tile that runs sees every key, also where attention is causal. For each its first
+    /// row, its rows, and the keys that it sees.
+    fn tiles(self, spec: &Attention) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (causal, position) = (spec.causal, spec.first_position);
+        (0..self.len).step_by(TILE).rev().map(move |first| {
+            let rows = TILE.min(self.len - first);
+            let keys = if causal { self.kv_len.min(position + first + rows) } else { self.kv_len };
+            (first, rows, keys)
+        })
+    }
+
+    /// The bucket of each entry of the bias line: entry `j − i + len − 1` is for query row i and key j.
+    fn buckets(self, spec: &Attention) -> impl Iterator<Item = usize> {
+        let (buckets, offset) = (spec.buckets, (self.len - 1 + spec.first_position) as i64);
+        (0..self.len + self.kv_len - 1).map_while(move |x| buckets.map(|b| b.of(x as i64 - offset)))
+    }
+
+    /// The part of the bias line that query row `i` adds to its scores.
+    fn line_of(self, i: usize, keys: usize) -> std::ops::Range<usize> {
+        let first = self.len - 1 - i;
+        first..first + keys
+    }
+}
+
+/// What a thread works in.
+struct Scratch<'a, T> {
+    tiles: &'a mut [T],
+    mask: &'a mut [T],
+    line: &'a mut [T],
+    dline: &'a mut [T],
+}
+
+/// Runs `body` for every sequence and head.
 fn for_each_head<T: Float>(
-    bounds: &[u32],
-    heads: usize,
+    spec: &Attention,
+    input: &Input<'_, T>,
     scratch: &mut [T],
-    body: impl Fn(Task, &mut [T], &mut [T]) + Sync,
+    body: impl Fn(Task, Scratch<'_, T>) + Sync,
 ) {
-    let tasks: Vec<Task> = bounds
-        .windows(2)
-        .flat_map(|w| {
-            let (start, len) = (w[0] as usize, (w[1] - w[0]) as usize);
-            (0..heads).map(move |head| Task { start, len, head })
+    let windows =
+        |bounds: &[u32]| bounds.windows(2).map(|w| (w[0] as usize, (w[1] - w[0]) as usize)).collect::<Vec<_>>();
+    let sequences = windows(input.bounds).into_iter().zip(windows(input.kv_bounds)).enumerate();
+    let tasks: Vec<Task> = sequences
+        .flat_map(|(sequence, ((start, len), (kv_start, kv_len)))| {
+            (0..spec.heads).map(move |head| Task { sequence, start, len, kv_start, kv_len, head })
         })
         .filter(|t| t.len > 0)
         .collect();
     let longest = tasks.iter().map(|t| t.len).max().unwrap_or(0);
-    let each = self::scratch(1, longest);
+    let kv_longest = tasks.iter().map(|t| t.kv_len).max().unwrap_or(0);
+    let each = self::scratch(1, spec, longest, kv_longest);
     assert!(each * rayon::current_num_threads() <= scratch.len(), "scratch for every thread");
     let base = Shared(scratch.as_mut_ptr());
     let base = &base;
@@ -116,18 +211,12 @@ fn for_each_head<T: Float>(
         let slot = rayon::current_thread_index().unwrap_or(0);
         // SAFETY: each thread of the pool has its own part of the scratch, and the body does not yield to the pool.
         let own = unsafe { std::slice::from_raw_parts_mut(base.0.add(slot * each), each) };
-        let (tiles, mask) = own.split_at_mut(2 * TILE * longest);
-        body(task, &mut tiles[..2 * TILE * task.len], &mut mask[..task.len]);
+        let (tiles, rest) = own.split_at_mut(2 * TILE * kv_longest);
+        let (mask, lines) = rest.split_at_mut(kv_longest);
+        let (line, dline) = lines.split_at_mut(lines.len() / 2);
+        let used = if spec.buckets.is_some() { task.len + task.kv_len - 1 } else { 0 };
+        body(task, Scratch { tiles, mask, line: &mut line[..used], dline: &mut dline[..used] });
     });
-}
-
-/// The q, k and v of one head: (len, h) views into the packed rows.
-fn projections<T>(qkv: *const T, d: usize, h: usize, task: Task) -> [View<*const T>; 3] {
-    [0, 1, 2].map(|part| {
-        // SAFETY: row `start` and column `part·d + head·h` lie inside the packed matrix.
-        let ptr = unsafe { qkv.add(task.start * 3 * d + part * d + task.head * h) };
-        View::new(ptr, task.len, h, 3 * d)
-    })
 }
 
 /// Rows `first..first + rows` of a view.
@@ -136,102 +225,139 @@ fn tile<T>(v: View<*const T>, first: usize, rows: usize) -> View<*const T> {
     View { ptr: unsafe { v.ptr.add(first * v.row_stride) }, rows, ..v }
 }
 
+/// Reads this head's bias line.
+fn read_line<T: Float>(spec: &Attention, input: &Input<'_, T>, task: Task, line: &mut [T]) {
+    if let Some(bias) = input.bias {
+        line.iter_mut().zip(task.buckets(spec)).for_each(|(l, bucket)| *l = bias[bucket * spec.heads + task.head]);
+    }
+}
+
+/// Turns products of query row `i` into scores: adds the bias, hides later keys.
+fn finish_scores<T: Float>(spec: &Attention, task: Task, i: usize, line: &[T], scores: &mut [T]) {
+    if !line.is_empty() {
+        add(&line[task.line_of(i, scores.len())], scores);
+    }
+    if spec.causal {
+        let seen = scores.len().min(spec.first_position + i + 1);
+        scores[seen..].fill(T::NEG_INFINITY);
+    }
+}
+
 pub(super) fn forward<T: Float>(
     spec: &Attention,
-    d: usize,
-    qkv: &[T],
-    bounds: &[u32],
+    input: &Input<'_, T>,
     scratch: &mut [T],
     out: &mut [T],
     lse: &mut [T],
 ) {
-    let (heads, h) = (spec.heads, d / spec.heads);
-    let scale = 1.0 / (h as f64).sqrt();
+    let (heads, h, d) = (spec.heads, input.h, input.inner);
     let (out, lse) = (Shared(out.as_mut_ptr()), Shared(lse.as_mut_ptr()));
     let (out, lse) = (&out, &lse);
-    for_each_head(bounds, heads, scratch, |task, tiles, mask| {
-        let [q, k, v] = projections(qkv.as_ptr(), d, h, task);
+    for_each_head(spec, input, scratch, |task, Scratch { tiles, mask, line, .. }| {
+        let [q, k, v] = input.projections(task);
         let dropout = HeadDropout::new(spec.dropout, task.head);
-        for first in (0..task.len).step_by(TILE) {
-            let rows = TILE.min(task.len - first);
-            let scores = &mut tiles[..rows * task.len];
-            let s = View::new(scores.as_mut_ptr(), rows, task.len, task.len);
-            // SAFETY: the views lie in `qkv` and in this thread's scratch.
-            unsafe { gemm(scale, tile(q, first, rows), k.t(), 0.0, s, false) };
-            for (i, s) in scores.chunks_exact_mut(task.len).enumerate() {
+        read_line(spec, input, task, line);
+        for (first, rows, keys) in task.tiles(spec) {
+            let scores = &mut tiles[..rows * keys];
+            let s = View::new(scores.as_mut_ptr(), rows, keys, keys);
+            // SAFETY: the views lie in q, k and in this thread's scratch.
+            unsafe { gemm(spec.scale, tile(q, first, rows), tile(k, 0, keys).t(), 0.0, s, false) };
+            for (i, s) in scores.chunks_exact_mut(keys).enumerate() {
+                finish_scores(spec, task, first + i, line, s);
                 let row = task.start + first + i;
                 let row_lse = softmax(s);
                 // SAFETY: this task's rows and head.
                 unsafe { *lse.0.add(row * heads + task.head) = row_lse };
                 if let Some(dropout) = dropout {
-                    dropout.row(row, mask);
-                    multiply(mask, s);
+                    dropout.row(row, &mut mask[..keys]);
+                    multiply(&mask[..keys], s);
                 }
             }
-            let p = View::new(scores.as_ptr(), rows, task.len, task.len);
+            let p = View::new(scores.as_ptr(), rows, keys, keys);
             // SAFETY: this task's rows and columns of `out`.
             unsafe {
                 let o = View::new(out.0.add((task.start + first) * d + task.head * h), rows, h, d);
-                gemm(1.0, p, v, 0.0, o, false);
+                gemm(1.0, p, tile(v, 0, keys), 0.0, o, false);
             }
         }
     });
 }
 
+/// What the backward pass writes: where k and v stand beside q, `dkv` is `None`.
+pub(super) struct Gradients<'a, T> {
+    pub(super) dq: &'a mut [T],
+    pub(super) dkv: Option<&'a mut [T]>,
+    /// (b, buckets·heads)
+    pub(super) dbias: Option<&'a mut [T]>,
+}
+
 pub(super) fn backward<T: Float>(
     spec: &Attention,
-    d: usize,
-    (qkv, lse, dout): (&[T], &[T], &[T]),
-    bounds: &[u32],
+    input: &Input<'_, T>,
+    (lse, dout): (&[T], &[T]),
     scratch: &mut [T],
-    dqkv: &mut [T],
+    gradients: Gradients<'_, T>,
 ) {
-    let (heads, h) = (spec.heads, d / spec.heads);
-    let scale = 1.0 / (h as f64).sqrt();
-    let dqkv = Shared(dqkv.as_mut_ptr());
-    let dqkv = &dqkv;
-    for_each_head(bounds, heads, scratch, |task, tiles, mask| {
-        let n = task.len;
-        let [q, k, v] = projections(qkv.as_ptr(), d, h, task);
+    let (heads, h, d) = (spec.heads, input.h, input.inner);
+    let dq = Shared(gradients.dq.as_mut_ptr());
+    let dkv = Shared(gradients.dkv.map_or(dq.0, <[T]>::as_mut_ptr));
+    let dbias = gradients.dbias.map(|dbias| Shared(dbias.as_mut_ptr()));
+    let (dq, dkv, dbias) = (&dq, &dkv, &dbias);
+    for_each_head(spec, input, scratch, |task, Scratch { tiles, mask, line, dline }| {
+        let [q, k, v] = input.projections(task);
+        let [dq_at, dk_at, dv_at] = input.offsets(task);
         let dropout = HeadDropout::new(spec.dropout, task.head);
-        // SAFETY: row `start` and the columns of this head, written by this task alone.
-        let grad = |part: usize, row: usize, rows: usize| unsafe {
-            View::new(dqkv.0.add((task.start + row) * 3 * d + part * d + task.head * h), rows, h, 3 * d)
-        };
-        let (scores, dscores) = tiles.split_at_mut(TILE * n);
-        for first in (0..n).step_by(TILE) {
-            let rows = TILE.min(n - first);
-            let (scores, dscores) = (&mut scores[..rows * n], &mut dscores[..rows * n]);
-            let (qt, s) = (tile(q, first, rows), View::new(scores.as_mut_ptr(), rows, n, n));
-            let ds = View::new(dscores.as_mut_ptr(), rows, n, n);
+        read_line(spec, input, task, line);
+        dline.fill(T::ZERO);
+        let (scores, dscores) = tiles.split_at_mut(tiles.len() / 2);
+        let mut beta = 0.0;
+        for (first, rows, keys) in task.tiles(spec) {
+            let (scores, dscores) = (&mut scores[..rows * keys], &mut dscores[..rows * keys]);
+            let (qt, kt, vt) = (tile(q, first, rows), tile(k, 0, keys), tile(v, 0, keys));
+            let s = View::new(scores.as_mut_ptr(), rows, keys, keys);
+            let ds = View::new(dscores.as_mut_ptr(), rows, keys, keys);
             // SAFETY: row and columns of this task inside `dout`.
             let dot = unsafe { dout.as_ptr().add((task.start + first) * d + task.head * h) };
             let dot = View::new(dot, rows, h, d);
-            // SAFETY: the views lie in `qkv`, `dout` and this thread's scratch.
+            // SAFETY: the views lie in q, k, v, `dout` and this thread's scratch.
             unsafe {
-                gemm(scale, qt, k.t(), 0.0, s, false);
-                gemm(1.0, dot, v.t(), 0.0, ds, false);
+                gemm(spec.scale, qt, kt.t(), 0.0, s, false);
+                gemm(1.0, dot, vt.t(), 0.0, ds, false);
             }
-            for (i, (s, ds)) in scores.chunks_exact_mut(n).zip(dscores.chunks_exact_mut(n)).enumerate() {
+            for (i, (s, ds)) in scores.chunks_exact_mut(keys).zip(dscores.chunks_exact_mut(keys)).enumerate() {
+                finish_scores(spec, task, first + i, line, s);
                 let row = task.start + first + i;
                 let lse = lse[row * heads + task.head];
                 match dropout {
                     Some(dropout) => {
-                        dropout.row(row, mask);
-                        backward_row(lse, Some(&*mask), s, ds);
+                        dropout.row(row, &mut mask[..keys]);
+                        backward_row(lse, Some(&mask[..keys]), s, ds);
                     }
                     None => backward_row(lse, None, s, ds),
                 }
+                if !dline.is_empty() {
+                    add(ds, &mut dline[task.line_of(first + i, keys)]);
+                }
             }
-            let p = View::new(scores.as_ptr(), rows, n, n);
-            let ds = View::new(dscores.as_ptr(), rows, n, n);
-            // the first tile writes dk and dv, later ones add
-            let beta = if first == 0 { 0.0 } else { 1.0 };
-            // SAFETY: this task's rows and columns of `dqkv`.
+            let p = View::new(scores.as_ptr(), rows, keys, keys);
+            let ds = View::new(dscores.as_ptr(), rows, keys, keys);
+            // SAFETY: this task's rows and columns of the gradients.
             unsafe {
-                gemm(scale, ds, k, 0.0, grad(0, first, rows), false);
-                gemm(scale, ds.t(), qt, beta, grad(1, 0, n), false);
-                gemm(1.0, p.t(), dot, beta, grad(2, 0, n), false);
+                let grad = |at: *mut T, rows: usize, stride: usize| View::new(at, rows, h, stride);
+                let dq = grad(dq.0.add(dq_at + first * input.q_stride), rows, input.q_stride);
+                gemm(spec.scale, ds, kt, 0.0, dq, false);
+                gemm(spec.scale, ds.t(), qt, beta, grad(dkv.0.add(dk_at), keys, input.kv_stride), false);
+                gemm(1.0, p.t(), dot, beta, grad(dkv.0.add(dv_at), keys, input.kv_stride), false);
+            }
+            // the tile that ran first wrote all of dk and dv, later ones add
+            beta = 1.0;
+        }
+        if let (Some(dbias), Some(buckets)) = (dbias, spec.buckets) {
+            let at = |bucket: usize| (task.sequence * buckets.count + bucket) * heads + task.head;
+            // SAFETY: this task's sequence and head.
+            unsafe {
+                (0..buckets.count).for_each(|bucket| *dbias.0.add(at(bucket)) = T::ZERO);
+                dline.iter().zip(task.buckets(spec)).for_each(|(&x, bucket)| *dbias.0.add(at(bucket)) += x);
             }
         }
     });
@@ -239,7 +365,12 @@ pub(super) fn backward<T: Float>(
 
 #[cfg(test)]
 mod tests {
-    use crate::{Attention, Class, DType, Device, Dropout, rng::Key};
+    use crate::{Attention, AttentionInput, Class, DType, Device, Dropout, rng::Key};
+
+    fn spec(heads: usize, h: usize, dropout: Option<Dropout>) -> Attention {
+        let scale = 1.0 / (h as f64).sqrt();
+        Attention { heads, scale, causal: false, first_position: 0, dropout, buckets: None }
+    }
 
     fn random(device: &Device, seed: u64, shape: &[usize]) -> crate::Tensor {
         let data: Vec<f64> = (0..shape.iter().product()).map(|i: usize| Key::new(seed).normal(i as u64)).collect();
@@ -253,12 +384,14 @@ mod tests {
         let (d, bounds) = (heads * h, [0_u32, 1, 71, 76]);
         let n = 76;
         let qkv = random(&device, 1, &[n, 3 * d]);
-        let mut scratch = device.empty(Class::Workspace, DType::F64, &[device.kernels().attention_scratch(70)]);
+        let spec = spec(heads, h, None);
+        let mut scratch =
+            device.empty(Class::Workspace, DType::F64, &[device.kernels().attention_scratch(&spec, 70, 70)]);
         let mut out = device.empty(Class::Workspace, DType::F64, &[n, d]);
         let mut lse = device.empty(Class::Workspace, DType::F64, &[n, heads]);
-        let spec = Attention { heads, dropout: None };
         let b = device.tensor(Class::Workspace, &[4], &bounds);
-        device.kernels().attention(&spec, &qkv, &b, &mut scratch, &mut out, &mut lse);
+        let input = AttentionInput { q: &qkv, kv: None, bounds: &b, bias: None };
+        device.kernels().attention(&spec, &input, &mut scratch, &mut out, &mut lse);
         let x = qkv.as_slice::<f64>();
         let at = |row: usize, part: usize, head: usize, c: usize| x[row * 3 * d + part * d + head * h + c];
         for w in bounds.windows(2) {
@@ -282,10 +415,12 @@ mod tests {
         let bounds = device.tensor(Class::Workspace, &[2], &[0, n as u32]);
         let run = |dropout| {
             let k = device.kernels();
-            let mut scratch = device.empty(Class::Workspace, DType::F64, &[k.attention_scratch(n)]);
+            let spec = spec(1, 2, dropout);
+            let mut scratch = device.empty(Class::Workspace, DType::F64, &[k.attention_scratch(&spec, n, n)]);
             let mut out = device.empty(Class::Workspace, DType::F64, &[n, 2]);
             let mut lse = device.empty(Class::Workspace, DType::F64, &[n, 1]);
-            k.attention(&Attention { heads: 1, dropout }, &qkv, &bounds, &mut scratch, &mut out, &mut lse);
+            let input = AttentionInput { q: &qkv, kv: None, bounds: &bounds, bias: None };
+            k.attention(&spec, &input, &mut scratch, &mut out, &mut lse);
             out.to_f64()
         };
         let (exact, trials) = (run(None), 4000);

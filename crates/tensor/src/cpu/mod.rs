@@ -1,6 +1,7 @@
 //! Kernels on the processor: generic over f32 and f64, multi-threaded with rayon, vectorised for the machine found at run
 //! time. Every result is the same for any number of threads: reductions run over fixed chunks, in order.
 
+mod activation;
 pub(crate) mod attention;
 mod columns;
 mod loss;
@@ -11,7 +12,7 @@ mod rows;
 mod rowwise;
 mod select;
 
-use crate::kernels::{AdamW, Attention, Dropout, Estimator, Gelu, Kernels};
+use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use crate::{DType, Element, Float};
@@ -108,19 +109,39 @@ impl Kernels for Cpu {
     }
 
     fn gelu(&self, form: Gelu, x: &Tensor, y: &mut Tensor) {
-        by_float!(x, T => rowwise::gelu::<T>(form, x.as_slice(), y.as_mut_slice()));
+        by_float!(x, T => activation::gelu::<T>(form, x.as_slice(), y.as_mut_slice()));
     }
 
     fn gelu_backward(&self, form: Gelu, x: &Tensor, dy: &mut Tensor) {
-        by_float!(x, T => rowwise::gelu_backward::<T>(form, x.as_slice(), dy.as_mut_slice()));
+        by_float!(x, T => activation::gelu_backward::<T>(form, x.as_slice(), dy.as_mut_slice()));
+    }
+
+    fn gated_gelu(&self, form: Gelu, x: &Tensor, y: &mut Tensor) {
+        let f = y.cols();
+        by_float!(x, T => activation::gated_gelu::<T>(form, f, x.as_slice(), y.as_mut_slice()));
+    }
+
+    fn gated_gelu_backward(&self, form: Gelu, x: &Tensor, dy: &Tensor, dx: &mut Tensor) {
+        let f = dy.cols();
+        by_float!(x, T => activation::gated_gelu_backward::<T>(form, f, x.as_slice(), dy.as_slice(), dx.as_mut_slice()));
+    }
+
+    fn relu(&self, dropout: Option<Dropout>, x: &mut Tensor, bits: &mut Tensor) {
+        let d = x.cols();
+        by_float!(x, T => activation::relu::<T>(dropout, d, x.as_mut_slice(), bits.as_mut_slice()));
+    }
+
+    fn relu_backward(&self, dropout: Option<Dropout>, bits: &Tensor, dy: &mut Tensor) {
+        let d = dy.cols();
+        by_float!(dy, T => activation::relu_backward::<T>(dropout, d, bits.as_slice(), dy.as_mut_slice()));
     }
 
     fn tanh(&self, x: &mut Tensor) {
-        by_float!(x, T => rowwise::tanh::<T>(x.as_mut_slice()));
+        by_float!(x, T => activation::tanh::<T>(x.as_mut_slice()));
     }
 
     fn tanh_backward(&self, y: &Tensor, dy: &mut Tensor) {
-        by_float!(y, T => rowwise::tanh_backward::<T>(y.as_slice(), dy.as_mut_slice()));
+        by_float!(y, T => activation::tanh_backward::<T>(y.as_slice(), dy.as_mut_slice()));
     }
 
     fn dropout(&self, dropout: Dropout, x: &mut Tensor) {
@@ -132,23 +153,25 @@ impl Kernels for Cpu {
         &self,
         x: &Tensor,
         gamma: &Tensor,
-        beta: &Tensor,
+        beta: Option<&Tensor>,
         eps: f64,
         y: &mut Tensor,
         z: &mut Tensor,
         r: &mut Tensor,
     ) {
         by_float!(x, T => rowwise::layer_norm::<T>(
-            x.as_slice(), (gamma.as_slice(), beta.as_slice()), eps, y.as_mut_slice(), z.as_mut_slice(), r.as_mut_slice(),
+            x.as_slice(), (gamma.as_slice(), beta.map(Tensor::as_slice)), eps, y.as_mut_slice(), z.as_mut_slice(), r.as_mut_slice(),
         ));
     }
 
-    fn layer_norm_backward(&self, z: &Tensor, r: &Tensor, gamma: &Tensor, dy: &mut Tensor) {
-        by_float!(z, T => rowwise::layer_norm_backward::<T>(z.as_slice(), r.as_slice(), gamma.as_slice(), dy.as_mut_slice()));
+    fn layer_norm_backward(&self, z: &Tensor, r: &Tensor, gamma: &Tensor, centred: bool, dy: &mut Tensor) {
+        by_float!(z, T => rowwise::layer_norm_backward::<T>(
+            z.as_slice(), r.as_slice(), gamma.as_slice(), centred, dy.as_mut_slice(),
+        ));
     }
 
-    fn scale_rows(&self, gamma: &Tensor, beta: &Tensor, x: &mut Tensor) {
-        by_float!(x, T => rowwise::scale_rows::<T>(gamma.as_slice(), beta.as_slice(), x.as_mut_slice()));
+    fn scale_rows(&self, gamma: &Tensor, beta: Option<&Tensor>, x: &mut Tensor) {
+        by_float!(x, T => rowwise::scale_rows::<T>(gamma.as_slice(), beta.map(Tensor::as_slice), x.as_mut_slice()));
     }
 
     fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor) {
@@ -166,7 +189,6 @@ impl Kernels for Cpu {
     }
 
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor) {
-        self.zero(y);
         by_float!(x, T => rows::scatter::<T>(x.as_slice(), x.cols(), index.as_slice(), y.as_mut_slice()));
     }
 
@@ -190,39 +212,41 @@ impl Kernels for Cpu {
         by_float!(scale, T => quant::dequantise::<T>(d, codes.as_slice(), scale.as_slice(), y.as_mut_slice()));
     }
 
-    fn attention_scratch(&self, longest: usize) -> usize {
-        attention::scratch(self.threads, longest)
+    fn attention_scratch(&self, spec: &Attention, longest: usize, kv_longest: usize) -> usize {
+        attention::scratch(self.threads, spec, longest, kv_longest)
     }
 
     fn attention(
         &self,
         spec: &Attention,
-        qkv: &Tensor,
-        bounds: &Tensor,
+        input: &AttentionInput<'_>,
         scratch: &mut Tensor,
         out: &mut Tensor,
         lse: &mut Tensor,
     ) {
-        let d = out.cols();
-        by_float!(qkv, T => attention::forward::<T>(
-            spec, d, qkv.as_slice(), bounds.as_slice(), scratch.as_mut_slice(), out.as_mut_slice(), lse.as_mut_slice(),
+        by_float!(out, T => attention::forward::<T>(
+            spec, &attention::Input::new(spec, input), scratch.as_mut_slice(), out.as_mut_slice(), lse.as_mut_slice(),
         ));
     }
 
     fn attention_backward(
         &self,
         spec: &Attention,
-        qkv: &Tensor,
-        bounds: &Tensor,
+        input: &AttentionInput<'_>,
         lse: &Tensor,
         dout: &Tensor,
         scratch: &mut Tensor,
-        dqkv: &mut Tensor,
+        AttentionGradients { q, kv, bias }: AttentionGradients<'_>,
     ) {
-        by_float!(qkv, T => attention::backward::<T>(
-            spec, dout.cols(), (qkv.as_slice(), lse.as_slice(), dout.as_slice()), bounds.as_slice(), scratch.as_mut_slice(),
-            dqkv.as_mut_slice(),
-        ));
+        by_float!(dout, T => {
+            let gradients = attention::Gradients {
+                dq: q.as_mut_slice(),
+                dkv: kv.map(Tensor::as_mut_slice),
+                dbias: bias.map(Tensor::as_mut_slice),
+            };
+            let input = attention::Input::<T>::new(spec, input);
+            attention::backward(spec, &input, (lse.as_slice(), dout.as_slice()), scratch.as_mut_slice(), gradients);
+        });
     }
 
     fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor) {

@@ -4,11 +4,11 @@ use rayon::prelude::*;
 
 use super::vectorised;
 use crate::dtype::{Element, Float};
-use crate::kernels::{Dropout, Gelu};
+use crate::kernels::Dropout;
 use crate::rng::{Key, LANES};
 
 /// Elements that one task handles: long enough to pay for scheduling, short enough to stay in cache.
-const CHUNK: usize = 1 << 14;
+pub(super) const CHUNK: usize = 1 << 14;
 /// Columns that one task of a column reduction handles.
 const COLUMNS: usize = 64;
 /// Rows summed before their sum joins the total, so that rounding grows with the root of the number of rows.
@@ -16,7 +16,7 @@ const BLOCK: usize = 128;
 /// Independent partial sums of a row reduction.
 const WIDE: usize = 16;
 
-fn rows_per_chunk(d: usize) -> usize {
+pub(super) fn rows_per_chunk(d: usize) -> usize {
     (CHUNK / d.max(1)).max(1)
 }
 
@@ -116,68 +116,6 @@ pub(super) fn row_norms<T: Float>(x: &[T], d: usize, y: &mut [T]) {
     y.par_chunks_mut(rows).zip(x.par_chunks(rows * d)).for_each(|(y, x)| norms_chunk(x, d, y));
 }
 
-/// √(2/π) and the cubic's coefficient in the tanh form.
-const TANH_SCALE: f64 = 0.797_884_560_802_865_4;
-const TANH_CUBIC: f64 = 0.044_715;
-
-vectorised! {
-    fn gelu_chunk<T: Float>(form: Gelu, x: &[T], y: &mut [T]) {
-        let half = T::of(0.5);
-        match form {
-            Gelu::Erf => {
-                let root = T::of(std::f64::consts::FRAC_1_SQRT_2);
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = half * x * (T::ONE + (x * root).erf()));
-            }
-            Gelu::Tanh => {
-                let (s, c) = (T::of(TANH_SCALE), T::of(TANH_CUBIC));
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = half * x * (T::ONE + (s * (x + c * x * x * x)).tanh()));
-            }
-        }
-    }
-
-    fn gelu_backward_chunk<T: Float>(form: Gelu, x: &[T], dy: &mut [T]) {
-        let half = T::of(0.5);
-        match form {
-            Gelu::Erf => {
-                let (root, density) = (T::of(std::f64::consts::FRAC_1_SQRT_2), T::of(0.398_942_280_401_432_7));
-                dy.iter_mut().zip(x).for_each(|(dy, &x)| {
-                    *dy *= half * (T::ONE + (x * root).erf()) + x * density * (-half * x * x).exp();
-                });
-            }
-            Gelu::Tanh => {
-                let (s, c) = (T::of(TANH_SCALE), T::of(TANH_CUBIC));
-                dy.iter_mut().zip(x).for_each(|(dy, &x)| {
-                    let t = (s * (x + c * x * x * x)).tanh();
-                    let inner = s * (T::ONE + T::of(3.0) * c * x * x);
-                    *dy *= half * (T::ONE + t) + half * x * (T::ONE - t * t) * inner;
-                });
-            }
-        }
-    }
-
-    fn tanh_backward_chunk<T: Float>(y: &[T], dy: &mut [T]) {
-        dy.iter_mut().zip(y).for_each(|(dy, &y)| *dy *= T::ONE - y * y);
-    }
-}
-
-pub(super) fn gelu<T: Float>(form: Gelu, x: &[T], y: &mut [T]) {
-    assert_eq!(x.len(), y.len());
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| gelu_chunk(form, x, y));
-}
-
-pub(super) fn gelu_backward<T: Float>(form: Gelu, x: &[T], dy: &mut [T]) {
-    assert_eq!(x.len(), dy.len());
-    dy.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| gelu_backward_chunk(form, x, dy));
-}
-
-pub(super) fn tanh<T: Float>(x: &mut [T]) {
-    x.par_chunks_mut(CHUNK).for_each(|x| x.iter_mut().for_each(|x| *x = x.tanh()));
-}
-
-pub(super) fn tanh_backward<T: Float>(y: &[T], dy: &mut [T]) {
-    dy.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(|(dy, y)| tanh_backward_chunk(y, dy));
-}
-
 /// `out_c = f(16 random bits of element (row, c))`. A block of 128 bits serves eight elements: words and halves are spread so that
 /// `LANES` blocks fill 8·LANES consecutive elements.
 #[inline(always)]
@@ -228,27 +166,30 @@ pub(super) fn dropout<T: Float>(Dropout { key, p }: Dropout, d: usize, x: &mut [
 }
 
 vectorised! {
-    fn layer_norm_chunk<T: Float>(x: &[T], params: (&[T], &[T]), eps: f64, y: &mut [T], z: &mut [T], r: &mut [T]) {
+    fn layer_norm_chunk<T: Float>(x: &[T], params: (&[T], Option<&[T]>), eps: f64, y: &mut [T], z: &mut [T], r: &mut [T]) {
         let (gamma, beta) = params;
         let d = gamma.len();
         let inv = T::of(1.0 / d as f64);
         let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(z.chunks_exact_mut(d)).zip(r);
         for (((x, y), z), r) in rows {
-            let mean = sum(d, |i| x[i]) * inv;
+            let mean = if beta.is_some() { sum(d, |i| x[i]) * inv } else { T::ZERO };
             let var = sum(d, |i| (x[i] - mean) * (x[i] - mean)) * inv;
             *r = T::ONE / (var + T::of(eps)).sqrt();
             for i in 0..d {
                 z[i] = (x[i] - mean) * *r;
-                y[i] = gamma[i] * z[i] + beta[i];
+                y[i] = gamma[i] * z[i];
+            }
+            if let Some(beta) = beta {
+                y.iter_mut().zip(beta).for_each(|(y, &b)| *y += b);
             }
         }
     }
 
-    fn layer_norm_backward_chunk<T: Float>(z: &[T], r: &[T], gamma: &[T], dy: &mut [T]) {
+    fn layer_norm_backward_chunk<T: Float>(z: &[T], r: &[T], gamma: &[T], centred: bool, dy: &mut [T]) {
         let d = gamma.len();
         let inv = T::of(1.0 / d as f64);
         for ((z, &r), dy) in z.chunks_exact(d).zip(r).zip(dy.chunks_exact_mut(d)) {
-            let mean = sum(d, |i| gamma[i] * dy[i]) * inv;
+            let mean = if centred { sum(d, |i| gamma[i] * dy[i]) * inv } else { T::ZERO };
             let along = sum(d, |i| gamma[i] * dy[i] * z[i]) * inv;
             for i in 0..d {
                 dy[i] = r * (gamma[i] * dy[i] - mean - z[i] * along);
@@ -257,7 +198,14 @@ vectorised! {
     }
 }
 
-pub(super) fn layer_norm<T: Float>(x: &[T], params: (&[T], &[T]), eps: f64, y: &mut [T], z: &mut [T], r: &mut [T]) {
+pub(super) fn layer_norm<T: Float>(
+    x: &[T],
+    params: (&[T], Option<&[T]>),
+    eps: f64,
+    y: &mut [T],
+    z: &mut [T],
+    r: &mut [T],
+) {
     let d = params.0.len();
     let rows = rows_per_chunk(d);
     x.par_chunks(rows * d)
@@ -268,25 +216,28 @@ pub(super) fn layer_norm<T: Float>(x: &[T], params: (&[T], &[T]), eps: f64, y: &
 }
 
 vectorised! {
-    fn scale_rows_chunk<T: Float>(gamma: &[T], beta: &[T], x: &mut [T]) {
+    fn scale_rows_chunk<T: Float>(gamma: &[T], beta: Option<&[T]>, x: &mut [T]) {
         for x in x.chunks_exact_mut(gamma.len()) {
-            x.iter_mut().zip(gamma.iter().zip(beta)).for_each(|(x, (&g, &b))| *x = g * *x + b);
+            x.iter_mut().zip(gamma).for_each(|(x, &g)| *x = g * *x);
+            if let Some(beta) = beta {
+                x.iter_mut().zip(beta).for_each(|(x, &b)| *x += b);
+            }
         }
     }
 }
 
-pub(super) fn scale_rows<T: Float>(gamma: &[T], beta: &[T], x: &mut [T]) {
+pub(super) fn scale_rows<T: Float>(gamma: &[T], beta: Option<&[T]>, x: &mut [T]) {
     let d = gamma.len();
     x.par_chunks_mut(rows_per_chunk(d) * d).for_each(|x| scale_rows_chunk(gamma, beta, x));
 }
 
-pub(super) fn layer_norm_backward<T: Float>(z: &[T], r: &[T], gamma: &[T], dy: &mut [T]) {
+pub(super) fn layer_norm_backward<T: Float>(z: &[T], r: &[T], gamma: &[T], centred: bool, dy: &mut [T]) {
     let rows = rows_per_chunk(gamma.len());
     let d = gamma.len();
     z.par_chunks(rows * d)
         .zip(r.par_chunks(rows))
         .zip(dy.par_chunks_mut(rows * d))
-        .for_each(|((z, r), dy)| layer_norm_backward_chunk(z, r, gamma, dy));
+        .for_each(|((z, r), dy)| layer_norm_backward_chunk(z, r, gamma, centred, dy));
 }
 
 #[cfg(test)]
