@@ -5,6 +5,7 @@ mod attention;
 mod compress;
 mod dropout;
 mod embedding;
+mod head;
 mod input;
 mod kept;
 mod linear;
@@ -21,6 +22,7 @@ pub mod testing;
 
 pub use attention::{Attend, Sequences};
 pub use compress::Quantised;
+pub use head::Head;
 pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
 pub use low_rank::LowRank;
 pub use norms::{BatchPlaces, NormMemory, Running, Store};
