@@ -25,7 +25,7 @@ pub use compress::Quantised;
 pub use head::Head;
 pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
 pub use low_rank::LowRank;
-pub use norms::{BatchPlaces, NormMemory, Running, Store};
+pub use norms::{BatchPlaces, NormMemory, Places, RowsOf, Running, Store};
 pub use param::{Param, ParamId, Params};
 pub use policy::{Keep, NormSource, Policy, Sampling};
 pub use sample::{Draw, RowSample, draw, estimate_product};

@@ -87,7 +87,7 @@ mod tests {
     use crate::testing::{
         check_gradients, check_precision, check_unbiased, leaf, random, random_params, run, training,
     };
-    use crate::{BatchPlaces, Keep, NormMemory, NormSource, Params, Policy, Sampling, Store};
+    use crate::{BatchPlaces, Keep, NormMemory, NormSource, Params, Places, Policy, RowsOf, Sampling, Store};
 
     const ESTIMATORS: [Estimator; 3] = [Estimator::Crs, Estimator::Wta, Estimator::Pps];
     const SOURCES: [NormSource; 4] =
@@ -233,9 +233,11 @@ mod tests {
             let device = Device::cpu();
             let (x, dz) = data(&device, name);
             let (params, [w]) = random_params(&device, DType::F64, [("w", &[2, 3])]);
-            let memory = Arc::new(NormMemory::new(&device, &["linear".to_owned()], N, Store::Memory).unwrap());
+            let memory =
+                Arc::new(NormMemory::new(&device, &[("linear".to_owned(), RowsOf::Tokens)], N, Store::Memory).unwrap());
             let positions = (0..N as u32).map(|p| (p, p == 0)).collect();
-            memory.begin(BatchPlaces { tokens: Some((0..N as u64).collect()), positions, sequences: 1 });
+            let tokens = Places { tokens: Some((0..N as u64).collect()), positions };
+            memory.begin(BatchPlaces { tokens, targets: Places::default(), losses: 1 });
             // wrong by factors up to e³, and zero for every fifth row
             let wrong = |i: usize| if i % 5 == 3 { 0.0 } else { Key::new(43).normal(i as u64).clamp(-3.0, 3.0).exp() };
             memory.record("linear", &device.tensor(Class::Workspace, &[N], &(0..N).map(wrong).collect::<Vec<_>>()));

@@ -36,15 +36,45 @@ fn decode(code: u8) -> f64 {
     if code == ZERO { 0.0 } else { ((f64::from(code) - ONE) / PER_OCTAVE).exp2() }
 }
 
-/// Where the tokens of a batch stand in the training set.
+/// What the rows of a site's input are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowsOf {
+    /// The batch's tokens, those of the sources where there are targets.
+    Tokens,
+    /// The tokens of the targets.
+    Targets,
+    /// A row a sequence: nothing is remembered of them.
+    Sequences,
+}
+
+/// Where tokens of a batch stand in the training set.
 #[derive(Clone, Debug, Default)]
-pub struct BatchPlaces {
+pub struct Places {
     /// For each token its number in the training set; `None` for a stream or an evaluation batch.
     pub tokens: Option<Vec<u64>>,
     /// For each token its position in its sequence and whether it is a special token.
     pub positions: Vec<(u32, bool)>,
-    /// Number of sequences: norms are of a mean loss, and times this they compare across batches.
-    pub sequences: usize,
+}
+
+/// Where the tokens of a batch stand in the training set.
+#[derive(Clone, Debug, Default)]
+pub struct BatchPlaces {
+    /// The tokens, those of the sources where there are targets.
+    pub tokens: Places,
+    /// The tokens of the targets.
+    pub targets: Places,
+    /// What the loss is a mean of: norms are of a mean loss, and times this they compare across batches.
+    pub losses: usize,
+}
+
+impl BatchPlaces {
+    fn of(&self, rows: RowsOf) -> Option<&Places> {
+        match rows {
+            RowsOf::Tokens => Some(&self.tokens),
+            RowsOf::Targets => Some(&self.targets),
+            RowsOf::Sequences => None,
+        }
+    }
 }
 
 /// The running averages, by site: mean squares by token group, negative before the first batch.
@@ -93,7 +123,7 @@ struct State {
 /// Remembered norms of dZ. One memory serves one training run.
 #[derive(Debug)]
 pub struct NormMemory {
-    sites: HashMap<String, usize>,
+    sites: HashMap<String, (usize, RowsOf)>,
     tokens: usize,
     state: Mutex<State>,
 }
@@ -107,17 +137,17 @@ fn group(position: u32, special: bool) -> usize {
 }
 
 impl NormMemory {
-    /// An empty memory for `tokens` training tokens at each of `sites`: `sites × tokens` bytes.
+    /// An empty memory for `tokens` training tokens, targets included, at each of `sites`: `sites × tokens` bytes.
     ///
     /// # Errors
     /// A file that cannot be made.
-    pub fn new(device: &Device, sites: &[String], tokens: usize, store: Store<'_>) -> Result<Self> {
+    pub fn new(device: &Device, sites: &[(String, RowsOf)], tokens: usize, store: Store<'_>) -> Result<Self> {
         let bytes = sites.len() * tokens;
         let codes = match store {
             Store::Memory => Codes::Memory(device.zeros(Class::Cache, DType::U8, &[bytes])),
             Store::File(path) => Codes::File(map_file(path, bytes)?),
         };
-        let sites = sites.iter().enumerate().map(|(i, s)| (s.clone(), i)).collect();
+        let sites = sites.iter().enumerate().map(|(i, (s, rows))| (s.clone(), (i, *rows))).collect();
         let state = State { codes, running: Running::default(), batch: BatchPlaces::default() };
         Ok(Self { sites, tokens, state: Mutex::new(state) })
     }
@@ -135,11 +165,13 @@ impl NormMemory {
     /// the memory that later ones do. `None` if nothing is remembered: for other sources, and for rows that are not the batch's
     /// tokens (a pooled row per sequence).
     pub(crate) fn estimate(&self, site: &str, source: NormSource, like: &Tensor) -> Option<Tensor> {
-        let state = self.state();
-        let n = like.len();
-        if n != state.batch.positions.len() || matches!(source, NormSource::Uniform | NormSource::Current) {
+        if matches!(source, NormSource::Uniform | NormSource::Current) {
             return None;
         }
+        let state = self.state();
+        let &(place, rows) = self.sites.get(site)?;
+        let places = state.batch.of(rows)?;
+        let n = like.len();
         let mut norms = like.empty_like();
         let Some(running) = state.running.0.get(site) else {
             norms.write_f64(std::iter::repeat_n(1.0, n));
@@ -149,14 +181,14 @@ impl NormMemory {
         let known = || running.iter().filter(|&&m| m >= 0.0);
         let mean = known().sum::<f64>() / known().count().max(1) as f64;
         let by_group = |i: usize| {
-            let (position, special) = state.batch.positions[i];
+            let (position, special) = places.positions[i];
             let square = running[group(position, special)];
             if square >= 0.0 { square.sqrt() } else { mean.sqrt() }
         };
-        let place = self.sites.get(site).map(|s| s * self.tokens);
+        let place = place * self.tokens;
         let codes = state.codes.bytes();
-        let seen = |i: usize| match (&state.batch.tokens, place) {
-            (Some(tokens), Some(place)) if source == NormSource::Cached => codes[place + tokens[i] as usize],
+        let seen = |i: usize| match &places.tokens {
+            Some(tokens) if source == NormSource::Cached => codes[place + tokens[i] as usize],
             _ => UNSEEN,
         };
         norms.write_f64((0..n).map(|i| match seen(i) {
@@ -170,20 +202,19 @@ impl NormMemory {
     pub(crate) fn record(&self, site: &str, norms: &Tensor) {
         let mut guard = self.state();
         let State { codes, running, batch } = &mut *guard;
-        if norms.device().is_meta() || norms.len() != batch.positions.len() {
-            return;
-        }
-        let norms: Vec<f64> = norms.to_f64().into_iter().map(|z| z * batch.sequences as f64).collect();
+        let Some(&(place, rows)) = self.sites.get(site) else { return };
+        let Some(places) = batch.of(rows).filter(|_| !norms.device().is_meta()) else { return };
+        let norms: Vec<f64> = norms.to_f64().into_iter().map(|z| z * batch.losses as f64).collect();
         // a diverged step is caught by its loss; it must not poison what is remembered
         if !norms.iter().all(|z| z.is_finite()) {
             return;
         }
-        if let (Some(tokens), Some(place)) = (&batch.tokens, self.sites.get(site)) {
+        if let Some(tokens) = &places.tokens {
             let codes = &mut codes.bytes_mut()[place * self.tokens..][..self.tokens];
             tokens.iter().zip(&norms).for_each(|(&t, &z)| codes[t as usize] = encode(z));
         }
         let mut sums = [(0.0, 0); GROUPS];
-        for (&(position, special), z) in batch.positions.iter().zip(&norms) {
+        for (&(position, special), z) in places.positions.iter().zip(&norms) {
             let (sum, count) = &mut sums[group(position, special)];
             *sum += z * z;
             *count += 1;
@@ -237,7 +268,25 @@ mod tests {
 
     fn batch(tokens: &[u64]) -> BatchPlaces {
         let positions = (0..tokens.len() as u32).map(|p| (p, p == 0)).collect();
-        BatchPlaces { tokens: Some(tokens.to_vec()), positions, sequences: 1 }
+        let tokens = Places { tokens: Some(tokens.to_vec()), positions };
+        // the targets stand elsewhere in the training set
+        let targets = Places { tokens: Some(vec![9]), positions: vec![(0, false)] };
+        BatchPlaces { tokens, targets, losses: 1 }
+    }
+
+    fn stream(positions: &[(u32, bool)]) -> BatchPlaces {
+        let tokens = Places { tokens: None, positions: positions.to_vec() };
+        BatchPlaces { tokens, targets: Places::default(), losses: 1 }
+    }
+
+    fn sites() -> [(String, RowsOf); 4] {
+        let site = |name: &str, rows| (name.to_owned(), rows);
+        [
+            site("a", RowsOf::Tokens),
+            site("b", RowsOf::Tokens),
+            site("target", RowsOf::Targets),
+            site("pooled", RowsOf::Sequences),
+        ]
     }
 
     #[test]
@@ -256,7 +305,7 @@ mod tests {
         let device = Device::cpu();
         let file = tempfile::tempdir().unwrap();
         for store in [Store::Memory, Store::File(&file.path().join("norms"))] {
-            let memory = NormMemory::new(&device, &["a".into(), "b".into()], 10, store).unwrap();
+            let memory = NormMemory::new(&device, &sites(), 10, store).unwrap();
             let like = device.zeros(Class::Workspace, DType::F64, &[3]);
             memory.begin(batch(&[4, 5, 6]));
             assert_eq!(
@@ -274,7 +323,7 @@ mod tests {
             assert_eq!(get(NormSource::Running)[1], get(NormSource::Running)[2]);
             assert_eq!(memory.estimate("a", NormSource::Cached, &like).unwrap().to_f64(), [1.0; 3]);
             let (running, bytes) = memory.snapshot();
-            let other = NormMemory::new(&device, &["a".into(), "b".into()], 10, Store::Memory).unwrap();
+            let other = NormMemory::new(&device, &sites(), 10, Store::Memory).unwrap();
             other.restore(running, &bytes).unwrap();
             assert_eq!(other.snapshot(), memory.snapshot());
             assert!(other.restore(Running::default(), &bytes[1..]).is_err());
@@ -283,7 +332,7 @@ mod tests {
 
     fn memory() -> (Device, NormMemory, Tensor) {
         let device = Device::cpu();
-        let memory = NormMemory::new(&device, &["a".into()], 10, Store::Memory).unwrap();
+        let memory = NormMemory::new(&device, &sites(), 10, Store::Memory).unwrap();
         let like = device.zeros(Class::Workspace, DType::F32, &[3]);
         (device, memory, like)
     }
@@ -306,7 +355,7 @@ mod tests {
         memory.begin(batch(&[0, 1, 2]));
         memory.record("a", &device.tensor(Class::Workspace, &[3], &[1.0_f32, 2.0, 4.0]));
         let codes = memory.snapshot().1;
-        memory.begin(BatchPlaces { tokens: None, ..batch(&[0, 1, 2]) });
+        memory.begin(stream(&[(0, true), (1, false), (2, false)]));
         let get = |source| memory.estimate("a", source, &like).unwrap().to_f64();
         // positions 1 and 2 share a group: √((2² + 4²)/2)
         let group = f64::from(10_f32.sqrt());
@@ -316,7 +365,7 @@ mod tests {
         assert_eq!(get(NormSource::Running), [1.0, group, group]);
         assert_eq!(memory.snapshot().1, codes);
         // a position without history takes the mean square of the known groups, √((1 + 9)/2)
-        memory.begin(BatchPlaces { tokens: None, positions: vec![(0, true), (1, false), (200, false)], sequences: 1 });
+        memory.begin(stream(&[(0, true), (1, false), (200, false)]));
         assert_eq!(get(NormSource::Running)[2], f64::from(5_f32.sqrt()));
     }
 
@@ -324,7 +373,7 @@ mod tests {
     fn norms_compare_across_batch_sizes() {
         let (device, memory, like) = memory();
         // the mean loss of four sequences has a quarter of one sequence's gradient
-        memory.begin(BatchPlaces { sequences: 4, ..batch(&[0, 1, 2]) });
+        memory.begin(BatchPlaces { losses: 4, ..batch(&[0, 1, 2]) });
         memory.record("a", &device.tensor(Class::Workspace, &[3], &[0.25_f32, 0.5, 1.0]));
         memory.begin(batch(&[0, 1, 2]));
         assert_eq!(memory.estimate("a", NormSource::Cached, &like).unwrap().to_f64(), [1.0, 2.0, 4.0]);
@@ -336,11 +385,27 @@ mod tests {
         memory.begin(batch(&[0, 1, 2]));
         let pooled = device.tensor(Class::Workspace, &[2], &[1.0_f32, 2.0]);
         let before = memory.snapshot();
-        memory.record("a", &pooled);
+        memory.record("pooled", &pooled);
         assert_eq!(memory.snapshot(), before);
         for source in [NormSource::Cached, NormSource::Running] {
-            assert!(memory.estimate("a", source, &pooled).is_none());
+            assert!(memory.estimate("pooled", source, &pooled).is_none());
         }
+    }
+
+    /// Targets have places of their own, also where there are as many as tokens.
+    #[test]
+    fn targets_are_remembered_apart() {
+        let (device, memory, _) = memory();
+        memory.begin(batch(&[0]));
+        let one = |norm: f32| device.tensor(Class::Workspace, &[1], &[norm]);
+        memory.record("a", &one(2.0));
+        memory.record("target", &one(8.0));
+        let get = |site| memory.estimate(site, NormSource::Cached, &one(0.0)).unwrap().to_f64();
+        assert_eq!((get("a"), get("target")), (vec![2.0], vec![8.0]));
+        // token 9 is that target
+        memory.begin(batch(&[9]));
+        assert_eq!(get("target"), [8.0]);
+        assert_eq!(memory.snapshot().1.iter().filter(|&&code| code != UNSEEN).count(), 2);
     }
 
     #[test]
@@ -348,7 +413,7 @@ mod tests {
         let real = Device::cpu();
         let (mut live, mut peaks) = (vec![], vec![]);
         for device in [real, Device::meta(1)] {
-            let memory = NormMemory::new(&device, &["a".into()], 10, Store::Memory).unwrap();
+            let memory = NormMemory::new(&device, &sites(), 10, Store::Memory).unwrap();
             let like = device.zeros(Class::Workspace, DType::F32, &[3]);
             memory.begin(batch(&[0, 1, 2]));
             for source in [NormSource::Cached, NormSource::Running, NormSource::Uniform, NormSource::Cached] {

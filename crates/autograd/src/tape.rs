@@ -287,7 +287,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{check_gradients, check_precision, random_params, training};
-    use crate::{Attend, BatchPlaces, Keep, NormSource, Sampling, Sequences, Store};
+    use crate::{Attend, BatchPlaces, Keep, NormSource, Places, RowsOf, Sampling, Sequences, Store};
 
     const LAYERS: usize = 2;
     const LENGTHS: [usize; 3] = [5, 1, 9];
@@ -379,11 +379,12 @@ mod tests {
         }
 
         fn memory(&self) -> Arc<NormMemory> {
-            let sites: Vec<String> =
-                (0..LAYERS).flat_map(|l| LINEARS.map(|name| format!("layer.{l}.{name}"))).collect();
+            let site = |l: usize, name: &str| (format!("layer.{l}.{name}"), RowsOf::Tokens);
+            let sites: Vec<_> = (0..LAYERS).flat_map(|l| LINEARS.map(|name| site(l, name))).collect();
             let memory = NormMemory::new(&self.device, &sites, TOKENS, Store::Memory).unwrap();
             let positions = LENGTHS.iter().flat_map(|&n| (0..n as u32).map(|p| (p, p == 0))).collect();
-            memory.begin(BatchPlaces { tokens: Some((0..TOKENS as u64).collect()), positions, sequences: 3 });
+            let tokens = Places { tokens: Some((0..TOKENS as u64).collect()), positions };
+            memory.begin(BatchPlaces { tokens, targets: Places::default(), losses: 3 });
             Arc::new(memory)
         }
     }

@@ -61,11 +61,18 @@ impl Registry {
 
     /// A parameter that stacks the tensors `keys`, all of `shape`, by rows. Matrices decay, vectors do not.
     pub fn add(&mut self, keys: &[String], shape: &[usize], dims: &'static [&'static str], init: Init) -> ParamId {
+        let keys: Vec<_> = keys.iter().map(|key| (key.clone(), init)).collect();
+        self.add_stacked(&keys, shape, dims)
+    }
+
+    /// As [`Registry::add`], each tensor with its own initialisation.
+    fn add_stacked(&mut self, keys: &[(String, Init)], shape: &[usize], dims: &'static [&'static str]) -> ParamId {
         let mut stacked = shape.to_vec();
         stacked[0] *= keys.len();
-        let param = self.params.add(keys.join(" + "), &stacked, shape.len() > 1);
-        for (i, key) in keys.iter().enumerate() {
-            let (key, shape, first) = (key.clone(), shape.to_vec(), i * shape[0]);
+        let names: Vec<_> = keys.iter().map(|(key, _)| key.as_str()).collect();
+        let param = self.params.add(names.join(" + "), &stacked, shape.len() > 1);
+        for (i, (key, init)) in keys.iter().enumerate() {
+            let (key, shape, first, init) = (key.clone(), shape.to_vec(), i * shape[0], *init);
             self.entries.push(Entry { key, shape, dims, param, first, init });
         }
         param
@@ -163,12 +170,12 @@ fn draw(out: &mut [f32], number: impl Fn(u64) -> f64 + Sync) {
     out.par_iter_mut().with_min_len(4096).enumerate().for_each(|(i, x)| *x = number(i as u64) as f32);
 }
 
-/// `y = x·Wᵀ + b`, and what adapters add to it.
+/// `y = x·Wᵀ + b`, or without b, and what adapters add to it.
 #[derive(Clone, Debug)]
 pub struct Dense {
     site: String,
     weight: ParamId,
-    bias: ParamId,
+    bias: Option<ParamId>,
     modules: Vec<String>,
     size: [usize; 2],
     adapter: Option<LowRank>,
@@ -184,13 +191,20 @@ pub struct DenseSize {
 }
 
 impl Dense {
-    /// The dense layer at `site`: the tensors `keys` (without `.weight`, `.bias`), each of `size`, stacked.
-    pub fn new(registry: &mut Registry, site: &str, keys: &[&str], size: DenseSize, std: f64) -> Self {
-        let modules = keys.iter().map(|&key| key.to_owned()).collect();
-        let keys = |kind: &str| keys.iter().map(|n| format!("{n}.{kind}")).collect::<Vec<_>>();
-        let DenseSize { size, dims } = size;
-        let weight = registry.add(&keys("weight"), &size, dims, Init::Normal(std));
-        let bias = registry.add(&keys("bias"), &size[..1], &dims[..1], Init::Zeros);
+    /// The dense layer at `site`: the tensors of `modules` (names without `.weight`, `.bias`; standard deviations of new weights), each of
+    /// `size`, stacked.
+    pub fn new(
+        registry: &mut Registry,
+        site: &str,
+        modules: &[(&str, f64)],
+        DenseSize { size, dims }: DenseSize,
+        bias: bool,
+    ) -> Self {
+        let weights: Vec<_> = modules.iter().map(|(m, std)| (format!("{m}.weight"), Init::Normal(*std))).collect();
+        let biases: Vec<_> = modules.iter().map(|(m, _)| (format!("{m}.bias"), Init::Zeros)).collect();
+        let weight = registry.add_stacked(&weights, &size, dims);
+        let bias = bias.then(|| registry.add_stacked(&biases, &size[..1], &dims[..1]));
+        let modules = modules.iter().map(|&(m, _)| m.to_owned()).collect();
         Self { site: site.to_owned(), weight, bias, modules, size, adapter: None }
     }
 
@@ -226,7 +240,7 @@ impl Dense {
 
     /// x (n, in) to (n, out).
     pub fn forward(&self, tape: &mut Tape, x: &Var) -> Var {
-        let y = tape.linear(&self.site, x, self.weight, Some(self.bias));
+        let y = tape.linear(&self.site, x, self.weight, self.bias);
         match (&self.adapter, self.adapter_site()) {
             (Some(adapter), Some(site)) => tape.low_rank(&site, y, x, adapter),
             _ => y,
@@ -234,26 +248,35 @@ impl Dense {
     }
 }
 
-/// Layer norm with scale and shift.
+/// Layer norm with scale and shift, or root mean square norm with a scale.
 #[derive(Clone, Debug)]
 pub struct Norm {
     site: String,
     gamma: ParamId,
-    beta: ParamId,
+    beta: Option<ParamId>,
     eps: f64,
 }
 
 impl Norm {
-    /// The norm at `site` over `d` columns, its tensors under `prefix` + `site`.
+    /// The layer norm at `site` over `d` columns, its tensors under `prefix` + `site`.
     pub fn new(registry: &mut Registry, prefix: &str, site: &str, d: usize, eps: f64) -> Self {
         let key = |kind: &str| [format!("{prefix}{site}.{kind}")];
         let gamma = registry.add(&key("weight"), &[d], &["hidden_size"], Init::Ones);
-        let beta = registry.add(&key("bias"), &[d], &["hidden_size"], Init::Zeros);
+        let beta = Some(registry.add(&key("bias"), &[d], &["hidden_size"], Init::Zeros));
         Self { site: site.to_owned(), gamma, beta, eps }
+    }
+
+    /// The root mean square norm at `site` over `d` columns.
+    pub fn rms(registry: &mut Registry, site: &str, d: usize, eps: f64) -> Self {
+        let gamma = registry.add(&[format!("{site}.weight")], &[d], &["d_model"], Init::Ones);
+        Self { site: site.to_owned(), gamma, beta: None, eps }
     }
 
     /// x (n, d) to (n, d).
     pub fn forward(&self, tape: &mut Tape, x: &Var) -> Var {
-        tape.layer_norm(&self.site, x, self.gamma, self.beta, self.eps)
+        match self.beta {
+            Some(beta) => tape.layer_norm(&self.site, x, self.gamma, beta, self.eps),
+            None => tape.rms_norm(&self.site, x, self.gamma, self.eps),
+        }
     }
 }

@@ -10,5 +10,7 @@ pub mod layers;
 pub mod load;
 pub mod lora;
 pub mod matching;
+pub mod model;
 pub mod save;
+pub mod t5;
 pub mod weights;

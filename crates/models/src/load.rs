@@ -5,18 +5,21 @@ use std::path::{Path, PathBuf};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 
-use crate::bert::Bert;
-use crate::config::BertConfig;
+use crate::config::Config;
 use crate::hub::{self, CONFIG_FILE, TOKENIZER_FILE};
 use crate::lora;
-use crate::matching::{BERT, Wanted, match_keys};
+use crate::matching::{Wanted, match_keys};
+use crate::model::Model;
 use crate::weights::Weights;
+
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "shared.weight";
 
 /// A model and what the user should know about its weights.
 #[derive(Debug)]
 pub struct Loaded {
     /// The model.
-    pub model: Bert,
+    pub model: Model,
     /// The folder with the tokenizer's files.
     pub tokenizer_dir: PathBuf,
     /// Keys that were initialised: those that the checkpoint lacks, or has for another number of labels.
@@ -25,28 +28,35 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-/// Reads a BERT's weights from `dir`. What the checkpoint lacks is initialised from `seed` and named in a warning; with
+/// Reads a model's weights from `dir`. What the checkpoint lacks is initialised from `seed` and named in a warning; with
 /// `reinit_head` so is a classifier of another number of labels.
 ///
 /// # Errors
 /// Weights that are not there, not readable, or not this configuration's.
-pub fn bert(
+pub fn model(
     dir: &Path,
-    config: BertConfig,
+    config: Config,
     device: &Device,
     dtype: DType,
     seed: u64,
     reinit_head: bool,
 ) -> Result<Loaded> {
     let weights = Weights::open(dir)?;
-    let mut model = Bert::new(config, device, dtype);
+    let mut model = Model::new(config, device, dtype);
     let wanted: Vec<Wanted> = model
         .registry
         .entries
         .iter()
         .map(|e| Wanted { key: e.key.clone(), shape: e.shape.clone(), dims: e.dims })
         .collect();
-    let matched = match_keys(&BERT, &wanted, weights.shapes(), reinit_head, dir)?;
+    let mut matched = match_keys(model.family(), &wanted, weights.shapes(), reinit_head, dir)?;
+    // an untied head that was saved as if it were tied
+    let head = |i: usize| model.registry.entries[i].key == HEAD && weights.shape(EMBEDDING).is_some();
+    let copied: Vec<usize> = (0..matched.keys.len()).filter(|&i| matched.keys[i].is_none() && head(i)).collect();
+    for i in copied {
+        matched.keys[i] = Some(EMBEDDING.to_owned());
+        matched.missing.retain(|key| key != HEAD);
+    }
     for (i, name) in matched.keys.iter().enumerate() {
         match name {
             Some(name) => model.registry.read(i, &weights, name)?,
@@ -62,7 +72,7 @@ pub fn bert(
 /// beside the weights; see [`lora::merge`].
 ///
 /// # Errors
-/// Those of [`bert`]; an adapter of another base, or with settings that this program does not have.
+/// Those of [`model`]; an adapter of another base, or with settings that this program does not have.
 pub fn adapted(dir: &Path, base: Option<&str>, device: &Device, dtype: DType) -> Result<Loaded> {
     let (mut settings, named) = lora::read_config(dir)?;
     let (modules, labels) = lora::contents(dir)?;
@@ -75,11 +85,11 @@ pub fn adapted(dir: &Path, base: Option<&str>, device: &Device, dtype: DType) ->
     let base = hub::resolve(base, "main").map_err(|e| {
         e.at(dir.join(lora::ADAPTER_CONFIG_FILE).display()).hint("name the adapter's base model by --base")
     })?;
-    let mut config = BertConfig::open(if dir.join(CONFIG_FILE).exists() { dir } else { &base })?;
+    let mut config = Config::open(if dir.join(CONFIG_FILE).exists() { dir } else { &base })?;
     if let Some(labels) = labels.filter(|&n| n != config.num_labels()) {
         config.labels = (0..labels).map(|i| format!("LABEL_{i}")).collect();
     }
-    let mut loaded = bert(&base, config, device, dtype, 0, true)?;
+    let mut loaded = model(&base, config, device, dtype, 0, true)?;
     lora::adapt(&mut loaded.model, &settings, 0)?;
     lora::read(&mut loaded.model, &settings, dir)?;
     // what the adapter brings is not worth a warning

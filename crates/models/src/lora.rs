@@ -9,9 +9,9 @@ use colrow_tensor::{Error, Result};
 use globset::Glob;
 use serde_json::{Map, Value, json};
 
-use crate::bert::Bert;
 use crate::files::{first_ten, read_json_bytes, shape_text};
 use crate::layers::{Entry, Init, Registry};
+use crate::model::Model;
 use crate::weights::{Saved, Weights};
 
 /// The file with an adapter's settings; its presence makes a folder an adapter's.
@@ -75,7 +75,7 @@ pub fn is_saved_whole(modules_to_save: &[String], key: &str) -> bool {
 ///
 /// # Errors
 /// A pattern that names no linear; no linear to adapt.
-pub fn adapt(model: &mut Bert, config: &LoraConfig, seed: u64) -> Result<()> {
+pub fn adapt(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<()> {
     let (mut linears, registry) = model.linears_mut();
     for pattern in &config.targets {
         let modules = || linears.iter().flat_map(|d| d.modules()).map(String::as_str);
@@ -119,7 +119,7 @@ pub fn adapt(model: &mut Bert, config: &LoraConfig, seed: u64) -> Result<()> {
 }
 
 /// Adds every adapter's `s·B·A` to its weight and removes it: the model computes the same without it.
-pub fn merge(model: &mut Bert) {
+pub fn merge(model: &mut Model) {
     let (linears, registry) = model.linears_mut();
     for dense in linears {
         let Some(LowRank { a, b, scale, .. }) = dense.adapter_mut().take() else { continue };
@@ -145,7 +145,7 @@ pub fn merge(model: &mut Bert) {
 }
 
 /// `adapter_config.json` as PEFT reads it, for a model fine-tuned from `base` (a path or hub id).
-pub fn to_json(config: &LoraConfig, model: &Bert, base: &str) -> String {
+pub fn to_json(config: &LoraConfig, model: &Model, base: &str) -> String {
     // globs mean nothing to PEFT: what they named is listed in full
     let plain = |patterns: &[String]| patterns.iter().all(|p| !p.contains(['*', '?', '[', '{']));
     let list = |patterns: &[String], modules: Vec<String>| if plain(patterns) { patterns.to_vec() } else { modules };
@@ -160,7 +160,7 @@ pub fn to_json(config: &LoraConfig, model: &Bert, base: &str) -> String {
         .collect();
     let json = json!({
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
+        "task_type": if model.config.is_text_to_text() { "SEQ_2_SEQ_LM" } else { "SEQ_CLS" },
         "base_model_name_or_path": base,
         "inference_mode": true,
         "r": config.lora_rank,
@@ -271,7 +271,7 @@ fn open(dir: &Path) -> Result<Weights> {
 ///
 /// # Errors
 /// Tensors that are missing, of another shape, or not of this model: the adapter of another base or rank.
-pub fn read(model: &mut Bert, config: &LoraConfig, dir: &Path) -> Result<()> {
+pub fn read(model: &mut Model, config: &LoraConfig, dir: &Path) -> Result<()> {
     let weights = open(dir)?;
     let (mut problems, mut known) = (Vec::new(), BTreeSet::new());
     for i in 0..model.registry.entries.len() {
@@ -307,14 +307,14 @@ mod tests {
     use colrow_tensor::{DType, Device};
 
     use super::*;
-    use crate::config::BertConfig;
+    use crate::config::Config;
     use crate::weights::write;
 
-    fn model() -> Bert {
+    fn model() -> Model {
         let json = br#"{"model_type":"bert","hidden_size":6,"num_hidden_layers":2,"num_attention_heads":2,
             "intermediate_size":10,"vocab_size":5}"#;
-        let config = BertConfig::from_json(json, Path::new("config.json")).unwrap();
-        let mut model = Bert::new(config, &Device::cpu(), DType::F32);
+        let config = Config::from_json(json, Path::new("config.json")).unwrap();
+        let mut model = Model::new(config, &Device::cpu(), DType::F32);
         model.init(1);
         model
     }

@@ -39,11 +39,42 @@ pub struct Family {
     pub ignored_prefixes: &'static [&'static str],
     /// Ends of keys of buffers that are no parameters, ignored.
     pub ignored_suffixes: &'static [&'static str],
+    /// A part of keys that only a sibling has, and what to do then.
+    pub sibling: Option<(&'static str, &'static str)>,
 }
 
 /// BERT.
-pub const BERT: Family =
-    Family { name: "BERT", prefix: "bert.", ignored_prefixes: &["cls."], ignored_suffixes: &["position_ids"] };
+pub const BERT: Family = Family {
+    name: "BERT",
+    prefix: "bert.",
+    ignored_prefixes: &["cls."],
+    ignored_suffixes: &["position_ids"],
+    sibling: None,
+};
+
+/// T5 v1.0. The embedding is also the encoder's, the decoder's and the head, and some checkpoints repeat it; the published ones hold a
+/// bias of the attention to the encoder that has no effect.
+pub const T5_RELU: Family = Family {
+    name: "T5",
+    prefix: "",
+    ignored_prefixes: &[
+        "encoder.embed_tokens.",
+        "decoder.embed_tokens.",
+        "lm_head.",
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.",
+    ],
+    ignored_suffixes: &[],
+    sibling: Some((
+        ".wi_0.",
+        "wi_0 and wi_1 are of T5 v1.1 or Flan-T5, whose config.json says feed_forward_proj = \"gated-gelu\"",
+    )),
+};
+
+/// T5 v1.1.
+pub const T5_GATED: Family = Family {
+    sibling: Some((".wi.", "wi is of T5 v1.0, whose config.json says feed_forward_proj = \"relu\"")),
+    ..T5_RELU
+};
 
 /// The outcome of [`match_keys`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +181,10 @@ pub fn match_keys<'a>(
     }
     let error = Error::new(problems.join("\n")).at(place.display());
     let mut hint = hints.text();
-    if !unexpected.is_empty() {
+    let sibling = family.sibling.filter(|(part, _)| unexpected.iter().any(|name| name.contains(part)));
+    if let Some((_, what)) = sibling {
+        hint.push(what.to_string());
+    } else if !unexpected.is_empty() {
         hint.push("a head for another task has to be removed from the checkpoint first".to_string());
     }
     Err(if hint.is_empty() { error } else { error.hint(hint.join("; ")) })

@@ -7,7 +7,7 @@ use std::path::Path;
 use colrow_tensor::{Error, Result};
 
 use crate::atomic::{replace_dir_atomic, write_file_atomic};
-use crate::config::BertConfig;
+use crate::config::Config;
 use crate::files::{first_ten, io_error};
 use crate::hub::{CONFIG_FILE, OTHER_TOKENIZER_FILES, TOKENIZER_FILE};
 use crate::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
@@ -15,12 +15,7 @@ use crate::weights::{Saved, WEIGHTS_FILE, write};
 
 /// Writes `config.json`, `model.safetensors` and the tokenizer's files of `tokenizer_source` to the folder `dir`, which is replaced
 /// whole or not at all. A folder there that holds anything but such files is left alone, and that is an error.
-pub fn save_model_folder(
-    dir: &Path,
-    config: &BertConfig,
-    tensors: &[Saved<'_>],
-    tokenizer_source: &Path,
-) -> Result<()> {
+pub fn save_model_folder(dir: &Path, config: &Config, tensors: &[Saved<'_>], tokenizer_source: &Path) -> Result<()> {
     save(dir, &[(CONFIG_FILE, config.to_json())], WEIGHTS_FILE, tensors, tokenizer_source)
 }
 
@@ -31,7 +26,7 @@ pub fn save_model_folder(
 /// As there.
 pub fn save_adapter_folder(
     dir: &Path,
-    config: &BertConfig,
+    config: &Config,
     settings: String,
     tensors: &[Saved<'_>],
     tokenizer_source: &Path,
@@ -97,10 +92,10 @@ mod tests {
     use super::*;
     use crate::weights::{Data, Weights};
 
-    fn config() -> BertConfig {
+    fn config() -> Config {
         let json = br#"{"model_type":"bert","hidden_size":2,"num_hidden_layers":1,"num_attention_heads":1,
             "intermediate_size":2,"vocab_size":3,"kept":true}"#;
-        BertConfig::from_json(json, Path::new("config.json")).unwrap()
+        Config::from_json(json, Path::new("config.json")).unwrap()
     }
 
     fn save(dir: &Path, value: f32, source: &Path) -> Result<()> {
@@ -137,7 +132,7 @@ mod tests {
         assert_eq!(names, ["config.json", "model.safetensors", "tokenizer.json", "vocab.txt"]);
         assert_eq!(fs::read_to_string(dir.join("vocab.txt")).unwrap(), "vocab.txt");
         assert!(fs::read_to_string(dir.join("config.json")).unwrap().contains("\"kept\": true"));
-        assert_eq!(BertConfig::open(&dir).unwrap().labels, config().labels);
+        assert_eq!(Config::open(&dir).unwrap().labels, config().labels);
         assert_eq!(fs::read_dir(runs.path()).unwrap().count(), 1);
         // The tokenizer may come from the very folder that is replaced.
         save(&dir, 3.0, &dir).unwrap();

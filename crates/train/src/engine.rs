@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use colrow_autograd::{BatchPlaces, Grads, Ledger, Mark, Mode, NormMemory, Phase, Policy, Tape};
-use colrow_models::bert::{Bert, Input, Target};
+use colrow_autograd::{BatchPlaces, Grads, Ledger, Mark, Mode, NormMemory, Phase, Places, Policy, Tape, Var};
+use colrow_models::model::{Input, Model, Target};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Bytes, Class, DType, Device, Error, Result};
+use colrow_tensor::{Bytes, Error, Result};
 
 use crate::data::{Batch, Labels};
 use crate::optim::Optimizer;
@@ -18,42 +18,55 @@ pub struct Micro {
     pub batch: Batch,
     /// For each token its number in the training set, for the norm cache; `None` for tokens that have none.
     pub places: Option<Vec<u64>>,
+    /// The same for the tokens of text targets.
+    pub target_places: Option<Vec<u64>>,
+}
+
+/// A batch as models read it.
+pub(crate) fn input(batch: &Batch) -> Input<'_> {
+    Input { ids: &batch.ids, types: &batch.types, bounds: &batch.bounds }
 }
 
 impl Micro {
-    fn input(&self, device: &Device) -> Input {
-        Input::new(device, &self.batch.ids, &self.batch.types, &self.batch.bounds)
-    }
-
-    fn target(&self, device: &Device, dtype: DType) -> Result<Target> {
-        let b = self.sequences();
+    fn target(&self) -> Result<Target<'_>> {
         match &self.batch.labels {
-            Some(Labels::Class(classes)) => Ok(Target::Classes(device.tensor(Class::Workspace, &[b], classes))),
-            Some(Labels::Value(values)) => {
-                let mut target = device.empty(Class::Workspace, dtype, &[b, 1]);
-                target.write_f64(values.iter().map(|&x| f64::from(x)));
-                Ok(Target::Values(target))
-            }
+            Some(Labels::Class(classes)) => Ok(Target::Classes(classes)),
+            Some(Labels::Value(values)) => Ok(Target::Values(values)),
+            Some(Labels::Text(targets)) => Ok(Target::Tokens(targets)),
             None => Err(Error::new("a training batch needs labels")),
         }
     }
 
-    /// Number of sequences.
-    pub fn sequences(&self) -> usize {
-        self.batch.bounds.len() - 1
+    fn loss(&self, model: &Model, tape: &mut Tape) -> Result<Var> {
+        model.loss(tape, &input(&self.batch), &self.target()?)
     }
 
-    fn places(&self, sequences: usize) -> BatchPlaces {
+    /// What the loss is a mean of: sequences, or the tokens of their targets.
+    fn losses(&self) -> usize {
+        match &self.batch.labels {
+            Some(Labels::Text(targets)) => targets.iter().map(Vec::len).sum(),
+            _ => self.batch.bounds.len() - 1,
+        }
+    }
+
+    fn places(&self, losses: usize) -> BatchPlaces {
         let positions = self.batch.bounds.windows(2).flat_map(|w| 0..w[1] - w[0]);
         let positions = positions.zip(self.batch.special.iter().copied()).collect();
-        BatchPlaces { tokens: self.places.clone(), positions, sequences }
+        let tokens = Places { tokens: self.places.clone(), positions };
+        let targets = match &self.batch.labels {
+            Some(Labels::Text(targets)) => {
+                targets.iter().flat_map(|t| (0..t.len() as u32).map(|p| (p, p == 0))).collect()
+            }
+            _ => Vec::new(),
+        };
+        BatchPlaces { tokens, targets: Places { tokens: self.target_places.clone(), positions: targets }, losses }
     }
 }
 
 /// What a step measured.
 #[derive(Clone, Debug)]
 pub struct StepStats {
-    /// Mean loss over the step's sequences.
+    /// Mean loss over the step's sequences, or the tokens of their targets.
     pub loss: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -73,7 +86,7 @@ pub struct StepStats {
 #[derive(Debug)]
 pub struct Engine {
     /// The model.
-    pub model: Bert,
+    pub model: Model,
     /// The optimizer.
     pub optimizer: Optimizer,
     /// What linears keep.
@@ -91,7 +104,7 @@ impl Engine {
         Mode::Training { key, dropout: self.dropout, policy: self.policy.clone(), norms: self.norms.clone() }
     }
 
-    /// Runs optimizer step number `step` (from 1) at learning rate `lr` over `micros`; each weighs as it has sequences.
+    /// Runs optimizer step number `step` (from 1) at learning rate `lr` over `micros`; each weighs as it has losses: sequences, or tokens of targets.
     ///
     /// # Errors
     /// A loss or gradient that is not finite, with the site where it first appeared. The weights are unchanged then.
@@ -99,24 +112,20 @@ impl Engine {
         let device = self.model.registry.params.device().clone();
         let meter = device.meter();
         meter.reset_peak();
-        let dtype = self.model.registry.params.dtype();
-        let sequences: usize = micros.iter().map(Micro::sequences).sum();
+        let losses: usize = micros.iter().map(Micro::losses).sum();
         let mut grads = Grads::new(&self.model.registry.params);
         let (mut loss, mut kept_bytes, mut ledger, mut marks) = (0.0, 0, None, Vec::new());
         for (i, micro) in micros.iter().enumerate() {
             let key = self.key.child(step).child(i as u64);
             if let Some(norms) = &self.norms {
-                norms.begin(micro.places(sequences));
+                norms.begin(micro.places(losses));
             }
-            let (input, target) = (micro.input(&device), micro.target(&device, dtype)?);
             let mut tape = Tape::new(&self.model.registry.params, self.mode(key));
             if timeline {
                 tape = tape.with_timeline();
             }
-            let share = micro.sequences() as f64 / sequences as f64;
-            let logits = self.model.forward(&mut tape, &input);
-            let of = self.model.loss(&mut tape, &logits, &target);
-            drop((logits, input, target));
+            let share = micro.losses() as f64 / losses as f64;
+            let of = micro.loss(&self.model, &mut tape)?;
             let value = of.value.scalar();
             if !value.is_finite() {
                 drop(tape);
@@ -149,18 +158,36 @@ impl Engine {
     fn not_finite(&self, micro: &Micro, key: Key, loss: f64) -> Result<Error> {
         let params = &self.model.registry.params;
         let mut tape = Tape::new(params, self.mode(key)).with_check();
-        let logits = self.model.forward(&mut tape, &micro.input(params.device()));
-        self.model.loss(&mut tape, &logits, &micro.target(params.device(), params.dtype())?);
+        micro.loss(&self.model, &mut tape)?;
         let site = tape.not_finite().unwrap_or("loss");
         Ok(Error::new(format!("the loss is {loss}; the first output that is not finite is that of {site}")))
     }
 
     /// Logits of a batch, row-major (b, labels), without dropout.
-    pub fn logits(&self, batch: &Batch) -> Vec<f32> {
-        let params = &self.model.registry.params;
-        let mut tape = Tape::new(params, Mode::Inference);
-        let input = Input::new(params.device(), &batch.ids, &batch.types, &batch.bounds);
-        let logits = self.model.forward(&mut tape, &input);
-        logits.value.to_f64().into_iter().map(|x| x as f32).collect()
+    ///
+    /// # Errors
+    /// A model that answers in text.
+    pub fn logits(&self, batch: &Batch) -> Result<Vec<f32>> {
+        let mut tape = Tape::new(&self.model.registry.params, Mode::Inference);
+        let logits = self.model.logits(&mut tape, &input(batch))?;
+        Ok(logits.value.to_f64().into_iter().map(|x| x as f32).collect())
+    }
+
+    /// A labelled batch's loss without dropout, and what it is a mean of.
+    ///
+    /// # Errors
+    /// Labels of another kind than the model's.
+    pub fn loss(&self, batch: Batch) -> Result<(f64, usize)> {
+        let mut tape = Tape::new(&self.model.registry.params, Mode::Inference);
+        let micro = Micro { batch, places: None, target_places: None };
+        Ok((micro.loss(&self.model, &mut tape)?.value.scalar(), micro.losses()))
+    }
+
+    /// Greedy answers of at most `longest` tokens.
+    ///
+    /// # Errors
+    /// A model that does not answer in text.
+    pub fn generate(&self, batch: &Batch, longest: usize) -> Result<Vec<Vec<u32>>> {
+        self.model.generate(&input(batch), longest)
     }
 }

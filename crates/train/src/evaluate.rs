@@ -3,7 +3,7 @@
 use colrow_tensor::Result;
 use serde_json::{Map, Value, json};
 
-use crate::data::{BatchBy, Labels, Sampler, TokenisedSet, collate};
+use crate::data::{Answers, BatchBy, Labels, Sampler, TokenisedSet, collate};
 use crate::engine::Engine;
 use crate::metrics::{self, Metric};
 use crate::tasks::Task;
@@ -32,30 +32,68 @@ impl Evaluation {
 /// Logits of all examples in order, row-major (examples, labels).
 ///
 /// # Errors
-/// An example longer than a batch by tokens may be.
+/// An example longer than a batch by tokens may be; a model that answers in text.
 pub fn logits(engine: &Engine, set: &TokenisedSet, by: BatchBy, mut done: impl FnMut(usize)) -> Result<Vec<f32>> {
-    let sampler = Sampler::new(set.lengths(), by, None)?;
     let mut all = Vec::new();
-    for examples in sampler.epoch(0) {
-        all.extend(engine.logits(&collate(set, &examples)));
+    for examples in Sampler::new(set.lengths(), by, None)?.epoch(0) {
+        all.extend(engine.logits(&collate(set, &examples))?);
         done(all.len() / engine.model.config.num_labels());
     }
     Ok(all)
 }
 
-/// Loss and metrics of a labelled set.
+/// A text-to-text model's answers to all examples in order.
 ///
 /// # Errors
-/// As [`logits`], and those of the metrics.
+/// An example longer than a batch by tokens may be; a model that does not answer in text; those of the tokenizer.
+pub fn answers(
+    engine: &Engine,
+    answers: &Answers,
+    set: &TokenisedSet,
+    by: BatchBy,
+    mut done: impl FnMut(usize),
+) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for examples in Sampler::new(set.lengths(), by, None)?.epoch(0) {
+        all.extend(answers.decode(&engine.generate(&collate(set, &examples), answers.longest)?)?);
+        done(all.len());
+    }
+    Ok(all)
+}
+
+/// Mean loss of a set with its labels or targets.
+fn mean_loss(engine: &Engine, set: &TokenisedSet, by: BatchBy) -> Result<f64> {
+    let (mut sum, mut count) = (0.0, 0);
+    for examples in Sampler::new(set.lengths(), by, None)?.epoch(0) {
+        let (loss, losses) = engine.loss(collate(set, &examples))?;
+        sum += loss * losses as f64;
+        count += losses;
+    }
+    Ok(sum / count as f64)
+}
+
+/// Loss and metrics of a labelled set; `words` for a model that answers in text.
+///
+/// # Errors
+/// As [`logits`] and [`answers`], and those of the metrics.
 pub fn evaluate(
     engine: &Engine,
     task: Task,
     set: &TokenisedSet,
     labels: &Labels,
+    words: Option<&Answers>,
     by: BatchBy,
     done: impl FnMut(usize),
 ) -> Result<Evaluation> {
-    let logits = logits(engine, set, by, done)?;
-    let metrics = metrics::evaluate(task, engine.model.config.num_labels(), &logits, labels)?;
+    let n_labels = engine.model.config.num_labels();
+    let metrics = match words {
+        None => metrics::evaluate(task, n_labels, &logits(engine, set, by, done)?, labels)?,
+        Some(words) => {
+            let predictions = words.wording.read(&answers(engine, words, set, by, done)?);
+            let mut metrics = metrics::score(task, n_labels, &predictions, labels)?;
+            metrics.push((Metric::Loss, mean_loss(engine, set, by)?));
+            metrics
+        }
+    };
     Ok(Evaluation { metrics, examples: labels.len() })
 }

@@ -80,6 +80,45 @@ impl From<Metric> for String {
     }
 }
 
+/// What a model predicts, by example.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Predictions {
+    /// Classes; the number of labels stands for none of them.
+    Classes(Vec<u32>),
+    /// Numbers.
+    Values(Vec<f64>),
+}
+
+/// The task's metrics of predictions.
+///
+/// A metric that is undefined, such as a correlation with constant predictions, is 0. Errors if predictions and labels do not fit each
+/// other.
+pub fn score(task: Task, n_labels: usize, predictions: &Predictions, labels: &Labels) -> Result<Vec<(Metric, f64)>> {
+    let metrics = task.metrics(n_labels).iter();
+    match (predictions, labels) {
+        (Predictions::Classes(predicted), Labels::Class(truth)) if predicted.len() == truth.len() => {
+            let value = |metric| match metric {
+                Metric::Accuracy => Some(accuracy(predicted, truth)),
+                Metric::F1 => Some(f1(predicted, truth)),
+                // an answer that is no label is a class of its own
+                Metric::Matthews => Some(matthews(predicted, truth, n_labels + 1)),
+                Metric::Loss | Metric::Pearson | Metric::Spearman => None,
+            };
+            Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
+        }
+        (Predictions::Values(x), Labels::Value(truth)) if x.len() == truth.len() => {
+            let y: Vec<f64> = truth.iter().map(|&v| v.into()).collect();
+            let value = |metric| match metric {
+                Metric::Pearson => Some(pearson(x, &y)),
+                Metric::Spearman => Some(spearman(x, &y)),
+                Metric::Loss | Metric::Accuracy | Metric::F1 | Metric::Matthews => None,
+            };
+            Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
+        }
+        _ => Err(Error::new(format!("the predictions do not fit the labels of task {task}"))),
+    }
+}
+
 /// The task's metrics, then the loss, of `logits` (examples × labels, row-major; one column for regression).
 ///
 /// A metric that is undefined, such as a correlation with constant predictions, is 0. Errors if the sizes of logits and
@@ -94,37 +133,29 @@ pub fn evaluate(task: Task, n_labels: usize, logits: &[f32], labels: &Labels) ->
             logits.len()
         )));
     }
-    let metrics = task.metrics(n_labels).iter().chain([&Metric::Loss]);
-    match labels {
+    let (predictions, loss) = match labels {
         Labels::Class(truth) if !task.is_regression() => {
             if let Some(label) = truth.iter().find(|&&label| label as usize >= n_labels) {
                 return Err(Error::new(format!("class {label} is not below the number of labels, {n_labels}")));
             }
             let rows = logits.chunks_exact(n_labels);
-            let predicted: Vec<u32> = rows.clone().map(argmax).collect();
-            let value = |metric| match metric {
-                Metric::Accuracy => Some(accuracy(&predicted, truth)),
-                Metric::F1 => Some(f1(&predicted, truth)),
-                Metric::Matthews => Some(matthews(&predicted, truth, n_labels)),
-                Metric::Loss => Some(mean(rows.clone().zip(truth).map(|(row, &label)| cross_entropy(row, label)))),
-                Metric::Pearson | Metric::Spearman => None,
-            };
-            Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
+            let loss = mean(rows.clone().zip(truth).map(|(row, &label)| cross_entropy(row, label)));
+            (Predictions::Classes(rows.map(argmax).collect()), loss)
         }
         Labels::Value(truth) if task.is_regression() => {
             let x: Vec<f64> = logits.iter().map(|&v| v.into()).collect();
-            let y: Vec<f64> = truth.iter().map(|&v| v.into()).collect();
-            let value = |metric| match metric {
-                Metric::Pearson => Some(pearson(&x, &y)),
-                Metric::Spearman => Some(spearman(&x, &y)),
-                Metric::Loss => Some(mean(x.iter().zip(&y).map(|(x, y)| (x - y) * (x - y)))),
-                Metric::Accuracy | Metric::F1 | Metric::Matthews => None,
-            };
-            Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
+            let square = |(x, &y): (&f64, &f32)| (x - f64::from(y)).powi(2);
+            let loss = mean(x.iter().zip(truth).map(square));
+            (Predictions::Values(x), loss)
         }
-        Labels::Class(_) => Err(Error::new(format!("task {task} needs labels that are numbers, found classes"))),
-        Labels::Value(_) => Err(Error::new(format!("task {task} needs labels that are classes, found numbers"))),
-    }
+        Labels::Value(_) => {
+            return Err(Error::new(format!("task {task} needs labels that are classes, found numbers")));
+        }
+        _ => return Err(Error::new(format!("task {task} needs labels that are numbers, found classes"))),
+    };
+    let mut metrics = score(task, n_labels, &predictions, labels)?;
+    metrics.push((Metric::Loss, loss));
+    Ok(metrics)
 }
 
 /// Index of the largest value, the first one of equals; NaN is never the largest.
@@ -275,6 +306,19 @@ mod tests {
         near(got[0].1, 3.0 / (14.0_f64 / 3.0 * 2.0).sqrt());
         near(got[1].1, 1.0);
         near(got[2].1, 1.0 / 3.0);
+    }
+
+    /// An answer that is no label is wrong in accuracy, not class 1 in F1, and a third class in Matthews: right 2 of 4, predicted
+    /// (1, 2, 1), true (2, 2, 0): (2·4 − 6) / √((16 − 6)(16 − 8)).
+    #[test]
+    fn answers_that_are_no_label() {
+        let (predicted, truth) = (Predictions::Classes(vec![0, 1, 1, 2]), Labels::Class(vec![0, 1, 0, 1]));
+        let of = |task| score(task, 2, &predicted, &truth).unwrap();
+        near(of(Task::Mrpc)[0].1, 0.5);
+        near(of(Task::Mrpc)[1].1, 0.5);
+        near(of(Task::Cola)[0].1, 2.0 / 80.0_f64.sqrt());
+        assert!(score(Task::Cola, 2, &predicted, &Labels::Class(vec![0])).is_err());
+        assert!(score(Task::Stsb, 1, &predicted, &truth).is_err());
     }
 
     #[test]

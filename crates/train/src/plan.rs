@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, Ledger, NormMemory, Policy, Store};
-use colrow_models::bert::Bert;
-use colrow_models::config::BertConfig;
+use colrow_autograd::{Keep, Ledger, NormMemory, Policy, RowsOf, Store};
+use colrow_models::config::Config;
+use colrow_models::model::{Model, Site};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Bytes, DType, Device, Result};
 
@@ -15,19 +15,28 @@ use crate::optim::{Optimizer, Settings};
 /// What a run is made of, as far as memory is concerned.
 pub struct Shape<'a> {
     /// The model.
-    pub config: &'a BertConfig,
+    pub config: &'a Config,
     /// Adapts and freezes the model.
-    pub choose_trained: &'a dyn Fn(&mut Bert) -> Result<()>,
+    pub choose_trained: &'a dyn Fn(&mut Model) -> Result<()>,
     /// What linears keep.
     pub policy: Arc<Policy>,
     /// Lengths of each micro-batch's sequences.
-    pub micros: &'a [Vec<u32>],
-    /// Tokens of the training set, if norms are cached in memory.
+    pub micros: &'a [Lengths],
+    /// Tokens of the training set, targets included, if norms are cached in memory.
     pub cached_tokens: usize,
     /// Whether the target is a number.
     pub regression: bool,
     /// Threads of the processor that will run.
     pub threads: usize,
+}
+
+/// Lengths of a batch's sequences.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lengths {
+    /// Tokens of each source.
+    pub sources: Vec<u32>,
+    /// Tokens of each target, for models that answer in text.
+    pub targets: Option<Vec<u32>>,
 }
 
 /// What one linear keeps.
@@ -74,13 +83,13 @@ pub fn keep_name(keep: Keep) -> String {
 }
 
 /// Sites of the ledger with what they keep, each once, in order.
-pub fn sites(policy: &Policy, linear_sites: &[String], ledger: &Ledger) -> Vec<SitePlan> {
+pub fn sites(policy: &Policy, linears: &[Site], ledger: &Ledger) -> Vec<SitePlan> {
     let mut sites: Vec<SitePlan> = Vec::new();
     for entry in &ledger.entries {
         match sites.iter_mut().find(|s| s.name == entry.site) {
             Some(site) => site.kept_bytes += entry.bytes,
             None => {
-                let linear = linear_sites.contains(&entry.site);
+                let linear = linears.iter().any(|linear| linear.name == entry.site);
                 let policy = if linear { keep_name(policy.keep(&entry.site)) } else { entry.keep.clone() };
                 sites.push(SitePlan { name: entry.site.clone(), policy, kept_bytes: entry.bytes });
             }
@@ -90,9 +99,9 @@ pub fn sites(policy: &Policy, linear_sites: &[String], ledger: &Ledger) -> Vec<S
 }
 
 /// Sites whose rows are drawn by remembered norms.
-pub fn remembering_sites(policy: &Policy, model: &Bert) -> Vec<String> {
-    let draws = |site: &String| matches!(policy.keep(site), Keep::Rows(s) if s.remembers());
-    model.linear_sites().into_iter().filter(draws).collect()
+pub fn remembering_sites(policy: &Policy, model: &Model) -> Vec<(String, RowsOf)> {
+    let draws = |site: &Site| matches!(policy.keep(&site.name), Keep::Rows(s) if s.remembers());
+    model.sites().into_iter().filter(draws).map(|site| (site.name, site.rows)).collect()
 }
 
 /// Plans one step.
@@ -101,7 +110,7 @@ pub fn remembering_sites(policy: &Policy, model: &Bert) -> Vec<String> {
 /// Those of `choose_trained`.
 pub fn plan(shape: &Shape) -> Result<Plan> {
     let device = Device::meta(shape.threads);
-    let mut model = Bert::new(shape.config.clone(), &device, DType::F32);
+    let mut model = Model::new(shape.config.clone(), &device, DType::F32);
     (shape.choose_trained)(&mut model)?;
     let settings = Settings { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: 0.0 };
     let optimizer = Optimizer::new(settings, &model.registry.params);
@@ -113,7 +122,7 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
         false => None,
     };
     let micros: Vec<Micro> = shape.micros.iter().map(|lengths| blank(lengths, shape.regression)).collect();
-    let linear_sites = model.linear_sites();
+    let linears = model.sites();
     let policy = shape.policy.clone();
     let mut engine = Engine { model, optimizer, policy, norms, key: Key::new(0), dropout: true };
     let stats = engine.step(&micros, 0.0, 1, false)?;
@@ -121,21 +130,26 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
         kept_bytes: stats.kept_bytes,
         peak_bytes: stats.peak.total(),
         peak_bytes_by_class: stats.peak,
-        sites: sites(&shape.policy, &linear_sites, &stats.ledger),
+        sites: sites(&shape.policy, &linears, &stats.ledger),
         tokens: stats.tokens,
         ledger: stats.ledger,
     })
 }
 
 /// A batch of sequences of these lengths, all of token 0 and label 0: what plans and benchmarks need.
-pub fn blank(lengths: &[u32], regression: bool) -> Micro {
+pub fn blank(lengths: &Lengths, regression: bool) -> Micro {
+    let Lengths { sources, targets } = lengths;
     let mut bounds = vec![0];
-    bounds.extend(lengths.iter().scan(0, |sum, l| {
+    bounds.extend(sources.iter().scan(0, |sum, l| {
         *sum += l;
         Some(*sum)
     }));
-    let (b, n) = (lengths.len(), bounds[lengths.len()] as usize);
-    let labels = if regression { Labels::Value(vec![0.0; b]) } else { Labels::Class(vec![0; b]) };
+    let (b, n) = (sources.len(), bounds[sources.len()] as usize);
+    let labels = match targets {
+        Some(targets) => Labels::Text(targets.iter().map(|&l| vec![0; l as usize]).collect()),
+        None if regression => Labels::Value(vec![0.0; b]),
+        None => Labels::Class(vec![0; b]),
+    };
     let batch = Batch {
         ids: vec![0; n],
         types: vec![0; n],
@@ -144,5 +158,5 @@ pub fn blank(lengths: &[u32], regression: bool) -> Micro {
         examples: (0..b as u32).collect(),
         labels: Some(labels),
     };
-    Micro { batch, places: None }
+    Micro { batch, places: None, target_places: None }
 }

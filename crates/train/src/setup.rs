@@ -4,18 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use colrow_autograd::{Keep, NormMemory, NormSource, Policy, Sampling, Store};
-use colrow_models::bert::{Bert, PAPER_SITES};
-use colrow_models::config::{BertConfig, ProblemType};
+use colrow_models::config::{Architecture, Config, ProblemType};
 use colrow_models::lora::{self, LoraConfig};
+use colrow_models::model::{Model, PAPER_SITES, Site};
 use colrow_models::{hub, load};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Estimator, Result};
 use globset::Glob;
 
-use crate::data::{self, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser};
+use crate::data::{
+    self, Answers, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser, Wording,
+};
 use crate::engine::Engine;
 use crate::optim::{Optimizer, Settings};
-use crate::plan::{self, Plan, Shape, remembering_sites};
+use crate::plan::{self, Lengths, Plan, Shape, remembering_sites};
 use crate::recipe::{self, CacheIn, Method, PolicyName, Recipe, SiteKeep};
 use crate::tasks::Task;
 
@@ -40,11 +42,13 @@ pub struct Job {
     /// The model's folder.
     pub model_dir: PathBuf,
     /// The model's configuration, with this data's labels.
-    pub config: BertConfig,
+    pub config: Config,
     /// Training tokens.
     pub train: TokenisedSet,
     /// Development sets; the first decides which model is best.
     pub dev: Vec<DevSet>,
+    /// The task in words, for a model that answers in text.
+    pub answers: Option<Answers>,
     /// Draws batches.
     pub sampler: Sampler,
     /// What linears keep.
@@ -69,23 +73,23 @@ fn columns(data: &recipe::Data) -> Columns {
 ///
 /// # Errors
 /// A model that cannot be found or read.
-pub fn model_config(recipe: &Recipe) -> Result<(PathBuf, BertConfig)> {
+pub fn model_config(recipe: &Recipe) -> Result<(PathBuf, Config)> {
     let dir = hub::resolve(&recipe.model.path, &recipe.model.revision)?;
-    let mut config = BertConfig::open(&dir)?;
+    let mut config = Config::open(&dir)?;
     if let Some(p) = recipe.model.dropout {
-        (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.classifier_dropout) = (p, p, p);
+        config.set_dropout(p);
     }
-    if recipe.data.max_length > config.max_position_embeddings {
+    if let Some(longest) = config.longest().filter(|&longest| recipe.data.max_length > longest) {
         return Err(Error::usage(format!(
-            "data.max_length: expected at most {} (max_position_embeddings of the model), found {}",
-            config.max_position_embeddings, recipe.data.max_length
+            "data.max_length: expected at most {longest} (max_position_embeddings of the model), found {}",
+            recipe.data.max_length
         )));
     }
     Ok((dir, config))
 }
 
 /// Gives the configuration this data's labels.
-pub fn set_labels(config: &mut BertConfig, labels: &LabelMap) {
+pub fn set_labels(config: &mut Config, labels: &LabelMap) {
     if let LabelMap::Value = labels {
         config.labels = vec!["LABEL_0".into()];
         config.problem_type = Some(ProblemType::Regression);
@@ -131,45 +135,54 @@ pub fn site_keep(keep: &recipe::Keep, site: &str) -> Keep {
 ///
 /// # Errors
 /// A pattern that names no site.
-pub fn policy(keep: &recipe::Keep, sites: &[String]) -> Result<Policy> {
+pub fn policy(keep: &recipe::Keep, sites: &[Site]) -> Result<Policy> {
     for exception in &keep.sites {
         let glob = Glob::new(&exception.pattern)
             .map_err(|e| Error::usage(format!("keep.sites: `{}` is no pattern: {e}", exception.pattern)))?
             .compile_matcher();
-        if !sites.iter().any(|s| glob.is_match(s)) {
+        if !sites.iter().any(|s| glob.is_match(&s.name)) {
+            let names: Vec<_> = sites.iter().take(4).map(|s| s.name.as_str()).collect();
             return Err(Error::usage(format!("keep.sites: `{}` names no linear of this model", exception.pattern))
-                .hint(format!("sites are {}, …", sites[..sites.len().min(4)].join(", "))));
+                .hint(format!("sites are {}, …", names.join(", "))));
         }
     }
-    Policy::new(sites.iter().map(|s| (s.clone(), site_keep(keep, s))))
+    Policy::new(sites.iter().map(|s| (s.name.clone(), site_keep(keep, &s.name))))
+}
+
+/// Modules that are trained whole beside adapters or biases: the recipe's, else the head.
+fn modules_to_save(train: &recipe::Train, config: &Config) -> Vec<String> {
+    let head = || if config.is_text_to_text() { vec![] } else { vec!["classifier".to_owned()] };
+    train.modules_to_save.clone().unwrap_or_else(head)
 }
 
 /// The recipe's adapters, if its method trains any.
-pub fn lora_config(recipe: &Recipe) -> Option<LoraConfig> {
+pub fn lora_config(recipe: &Recipe, config: &Config) -> Option<LoraConfig> {
     let recipe::Lora { rank, alpha, dropout, rank_stabilised, targets } = recipe.lora.clone();
-    let modules_to_save = recipe.train.modules_to_save.clone();
+    let projections = if config.is_text_to_text() { ["q", "k", "v"] } else { ["query", "key", "value"] };
+    let targets = targets.unwrap_or_else(|| projections.map(str::to_owned).to_vec());
+    let modules_to_save = modules_to_save(&recipe.train, config);
     let config = LoraConfig { lora_rank: rank, alpha, dropout, rank_stabilised, targets, modules_to_save };
     matches!(recipe.train.method, Method::Lora | Method::LoraFa).then_some(config)
 }
 
 /// Whether the recipe leaves the parameter with this key as it is.
-fn is_frozen(train: &recipe::Train, key: &str) -> bool {
+fn is_frozen(train: &recipe::Train, whole: &[String], key: &str) -> bool {
     let learned = match train.method {
         Method::Full => true,
         Method::Lora => lora::is_adapter_key(key),
         Method::LoraFa => lora::is_adapter_key(key) && !lora::is_a_key(key),
         Method::BitFit => key.ends_with(".bias"),
     };
-    !learned && !lora::is_saved_whole(&train.modules_to_save, key) || train.is_frozen(key)
+    !learned && !lora::is_saved_whole(whole, key) || train.is_frozen(key)
 }
 
 /// Gives the model the recipe's adapters and freezes what the recipe does not train.
 ///
 /// # Errors
 /// A pattern that names no linear, module or parameter, or a part of a stacked weight; patterns that freeze all parameters.
-pub fn choose_trained(model: &mut Bert, recipe: &Recipe) -> Result<()> {
+pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
     let train = &recipe.train;
-    if let Some(config) = lora_config(recipe) {
+    if let Some(config) = lora_config(recipe, &model.config) {
         lora::adapt(model, &config, recipe.seed)?;
     }
     let entries = &model.registry.entries;
@@ -180,14 +193,14 @@ pub fn choose_trained(model: &mut Bert, recipe: &Recipe) -> Result<()> {
                 .hint(format!("parameters are {}, …", some())));
         }
     }
-    let whole = if train.method == Method::Full { &[][..] } else { &train.modules_to_save };
-    for pattern in whole {
+    let whole = if train.method == Method::Full { vec![] } else { modules_to_save(train, &model.config) };
+    for pattern in &whole {
         if !entries.iter().any(|e| lora::is_saved_whole(std::slice::from_ref(pattern), &e.key)) {
             return Err(Error::usage(format!("train.modules_to_save: `{pattern}` names no module of this model"))
                 .hint(format!("a module is a parameter without its last part; parameters are {}, …", some())));
         }
     }
-    model.registry.freeze(|key| is_frozen(train, key))?;
+    model.registry.freeze(|key| is_frozen(train, &whole, key))?;
     if !model.registry.params.iter().any(|(_, p)| p.trainable) {
         return Err(Error::usage("train.freeze: every parameter is frozen; nothing is left to learn")
             .hint("leave out at least the classifier"));
@@ -212,6 +225,13 @@ fn read_dev(recipe: &Recipe, task: Task, train: Examples) -> Result<(Examples, V
     Ok((train, sets))
 }
 
+/// How a model of this configuration is asked and answers, if it does so in text.
+pub fn answers(config: &Config, task: Task, map: &LabelMap, tokeniser: &Tokeniser, longest: usize) -> Option<Answers> {
+    let Architecture::T5(t5) = &config.architecture else { return None };
+    let wording = Wording::new(task, map);
+    Some(Answers { wording, tokeniser: tokeniser.clone(), eos: t5.eos_token_id as u32, longest })
+}
+
 /// Reads all of a recipe but the weights.
 ///
 /// # Errors
@@ -232,10 +252,14 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
         train = train.subset(limit, recipe.seed)?;
     }
     let tokeniser = Tokeniser::load(&model_dir.join(hub::TOKENIZER_FILE))?;
+    let answers = answers(&config, task, &map, &tokeniser, recipe.data.max_target_length);
     let mut tokens = |examples: &Examples, name: &str| -> Result<(TokenisedSet, Labels)> {
         let labels = map.resolve(examples)?;
-        let set = tokeniser.tokenise(&examples.rows, Some(labels.clone()), recipe.data.max_length)?;
-        set.check_vocab(config.vocab_size, config.type_vocab_size).map_err(|e| e.at(model_dir.display()))?;
+        let set = match &answers {
+            Some(answers) => answers.tokenise(examples, Some(&labels), recipe.data.max_length)?,
+            None => tokeniser.tokenise(&examples.rows, Some(labels.clone()), recipe.data.max_length)?,
+        };
+        set.check_vocab(config.vocab_size(), config.type_vocab_size()).map_err(|e| e.at(model_dir.display()))?;
         warnings.extend(set.warning(recipe.data.max_length).map(|w| format!("{name}: {w}")));
         Ok((set, labels))
     };
@@ -247,15 +271,30 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
         })
         .collect::<Result<Vec<_>>>()?;
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
-    let mut blank = Bert::new(config.clone(), &Device::meta(1), DType::F32);
+    let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
     choose_trained(&mut blank, &recipe)?;
-    let policy = Arc::new(policy(&recipe.keep, &blank.linear_sites())?);
-    Ok(Job { recipe, task, model_dir, config, train, dev, sampler, policy, warnings })
+    let policy = Arc::new(policy(&recipe.keep, &blank.sites())?);
+    Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, warnings })
 }
 
 impl Job {
     fn cached_tokens(&self) -> usize {
-        self.train.ids.len()
+        self.train.ids.len() + self.train.target_bounds.last().unwrap_or(&0)
+    }
+
+    /// The lengths of the largest batch that the sampler can produce; with the longest targets, whose ever they are.
+    fn longest_batch(&self) -> Lengths {
+        let sources = self.sampler.longest_batch();
+        let targets = match &self.train.labels {
+            Some(Labels::Text(targets)) => {
+                let mut lengths: Vec<u32> = targets.iter().map(|t| t.len() as u32).collect();
+                lengths.sort_unstable_by(|a, b| b.cmp(a));
+                lengths.truncate(sources.len());
+                Some(lengths)
+            }
+            _ => None,
+        };
+        Lengths { sources, targets }
     }
 
     /// The plan of the largest step that the sampler can produce.
@@ -263,7 +302,7 @@ impl Job {
     /// # Errors
     /// Frozen keys that split a stacked weight.
     pub fn plan(&self) -> Result<Plan> {
-        let longest = self.sampler.longest_batch();
+        let longest = self.longest_batch();
         plan::plan(&Shape {
             config: &self.config,
             choose_trained: &|model| choose_trained(model, &self.recipe),
@@ -279,15 +318,15 @@ impl Job {
     ///
     /// # Errors
     /// A checkpoint that does not fit its configuration; new weights that an adapter's folder would lack.
-    pub fn model(&mut self) -> Result<Bert> {
+    pub fn model(&mut self) -> Result<Model> {
         let device = Device::cpu();
         let reinit_head = true;
         let loaded =
-            load::bert(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;
+            load::model(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;
         self.warnings.extend(loaded.warnings);
         let mut model = loaded.model;
         choose_trained(&mut model, &self.recipe)?;
-        if let Some(settings) = lora_config(&self.recipe) {
+        if let Some(settings) = lora_config(&self.recipe, &self.config) {
             let lost = |key: &&String| !lora::is_saved_whole(&settings.modules_to_save, key);
             if let Some(key) = loaded.initialised.iter().find(lost) {
                 return Err(Error::usage(format!(
@@ -303,7 +342,7 @@ impl Job {
     ///
     /// # Errors
     /// A norm cache that cannot be made.
-    pub fn engine(&self, model: Bert, cache: &Path) -> Result<Engine> {
+    pub fn engine(&self, model: Model, cache: &Path) -> Result<Engine> {
         let device = model.registry.params.device().clone();
         let o = &self.recipe.optim;
         let settings =

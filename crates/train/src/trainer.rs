@@ -10,7 +10,7 @@ use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, State};
-use crate::data::collate;
+use crate::data::{collate, places};
 use crate::engine::{Engine, Micro, StepStats};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::folder::RunFolder;
@@ -208,10 +208,9 @@ impl Run {
 
     fn step(&mut self, group: &[Vec<u32>], epoch: f64) -> Result<StepStats> {
         let set = &self.job.train;
-        let tokens = |&e: &u32| set.bounds[e as usize] as u64..set.bounds[e as usize + 1] as u64;
-        let micro = |examples: &Vec<u32>| Micro {
-            batch: collate(set, examples),
-            places: Some(examples.iter().flat_map(tokens).collect()),
+        let micro = |examples: &Vec<u32>| {
+            let (places, target_places) = places(set, examples);
+            Micro { batch: collate(set, examples), places: Some(places), target_places }
         };
         let micros: Vec<Micro> = group.iter().map(micro).collect();
         let optim = &self.job.recipe.optim;
@@ -252,7 +251,8 @@ impl Run {
         let mut first = None;
         for dev in &self.job.dev {
             let done = |n| observer.evaluating(n, dev.labels.len());
-            let evaluation = evaluate(&self.engine, self.job.task, &dev.set, &dev.labels, by, done)?;
+            let evaluation =
+                evaluate(&self.engine, self.job.task, &dev.set, &dev.labels, self.job.answers.as_ref(), by, done)?;
             if let Some(loss) = evaluation.get(Metric::Loss).filter(|loss| !loss.is_finite()) {
                 return Err(Error::new(format!("the loss of the development set is {loss}")));
             }
@@ -290,7 +290,7 @@ impl Run {
 
     fn save_model(&self) -> Result<()> {
         let (model, dir, tokenizer) = (&self.engine.model, self.folder.model(), &self.job.model_dir);
-        match lora_config(&self.job.recipe) {
+        match lora_config(&self.job.recipe, &self.job.config) {
             None => save_model_folder(&dir, &model.config, &model.registry.saved(|_| true), tokenizer),
             Some(settings) => {
                 // a folder's name means the same wherever the adapter is used from; a hub id does anyway
@@ -330,7 +330,7 @@ impl Run {
         let seconds: f64 = self.times.iter().sum();
         let fin = self.last.as_ref().map(|e| e.to_json(""));
         let name = self.folder.path().file_name().map(|n| n.to_string_lossy().into_owned());
-        let sites = plan::sites(&self.job.policy, &self.engine.model.linear_sites(), &self.state.ledger);
+        let sites = plan::sites(&self.job.policy, &self.engine.model.sites(), &self.state.ledger);
         let policy: Vec<_> = sites.iter().map(|s| json!({"site": s.name, "keep": s.policy})).collect();
         json!({
             "name": name,

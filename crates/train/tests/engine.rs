@@ -3,33 +3,33 @@
 use std::sync::Arc;
 
 use colrow_autograd::{Keep, NormMemory, NormSource, Phase, Policy, Sampling, Store};
-use colrow_models::bert::{Bert, PAPER_SITES};
-use colrow_models::config::BertConfig;
+use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
+use colrow_models::model::{Model, PAPER_SITES};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
 use colrow_train::optim::{Optimizer, Settings};
-use colrow_train::plan::{Shape, blank, plan, remembering_sites};
+use colrow_train::plan::{Lengths, Shape, blank, plan, remembering_sites};
 
 const SETTINGS: Settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
 const SOURCES: [NormSource; 4] = [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform];
 
 /// Sizes: hidden, layers, heads, intermediate, labels (1 for regression).
-fn config([d, layers, heads, f, labels]: [usize; 5]) -> BertConfig {
+fn config([d, layers, heads, f, labels]: [usize; 5]) -> Config {
     let act = if layers == 1 { "gelu_new" } else { "gelu" };
     let json = serde_json::json!({
         "model_type": "bert", "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads,
         "intermediate_size": f, "vocab_size": 61, "max_position_embeddings": 160, "hidden_act": act,
         "num_labels": labels, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
     });
-    BertConfig::from_json(json.to_string().as_bytes(), "config.json".as_ref()).unwrap()
+    Config::from_json(json.to_string().as_bytes(), "config.json".as_ref()).unwrap()
 }
 
 /// Sequences of these lengths with tokens and labels from `seed`; their places in the training set start at `first`.
 fn micro(lengths: &[u32], labels: usize, seed: u64, first: u64) -> Micro {
-    let (key, mut micro) = (Key::new(seed), blank(lengths, labels == 1));
+    let (key, mut micro) = (Key::new(seed), blank(&sources(lengths), labels == 1));
     let draw = |stream: &str, i: usize, below: usize| (key.named(stream).uniform(i as u64) * below as f64) as u32;
     let batch = &mut micro.batch;
     batch.ids.iter_mut().enumerate().for_each(|(i, id)| *id = draw("id", i, 61));
@@ -38,25 +38,29 @@ fn micro(lengths: &[u32], labels: usize, seed: u64, first: u64) -> Micro {
     match &mut batch.labels {
         Some(Labels::Class(classes)) => classes.iter_mut().enumerate().for_each(|(i, c)| *c = draw("label", i, labels)),
         Some(Labels::Value(values)) => values.iter_mut().enumerate().for_each(|(i, v)| *v = draw("label", i, 5) as f32),
-        None => unreachable!("blank batches have labels"),
+        Some(Labels::Text(_)) | None => unreachable!("blank batches have labels"),
     }
     micro.places = Some((first..).take(batch.ids.len()).collect());
     micro
 }
 
+fn sources(lengths: &[u32]) -> Lengths {
+    Lengths { sources: lengths.to_vec(), targets: None }
+}
+
 /// Leaves the keys that are `frozen` as they are.
-fn freezing(frozen: &dyn Fn(&str) -> bool) -> impl Fn(&mut Bert) -> Result<()> {
+fn freezing(frozen: &dyn Fn(&str) -> bool) -> impl Fn(&mut Model) -> Result<()> {
     move |model| model.registry.freeze(frozen)
 }
 
 fn engine(
-    config: &BertConfig,
+    config: &Config,
     policy: &Arc<Policy>,
-    choose_trained: &dyn Fn(&mut Bert) -> Result<()>,
+    choose_trained: &dyn Fn(&mut Model) -> Result<()>,
     cached_tokens: usize,
 ) -> Engine {
     let device = Device::cpu();
-    let mut model = Bert::new(config.clone(), &device, DType::F32);
+    let mut model = Model::new(config.clone(), &device, DType::F32);
     model.init(3);
     choose_trained(&mut model).unwrap();
     let sites = remembering_sites(policy, &model);
@@ -148,7 +152,7 @@ fn plan_meter_and_ledger_agree_with_adapters() {
             targets: targets.iter().map(|&t| t.to_owned()).collect(),
             modules_to_save: vec!["classifier".to_owned()],
         };
-        let choose = |model: &mut Bert| {
+        let choose = |model: &mut Model| {
             lora::adapt(model, &settings, 1)?;
             let learned = |key: &str| {
                 lora::is_adapter_key(key) && (learn_a || !lora::is_a_key(key)) || key.starts_with("classifier")
@@ -164,9 +168,9 @@ fn plan_meter_and_ledger_agree_with_adapters() {
 /// Plans a step and runs three like it.
 fn agree(
     what: &str,
-    config: &BertConfig,
+    config: &Config,
     policy: Policy,
-    choose_trained: &dyn Fn(&mut Bert) -> Result<()>,
+    choose_trained: &dyn Fn(&mut Model) -> Result<()>,
     micros: &[Vec<u32>],
 ) {
     let policy = Arc::new(policy);
@@ -176,7 +180,7 @@ fn agree(
         config,
         choose_trained,
         policy: policy.clone(),
-        micros,
+        micros: &micros.iter().map(|lengths| sources(lengths)).collect::<Vec<_>>(),
         cached_tokens: 1000,
         regression: labels == 1,
         threads,
@@ -237,7 +241,7 @@ fn what_is_not_needed_is_not_kept() {
             config: &config,
             choose_trained,
             policy,
-            micros,
+            micros: &micros.iter().map(|lengths| sources(lengths)).collect::<Vec<_>>(),
             cached_tokens: 0,
             regression: false,
             threads: 2,
@@ -309,7 +313,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
                 let mut engine = engine(&config, &policy, &|_| Ok(()), 650);
                 let steps = (1..=3).map(|step| engine.step(&[micro(&lengths, 3, 1, 0)], 1e-3, step, false).unwrap());
                 let numbers: Vec<_> = steps.map(|s| (s.loss, s.grad_norm)).collect();
-                let logits = engine.logits(&micro(&lengths, 3, 1, 0).batch);
+                let logits = engine.logits(&micro(&lengths, 3, 1, 0).batch).unwrap();
                 (numbers, logits, weights(&engine), engine.norms.map(|n| n.snapshot()))
             })
         };

@@ -1,11 +1,13 @@
 //! The model, its gradients and the optimizer against `transformers` (`tests/golden`).
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use colrow_autograd::{Keep, Policy};
-use colrow_models::config::BertConfig;
+use colrow_models::config::Config;
 use colrow_models::hub::TOKENIZER_FILE;
 use colrow_models::save::{save_adapter_folder, save_model_folder};
 use colrow_models::weights::{Data, Saved, Weights, write};
@@ -17,13 +19,10 @@ use colrow_train::engine::{Engine, Micro, StepStats};
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::recipe::Schedule;
 use colrow_train::schedule::lr_at;
+use common::{ADAMW, GRADIENT, engine, largest, minus, norm, tokenizer, weights, within};
 use serde::Deserialize;
 
 const CASES: [&str; 6] = ["gelu", "tanh", "one-layer", "pairs", "regression", "pytorch-tanh"];
-/// Those that the golden values were made with.
-const ADAMW: Settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
-/// With these, the first moment after a step is the gradient, to the bit.
-const GRADIENT: Settings = Settings { beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, clip: 0.0 };
 
 #[derive(Deserialize)]
 struct Sequence {
@@ -46,7 +45,7 @@ struct Inputs {
 
 struct Golden {
     dir: PathBuf,
-    config: BertConfig,
+    config: Config,
     inputs: Inputs,
     expected: Weights,
 }
@@ -55,7 +54,7 @@ impl Golden {
     fn open(case: &str) -> Self {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(format!("bert-{case}"));
         Self {
-            config: BertConfig::open(&dir).unwrap(),
+            config: Config::open(&dir).unwrap(),
             inputs: serde_json::from_slice(&fs::read(dir.join("inputs.json")).unwrap()).unwrap(),
             expected: Weights::open_file(&dir.join("expected.safetensors")).unwrap(),
             dir,
@@ -95,7 +94,7 @@ impl Golden {
             examples: which.iter().map(|&i| i as u32).collect(),
             labels: Some(labels),
         };
-        Micro { batch, places: None }
+        Micro { batch, places: None, target_places: None }
     }
 
     fn engine(&self, dtype: DType, settings: Settings) -> Engine {
@@ -106,58 +105,8 @@ impl Golden {
     fn gradients(&self, dtype: DType, policy: Policy, micros: &[Micro]) -> (StepStats, Vec<(String, Vec<f64>)>) {
         let mut engine = self.engine(dtype, GRADIENT);
         engine.policy = Arc::new(policy);
-        let stats = engine.step(micros, 0.0, 1, false).unwrap();
-        let Engine { model, optimizer, .. } = engine;
-        let moment = |id| {
-            let (_, [m, _]) = model
-                .registry
-                .params
-                .iter()
-                .zip(&optimizer.moments)
-                .find_map(|((p, _), m)| Some((p, m.as_ref()?)).filter(|(p, _)| *p == id))
-                .unwrap();
-            m
-        };
-        let entries = model.registry.entries.iter().enumerate();
-        (stats, entries.map(|(i, e)| (e.key.clone(), model.registry.part(i, moment(e.param)))).collect())
+        common::gradients(engine, micros)
     }
-}
-
-fn engine(dir: &Path, config: &BertConfig, dtype: DType, settings: Settings) -> Engine {
-    let loaded = load::bert(dir, config.clone(), &Device::cpu(), dtype, 7, false).unwrap();
-    Engine {
-        optimizer: Optimizer::new(settings, &loaded.model.registry.params),
-        model: loaded.model,
-        policy: Arc::new(Policy::exact()),
-        norms: None,
-        key: Key::new(1),
-        dropout: false,
-    }
-}
-
-fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
-    let registry = &engine.model.registry;
-    let entries = registry.entries.iter().enumerate();
-    entries.map(|(i, e)| (e.key.clone(), registry.part(i, &registry.params[e.param].value))).collect()
-}
-
-fn norm(x: &[f64]) -> f64 {
-    x.iter().map(|x| x * x).sum::<f64>().sqrt()
-}
-
-fn minus(x: &[f64], y: &[f64]) -> Vec<f64> {
-    assert_eq!(x.len(), y.len());
-    x.iter().zip(y).map(|(x, y)| x - y).collect()
-}
-
-fn largest(x: impl IntoIterator<Item = f64>) -> f64 {
-    // not `max`, which passes over NaN
-    x.into_iter().fold(0.0, |m, x| if x.abs() <= m { m } else { x.abs() })
-}
-
-/// Fails unless `found` is within `limit`; a NaN is not.
-fn within(what: &str, found: f64, limit: f64) {
-    assert!(found <= limit, "{what}: expected at most {limit:e}, found {found:e}");
 }
 
 /// Relative distances of gradients, each tensor's on its own scale; that of `key.bias`, which is zero in exact arithmetic, on the
@@ -177,7 +126,8 @@ fn logits_loss_and_gradients_are_those_of_transformers() {
         // the golden values are rounded to f32, so f64 cannot be nearer than that
         for (dtype, logit_limit, gradient_limit) in [(DType::F32, 1e-5, 1e-4), (DType::F64, 1e-6, 1e-6)] {
             let what = format!("{case} in {dtype:?}");
-            let logits: Vec<f64> = golden.engine(dtype, ADAMW).logits(&all.batch).into_iter().map(f64::from).collect();
+            let logits: Vec<f64> =
+                golden.engine(dtype, ADAMW).logits(&all.batch).unwrap().into_iter().map(f64::from).collect();
             within(&what, largest(minus(&logits, &golden.expected("logits"))), logit_limit);
             let (stats, gradients) = golden.gradients(dtype, Policy::exact(), std::slice::from_ref(&all));
             within(&format!("{what}: loss"), (stats.loss - golden.expected("loss")[0]).abs(), logit_limit);
@@ -261,17 +211,10 @@ fn a_sequence_has_the_logits_that_it_has_in_a_batch() {
     for case in CASES {
         let golden = Golden::open(case);
         let engine = golden.engine(DType::F64, ADAMW);
-        let together = engine.logits(&golden.all().batch);
-        let alone = (0..golden.inputs.sequences.len()).flat_map(|i| engine.logits(&golden.micro([i]).batch));
+        let together = engine.logits(&golden.all().batch).unwrap();
+        let alone = (0..golden.inputs.sequences.len()).flat_map(|i| engine.logits(&golden.micro([i]).batch).unwrap());
         within(case, largest(together.iter().zip(alone).map(|(x, y)| f64::from(x - y))), 1e-6);
     }
-}
-
-/// A folder for the tokenizer's files that a saved model copies; what is in them does not matter here.
-fn tokenizer() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join(TOKENIZER_FILE), "{}").unwrap();
-    dir
 }
 
 #[test]
@@ -283,10 +226,10 @@ fn a_saved_model_is_read_back_to_the_bit() {
         let dir = runs.path().join(case);
         save_model_folder(&dir, &before.model.config, &before.model.registry.saved(|_| true), tokenizer.path())
             .unwrap();
-        let after = engine(&dir, &BertConfig::open(&dir).unwrap(), DType::F32, ADAMW);
+        let after = engine(&dir, &Config::open(&dir).unwrap(), DType::F32, ADAMW);
         assert_eq!(weights(&before), weights(&after), "{case}");
         let batch = golden.all().batch;
-        assert_eq!(before.logits(&batch), after.logits(&batch), "{case}");
+        assert_eq!(before.logits(&batch).unwrap(), after.logits(&batch).unwrap(), "{case}");
     }
 }
 
@@ -306,7 +249,7 @@ fn a_missing_head_is_initialised_named_and_saved() {
         })
         .collect();
     write(&bare.path().join("model.safetensors"), &body, &[]).unwrap();
-    let load = |seed| load::bert(bare.path(), golden.config.clone(), &Device::cpu(), DType::F32, seed, false).unwrap();
+    let load = |seed| load::model(bare.path(), golden.config.clone(), &Device::cpu(), DType::F32, seed, false).unwrap();
     let loaded = load(7);
     assert_eq!(loaded.warnings, ["not in the checkpoint, initialised: classifier.weight, classifier.bias"]);
     let before = engine(bare.path(), &golden.config, DType::F32, ADAMW);
@@ -326,9 +269,9 @@ fn a_missing_head_is_initialised_named_and_saved() {
     let runs = tempfile::tempdir().unwrap();
     let dir = runs.path().join("model");
     save_model_folder(&dir, &before.model.config, &before.model.registry.saved(|_| true), bare.path()).unwrap();
-    let after = engine(&dir, &BertConfig::open(&dir).unwrap(), DType::F32, ADAMW);
+    let after = engine(&dir, &Config::open(&dir).unwrap(), DType::F32, ADAMW);
     let batch = golden.all().batch;
-    assert_eq!(before.logits(&batch), after.logits(&batch));
+    assert_eq!(before.logits(&batch).unwrap(), after.logits(&batch).unwrap());
 }
 
 /// An adapter that PEFT wrote: its base model's inputs, and the model with it.
@@ -373,7 +316,7 @@ fn adapters_are_those_of_peft() {
         let (golden, _, mut engine) = adapted(case, base, dtype);
         let what = format!("{case} in {dtype:?}");
         let all = golden.all();
-        let logits: Vec<f64> = engine.logits(&all.batch).into_iter().map(f64::from).collect();
+        let logits: Vec<f64> = engine.logits(&all.batch).unwrap().into_iter().map(f64::from).collect();
         within(&what, largest(minus(&logits, &golden.expected("logits"))), logit_limit);
         let stats = engine.step(&[all], 0.0, 1, false).unwrap();
         within(&what, (stats.loss - golden.expected("loss")[0]).abs(), logit_limit);
@@ -420,7 +363,7 @@ fn adapters_are_saved_as_peft_saves_them() {
         let (_, _, other) = adapted(case, tiny, DType::F32);
         let back = Engine { model: back.model, ..other };
         let batch = golden.all().batch;
-        assert_eq!(back.logits(&batch), engine.logits(&batch));
+        assert_eq!(back.logits(&batch).unwrap(), engine.logits(&batch).unwrap());
     }
 }
 
@@ -430,13 +373,13 @@ fn a_merged_adapter_gives_the_same_logits() {
     for (case, base) in ADAPTERS {
         let (golden, _, mut engine) = adapted(case, base, DType::F32);
         let batch = golden.all().batch;
-        let before = engine.logits(&batch);
+        let before = engine.logits(&batch).unwrap();
         lora::merge(&mut engine.model);
-        let after = engine.logits(&batch);
+        let after = engine.logits(&batch).unwrap();
         within(case, largest(before.iter().zip(&after).map(|(x, y)| f64::from(x - y))), 1e-5);
         assert!(before != after, "{case}: other sums, other roundings");
         assert!(!engine.model.registry.entries.iter().any(|e| lora::is_adapter_key(&e.key)));
-        let plain = golden.engine(DType::F32, ADAMW).logits(&batch);
+        let plain = golden.engine(DType::F32, ADAMW).logits(&batch).unwrap();
         assert!(
             largest(plain.iter().zip(&after).map(|(x, y)| f64::from(x - y))) > 1e-2,
             "{case}: the adapter does something"

@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use colrow_autograd::{NormMemory, Store};
-use colrow_models::bert::Bert;
-use colrow_models::config::BertConfig;
+use colrow_models::config::Config;
+use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
-use colrow_train::plan::{self, Shape, remembering_sites};
+use colrow_train::plan::{self, Lengths, Shape, remembering_sites};
 use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName, Recipe};
 use colrow_train::{setup, trainer};
 use serde_json::{Value, json};
@@ -32,9 +32,12 @@ pub(crate) struct Args {
     /// Tokens in a sequence.
     #[arg(long, value_name = "S", default_value_t = 128)]
     seq: usize,
+    /// Tokens in a target, for models that answer in text.
+    #[arg(long, value_name = "T", default_value_t = 8)]
+    target: usize,
     /// Lengths of the sequences: all S, or drawn uniformly from 16…S.
-    #[arg(long, value_enum, default_value_t = Lengths::Equal)]
-    lengths: Lengths,
+    #[arg(long, value_enum, default_value_t = Spread::Equal)]
+    lengths: Spread,
     /// What is trained.
     #[arg(long, value_parser = choice::<Method>(), default_value = "full")]
     method: Method,
@@ -68,7 +71,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Lengths {
+enum Spread {
     Equal,
     Uniform,
 }
@@ -94,65 +97,74 @@ impl Args {
         let key = Key::new(self.seed).named("lengths");
         let shortest = self.seq.min(16);
         let uniform = |i: usize| shortest + (key.uniform(i as u64) * (self.seq - shortest + 1) as f64) as usize;
-        let length = |i| if self.lengths == Lengths::Uniform { uniform(i) } else { self.seq };
+        let length = |i| if self.lengths == Spread::Uniform { uniform(i) } else { self.seq };
         (0..self.batch).map(|i| length(i) as u32).collect()
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.batch == 0 || args.seq == 0 || args.steps == 0 {
-        return Err(Error::usage("--batch, --seq, --steps: expected at least 1, found 0"));
+    if [args.batch, args.seq, args.steps, args.target].contains(&0) {
+        return Err(Error::usage("--batch, --seq, --steps, --target: expected at least 1, found 0"));
     }
     if !(args.ratio > 0.0 && args.ratio <= 1.0) {
         return Err(Error::usage(format!("--ratio: expected a number in (0, 1], found {}", args.ratio)));
     }
     let text = std::fs::read(&args.model_config)
         .map_err(|e| Error::usage(format!("--model-config: {e}")).at(args.model_config.display()))?;
-    let config = BertConfig::from_json(&text, &args.model_config)?;
-    if args.seq > config.max_position_embeddings {
+    let config = Config::from_json(&text, &args.model_config)?;
+    if let Some(longest) = config.longest().filter(|&longest| args.seq > longest) {
         return Err(Error::usage(format!(
-            "--seq: expected at most {} (max_position_embeddings), found {}",
-            config.max_position_embeddings, args.seq
+            "--seq: expected at most {longest} (max_position_embeddings), found {}",
+            args.seq
         )));
     }
     let result = bench(args, config)?;
     if args.json { print_json(&result) } else { print(&text_of(&result)) }
 }
 
-fn bench(args: &Args, config: BertConfig) -> Result<Value> {
+fn bench(args: &Args, config: Config) -> Result<Value> {
     let keep = args.policy();
     let device = Device::cpu();
-    let lengths = args.sequence_lengths();
+    let sources = args.sequence_lengths();
+    let targets = config.is_text_to_text().then(|| vec![args.target as u32; sources.len()]);
+    let lengths = Lengths { sources, targets };
     let regression = config.num_labels() == 1;
     let mut micro = plan::blank(&lengths, regression);
     let key = Key::new(args.seed).named("ids");
-    let vocabulary = config.vocab_size as f64;
+    let vocabulary = config.vocab_size() as f64;
     for (i, id) in micro.batch.ids.iter_mut().enumerate() {
         *id = (key.uniform(i as u64) * vocabulary) as u32;
     }
     let n = micro.batch.ids.len();
+    let of_targets = lengths.targets.iter().flatten().map(|&l| l as usize).sum::<usize>();
     micro.places = Some((0..n as u64).collect());
+    micro.target_places = Some((n as u64..(n + of_targets) as u64).collect());
     let train = recipe::Train { method: args.method, ..recipe::Train::default() };
     let lora = recipe::Lora { rank: args.lora_rank as usize, ..recipe::Lora::default() };
     let recipe = Recipe { train, lora, seed: args.seed, ..Recipe::default() };
-    let choose_trained = |model: &mut Bert| setup::choose_trained(model, &recipe);
-    let mut blank = Bert::new(config.clone(), &Device::meta(1), DType::F32);
+    let choose_trained = |model: &mut Model| setup::choose_trained(model, &recipe);
+    let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
     choose_trained(&mut blank)?;
-    let policy = Arc::new(setup::policy(&keep, &blank.linear_sites())?);
+    let policy = Arc::new(setup::policy(&keep, &blank.sites())?);
     let plan = plan::plan(&Shape {
         config: &config,
         choose_trained: &choose_trained,
         policy: policy.clone(),
         micros: &[lengths],
-        cached_tokens: n,
+        cached_tokens: n + of_targets,
         regression,
         threads: rayon::current_num_threads(),
     })?;
-    let mut model = Bert::new(config, &device, DType::F32);
+    let mut model = Model::new(config, &device, DType::F32);
     model.init(args.seed);
     choose_trained(&mut model)?;
     let norms = match policy.remembers_norms() {
-        true => Some(Arc::new(NormMemory::new(&device, &remembering_sites(&policy, &model), n, Store::Memory)?)),
+        true => Some(Arc::new(NormMemory::new(
+            &device,
+            &remembering_sites(&policy, &model),
+            n + of_targets,
+            Store::Memory,
+        )?)),
         false => None,
     };
     let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use colrow_tensor::{Error, Result};
-use colrow_train::data::{self, BatchBy, Columns, LabelMap, Split};
+use colrow_train::data::{self, BatchBy, Columns, Split};
 use colrow_train::evaluate::evaluate;
 use colrow_train::tasks::Task;
 use serde_json::{Value, json};
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let predictor = predictor(&args.model)?;
     let engine = &predictor.engine;
     let config = &engine.model.config;
-    if task.is_regression() != (config.num_labels() == 1) {
+    if !config.is_text_to_text() && task.is_regression() != (config.num_labels() == 1) {
         return Err(Error::usage(format!(
             "--task {task}: expected a model with {}, found one with {} labels",
             if task.is_regression() { "one output" } else { "several labels" },
@@ -68,11 +68,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .at(predictor.dir.display()));
     }
     let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, true)?;
-    let map = if task.is_regression() { LabelMap::Value } else { LabelMap::from_names(config.labels.clone()) };
+    let (map, answers) = predictor.labels(task);
     let labels = map.resolve(&examples)?;
-    let set = predictor.tokens(&examples, args.max_length)?;
+    let set = predictor.tokens(&examples, answers.as_ref().map(|a| (a, Some(&labels))), args.max_length)?;
     let by = BatchBy::Tokens(args.batch_tokens.max(set.lengths().into_iter().max().unwrap_or(1) as usize));
-    let evaluation = evaluate(engine, task, &set, &labels, by, |_| {})?;
+    let evaluation = evaluate(engine, task, &set, &labels, answers.as_ref(), by, |_| {})?;
     let mut result = evaluation.to_json("");
     result.insert("examples".into(), json!(evaluation.examples));
     if args.json {

@@ -13,16 +13,18 @@ pub(crate) mod train;
 use std::io::Write;
 use std::path::PathBuf;
 
-use colrow_models::config::BertConfig;
+use colrow_models::config::Config;
 use colrow_models::load::Loaded;
 use colrow_models::lora::ADAPTER_CONFIG_FILE;
 use colrow_models::{hub, load};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
-use colrow_train::data::{Examples, TokenisedSet, Tokeniser};
+use colrow_train::data::{Answers, Examples, LabelMap, Labels, TokenisedSet, Tokeniser};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::recipe::Recipe;
+use colrow_train::setup;
+use colrow_train::tasks::Task;
 use serde::Serialize;
 
 /// A recipe as commands take it.
@@ -93,7 +95,7 @@ impl ModelArgs {
                 .hint("leave out --base for a whole model"));
         }
         let dir = hub::resolve(&self.model.to_string_lossy(), "main")?;
-        let loaded = load::bert(&dir, BertConfig::open(&dir)?, &device, DType::F32, 0, false)?;
+        let loaded = load::model(&dir, Config::open(&dir)?, &device, DType::F32, 0, false)?;
         Ok((dir, loaded))
     }
 }
@@ -135,22 +137,48 @@ pub(crate) fn predictor(args: &ModelArgs) -> Result<Predictor> {
     Ok(Predictor { engine, tokeniser, dir })
 }
 
+/// Longest sequence in tokens where a model has no limit, unless one is given.
+const LONGEST: usize = 512;
+
 impl Predictor {
+    /// The labels of a task, and how the model is asked and answers, if it does so in text.
+    pub(crate) fn labels(&self, task: Task) -> (LabelMap, Option<Answers>) {
+        let config = &self.engine.model.config;
+        let map = match task.labels() {
+            _ if task.is_regression() => LabelMap::Value,
+            // a classifier's outputs are what its configuration says; text says itself what it means
+            Some(names) if config.is_text_to_text() => {
+                LabelMap::from_names(names.iter().map(|&name| name.to_owned()).collect())
+            }
+            _ => LabelMap::from_names(config.labels.clone()),
+        };
+        let longest = Recipe::default().data.max_target_length;
+        let answers = setup::answers(config, task, &map, &self.tokeniser, longest);
+        (map, answers)
+    }
+
     /// Tokens of examples, truncated to the model's longest sequence or `max_length`; says on standard error what was cut.
     ///
     /// # Errors
     /// A length or a token that the model does not have.
-    pub(crate) fn tokens(&self, examples: &Examples, max_length: Option<usize>) -> Result<TokenisedSet> {
+    pub(crate) fn tokens(
+        &self,
+        examples: &Examples,
+        words: Option<(&Answers, Option<&Labels>)>,
+        max_length: Option<usize>,
+    ) -> Result<TokenisedSet> {
         let config = &self.engine.model.config;
-        let longest = config.max_position_embeddings;
-        let max_length = max_length.unwrap_or(longest);
-        if max_length > longest {
+        let max_length = max_length.unwrap_or(config.longest().unwrap_or(LONGEST));
+        if let Some(longest) = config.longest().filter(|&longest| max_length > longest) {
             return Err(Error::usage(format!(
                 "--max-length: expected at most {longest} (max_position_embeddings of the model), found {max_length}"
             )));
         }
-        let set = self.tokeniser.tokenise(&examples.rows, None, max_length)?;
-        set.check_vocab(config.vocab_size, config.type_vocab_size).map_err(|e| e.at(self.dir.display()))?;
+        let set = match words {
+            Some((answers, labels)) => answers.tokenise(examples, labels, max_length)?,
+            None => self.tokeniser.tokenise(&examples.rows, None, max_length)?,
+        };
+        set.check_vocab(config.vocab_size(), config.type_vocab_size()).map_err(|e| e.at(self.dir.display()))?;
         if let Some(warning) = set.warning(max_length) {
             eprintln!("warning: {warning}");
         }

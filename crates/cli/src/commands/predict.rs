@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use colrow_models::atomic::write_file_atomic;
 use colrow_tensor::{Error, Result};
 use colrow_train::data::{self, BatchBy, Split};
-use colrow_train::evaluate::logits;
+use colrow_train::evaluate;
 use colrow_train::metrics::argmax;
 use colrow_train::tasks::Task;
 use serde::Serialize;
@@ -40,7 +40,7 @@ pub(crate) struct Args {
 struct Line<'a> {
     index: usize,
     logits: &'a [f32],
-    label: Label<'a>,
+    label: &'a Label<'a>,
 }
 
 #[derive(Serialize)]
@@ -54,17 +54,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let task: Task = args.task.parse()?;
     let predictor = predictor(&args.model)?;
     let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, false)?;
-    let set = predictor.tokens(&examples, args.max_length)?;
+    let (_, answers) = predictor.labels(task);
+    let set = predictor.tokens(&examples, answers.as_ref().map(|a| (a, None)), args.max_length)?;
     let by = BatchBy::Tokens(set.lengths().into_iter().max().unwrap_or(1).max(4096) as usize);
-    let all = logits(&predictor.engine, &set, by, |_| {})?;
     let names = &predictor.engine.model.config.labels;
+    let (all, texts) = match &answers {
+        // an answer in text has no logits by label
+        Some(words) => (Vec::new(), evaluate::answers(&predictor.engine, words, &set, by, |_| {})?),
+        None => (evaluate::logits(&predictor.engine, &set, by, |_| {})?, Vec::new()),
+    };
+    let by_logits = all.chunks_exact(names.len()).map(|logits| match names.len() {
+        // a regression's prediction is its only output
+        1 => (logits, Label::Value(logits[0])),
+        _ => (logits, Label::Name(&names[argmax(logits) as usize])),
+    });
+    let by_text = texts.iter().map(|text| (&[][..], Label::Name(text)));
+    let predictions: Vec<_> = by_logits.chain(by_text).collect();
     let lines = |out: &mut dyn Write| -> std::io::Result<()> {
-        for (index, logits) in all.chunks_exact(names.len()).enumerate() {
-            let label = match names.len() {
-                // a regression's prediction is its only output
-                1 => Label::Value(logits[0]),
-                _ => Label::Name(&names[argmax(logits) as usize]),
-            };
+        for (index, (logits, label)) in predictions.iter().enumerate() {
             serde_json::to_writer(&mut *out, &Line { index, logits, label })?;
             writeln!(out)?;
         }

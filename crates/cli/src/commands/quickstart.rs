@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use colrow_models::config::BertConfig;
+use colrow_models::config::Config;
 use colrow_models::hub;
 use colrow_tensor::{Error, Result};
 use colrow_train::recipe::{Batch, Estimator, NormSource, PolicyName, Recipe};
@@ -106,7 +106,7 @@ fn base_recipe(args: &Args) -> Result<Recipe> {
         }
     }
     let dir = hub::resolve(&recipe.model.path, &recipe.model.revision)?;
-    recipe.data.max_length = BertConfig::open(&dir)?.max_position_embeddings.min(64);
+    recipe.data.max_length = Config::open(&dir)?.longest().map_or(64, |longest| longest.min(64));
     recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
     recipe.train.epochs = 1.0;
     recipe.train.batch = Batch::Sequences(32);

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use colrow_models::bert::Bert;
-use colrow_models::config::BertConfig;
+use colrow_models::config::Config;
+use colrow_models::model::Model;
 use colrow_models::save::save_model_folder;
 use colrow_tensor::{DType, Device};
 use serde_json::{Value, json};
@@ -94,8 +94,8 @@ impl Place {
 
     /// A random model with a tokenizer.
     pub fn model(&self, name: &str, config: &Value) {
-        let config = BertConfig::from_json(config.to_string().as_bytes(), Path::new("config.json")).unwrap();
-        let mut model = Bert::new(config, &Device::cpu(), DType::F32);
+        let config = Config::from_json(config.to_string().as_bytes(), Path::new("config.json")).unwrap();
+        let mut model = Model::new(config, &Device::cpu(), DType::F32);
         model.init(7);
         let source = tempfile::tempdir().unwrap();
         fs::write(source.path().join("tokenizer.json"), tokenizer(&VOCABULARY).to_string()).unwrap();

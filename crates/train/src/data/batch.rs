@@ -149,6 +149,16 @@ pub struct Batch {
     pub labels: Option<Labels>,
 }
 
+/// For each token of the examples its number in the set, and where labels are texts for each of theirs, after all those.
+pub fn places(set: &TokenisedSet, indices: &[u32]) -> (Vec<u64>, Option<Vec<u64>>) {
+    let of = |bounds: &[usize], first: usize| {
+        let range = |&i: &u32| (first + bounds[i as usize]) as u64..(first + bounds[i as usize + 1]) as u64;
+        indices.iter().flat_map(range).collect()
+    };
+    let targets = (!set.target_bounds.is_empty()).then(|| of(&set.target_bounds, set.ids.len()));
+    (of(&set.bounds, 0), targets)
+}
+
 /// Gathers the examples `indices` of `set`, each below `set.len()`.
 pub fn collate(set: &TokenisedSet, indices: &[u32]) -> Batch {
     let range = |i: u32| set.bounds[i as usize]..set.bounds[i as usize + 1];
@@ -213,6 +223,7 @@ mod tests {
             bounds: vec![0, 3, 5, 9],
             labels: Some(Labels::Value(vec![0.5, 1.5, 2.5])),
             truncated: 0,
+            target_bounds: vec![],
             dropped: 0,
         };
         let batch = collate(&set, &[2, 0]);

@@ -8,10 +8,12 @@ pub mod parquet;
 mod quietly;
 pub mod shuffle;
 pub mod table;
+pub mod text_to_text;
 pub mod tokenise;
 
-pub use batch::{Batch, BatchBy, Sampler, collate};
+pub use batch::{Batch, BatchBy, Sampler, collate, places};
 pub use labels::{LabelMap, Labels};
+pub use text_to_text::{Answers, Wording};
 pub use tokenise::{TokenisedSet, Tokeniser};
 
 use crate::tasks::Task;

@@ -28,6 +28,8 @@ pub struct TokenisedSet {
     pub bounds: Vec<usize>,
     /// The labels, if they are known.
     pub labels: Option<Labels>,
+    /// Where the labels are texts, example `i` has the tokens `target_bounds[i]..target_bounds[i + 1]` of all their tokens.
+    pub target_bounds: Vec<usize>,
     /// Number of examples that were cut to the maximum length.
     pub truncated: usize,
     /// Number of tokens that were cut off.
@@ -87,6 +89,19 @@ impl Tokeniser {
             }
         }
         Ok(set)
+    }
+
+    /// The token ids of each text, with the special tokens that the tokenizer adds.
+    pub fn texts(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let encodings = self.inner.encode_batch_fast(texts, true).map_err(|e| self.failed(&*e))?;
+        Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
+    }
+
+    /// The text of token ids, without special tokens and surrounding white space.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self.inner.decode(ids, true).map_err(|e| self.failed(&*e))?;
+        Ok(text.trim().to_owned())
     }
 
     fn append(&self, set: &mut TokenisedSet, text: Encoding, pair: Option<Encoding>, max_length: usize) -> Result<()> {

@@ -97,6 +97,8 @@ pub struct Data {
     pub label: Option<String>,
     /// Longer examples are cut to this many tokens, special tokens included; at least 1.
     pub max_length: usize,
+    /// Most tokens of a target and of an answer, the one that ends it included; at least 2. For models that answer in text.
+    pub max_target_length: usize,
     /// Use this many training examples; at least 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -113,6 +115,7 @@ impl Default for Data {
             pair: None,
             label: None,
             max_length: 128,
+            max_target_length: 32,
             limit: None,
             dev_share: 0.1,
         }
@@ -137,7 +140,7 @@ pub struct Train {
     /// Which parameters are trained.
     pub method: Method,
     /// Modules that are trained whole by every method: names, their ends after a dot, or globs.
-    pub modules_to_save: Vec<String>,
+    pub modules_to_save: Option<Vec<String>>,
     /// When to evaluate.
     pub eval_every: Every,
     /// When to write a checkpoint.
@@ -165,7 +168,7 @@ impl Default for Train {
             accumulate: 1,
             precision: Precision::F32,
             method: Method::Full,
-            modules_to_save: vec!["classifier".into()],
+            modules_to_save: None,
             eval_every: Every::Epoch,
             save_every: Every::Epoch,
             keep_checkpoints: 1,
@@ -196,13 +199,12 @@ pub struct Lora {
     /// Multiply by alpha/√rank instead.
     pub rank_stabilised: bool,
     /// Which linears: names of modules, their ends after a dot, or globs.
-    pub targets: Vec<String>,
+    pub targets: Option<Vec<String>>,
 }
 
 impl Default for Lora {
     fn default() -> Self {
-        let targets = ["query", "key", "value"].map(str::to_owned).to_vec();
-        Self { rank: 8, alpha: 8.0, dropout: 0.0, rank_stabilised: false, targets }
+        Self { rank: 8, alpha: 8.0, dropout: 0.0, rank_stabilised: false, targets: None }
     }
 }
 
@@ -409,6 +411,7 @@ mod tests {
         pair = "p"
         label = "l"
         max_length = 64
+        max_target_length = 8
         limit = 10
         dev_share = 0.2
         [train]

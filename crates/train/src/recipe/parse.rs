@@ -78,6 +78,7 @@ fn data(t: &mut Table<'_, '_>) -> Data {
         pair: t.get("pair", text),
         label: t.get("label", text),
         max_length: t.get("max_length", whole_number(1)).unwrap_or(d.max_length),
+        max_target_length: t.get("max_target_length", whole_number(2)).unwrap_or(d.max_target_length),
         limit: t.get("limit", whole_number(1)),
         dev_share: t.get("dev_share", number("a number in (0, 1)", |x| x > 0.0 && x < 1.0)).unwrap_or(d.dev_share),
     }
@@ -95,7 +96,7 @@ fn train(t: &mut Table<'_, '_>) -> Train {
         accumulate: t.get("accumulate", whole_number(1)).unwrap_or(d.accumulate),
         precision: t.get("precision", choice).unwrap_or(d.precision),
         method: t.get("method", choice).unwrap_or(d.method),
-        modules_to_save: t.list("modules_to_save", glob).unwrap_or(d.modules_to_save),
+        modules_to_save: t.list("modules_to_save", glob).or(d.modules_to_save),
         eval_every: t.get("eval_every", every).unwrap_or(d.eval_every),
         save_every: t.get("save_every", every).unwrap_or(d.save_every),
         keep_checkpoints: t.get("keep_checkpoints", whole_number(1)).unwrap_or(d.keep_checkpoints),
@@ -113,7 +114,7 @@ fn lora(t: &mut Table<'_, '_>) -> Lora {
         alpha: t.get("alpha", number("a number above 0", |x| x > 0.0)).unwrap_or(d.alpha),
         dropout: t.get("dropout", number("a number in [0, 1)", |x| (0.0..1.0).contains(&x))).unwrap_or(d.dropout),
         rank_stabilised: t.get("rank_stabilised", flag).unwrap_or(d.rank_stabilised),
-        targets: t.list("targets", glob).unwrap_or(d.targets),
+        targets: t.list("targets", glob).or(d.targets),
     }
 }
 

@@ -1,0 +1,367 @@
+//! `config.json` of a model: read, checked, and written back with everything else that it held.
+
+mod bert;
+mod fields;
+mod t5;
+
+use std::path::Path;
+
+use colrow_tensor::{Error, Result};
+use serde_json::{Map, Value, json};
+
+pub use bert::BertConfig;
+pub use t5::{FeedForward, T5Config};
+
+use crate::files::read_json_bytes;
+use crate::hub::CONFIG_FILE;
+use fields::{Fields, shown};
+
+/// What the classifier's outputs are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemType {
+    /// One number.
+    Regression,
+    /// Logits of which one label is right.
+    Classification,
+}
+
+impl ProblemType {
+    pub(super) const ALL: [(&str, Self); 2] =
+        [("regression", Self::Regression), ("single_label_classification", Self::Classification)];
+}
+
+/// The configuration of a model, with the names and defaults that `transformers` gives it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// What its family is built by.
+    pub architecture: Architecture,
+    /// Label names by number.
+    pub labels: Vec<String>,
+    /// `None` where the file does not say.
+    pub problem_type: Option<ProblemType>,
+    /// The file as it was, for the keys that are not above.
+    original: Map<String, Value>,
+}
+
+/// A family's sizes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Architecture {
+    /// An encoder with a classifier.
+    Bert(BertConfig),
+    /// An encoder and a decoder: text to text.
+    T5(T5Config),
+}
+
+impl Config {
+    /// Reads `config.json` of a model folder.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let path = dir.join(CONFIG_FILE);
+        Self::from_json(&read_json_bytes(&path)?, &path)
+    }
+
+    /// Reads the text of `file`. All that is wrong is in one error, by key.
+    pub fn from_json(json: &[u8], file: &Path) -> Result<Self> {
+        let at = |what: String| Error::new(what).at(file.display());
+        let original: Map<String, Value> =
+            serde_json::from_slice(json).map_err(|e| at(format!("expected a JSON object: {e}")))?;
+        let mut fields = Fields { json: &original, problems: Vec::new() };
+        let (labels, problem_type) = (fields.labels(), fields.problem_type());
+        let architecture = match original.get("model_type") {
+            None | Some(Value::Null) => Architecture::Bert(BertConfig::from_fields(&mut fields, labels.len())),
+            Some(family) if family == "bert" => Architecture::Bert(BertConfig::from_fields(&mut fields, labels.len())),
+            Some(family) if family == "t5" => Architecture::T5(T5Config::from_fields(&mut fields)),
+            other => {
+                let other = shown(other);
+                return Err(at(format!(
+                    "config of another family: found model_type {other}; supported: \"bert\" and \"t5\""
+                )));
+            }
+        };
+        let problems = fields.problems;
+        if !problems.is_empty() {
+            return Err(at(problems.join("\n")));
+        }
+        Ok(Self { architecture, labels, problem_type, original })
+    }
+
+    /// Number of outputs of the classifier.
+    pub fn num_labels(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether the model answers in text.
+    pub fn is_text_to_text(&self) -> bool {
+        matches!(self.architecture, Architecture::T5(_))
+    }
+
+    /// Number of word pieces.
+    pub fn vocab_size(&self) -> usize {
+        match &self.architecture {
+            Architecture::Bert(c) => c.vocab_size,
+            Architecture::T5(c) => c.vocab_size,
+        }
+    }
+
+    /// Number of segments that a tokenizer may tell apart.
+    pub fn type_vocab_size(&self) -> usize {
+        match &self.architecture {
+            Architecture::Bert(c) => c.type_vocab_size,
+            // T5 reads no segments, and its tokenizer may number them
+            Architecture::T5(_) => usize::from(u8::MAX) + 1,
+        }
+    }
+
+    /// Longest sequence in tokens, where there is a limit.
+    pub fn longest(&self) -> Option<usize> {
+        match &self.architecture {
+            Architecture::Bert(c) => Some(c.max_position_embeddings),
+            Architecture::T5(_) => None,
+        }
+    }
+
+    /// Sets every dropout probability.
+    pub fn set_dropout(&mut self, p: f64) {
+        match &mut self.architecture {
+            Architecture::Bert(c) => {
+                (c.hidden_dropout_prob, c.attention_probs_dropout_prob, c.classifier_dropout) = (p, p, p);
+            }
+            Architecture::T5(c) => c.dropout_rate = p,
+        }
+    }
+
+    /// The text of `config.json` for the model as it is now saved: all that was in the file read, with the labels, the problem type, the
+    /// architecture and the number type (f32) of what is written.
+    pub fn to_json(&self) -> String {
+        let mut json = self.original.clone();
+        let (family, class) = match self.architecture {
+            Architecture::Bert(_) => ("bert", "BertForSequenceClassification"),
+            Architecture::T5(_) => ("t5", "T5ForConditionalGeneration"),
+        };
+        let numbered = || self.labels.iter().enumerate();
+        let id2label: Map<_, _> = numbered().map(|(i, label)| (i.to_string(), json!(label))).collect();
+        let label2id: Map<_, _> = numbered().map(|(i, label)| (label.clone(), json!(i))).collect();
+        json.insert("model_type".to_string(), json!(family));
+        json.insert("architectures".to_string(), json!([class]));
+        json.insert("id2label".to_string(), id2label.into());
+        json.insert("label2id".to_string(), label2id.into());
+        match self.problem_type {
+            Some(problem) => {
+                let name = ProblemType::ALL.iter().find(|(_, p)| *p == problem).map(|(name, _)| *name);
+                json.insert("problem_type".to_string(), json!(name));
+            }
+            None => _ = json.shift_remove("problem_type"),
+        }
+        if let Architecture::T5(c) = &self.architecture {
+            json.insert("tie_word_embeddings".to_string(), json!(c.tie_word_embeddings));
+        }
+        // The number of labels is that of id2label; a second statement of it could contradict.
+        for key in ["num_labels", "_num_labels"] {
+            json.shift_remove(key);
+        }
+        for key in ["torch_dtype", "dtype"] {
+            if let Some(dtype) = json.get_mut(key) {
+                *dtype = json!("float32");
+            }
+        }
+        format!("{:#}\n", Value::Object(json))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use colrow_tensor::Gelu;
+
+    use super::*;
+
+    fn small() -> Value {
+        json!({
+            "architectures": ["BertModel"], "model_type": "bert", "hidden_size": 36, "num_hidden_layers": 2,
+            "num_attention_heads": 3, "intermediate_size": 40, "vocab_size": 50, "something_else": {"b": 1, "a": [2]}
+        })
+    }
+
+    fn with(key: &str, value: Value) -> Value {
+        let mut json = small();
+        json[key] = value;
+        json
+    }
+
+    fn read(json: &Value) -> Result<Config> {
+        Config::from_json(json.to_string().as_bytes(), Path::new("dir/config.json"))
+    }
+
+    fn bert(json: &Value) -> BertConfig {
+        match read(json).unwrap().architecture {
+            Architecture::Bert(config) => config,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn fails(json: &Value, expected: &str) {
+        let e = read(json).unwrap_err().to_string();
+        assert!(e.contains(expected) && e.contains("\n  in dir/config.json"), "{e:?} does not contain {expected:?}");
+    }
+
+    #[test]
+    fn absent_keys_have_the_usual_values() {
+        let (config, all) = (bert(&small()), read(&small()).unwrap());
+        assert_eq!((config.max_position_embeddings, config.type_vocab_size, config.pad_token_id), (512, 2, 0));
+        assert_eq!((config.layer_norm_eps, config.initializer_range), (1e-12, 0.02));
+        assert_eq!((config.hidden_dropout_prob, config.classifier_dropout), (0.1, 0.1));
+        assert_eq!((config.hidden_act, all.problem_type), (Gelu::Erf, None));
+        assert_eq!((all.labels.join(" "), config.head_size()), ("LABEL_0 LABEL_1".to_string(), 12));
+    }
+
+    #[test]
+    fn given_keys_are_used() {
+        let mut json = small();
+        for (key, value) in [
+            ("hidden_act", json!("gelu_new")),
+            ("hidden_dropout_prob", json!(0)),
+            ("classifier_dropout", json!(0.25)),
+            ("layer_norm_eps", json!(1e-5)),
+            ("problem_type", json!("regression")),
+            ("position_embedding_type", json!("absolute")),
+            ("id2label", json!({"1": "yes", "0": "no", "2": "perhaps"})),
+            ("pad_token_id", json!(3)),
+        ] {
+            json[key] = value;
+        }
+        let (config, all) = (bert(&json), read(&json).unwrap());
+        assert_eq!((config.hidden_act, all.problem_type), (Gelu::Tanh, Some(ProblemType::Regression)));
+        assert_eq!((config.hidden_dropout_prob, config.classifier_dropout), (0.0, 0.25));
+        assert_eq!((config.layer_norm_eps, config.pad_token_id), (1e-5, 3));
+        assert_eq!(all.labels, ["no", "yes", "perhaps"]);
+        assert_eq!(bert(&with("classifier_dropout", Value::Null)).classifier_dropout, 0.1);
+        assert_eq!(read(&with("label2id", json!({"b": 1, "a": 0}))).unwrap().labels, ["a", "b"]);
+        assert_eq!(read(&with("num_labels", json!(5))).unwrap().num_labels(), 5);
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_published_models() {
+        let base = json!({"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "intermediate_size": 3072, "vocab_size": 30522, "num_labels": 2});
+        assert_eq!(bert(&base).parameters(2), 109_483_778);
+    }
+
+    #[test]
+    fn another_family_is_named() {
+        fails(
+            &with("model_type", json!("gpt2")),
+            "config of another family: found model_type \"gpt2\"; supported: \"bert\" and \"t5\"",
+        );
+    }
+
+    #[test]
+    fn each_wrong_key_is_named() {
+        for (key, value, expected) in [
+            ("hidden_size", json!(0), "hidden_size: expected a whole number from 1 to 65536, found 0"),
+            ("hidden_size", json!("768"), "found \"768\""),
+            ("vocab_size", json!(-1), "vocab_size: expected a whole number from 1 to 16777216, found -1"),
+            ("vocab_size", Value::Null, "vocab_size: expected a whole number from 1 to 16777216, found null"),
+            ("num_hidden_layers", json!(1.5), "found 1.5"),
+            ("intermediate_size", json!(1e30), "found 1e+30"),
+            ("num_attention_heads", json!(5), "num_attention_heads: expected a divisor of hidden_size = 36, found 5"),
+            (
+                "hidden_act",
+                json!("swish"),
+                "hidden_act: expected \"gelu\", \"gelu_new\" or \"gelu_pytorch_tanh\", found \"swish\"",
+            ),
+            ("layer_norm_eps", json!(0), "layer_norm_eps: expected a number above 0"),
+            ("hidden_dropout_prob", json!(1), "hidden_dropout_prob: expected a number from 0 to below 1, found 1"),
+            ("position_embedding_type", json!("relative_key"), "expected \"absolute\", found \"relative_key\""),
+            ("is_decoder", json!(true), "is_decoder: expected false"),
+            ("problem_type", json!("multi_label_classification"), "\"regression\" or \"single_label_classification\""),
+            ("pad_token_id", json!(50), "pad_token_id: expected less than vocab_size = 50, found 50"),
+            ("pad_token_id", json!(-1), "pad_token_id: expected a token number, found -1"),
+            ("num_labels", json!(1u64 << 40), "num_labels: expected"),
+            ("id2label", json!({"0": "a", "2": "b"}), "id2label: expected names for the labels 0, 1, 2"),
+            ("id2label", json!({}), "id2label"),
+            ("id2label", json!(["a", "b"]), "found [\"a\",\"b\"]"),
+            ("label2id", json!({"a": 0, "b": 0}), "label2id"),
+        ] {
+            fails(&with(key, value), expected);
+        }
+        fails(&json!({}), "num_hidden_layers: expected a whole number from 1 to 1024, found nothing");
+        let mut large = small();
+        large["vocab_size"] = json!(1 << 24);
+        large["hidden_size"] = json!(3 << 14);
+        fails(&large, "expected at most 100000000000");
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_in_one_error() {
+        let mut json = with("hidden_size", json!(0));
+        json["hidden_act"] = json!("relu");
+        fails(&json, "found 0\nhidden_act");
+    }
+
+    #[test]
+    fn text_that_is_no_object_is_named() {
+        for text in ["", "[]", "{", "\u{0}"] {
+            let e = Config::from_json(text.as_bytes(), Path::new("c")).unwrap_err();
+            assert!(e.what().contains("expected a JSON object"), "{e}");
+        }
+        assert!(Config::from_json(b"{\"a\": \"\xff\"}", Path::new("c")).is_err());
+    }
+
+    #[test]
+    fn all_else_is_written_back() {
+        let mut original = with("torch_dtype", json!("float16"));
+        original["num_labels"] = json!(4);
+        original["problem_type"] = json!("regression");
+        let mut config = read(&original).unwrap();
+        config.labels = vec!["no".to_string(), "yes".to_string(), "perhaps".to_string()];
+        config.problem_type = Some(ProblemType::Classification);
+        let text = config.to_json();
+        let mut expected = original;
+        expected.as_object_mut().unwrap().shift_remove("num_labels");
+        expected["torch_dtype"] = json!("float32");
+        expected["architectures"] = json!(["BertForSequenceClassification"]);
+        expected["id2label"] = json!({"0": "no", "1": "yes", "2": "perhaps"});
+        expected["label2id"] = json!({"no": 0, "yes": 1, "perhaps": 2});
+        expected["problem_type"] = json!("single_label_classification");
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+        assert!(text.find("architectures") < text.find("hidden_size"), "the order stays");
+        let again = Config::from_json(text.as_bytes(), Path::new("c")).unwrap();
+        assert_eq!((&again.labels, again.problem_type), (&config.labels, config.problem_type));
+        config.problem_type = None;
+        assert!(!config.to_json().contains("problem_type"));
+    }
+
+    #[test]
+    fn numbers_are_written_back_to_the_last_digit() {
+        for number in ["1e-45", "0.22008521077073762", "2.2250738585072014e-308"] {
+            let numbers = format!(r#"{{"layer_norm_eps":{number},"other":{number},"#);
+            let text = small().to_string().replacen('{', &numbers, 1);
+            let config = Config::from_json(text.as_bytes(), Path::new("c")).unwrap();
+            assert_eq!(bert(&serde_json::from_str(&text).unwrap()).layer_norm_eps, number.parse::<f64>().unwrap());
+            assert!(config.to_json().contains(&format!("\"other\": {number}")), "{}", config.to_json());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(crate::files::fixed_cases(1024))]
+
+        #[test]
+        fn any_text_is_read_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let _ = Config::from_json(&bytes, Path::new("c"));
+        }
+
+        #[test]
+        fn any_values_are_read_without_panic(
+            key in prop::sample::select(vec!["hidden_size", "num_attention_heads", "vocab_size", "num_hidden_layers",
+                "hidden_act", "id2label", "label2id", "num_labels", "pad_token_id", "layer_norm_eps", "problem_type"]),
+            value in r#"-?[0-9]{1,25}(e[0-9]{1,3})?|"[a-z]{0,9}"|\[\]|\{"[0-9a]{1,3}":("x"|[0-9])\}|null|true|"é{100}""#,
+        ) {
+            let text = small().to_string();
+            let text = format!("{},\"{key}\":{value}}}", text.strip_suffix('}').unwrap());
+            if let Ok(config) = Config::from_json(text.as_bytes(), Path::new("c")) {
+                prop_assert!(Config::from_json(config.to_json().as_bytes(), Path::new("c")).is_ok());
+            }
+        }
+    }
+}

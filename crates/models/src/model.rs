@@ -1,0 +1,160 @@
+//! A model of any family: its parameters, its sites, its loss.
+
+use colrow_autograd::{RowsOf, Tape, Var};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{Class, DType, Device, Error, Result};
+
+use crate::bert::Bert;
+use crate::config::FeedForward;
+use crate::config::{Architecture, Config};
+use crate::layers::{Dense, Registry};
+use crate::matching::{BERT, Family, T5_GATED, T5_RELU};
+use crate::t5::T5;
+
+/// The sites that the published system samples: attention output and feed-forward linears (Liu et al. 2023, section 4), and with LoRA
+/// the inputs of the adapters.
+pub const PAPER_SITES: [&str; 5] = [
+    "encoder.layer.*.output.dense",
+    "encoder.layer.*.intermediate.dense",
+    "*coder.block.*Attention.o",
+    "*coder.block.*.DenseReluDense.w*",
+    "*.lora",
+];
+
+/// A ragged batch on the host: token ids (n), token types (n), and the sequences' first rows and the end (b+1).
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// Token ids.
+    pub ids: &'a [u32],
+    /// Token types, which only BERT reads.
+    pub types: &'a [u32],
+    /// First rows and the end.
+    pub bounds: &'a [u32],
+}
+
+/// What a batch's outputs are compared with, by sequence.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// Class numbers.
+    Classes(&'a [u32]),
+    /// Numbers.
+    Values(&'a [f32]),
+    /// Token ids, none empty.
+    Tokens(&'a [Vec<u32>]),
+}
+
+/// A linear or an adapter that keeps an input by a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Its place in policies and ledger.
+    pub name: String,
+    /// What its input's rows are.
+    pub rows: RowsOf,
+}
+
+#[derive(Debug)]
+enum Net {
+    Bert(Bert),
+    T5(T5),
+}
+
+/// A model.
+#[derive(Debug)]
+pub struct Model {
+    /// Its `config.json`.
+    pub config: Config,
+    /// Its parameters.
+    pub registry: Registry,
+    net: Net,
+}
+
+impl Model {
+    /// A model of zeros, to be read or initialised.
+    pub fn new(config: Config, device: &Device, dtype: DType) -> Self {
+        let mut registry = Registry::new(device, dtype);
+        let net = match &config.architecture {
+            Architecture::Bert(c) => Net::Bert(Bert::new(c.clone(), config.num_labels(), &mut registry)),
+            Architecture::T5(c) => Net::T5(T5::new(c.clone(), &mut registry)),
+        };
+        Self { config, registry, net }
+    }
+
+    /// Initialises every parameter as for pre-training.
+    pub fn init(&mut self, seed: u64) {
+        (0..self.registry.entries.len()).for_each(|i| self.registry.init(i, Key::new(seed)));
+    }
+
+    /// How checkpoints of its family name things.
+    pub(crate) fn family(&self) -> &'static Family {
+        match &self.config.architecture {
+            Architecture::Bert(_) => &BERT,
+            Architecture::T5(c) if c.feed_forward_proj == FeedForward::Relu => &T5_RELU,
+            Architecture::T5(_) => &T5_GATED,
+        }
+    }
+
+    /// Sites that keep an input by a policy, linears and their adapters, in the order of the forward pass.
+    pub fn sites(&self) -> Vec<Site> {
+        let linears = match &self.net {
+            Net::Bert(net) => net.linears(),
+            Net::T5(net) => net.linears(),
+        };
+        let names = |dense: &Dense| [Some(dense.site().to_owned()), dense.adapter_site()].into_iter().flatten();
+        linears.into_iter().flat_map(|(dense, rows)| names(dense).map(move |name| Site { name, rows })).collect()
+    }
+
+    /// The linears, and the registry of their parameters, to adapt them.
+    pub(crate) fn linears_mut(&mut self) -> (Vec<&mut Dense>, &mut Registry) {
+        let linears = match &mut self.net {
+            Net::Bert(net) => net.linears_mut(),
+            Net::T5(net) => net.linears_mut(),
+        };
+        (linears, &mut self.registry)
+    }
+
+    /// Logits (b, labels) of a classifier or regressor.
+    ///
+    /// # Errors
+    /// A model that answers in text.
+    pub fn logits(&self, tape: &mut Tape, input: &Input<'_>) -> Result<Var> {
+        match &self.net {
+            Net::Bert(net) => Ok(net.forward(tape, input)),
+            Net::T5(_) => Err(Error::usage("expected a model with a classifier, found one that answers in text")),
+        }
+    }
+
+    /// The batch's mean loss: cross-entropy over classes, squared error of values, cross-entropy over the tokens of all targets.
+    ///
+    /// # Errors
+    /// A target of another kind than the model's.
+    pub fn loss(&self, tape: &mut Tape, input: &Input<'_>, target: &Target<'_>) -> Result<Var> {
+        let (device, dtype) = (tape.device().clone(), self.registry.params.dtype());
+        match (&self.net, *target) {
+            (Net::Bert(net), Target::Classes(labels)) => {
+                let logits = net.forward(tape, input);
+                let labels = device.tensor(Class::Workspace, &[labels.len()], labels);
+                Ok(tape.cross_entropy("loss", &logits, &labels))
+            }
+            (Net::Bert(net), Target::Values(values)) => {
+                let logits = net.forward(tape, input);
+                let mut target = device.empty(Class::Workspace, dtype, &[values.len(), 1]);
+                target.write_f64(values.iter().map(|&x| f64::from(x)));
+                Ok(tape.mean_squared_error("loss", &logits, &target))
+            }
+            (Net::T5(net), Target::Tokens(targets)) => Ok(net.loss(tape, input, targets)),
+            (Net::Bert(_), Target::Tokens(_)) => Err(Error::usage("expected labels, found texts as targets")),
+            (Net::T5(_), _) => Err(Error::usage("expected texts as targets, found labels")),
+        }
+    }
+
+    /// Greedy answers, at most `longest` tokens each: token ids up to the one that ends a text, which is left out.
+    ///
+    /// # Errors
+    /// A model that does not answer in text.
+    pub fn generate(&self, input: &Input<'_>, longest: usize) -> Result<Vec<Vec<u32>>> {
+        match &self.net {
+            Net::T5(net) => Ok(net.generate(&self.registry.params, input, longest)),
+            Net::Bert(_) => Err(Error::usage("expected a model that answers in text, found a classifier")),
+        }
+    }
+}

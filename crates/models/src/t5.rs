@@ -1,0 +1,283 @@
+//! T5 (Raffel et al. 2020), v1.0 and v1.1, as `T5ForConditionalGeneration`.
+//!
+//! Norms stand before each sublayer, take no mean off and have no shift; linears have no bias; scores are not scaled; every attention
+//! of a sequence to itself adds the stack's one bias by relative position. Batches are ragged, sources and targets.
+
+mod generate;
+
+use colrow_autograd::{Attend, Head, ParamId, RowsOf, Sequences, Tape, Var};
+use colrow_tensor::{Class, Gelu};
+
+use crate::config::{FeedForward, T5Config};
+use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
+use crate::model::Input;
+use generate::Cache;
+
+/// Attention with its norm before and its projections.
+#[derive(Debug)]
+struct Attention {
+    site: String,
+    norm: Norm,
+    /// q, k and v of a sequence's attention to itself, q of attention to the encoder.
+    q: Dense,
+    /// k and v of the encoder's output.
+    kv: Option<Dense>,
+    o: Dense,
+}
+
+#[derive(Debug)]
+struct FeedForwardLayer {
+    site: String,
+    norm: Norm,
+    wi: Dense,
+    wo: Dense,
+}
+
+#[derive(Debug)]
+struct Block {
+    attention: Attention,
+    cross: Option<Attention>,
+    feed_forward: FeedForwardLayer,
+}
+
+#[derive(Debug)]
+struct Stack {
+    name: &'static str,
+    blocks: Vec<Block>,
+    /// By bucket and head.
+    bias: ParamId,
+    norm: Norm,
+}
+
+/// The layers of a T5.
+#[derive(Debug)]
+pub struct T5 {
+    config: T5Config,
+    shared: ParamId,
+    encoder: Stack,
+    decoder: Stack,
+    head: Head,
+}
+
+impl T5 {
+    /// A model of zeros.
+    pub fn new(config: T5Config, r: &mut Registry) -> Self {
+        let std = config.initializer_factor;
+        let table = |r: &mut Registry, key: &str| {
+            let shape = [config.vocab_size, config.d_model];
+            r.add(&[key.to_owned()], &shape, &["vocab_size", "d_model"], Init::Normal(std))
+        };
+        let shared = table(r, "shared.weight");
+        let encoder = Stack::new(&config, "encoder", config.num_layers, r);
+        let decoder = Stack::new(&config, "decoder", config.num_decoder_layers, r);
+        let head = match config.tie_word_embeddings {
+            true => Head { weight: shared, scale: 1.0 / (config.d_model as f64).sqrt() },
+            false => Head { weight: table(r, "lm_head.weight"), scale: 1.0 },
+        };
+        Self { config, shared, encoder, decoder, head }
+    }
+
+    /// The linears, and what their rows are.
+    pub(crate) fn linears(&self) -> Vec<(&Dense, RowsOf)> {
+        let encoder = self.encoder.blocks.iter().flat_map(|b| b.linears(RowsOf::Tokens));
+        encoder.chain(self.decoder.blocks.iter().flat_map(|b| b.linears(RowsOf::Targets))).collect()
+    }
+
+    /// The linears, to adapt them.
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Dense> {
+        self.encoder.blocks.iter_mut().chain(&mut self.decoder.blocks).flat_map(Block::linears_mut).collect()
+    }
+
+    /// The encoder's output (n, d_model).
+    fn encode(&self, tape: &mut Tape, input: &Input<'_>, sequences: &Sequences) -> Var {
+        self.encoder.forward(tape, self, input.ids, &mut Reads::Alone(sequences))
+    }
+
+    /// The mean cross-entropy over all tokens of `targets`, each after those before it.
+    pub fn loss(&self, tape: &mut Tape, input: &Input<'_>, targets: &[Vec<u32>]) -> Var {
+        let device = tape.device().clone();
+        let sources = Sequences::new(&device, input.bounds);
+        let memory = self.encode(tape, input, &sources);
+        let start = self.config.decoder_start_token_id as u32;
+        let (mut ids, mut bounds) = (Vec::new(), vec![0]);
+        for target in targets {
+            ids.push(start);
+            ids.extend(&target[..target.len() - 1]);
+            bounds.push(ids.len() as u32);
+        }
+        let sequences = Sequences::new(&device, &bounds);
+        let mut reads = Reads::Encoder { sequences: &sequences, memory: &memory, sources: &sources };
+        let x = self.decoder.forward(tape, self, &ids, &mut reads);
+        drop(memory);
+        tape.head_loss("lm_head", &x, self.head, &targets.concat())
+    }
+}
+
+/// What a stack's rows attend to.
+enum Reads<'a> {
+    /// Their own sequence.
+    Alone(&'a Sequences),
+    /// The rows before them in their sequence, and the encoder's output.
+    Encoder { sequences: &'a Sequences, memory: &'a Var, sources: &'a Sequences },
+    /// The same for one new row a sequence, with what earlier rows gave.
+    Cache(&'a mut Cache),
+}
+
+impl Stack {
+    fn new(config: &T5Config, name: &'static str, layers: usize, r: &mut Registry) -> Self {
+        let shape = [config.relative_attention_num_buckets, config.num_heads];
+        let std = config.initializer_factor / (config.d_model as f64).sqrt();
+        let key = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
+        let dims = &["relative_attention_num_buckets", "num_heads"];
+        let bias = r.add(&[key], &shape, dims, Init::Normal(std));
+        let blocks = (0..layers).map(|i| Block::new(config, &format!("{name}.block.{i}"), name == "decoder", r));
+        let blocks = blocks.collect();
+        let norm = Norm::rms(r, &format!("{name}.final_layer_norm"), config.d_model, config.layer_norm_epsilon);
+        Self { name, blocks, bias, norm }
+    }
+
+    fn forward(&self, tape: &mut Tape, t5: &T5, ids: &[u32], reads: &mut Reads<'_>) -> Var {
+        let (c, p) = (&t5.config, t5.config.dropout_rate as f32);
+        let at = |part: &str| format!("{}.{part}", self.name);
+        let ids = tape.device().tensor(Class::Workspace, &[ids.len()], ids);
+        let mut x = tape.embedding(&at("embed_tokens"), &[(&ids, t5.shared)]);
+        drop(ids);
+        x = tape.dropout(&at("embed_tokens.dropout"), x, p);
+        let alone = matches!(reads, Reads::Alone(_));
+        let plain = Attend { heads: c.num_heads, scale: 1.0, causal: false, first_position: 0, dropout: p, bias: None };
+        let positioned = Attend { causal: !alone, bias: Some((self.bias, c.buckets(alone))), ..plain };
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.attention.forward(tape, x, p, |tape, q, _| match reads {
+                Reads::Alone(sequences) | Reads::Encoder { sequences, .. } => {
+                    tape.attention(&block.attention.site, &positioned, (q, sequences), None)
+                }
+                Reads::Cache(cache) => cache.attend(tape, &block.attention.site, i, &positioned, &q),
+            });
+            if let Some(cross) = &block.cross {
+                x = cross.forward(tape, x, p, |tape, q, kv| match reads {
+                    Reads::Alone(_) => q,
+                    Reads::Encoder { sequences, memory, sources } => {
+                        let kv = kv.map(|kv| (kv.forward(tape, memory), *sources));
+                        tape.attention(&cross.site, &plain, (q, sequences), kv)
+                    }
+                    Reads::Cache(cache) => cache.attend_encoder(tape, &cross.site, i, &plain, q),
+                });
+            }
+            x = block.feed_forward.forward(tape, x, c);
+        }
+        x = self.norm.forward(tape, &x);
+        tape.dropout(&at("dropout"), x, p)
+    }
+}
+
+impl Block {
+    fn new(config: &T5Config, name: &str, decoder: bool, r: &mut Registry) -> Self {
+        let attention = Attention::new(config, &format!("{name}.layer.0"), "SelfAttention", false, r);
+        let cross = decoder.then(|| Attention::new(config, &format!("{name}.layer.1"), "EncDecAttention", true, r));
+        let feed_forward = FeedForwardLayer::new(config, &format!("{name}.layer.{}", 1 + usize::from(decoder)), r);
+        Self { attention, cross, feed_forward }
+    }
+}
+
+impl Block {
+    fn linears(&self, rows: RowsOf) -> Vec<(&Dense, RowsOf)> {
+        let mut linears = Vec::new();
+        for a in [Some(&self.attention), self.cross.as_ref()].into_iter().flatten() {
+            linears.push((&a.q, rows));
+            linears.extend(a.kv.as_ref().map(|kv| (kv, RowsOf::Tokens)));
+            linears.push((&a.o, rows));
+        }
+        linears.extend([(&self.feed_forward.wi, rows), (&self.feed_forward.wo, rows)]);
+        linears
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Dense> {
+        let mut linears = Vec::new();
+        for a in [Some(&mut self.attention), self.cross.as_mut()].into_iter().flatten() {
+            linears.push(&mut a.q);
+            linears.extend(a.kv.as_mut());
+            linears.push(&mut a.o);
+        }
+        linears.extend([&mut self.feed_forward.wi, &mut self.feed_forward.wo]);
+        linears
+    }
+}
+
+impl Attention {
+    fn new(config: &T5Config, layer: &str, kind: &str, cross: bool, r: &mut Registry) -> Self {
+        let (d, inner, factor) = (config.d_model, config.inner(), config.initializer_factor);
+        let size = DenseSize { size: [inner, d], dims: &["num_heads", "d_model"] };
+        let site = format!("{layer}.{kind}");
+        let of = |width: usize| factor / (width as f64).sqrt();
+        let part = |part: &str| format!("{site}.{part}");
+        let [q, k, v, o] = ["q", "k", "v", "o"].map(part);
+        let (q, k, v) = ((q.as_str(), of(d * config.d_kv)), (k.as_str(), of(d)), (v.as_str(), of(d)));
+        let (q, kv) = match cross {
+            false => (Dense::new(r, &part("qkv"), &[q, k, v], size, false), None),
+            true => {
+                let q = Dense::new(r, &part("q"), &[q], size, false);
+                (q, Some(Dense::new(r, &part("kv"), &[k, v], size, false)))
+            }
+        };
+        let back = DenseSize { size: [d, inner], dims: &["d_model", "num_heads"] };
+        let o = Dense::new(r, &o, &[(&o, of(inner))], back, false);
+        let norm = Norm::rms(r, &format!("{layer}.layer_norm"), d, config.layer_norm_epsilon);
+        Self { site, norm, q, kv, o }
+    }
+
+    /// x and what attention adds to it; `attend` gets the projections and the layer of k and v.
+    fn forward(
+        &self,
+        tape: &mut Tape,
+        x: Var,
+        dropout: f32,
+        attend: impl FnOnce(&mut Tape, Var, Option<&Dense>) -> Var,
+    ) -> Var {
+        // `h` is assigned rather than shadowed, so that what only the next op reads is dropped there
+        let mut h = self.norm.forward(tape, &x);
+        h = self.q.forward(tape, &h);
+        h = attend(tape, h, self.kv.as_ref());
+        h = self.o.forward(tape, &h);
+        h = tape.dropout(&format!("{}.dropout", self.site), h, dropout);
+        tape.add(&format!("{}.residual", self.site), h, &x)
+    }
+}
+
+impl FeedForwardLayer {
+    fn new(config: &T5Config, layer: &str, r: &mut Registry) -> Self {
+        let (d, f, factor) = (config.d_model, config.d_ff, config.initializer_factor);
+        let site = format!("{layer}.DenseReluDense");
+        let std = factor / (d as f64).sqrt();
+        let up = DenseSize { size: [f, d], dims: &["d_ff", "d_model"] };
+        let wi = |parts: &[&str], r: &mut Registry| {
+            let parts: Vec<_> = parts.iter().map(|part| format!("{site}.{part}")).collect();
+            let parts: Vec<_> = parts.iter().map(|part| (part.as_str(), std)).collect();
+            Dense::new(r, &format!("{site}.wi"), &parts, up, false)
+        };
+        let wi = match config.feed_forward_proj {
+            FeedForward::Relu => wi(&["wi"], r),
+            FeedForward::GatedGelu => wi(&["wi_0", "wi_1"], r),
+        };
+        let down = DenseSize { size: [d, f], dims: &["d_model", "d_ff"] };
+        let wo = format!("{site}.wo");
+        let wo = Dense::new(r, &wo, &[(&wo, factor / (f as f64).sqrt())], down, false);
+        let norm = Norm::rms(r, &format!("{layer}.layer_norm"), d, config.layer_norm_epsilon);
+        Self { site, norm, wi, wo }
+    }
+
+    fn forward(&self, tape: &mut Tape, x: Var, c: &T5Config) -> Var {
+        let (at, p) = (|part: &str| format!("{}.{part}", self.site), c.dropout_rate as f32);
+        let mut h = self.norm.forward(tape, &x);
+        h = self.wi.forward(tape, &h);
+        h = match c.feed_forward_proj {
+            FeedForward::Relu => tape.relu(&at("act"), h, p),
+            FeedForward::GatedGelu => {
+                h = tape.gated_gelu(&at("act"), Gelu::Tanh, h);
+                tape.dropout(&at("act.dropout"), h, p)
+            }
+        };
+        h = self.wo.forward(tape, &h);
+        h = tape.dropout(&at("dropout"), h, p);
+        tape.add(&at("residual"), h, &x)
+    }
+}

@@ -1,0 +1,191 @@
+//! Tasks in words, for models that read and answer in text: T5's own recipe for GLUE (Raffel et al. 2020, appendix D).
+
+use super::{Example, Examples, LabelMap, Labels, TokenisedSet, Tokeniser};
+use crate::metrics::Predictions;
+use crate::tasks::Task;
+use colrow_tensor::{Error, Result};
+
+/// What T5's evaluation takes for a number that was not given.
+const NO_NUMBER: f64 = -1.0;
+
+/// How a task's examples and labels are put into words, and answers read.
+#[derive(Clone, Debug)]
+pub struct Wording {
+    task: Task,
+    /// The answers by class.
+    words: Vec<String>,
+}
+
+impl Wording {
+    /// The wording of `task`. The answers are T5's for GLUE, else the names of the labels.
+    pub fn new(task: Task, map: &LabelMap) -> Self {
+        let words: &[&str] = match task {
+            Task::Cola => &["unacceptable", "acceptable"],
+            Task::Sst2 => &["negative", "positive"],
+            Task::Mrpc => &["not_equivalent", "equivalent"],
+            Task::Qqp => &["not_duplicate", "duplicate"],
+            _ => return Self { task, words: task.labels().map_or_else(|| map.names().to_vec(), owned) },
+        };
+        Self { task, words: owned(words) }
+    }
+
+    /// What the model reads.
+    pub fn source(&self, example: &Example) -> String {
+        let (text, name) = (&example.text, self.task.name());
+        let (first, second) = match self.task {
+            Task::Cola | Task::Sst2 => return format!("{name} sentence: {text}"),
+            Task::Classify | Task::Regress if example.pair.is_none() => return text.clone(),
+            Task::Qqp => ("question1", "question2"),
+            Task::Qnli => ("question", "sentence"),
+            Task::Mnli => ("premise", "hypothesis"),
+            _ => ("sentence1", "sentence2"),
+        };
+        let pair = example.pair.as_deref().unwrap_or_default();
+        match self.task {
+            // the hypothesis stands first
+            Task::Mnli => format!("{name} {second}: {pair} {first}: {text}"),
+            Task::Classify | Task::Regress => format!("{first}: {text} {second}: {pair}"),
+            _ => format!("{name} {first}: {text} {second}: {pair}"),
+        }
+    }
+
+    /// What the model is to answer to example `i`: for STS-B the score rounded to the nearest 0.2.
+    pub fn target(&self, labels: &Labels, i: usize) -> String {
+        match labels {
+            Labels::Class(classes) => self.words[classes[i] as usize].clone(),
+            Labels::Value(values) if self.task == Task::Stsb => {
+                format!("{:.1}", (f64::from(values[i]) * 5.0).round_ties_even() / 5.0)
+            }
+            Labels::Value(values) => values[i].to_string(),
+            Labels::Text(_) => unreachable!("labels are classes or numbers"),
+        }
+    }
+
+    /// What answers say. One that is no label's is a class of its own, after the others; one that is no number counts as −1, as in T5's
+    /// evaluation.
+    pub fn read(&self, answers: &[String]) -> Predictions {
+        if self.task.is_regression() {
+            let number = |answer: &String| answer.trim().parse::<f64>().ok().filter(|x| x.is_finite());
+            return Predictions::Values(answers.iter().map(|a| number(a).unwrap_or(NO_NUMBER)).collect());
+        }
+        let class = |answer: &String| self.words.iter().position(|word| word == answer.trim());
+        Predictions::Classes(answers.iter().map(|a| class(a).unwrap_or(self.words.len()) as u32).collect())
+    }
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// From examples to what a text-to-text model reads and writes, and back.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    /// The task in words.
+    pub wording: Wording,
+    /// The model's tokenizer.
+    pub tokeniser: Tokeniser,
+    /// The token that ends a text.
+    pub eos: u32,
+    /// Most tokens of an answer, the last one included.
+    pub longest: usize,
+}
+
+impl Answers {
+    /// Sources of at most `max_length` tokens, and with `labels` the targets as the set's labels.
+    ///
+    /// # Errors
+    /// Those of the tokenizer; a target without a token.
+    pub fn tokenise(&self, examples: &Examples, labels: Option<&Labels>, max_length: usize) -> Result<TokenisedSet> {
+        let source = |e: &Example| Example { text: self.wording.source(e), pair: None, ..e.clone() };
+        let sources: Vec<Example> = examples.rows.iter().map(source).collect();
+        let mut set = self.tokeniser.tokenise(&sources, None, max_length)?;
+        if let Some(labels) = labels {
+            let texts: Vec<String> = (0..labels.len()).map(|i| self.wording.target(labels, i)).collect();
+            let mut targets = self.tokeniser.texts(&texts)?;
+            for (i, target) in targets.iter_mut().enumerate() {
+                target.retain(|&id| id != self.eos);
+                if target.is_empty() {
+                    return Err(examples
+                        .place(Error::new(format!("the target text {:?} has no token", texts[i])), i)
+                        .hint("give every example a label that the model's tokenizer knows"));
+                }
+                target.truncate(self.longest - 1);
+                target.push(self.eos);
+            }
+            set.target_bounds = std::iter::once(0)
+                .chain(targets.iter().scan(0, |sum, target| {
+                    *sum += target.len();
+                    Some(*sum)
+                }))
+                .collect();
+            set.labels = Some(Labels::Text(targets));
+        }
+        Ok(set)
+    }
+
+    /// Answers in words.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn decode(&self, answers: &[Vec<u32>]) -> Result<Vec<String>> {
+        answers.iter().map(|ids| self.tokeniser.decode(ids)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(text: &str, pair: Option<&str>) -> Example {
+        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, line: 1 }
+    }
+
+    fn wording(task: Task) -> Wording {
+        let names = task.labels().map_or_else(|| vec!["no".into(), "yes".into()], owned);
+        Wording::new(task, &LabelMap::from_names(names))
+    }
+
+    #[test]
+    fn every_task_is_worded_as_t5_learned_it() {
+        for (task, source, targets) in [
+            (Task::Cola, "cola sentence: A", "unacceptable acceptable"),
+            (Task::Sst2, "sst2 sentence: A", "negative positive"),
+            (Task::Mrpc, "mrpc sentence1: A sentence2: B", "not_equivalent equivalent"),
+            (Task::Qqp, "qqp question1: A question2: B", "not_duplicate duplicate"),
+            (Task::Mnli, "mnli hypothesis: B premise: A", "entailment neutral contradiction"),
+            (Task::Qnli, "qnli question: A sentence: B", "entailment not_entailment"),
+            (Task::Rte, "rte sentence1: A sentence2: B", "entailment not_entailment"),
+            (Task::Classify, "sentence1: A sentence2: B", "no yes"),
+        ] {
+            let pair = (!matches!(task, Task::Cola | Task::Sst2)).then_some("B");
+            assert_eq!(wording(task).source(&example("A", pair)), source);
+            let n = targets.split(' ').count();
+            let labels = Labels::Class((0..n as u32).collect());
+            let words: Vec<String> = (0..n).map(|i| wording(task).target(&labels, i)).collect();
+            assert_eq!(words.join(" "), targets);
+            let back = (0..n as u32).collect();
+            assert_eq!(wording(task).read(&words), Predictions::Classes(back));
+        }
+        assert_eq!(wording(Task::Stsb).source(&example("A", Some("B"))), "stsb sentence1: A sentence2: B");
+        assert_eq!(wording(Task::Classify).source(&example("A", None)), "A");
+    }
+
+    /// 2.5 and 0.1 are halfway between two fifths; the even one is taken.
+    #[test]
+    fn scores_are_rounded_to_a_fifth_and_read_back() {
+        let stsb = wording(Task::Stsb);
+        let scores = [0.0, 0.1, 0.31, 2.5, 2.749, 4.95, 5.0];
+        let labels = Labels::Value(scores.to_vec());
+        let words: Vec<String> = (0..scores.len()).map(|i| stsb.target(&labels, i)).collect();
+        assert_eq!(words, ["0.0", "0.0", "0.4", "2.4", "2.8", "5.0", "5.0"]);
+        assert_eq!(stsb.read(&words), Predictions::Values(vec![0.0, 0.0, 0.4, 2.4, 2.8, 5.0, 5.0]));
+        let odd: Vec<String> = ["2,5", "", "NaN", " 3.0 "].map(str::to_owned).to_vec();
+        assert_eq!(stsb.read(&odd), Predictions::Values(vec![-1.0, -1.0, -1.0, 3.0]));
+    }
+
+    #[test]
+    fn answers_that_are_no_label_are_a_class_of_their_own() {
+        let answers: Vec<String> = ["positive", "negative ", "Positive", "good", ""].map(str::to_owned).to_vec();
+        assert_eq!(wording(Task::Sst2).read(&answers), Predictions::Classes(vec![1, 0, 2, 2, 2]));
+    }
+}

@@ -1,0 +1,82 @@
+//! What the tests against `transformers` share.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use colrow_autograd::Policy;
+use colrow_models::config::Config;
+use colrow_models::hub::TOKENIZER_FILE;
+use colrow_models::load;
+use colrow_tensor::rng::Key;
+use colrow_tensor::{DType, Device};
+use colrow_train::engine::{Engine, Micro, StepStats};
+use colrow_train::optim::{Optimizer, Settings};
+
+/// Those that the golden values were made with.
+pub(crate) const ADAMW: Settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
+/// With these, the first moment after a step is the gradient, to the bit.
+pub(crate) const GRADIENT: Settings = Settings { beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, clip: 0.0 };
+
+/// Statistics of a step over `micros` with [`GRADIENT`], and the gradient of each of the checkpoint's tensors.
+pub(crate) fn gradients(mut engine: Engine, micros: &[Micro]) -> (StepStats, Vec<(String, Vec<f64>)>) {
+    let stats = engine.step(micros, 0.0, 1, false).unwrap();
+    let Engine { model, optimizer, .. } = engine;
+    let moment = |id| {
+        let (_, [m, _]) = model
+            .registry
+            .params
+            .iter()
+            .zip(&optimizer.moments)
+            .find_map(|((p, _), m)| Some((p, m.as_ref()?)).filter(|(p, _)| *p == id))
+            .unwrap();
+        m
+    };
+    let entries = model.registry.entries.iter().enumerate();
+    (stats, entries.map(|(i, e)| (e.key.clone(), model.registry.part(i, moment(e.param)))).collect())
+}
+
+pub(crate) fn engine(dir: &Path, config: &Config, dtype: DType, settings: Settings) -> Engine {
+    let loaded = load::model(dir, config.clone(), &Device::cpu(), dtype, 7, false).unwrap();
+    Engine {
+        optimizer: Optimizer::new(settings, &loaded.model.registry.params),
+        model: loaded.model,
+        policy: Arc::new(Policy::exact()),
+        norms: None,
+        key: Key::new(1),
+        dropout: false,
+    }
+}
+
+pub(crate) fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
+    let registry = &engine.model.registry;
+    let entries = registry.entries.iter().enumerate();
+    entries.map(|(i, e)| (e.key.clone(), registry.part(i, &registry.params[e.param].value))).collect()
+}
+
+pub(crate) fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
+}
+
+pub(crate) fn minus(x: &[f64], y: &[f64]) -> Vec<f64> {
+    assert_eq!(x.len(), y.len());
+    x.iter().zip(y).map(|(x, y)| x - y).collect()
+}
+
+pub(crate) fn largest(x: impl IntoIterator<Item = f64>) -> f64 {
+    // not `max`, which passes over NaN
+    x.into_iter().fold(0.0, |m, x| if x.abs() <= m { m } else { x.abs() })
+}
+
+/// Fails unless `found` is within `limit`; a NaN is not.
+pub(crate) fn within(what: &str, found: f64, limit: f64) {
+    assert!(found <= limit, "{what}: expected at most {limit:e}, found {found:e}");
+}
+
+/// A folder for the tokenizer's files that a saved model copies; what is in them does not matter here.
+pub(crate) fn tokenizer() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(TOKENIZER_FILE), "{}").unwrap();
+    dir
+}

@@ -1,0 +1,207 @@
+//! T5, its gradients and its answers against `transformers` (`tests/golden/make_t5.py`).
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use colrow_autograd::Policy;
+use colrow_models::config::Config;
+use colrow_models::save::save_model_folder;
+use colrow_models::weights::Weights;
+use colrow_tensor::{Buckets, DType};
+use colrow_train::data::{Batch, Labels};
+use colrow_train::engine::Micro;
+use common::{ADAMW, GRADIENT, engine, gradients, largest, minus, norm, tokenizer, weights, within};
+use serde::Deserialize;
+
+const CASES: [&str; 3] = ["relu", "gated", "long"];
+
+#[derive(Deserialize)]
+struct Inputs {
+    sources: Vec<Vec<u32>>,
+    targets: Vec<Vec<u32>>,
+    longest: usize,
+    answers: Vec<Vec<u32>>,
+}
+
+struct Golden {
+    dir: PathBuf,
+    config: Config,
+    inputs: Inputs,
+    expected: Weights,
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+impl Golden {
+    fn open(case: &str) -> Self {
+        let dir = golden(&format!("t5-{case}"));
+        Self {
+            config: Config::open(&dir).unwrap(),
+            inputs: serde_json::from_slice(&fs::read(dir.join("inputs.json")).unwrap()).unwrap(),
+            expected: Weights::open_file(&dir.join("expected.safetensors")).unwrap(),
+            dir,
+        }
+    }
+
+    fn expected(&self, key: &str) -> Vec<f64> {
+        let shape = self.expected.shape(key).unwrap_or_else(|| panic!("{key} is not among the golden values"));
+        let mut out = vec![0.0; shape.iter().product()];
+        self.expected.read(key, &mut out).unwrap();
+        out.into_iter().map(f64::from).collect()
+    }
+
+    /// The pairs `which`, in this order.
+    fn micro(&self, which: impl IntoIterator<Item = usize>) -> Micro {
+        let which: Vec<usize> = which.into_iter().collect();
+        let ids: Vec<u32> = which.iter().flat_map(|&i| self.inputs.sources[i].clone()).collect();
+        let mut bounds = vec![0];
+        bounds.extend(which.iter().scan(0, |end, &i| {
+            *end += self.inputs.sources[i].len() as u32;
+            Some(*end)
+        }));
+        let labels = Labels::Text(which.iter().map(|&i| self.inputs.targets[i].clone()).collect());
+        let batch = Batch {
+            types: vec![0; ids.len()],
+            special: vec![false; ids.len()],
+            ids,
+            bounds,
+            examples: which.iter().map(|&i| i as u32).collect(),
+            labels: Some(labels),
+        };
+        Micro { batch, places: None, target_places: None }
+    }
+
+    fn all(&self) -> Micro {
+        self.micro(0..self.inputs.sources.len())
+    }
+}
+
+#[test]
+fn loss_and_gradients_are_those_of_transformers() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        for (dtype, limit) in [(DType::F64, 1e-6), (DType::F32, 1e-4)] {
+            let engine = engine(&golden.dir, &golden.config, dtype, GRADIENT);
+            let (stats, found) = gradients(engine, &[golden.all()]);
+            let what = format!("{case} {dtype:?}");
+            within(&format!("{what}: loss"), stats.loss / golden.expected("loss")[0] - 1.0, limit);
+            within(&format!("{what}: loss"), 1.0 - stats.loss / golden.expected("loss")[0], limit);
+            within(&what, (stats.grad_norm / golden.expected("grad_norm")[0] - 1.0).abs(), limit);
+            for (key, found) in found {
+                let want = golden.expected(&format!("grad.{key}"));
+                within(&format!("{what}: gradient of {key}"), norm(&minus(&found, &want)) / norm(&want), limit);
+            }
+        }
+    }
+}
+
+/// The mean is over the tokens of all targets, however they are divided.
+#[test]
+fn micro_batches_give_the_gradients_of_the_batch() {
+    let golden = Golden::open("relu");
+    let of = |micros: &[Micro]| gradients(engine(&golden.dir, &golden.config, DType::F64, GRADIENT), micros);
+    let (whole, in_parts) = (of(&[golden.all()]), of(&[golden.micro([2]), golden.micro([0, 3]), golden.micro([1])]));
+    within("loss", (whole.0.loss - in_parts.0.loss).abs(), 1e-12);
+    for ((key, whole), (_, parts)) in whole.1.iter().zip(&in_parts.1) {
+        within(key, largest(minus(whole, parts)), 1e-12 * (1.0 + largest(whole.iter().copied())));
+    }
+}
+
+#[test]
+fn a_step_of_adamw_gives_the_weights_of_pytorch() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let mut engine = engine(&golden.dir, &golden.config, DType::F32, ADAMW);
+        engine.step(&[golden.all()], 1e-3, 1, false).unwrap();
+        for (key, found) in weights(&engine) {
+            let want = golden.expected(&format!("adamw.{key}"));
+            within(&format!("{case}: {key}"), largest(minus(&found, &want)), 2e-6);
+        }
+    }
+}
+
+#[test]
+fn answers_are_those_of_transformers_in_a_batch_and_alone() {
+    for case in CASES {
+        let golden = Golden::open(case);
+        let engine = engine(&golden.dir, &golden.config, DType::F32, ADAMW);
+        let longest = golden.inputs.longest;
+        assert_eq!(engine.generate(&golden.all().batch, longest).unwrap(), golden.inputs.answers, "{case}");
+        for (i, answer) in golden.inputs.answers.iter().enumerate() {
+            assert_eq!(engine.generate(&golden.micro([i]).batch, longest).unwrap()[0], *answer, "{case} {i}");
+            let short = engine.generate(&golden.micro([i]).batch, 2).unwrap();
+            assert_eq!(short[0], answer[..answer.len().min(2)], "{case} {i}");
+        }
+    }
+}
+
+#[test]
+fn a_saved_model_is_read_back_to_the_bit() {
+    let (tokenizer, runs) = (tokenizer(), tempfile::tempdir().unwrap());
+    for case in CASES {
+        let golden = Golden::open(case);
+        let before = engine(&golden.dir, &golden.config, DType::F32, ADAMW);
+        let dir = runs.path().join(case);
+        let tensors = before.model.registry.saved(|_| true);
+        let mut names: Vec<_> = tensors.iter().map(|t| t.name.clone()).collect();
+        save_model_folder(&dir, &before.model.config, &tensors, tokenizer.path()).unwrap();
+        let theirs = Weights::open(&golden.dir).unwrap();
+        let mut keys: Vec<_> = theirs.names().map(str::to_owned).collect();
+        names.sort();
+        keys.sort();
+        assert_eq!(names, keys, "{case}: the tensors that transformers saves");
+        let after = engine(&dir, &Config::open(&dir).unwrap(), DType::F32, ADAMW);
+        assert_eq!(weights(&before), weights(&after), "{case}");
+    }
+}
+
+/// Sampling of every row is exact; rows and rounding change the gradient.
+#[test]
+fn policies_reach_every_linear() {
+    use colrow_autograd::{Keep, NormSource, Sampling};
+    use colrow_tensor::Estimator;
+    let golden = Golden::open("relu");
+    let of = |keep: Keep| {
+        let mut engine = engine(&golden.dir, &golden.config, DType::F64, GRADIENT);
+        engine.policy = std::sync::Arc::new(Policy::new([("*".to_owned(), keep)]).unwrap());
+        gradients(engine, &[golden.all()]).1
+    };
+    let exact = of(Keep::Exact);
+    assert_eq!(exact, of(Keep::Nothing), "rebuilt inputs");
+    let rows = Sampling { estimator: Estimator::Pps, ratio: 0.5, norms: NormSource::Current, uniform: 0.1 };
+    let sampled = of(Keep::Rows(rows));
+    for ((key, exact), (_, sampled)) in exact.iter().zip(&sampled) {
+        let linear = ["SelfAttention.", "EncDecAttention.", "DenseReluDense."].iter().any(|part| key.contains(part));
+        let linear = linear && !key.contains("bias");
+        // dx is exact, so that what is not a linear's weight is the same
+        assert_eq!(exact != sampled, linear, "{key}");
+    }
+}
+
+#[derive(Deserialize)]
+struct BucketCase {
+    bidirectional: bool,
+    buckets: usize,
+    max_distance: usize,
+    of: Vec<usize>,
+}
+
+#[derive(Deserialize)]
+struct AllBuckets {
+    first: i64,
+    cases: Vec<BucketCase>,
+}
+
+#[test]
+fn buckets_are_those_of_transformers() {
+    let all: AllBuckets = serde_json::from_slice(&fs::read(golden("t5-buckets.json")).unwrap()).unwrap();
+    for BucketCase { bidirectional, buckets, max_distance, of } in all.cases {
+        let spec = Buckets { count: buckets, max_distance, bidirectional };
+        let found: Vec<usize> = (all.first..).take(of.len()).map(|relative| spec.of(relative)).collect();
+        assert_eq!(found, of, "{spec:?}");
+    }
+}
