@@ -68,8 +68,8 @@ fn model_folders_that_lack_something() {
     place.write("model/tokenizer.json", "{\"version\": ");
     train_fails(&place, &[], 1, &["tokenizer.json", "cannot be read"]);
 
-    place.write("model/config.json", json!({"model_type": "t5", "d_model": 512}).to_string());
-    train_fails(&place, &[], 1, &["config of another family: found model_type \"t5\"", "model/config.json"]);
+    place.write("model/config.json", json!({"model_type": "gpt2", "d_model": 512}).to_string());
+    train_fails(&place, &[], 1, &["config of another family: found model_type \"gpt2\"", "model/config.json"]);
     place.write("model/config.json", "[1, 2");
     train_fails(&place, &[], 1, &["expected a JSON object", "model/config.json"]);
 

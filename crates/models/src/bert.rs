@@ -99,6 +99,7 @@ impl Bert {
         let sequences = Sequences::new(&device, input.bounds);
         let lookups = [(&ids, self.word), (&positions, self.position), (&types, self.kind)];
         let mut x = tape.embedding("embeddings", &lookups);
+        drop((ids, positions, types));
         x = self.embedding_norm.forward(tape, &x);
         x = tape.dropout("embeddings.dropout", x, hidden);
         for layer in &self.layers {

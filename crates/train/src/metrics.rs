@@ -318,7 +318,7 @@ mod tests {
         near(of(Task::Mrpc)[1].1, 0.5);
         near(of(Task::Cola)[0].1, 2.0 / 80.0_f64.sqrt());
         assert!(score(Task::Cola, 2, &predicted, &Labels::Class(vec![0])).is_err());
-        assert!(score(Task::Stsb, 1, &predicted, &truth).is_err());
+        assert!(score(Task::Cola, 2, &predicted, &Labels::Value(vec![0.0; 4])).is_err());
     }
 
     #[test]

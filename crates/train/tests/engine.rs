@@ -165,6 +165,48 @@ fn plan_meter_and_ledger_agree_with_adapters() {
     }
 }
 
+/// A small T5: v1.0 or v1.1.
+fn t5(gated: bool) -> Config {
+    let json = serde_json::json!({
+        "model_type": "t5", "d_model": 20, "d_kv": 6, "num_heads": 3, "d_ff": 44, "num_layers": 2, "vocab_size": 61,
+        "feed_forward_proj": if gated { "gated-gelu" } else { "relu" }, "tie_word_embeddings": !gated,
+    });
+    Config::from_json(json.to_string().as_bytes(), "config.json".as_ref()).unwrap()
+}
+
+#[test]
+fn plan_meter_and_ledger_agree_for_t5() {
+    let frozen: [Frozen; 4] = [
+        ("nothing", |_| false),
+        ("encoder", |key| key.starts_with("encoder")),
+        ("all but the biases by position", |key| !key.ends_with("relative_attention_bias.weight")),
+        ("matrices", |key| !key.ends_with("layer_norm.weight")),
+    ];
+    let lora = LoraConfig {
+        lora_rank: 2,
+        alpha: 4.0,
+        dropout: 0.1,
+        rank_stabilised: false,
+        targets: ["q", "v", "wo"].map(str::to_owned).to_vec(),
+        modules_to_save: vec![],
+    };
+    let adapted = |model: &mut Model| {
+        lora::adapt(model, &lora, 1)?;
+        model.registry.freeze(|key| !lora::is_adapter_key(key))
+    };
+    for (gated, (name, policy), micros) in [false, true]
+        .into_iter()
+        .flat_map(|gated| policies().into_iter().map(move |p| (gated, p)))
+        .flat_map(|(g, p)| steps().map(|s| (g, p.clone(), s)))
+    {
+        for (frozen_name, frozen) in frozen {
+            let what = format!("t5, gated {gated}, {name}, frozen: {frozen_name}, {micros:?}");
+            agree(&what, &t5(gated), policy.clone(), &freezing(&frozen), &micros);
+        }
+        agree(&format!("t5, gated {gated}, {name}, lora, {micros:?}"), &t5(gated), policy, &adapted, &micros);
+    }
+}
+
 /// Plans a step and runs three like it.
 fn agree(
     what: &str,
@@ -173,6 +215,8 @@ fn agree(
     choose_trained: &dyn Fn(&mut Model) -> Result<()>,
     micros: &[Vec<u32>],
 ) {
+    let targets = |lengths: &[u32]| config.is_text_to_text().then(|| lengths.iter().map(|l| 1 + l % 4).collect());
+    let with_targets = |lengths: &Vec<u32>| Lengths { targets: targets(lengths), ..sources(lengths) };
     let policy = Arc::new(policy);
     let labels = config.num_labels();
     let threads = rayon::current_num_threads();
@@ -180,7 +224,7 @@ fn agree(
         config,
         choose_trained,
         policy: policy.clone(),
-        micros: &micros.iter().map(|lengths| sources(lengths)).collect::<Vec<_>>(),
+        micros: &micros.iter().map(with_targets).collect::<Vec<_>>(),
         cached_tokens: 1000,
         regression: labels == 1,
         threads,
@@ -190,7 +234,16 @@ fn agree(
     assert_eq!(plan.sites.iter().map(|s| s.kept_bytes).sum::<usize>(), plan.kept_bytes, "{what}: its sites");
     let mut engine = engine(config, &policy, choose_trained, 1000);
     for step in 1..=3 {
-        let micro = |(i, lengths): (usize, &Vec<u32>)| micro(lengths, labels, step + i as u64, 100 * i as u64);
+        let micro = |(i, lengths): (usize, &Vec<u32>)| {
+            let mut micro = micro(lengths, labels, step + i as u64, 100 * i as u64);
+            if let Some(targets) = targets(lengths) {
+                let text = |&n: &u32| (0..n).map(|t| (t * 7 + step as u32) % 61).collect();
+                micro.batch.labels = Some(Labels::Text(targets.iter().map(text).collect()));
+                micro.target_places =
+                    Some((500 + 100 * i as u64..).take(targets.iter().sum::<u32>() as usize).collect());
+            }
+            micro
+        };
         let micros: Vec<Micro> = micros.iter().enumerate().map(micro).collect();
         let stats = engine.step(&micros, 1e-3, step, false).unwrap();
         let what = format!("{what}, step {step}");
@@ -213,8 +266,8 @@ fn what_no_op_reads_any_more_is_dropped() {
         let mark = marks.iter().find(|m| m.phase == Phase::Forward && m.at == site);
         mark.unwrap_or_else(|| panic!("{site} is not on the timeline")).live.workspace
     };
-    // ids, types and positions of the batch, its bounds and labels
-    let input = n * 12 + 20;
+    // the batch's bounds
+    let input = 12;
     let wide = n * 160 * 4;
     let narrow = n * d * 4;
     for i in [0, 1] {

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use colrow_autograd::{Keep, Policy};
-use colrow_models::config::Config;
-use colrow_models::hub::TOKENIZER_FILE;
+use colrow_models::config::{Architecture, Config};
 use colrow_models::save::{save_adapter_folder, save_model_folder};
 use colrow_models::weights::{Data, Saved, Weights, write};
 use colrow_models::{load, lora};
@@ -257,7 +256,8 @@ fn a_missing_head_is_initialised_named_and_saved() {
         weights.iter().filter(|(k, _)| k.starts_with("classifier.")).map(|(_, w)| w.clone()).collect()
     };
     let (now, [weight, bias]) = (weights(&before), &head(&weights(&before))[..]) else { panic!("a weight and a bias") };
-    let (n, std) = (weight.len() as f64, golden.config.initializer_range);
+    let Architecture::Bert(bert) = &golden.config.architecture else { panic!("a BERT") };
+    let (n, std) = (weight.len() as f64, bert.initializer_range);
     within("spread of the new head", (norm(weight) / n.sqrt() / std - 1.0).abs(), 4.0 / (2.0 * n).sqrt());
     assert!(bias.iter().all(|&b| b == 0.0));
     for ((key, found), (_, of_full)) in now.iter().zip(weights(&full)) {

@@ -94,11 +94,20 @@ impl Place {
 
     /// A random model with a tokenizer.
     pub fn model(&self, name: &str, config: &Value) {
+        self.model_with(name, config, &tokenizer(&VOCABULARY));
+    }
+
+    /// A random T5 with a tokenizer that ends every text.
+    pub fn t5(&self, name: &str, config: &Value) {
+        self.model_with(name, config, &t5_tokenizer());
+    }
+
+    fn model_with(&self, name: &str, config: &Value, tokenizer: &Value) {
         let config = Config::from_json(config.to_string().as_bytes(), Path::new("config.json")).unwrap();
         let mut model = Model::new(config, &Device::cpu(), DType::F32);
         model.init(7);
         let source = tempfile::tempdir().unwrap();
-        fs::write(source.path().join("tokenizer.json"), tokenizer(&VOCABULARY).to_string()).unwrap();
+        fs::write(source.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
         save_model_folder(&self.path(name), &model.config, &model.registry.saved(|_| true), source.path()).unwrap();
     }
 
@@ -163,6 +172,35 @@ pub fn config() -> Value {
         "hidden_act": "gelu", "max_position_embeddings": 32, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.2,
     })
+}
+
+/// A T5 of one layer and 16 columns.
+pub fn t5_config() -> Value {
+    json!({
+        "model_type": "t5", "d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 32, "num_layers": 1, "vocab_size": 24,
+        "dropout_rate": 0.0, "feed_forward_proj": "relu", "initializer_factor": 0.5, "decoder_start_token_id": 0,
+        "eos_token_id": 1, "pad_token_id": 0,
+    })
+}
+
+fn t5_tokenizer() -> Value {
+    let words = ["<pad>", "</s>", "<unk>", "sst2", "sentence:", "negative", "positive", "so"];
+    let vocabulary: Vec<&str> = words.iter().chain(&VOCABULARY[4..]).copied().collect();
+    let mut json = tokenizer(&vocabulary);
+    let special = |id: u32, token: &str| {
+        json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    json["added_tokens"] = json!([special(0, "<pad>"), special(1, "</s>"), special(2, "<unk>")]);
+    json["pre_tokenizer"] = json!({"type": "WhitespaceSplit"});
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
+    });
+    json["model"]["unk_token"] = json!("<unk>");
+    json
 }
 
 /// A WordPiece tokenizer of whole words.

@@ -54,7 +54,8 @@ impl Wording {
         match labels {
             Labels::Class(classes) => self.words[classes[i] as usize].clone(),
             Labels::Value(values) if self.task == Task::Stsb => {
-                format!("{:.1}", (f64::from(values[i]) * 5.0).round_ties_even() / 5.0)
+                // in f32, as T5's data was made
+                format!("{:.1}", (values[i] * 5.0).round_ties_even() / 5.0)
             }
             Labels::Value(values) => values[i].to_string(),
             Labels::Text(_) => unreachable!("labels are classes or numbers"),
