@@ -1,6 +1,7 @@
 //! The commands, one a file.
 
 pub(crate) mod bench;
+pub(crate) mod compare;
 pub(crate) mod estimate;
 pub(crate) mod eval;
 pub(crate) mod merge;

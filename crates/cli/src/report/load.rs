@@ -244,6 +244,12 @@ impl Run {
         finite.reduce(|best, next| if sign * next.1 > sign * best.1 { next } else { best })
     }
 
+    /// A metric after the last step; of an interrupted run that of its last evaluation.
+    pub(crate) fn last(&self, metric: &str) -> Option<f64> {
+        let summary = self.of(|s| s.last.get(metric).copied().flatten());
+        summary.or_else(|| self.eval_series(metric).last().and_then(|p| p.1))
+    }
+
     /// Bytes kept for the backward pass of a step; of an interrupted run the most that a logged step kept.
     pub(crate) fn kept_bytes(&self) -> Option<u64> {
         self.of(|s| s.kept_bytes).or_else(|| self.train.iter().filter_map(|p| p.kept_bytes).max())

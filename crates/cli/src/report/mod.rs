@@ -1,13 +1,16 @@
 //! The report: one HTML page about one or several runs, complete in itself (no script, nothing to fetch).
 
+mod groups;
 mod load;
 mod memory;
 mod overview;
 #[cfg(test)]
 mod sample;
+mod scatter;
 mod sites;
 mod svg;
 
+pub(crate) use groups::{Group, Spread, groups};
 pub(crate) use load::Run;
 
 use crate::units;
@@ -31,6 +34,7 @@ struct Named<'a> {
 
 /// The page as HTML.
 pub(crate) fn render(title: &str, runs: &[Run]) -> String {
+    let costs = scatter::section(runs);
     let runs = &named(runs);
     let title = escape(title);
     let mut page = format!(
@@ -41,6 +45,7 @@ pub(crate) fn render(title: &str, runs: &[Run]) -> String {
     page += &overview::lead(runs);
     page += &notes("", runs, |run| run.notes.clone());
     page += &overview::figures(runs);
+    page += &costs;
     page += &curves(runs);
     page += &memory::section(runs);
     page += &policies(runs);

@@ -195,9 +195,7 @@ fn table(first: &Run, runs: &[Named]) -> String {
             let sign = |d: f64| ["−", "±", "+"][usize::from(d >= 0.0) + usize::from(d > 0.0)];
             let small = difference.map(|d| format!("{}{}", sign(d.1), units::number(d.1.abs())));
             html += &cell(best.map(|b| units::number(b.1)), small);
-            let summary = run.of(|s| s.last.get(metric).copied().flatten());
-            let last = summary.or_else(|| run.eval_series(metric).last().and_then(|p| p.1));
-            html += &cell(last.map(units::number), None);
+            html += &cell(run.last(metric).map(units::number), None);
         }
         for figure in &FIGURES {
             let value = (figure.value)(run);

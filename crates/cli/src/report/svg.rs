@@ -9,7 +9,7 @@ pub(super) const COLOURS: usize = 8;
 /// Width of every chart in its own units; the page scales it.
 const WIDTH: f64 = 560.0;
 /// Height of the charts with a value axis.
-const HEIGHT: f64 = 300.0;
+pub(super) const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 26.0;
 const TOP: f64 = 30.0;
@@ -313,12 +313,12 @@ fn drawable(y: Option<f64>) -> Option<f64> {
     y.filter(|y| y.abs() <= LARGEST)
 }
 
-fn open(height: f64, label: &str) -> String {
+pub(super) fn open(height: f64, label: &str) -> String {
     format!("<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {height:.0}\" role=\"img\" aria-label=\"{}\">", escape(label))
 }
 
 /// A mark at `(x, y)`; its shape tells series apart where colours do not.
-fn marker(colour: usize, x: f64, y: f64) -> String {
+pub(super) fn marker(colour: usize, x: f64, y: f64) -> String {
     let d = match colour % 4 {
         0 => return format!("<circle class=\"mark\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.6\"/>"),
         1 => format!("M{:.1} {:.1}h6.4v6.4h-6.4z", x - 3.2, y - 3.2),
@@ -356,26 +356,26 @@ fn thin(points: &[(f64, Option<f64>)], most: usize) -> Vec<(f64, Option<f64>)> {
 }
 
 /// The plotting area between two axes.
-struct Frame {
+pub(super) struct Frame {
     x_axis: Axis,
     y_axis: Axis,
 }
 
 impl Frame {
-    fn new(x_axis: Axis, y_axis: Axis) -> Frame {
+    pub(super) fn new(x_axis: Axis, y_axis: Axis) -> Frame {
         Frame { x_axis, y_axis }
     }
 
-    fn x(&self, value: f64) -> f64 {
+    pub(super) fn x(&self, value: f64) -> f64 {
         LEFT + (WIDTH - LEFT - RIGHT) * self.x_axis.place(value)
     }
 
-    fn y(&self, value: f64) -> f64 {
+    pub(super) fn y(&self, value: f64) -> f64 {
         HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * self.y_axis.place(value)
     }
 
     /// Grid, ticks and the names of the axes.
-    fn draw(&self, svg: &mut String, y_name: &str, x_name: &str) {
+    pub(super) fn draw(&self, svg: &mut String, y_name: &str, x_name: &str) {
         for (value, label) in &self.y_axis.ticks {
             let y = self.y(*value);
             let _ = write!(svg, "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{:.1}\"/>", WIDTH - RIGHT);
@@ -415,7 +415,7 @@ impl Frame {
 
 /// A range with round ticks.
 #[derive(Debug)]
-struct Axis {
+pub(super) struct Axis {
     low: f64,
     high: f64,
     ticks: Vec<(f64, String)>,
@@ -423,7 +423,7 @@ struct Axis {
 
 impl Axis {
     /// Measured values: the range is widened to round ticks.
-    fn values(low: f64, high: f64) -> Axis {
+    pub(super) fn values(low: f64, high: f64) -> Axis {
         let (low, high) = if high - low > high.abs().max(low.abs()) * 1e-9 {
             (low, high)
         } else {

@@ -1,0 +1,99 @@
+//! A metric against what it costs, a point for each recipe.
+
+use std::fmt::Write;
+
+use super::groups::{Group, Spread, groups};
+use super::load::Run;
+use super::svg::{Axis, Frame, HEIGHT, colour_class, escape, marker, open, swatch};
+use super::{figure, legend};
+use crate::units;
+
+/// A point with its cost and its metric.
+struct Point {
+    name: String,
+    colour: usize,
+    x: f64,
+    y: Spread,
+}
+
+/// Metric against peak memory and against time, for several runs that have the same metric.
+pub(super) fn section(runs: &[Run]) -> String {
+    let groups = groups(runs);
+    let Some(metric) = runs.first().and_then(Run::metric).filter(|_| groups.len() > 1) else { return String::new() };
+    let points = |cost: fn(&Run) -> Option<f64>| -> Vec<Point> {
+        let point = |(colour, group): (usize, &Group)| {
+            let y = group.spread(|run| run.last(&metric))?;
+            Some(Point { name: group.name.clone(), colour, x: group.spread(cost)?.mean, y })
+        };
+        groups.iter().enumerate().filter_map(point).collect()
+    };
+    let memory = points(|run| run.peak_bytes().map(|b| b as f64 / (1 << 20) as f64));
+    let time = points(|run| run.of(|s| s.seconds));
+    if memory.len() < 2 && time.len() < 2 {
+        return String::new();
+    }
+    let entries = groups.iter().enumerate().map(|(colour, g)| (swatch(colour), g.name.clone()));
+    let mut html = format!("<h2>What it costs</h2>\n{}<div class=\"charts\">", legend(entries));
+    for (title, x_name, points) in
+        [("against peak memory", "peak memory in MiB", memory), ("against time", "seconds of training", time)]
+    {
+        if points.len() > 1 {
+            html += &figure(
+                &format!("Last {metric} {title}"),
+                "(bars: standard deviation over seeds)",
+                &chart(&metric, x_name, &points),
+            );
+        }
+    }
+    html + "</div>"
+}
+
+fn chart(metric: &str, x_name: &str, points: &[Point]) -> String {
+    let ends = |p: &Point| [p.y.mean - p.y.deviation.unwrap_or(0.0), p.y.mean + p.y.deviation.unwrap_or(0.0)];
+    let range = |values: Vec<f64>| {
+        let fold = |f: fn(f64, f64) -> f64, start| values.iter().copied().fold(start, f);
+        Axis::values(fold(f64::min, f64::INFINITY), fold(f64::max, f64::NEG_INFINITY))
+    };
+    let frame = Frame::new(range(points.iter().map(|p| p.x).collect()), range(points.iter().flat_map(ends).collect()));
+    let mut svg = open(HEIGHT, &format!("{metric} by {x_name}"));
+    frame.draw(&mut svg, metric, x_name);
+    for p in points {
+        let (x, y, [low, high]) = (frame.x(p.x), frame.y(p.y.mean), ends(p).map(|y| frame.y(y)));
+        let deviation = p.y.deviation.map_or(String::new(), |d| format!(" ± {}", units::number(d)));
+        let _ = write!(
+            svg,
+            "<g class=\"point {}\"><path class=\"line\" d=\"M{x:.1} {low:.1}V{high:.1}\"/>{}<circle class=\"hit\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"7\">\
+             <title>{}: {} {}{deviation}, {x_name} {}</title></circle></g>",
+            colour_class(p.colour),
+            marker(p.colour, x, y),
+            escape(&p.name),
+            escape(metric),
+            units::number(p.y.mean),
+            units::number(p.x),
+        );
+    }
+    svg + "</svg>"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn every_recipe_is_a_point_in_both_pictures() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = |(i, rows): (usize, f64)| {
+            let dir = folder.path().join(i.to_string());
+            sample::write_run(&dir, &format!("run {i}"), i as u64, rows);
+            Run { recipe: Some(format!("ratio = {rows}")), ..Run::load(&dir).unwrap() }
+        };
+        let runs: Vec<Run> = [1.0, 0.3, 0.1].into_iter().enumerate().map(run).collect();
+        let html = section(&runs);
+        let points = groups(&runs).len();
+        assert!(points > 1);
+        assert_eq!(html.matches("class=\"point").count(), 2 * points, "{html}");
+        assert!(html.contains("peak memory in MiB") && html.contains("seconds of training"));
+        assert_eq!(section(&runs[..1]), "");
+    }
+}
