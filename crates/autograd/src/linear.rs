@@ -3,18 +3,22 @@
 //! Keeps its input for `dW = dyᵀ·x`, in full, in sampled rows, or not at all where it can be rebuilt: see [`Keep`](crate::Keep).
 //! With a frozen weight it keeps nothing. `dx = dy·W` and `db = Σ_i dy_i` need no input.
 
+use std::sync::Arc;
+
 use colrow_tensor::{Class, Result, Tensor};
 
 use crate::input::HeldInput;
 use crate::kept::Kept;
 use crate::param::ParamId;
-use crate::tape::{Grads, Op, Tape, Var, VarId};
+use crate::probe::Probe;
+use crate::tape::{Grads, Mode, Op, Tape, Var, VarId};
 
 struct Linear {
     x: Option<VarId>,
     input: HeldInput,
     weight: (ParamId, Tensor),
     bias: Option<(ParamId, Tensor)>,
+    probe: Option<(String, Arc<dyn Probe>)>,
 }
 
 impl Tape<'_> {
@@ -35,7 +39,12 @@ impl Tape<'_> {
         let learned_bias = bias.zip(b).filter(|(_, b)| b.trainable).map(|(id, b)| (id, b.value.clone()));
         let learns = x.id.is_some() || w.trainable || learned_bias.is_some();
         let input = if w.trainable { HeldInput::new(self, site, x, None) } else { HeldInput::nothing() };
+        let probe = match self.mode() {
+            Mode::Training { probe: Some(probe), .. } => Some((site.to_owned(), probe.clone())),
+            _ => None,
+        };
         self.output(site, y, learns, || Linear {
+            probe,
             x: x.id,
             input,
             weight: (weight, w.value.clone()),
@@ -60,6 +69,9 @@ impl Op for Linear {
         }
         let (id, w) = &self.weight;
         if let Some((dz, x)) = self.input.pair(&dy) {
+            if let Some((site, probe)) = &self.probe {
+                probe.linear(site, &x, &dz);
+            }
             let (dw, beta) = grads.param(*id, w);
             kernels.matmul(&dz, true, &x, false, beta, dw);
         }

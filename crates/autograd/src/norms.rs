@@ -164,7 +164,7 @@ impl NormMemory {
     /// Estimated norms of dZ at `site` for the batch's tokens; all equal before the first record, so that the first step needs
     /// the memory that later ones do. `None` if nothing is remembered: for other sources, and for rows that are not the batch's
     /// tokens (a pooled row per sequence).
-    pub(crate) fn estimate(&self, site: &str, source: NormSource, like: &Tensor) -> Option<Tensor> {
+    pub fn estimate(&self, site: &str, source: NormSource, like: &Tensor) -> Option<Tensor> {
         if matches!(source, NormSource::Uniform | NormSource::Current) {
             return None;
         }
@@ -199,7 +199,7 @@ impl NormMemory {
     }
 
     /// Remembers the true norms of dZ at `site` for the batch's tokens.
-    pub(crate) fn record(&self, site: &str, norms: &Tensor) {
+    pub fn record(&self, site: &str, norms: &Tensor) {
         let mut guard = self.state();
         let State { codes, running, batch } = &mut *guard;
         let Some(&(place, rows)) = self.sites.get(site) else { return };

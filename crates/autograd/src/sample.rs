@@ -37,7 +37,7 @@ pub fn draw(how: &Draw, h: &Tensor, dz: Option<&Tensor>) -> RowSample {
 }
 
 /// Euclidean norms of the rows of a matrix.
-pub(crate) fn row_norms(x: &Tensor) -> Tensor {
+pub fn row_norms(x: &Tensor) -> Tensor {
     let mut norms = x.device().empty(Class::Workspace, x.dtype(), &[x.rows()]);
     x.device().kernels().row_norms(x, &mut norms);
     norms
@@ -52,7 +52,12 @@ pub(crate) fn gather(x: &Tensor, index: &Tensor, scale: Option<&Tensor>) -> Tens
 
 /// The sampled estimate of `dzᵀ·x` (out, in) with true norms; x (n, in), dz (n, out).
 pub fn estimate_product(how: &Draw, x: &Tensor, dz: &Tensor) -> Tensor {
-    let sample = draw(how, &row_norms(x), Some(&row_norms(dz)));
+    estimate_by(how, x, &row_norms(x), dz, Some(&row_norms(dz)))
+}
+
+/// The sampled estimate of `dzᵀ·x` (out, in), drawn by the norms `h` of x's rows and `norms` of dz's, which may be estimates.
+pub fn estimate_by(how: &Draw, x: &Tensor, h: &Tensor, dz: &Tensor, norms: Option<&Tensor>) -> Tensor {
+    let sample = draw(how, h, norms);
     let rows = gather(x, &sample.index, None);
     let weighted = gather(dz, &sample.index, Some(&sample.scale));
     let mut dw = x.device().empty(Class::Workspace, x.dtype(), &[dz.cols(), x.cols()]);

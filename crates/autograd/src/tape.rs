@@ -9,6 +9,7 @@ use crate::kept::{Kept, Ledger, Rebuild};
 use crate::norms::NormMemory;
 use crate::param::{Param, ParamId, Params};
 use crate::policy::Policy;
+use crate::probe::Probe;
 
 /// An op that was recorded: what it needs for its gradient.
 pub trait Op {
@@ -52,6 +53,8 @@ pub enum Mode {
         policy: Arc<Policy>,
         /// Remembered norms of dZ, for policies that draw by them.
         norms: Option<Arc<NormMemory>>,
+        /// Sees the operands of weight gradients.
+        probe: Option<Arc<dyn Probe>>,
     },
 }
 

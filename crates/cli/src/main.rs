@@ -35,6 +35,7 @@ enum Command {
     Plan(commands::plan::Args),
     Bench(commands::bench::Args),
     Estimate(commands::estimate::Args),
+    Inspect(commands::inspect::Args),
     Compare(commands::compare::Args),
     Report(commands::report::Args),
     /// Print a completion script for a shell.
@@ -63,6 +64,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Plan(args) => commands::plan::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Estimate(args) => commands::estimate::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Completions { shell } => {

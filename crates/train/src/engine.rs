@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use colrow_autograd::{BatchPlaces, Grads, Ledger, Mark, Mode, NormMemory, Phase, Places, Policy, Tape, Var};
+use colrow_autograd::{BatchPlaces, Grads, Ledger, Mark, Mode, NormMemory, Phase, Places, Policy, Probe, Tape, Var};
 use colrow_models::model::{Input, Model, Target};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Bytes, Error, Result};
@@ -93,6 +93,8 @@ pub struct Engine {
     pub policy: Arc<Policy>,
     /// Remembered norms, if the policy draws by them.
     pub norms: Option<Arc<NormMemory>>,
+    /// Sees the operands of weight gradients.
+    pub probe: Option<Arc<dyn Probe>>,
     /// Root of the run's random numbers.
     pub key: Key,
     /// Whether dropout acts.
@@ -101,7 +103,13 @@ pub struct Engine {
 
 impl Engine {
     fn mode(&self, key: Key) -> Mode {
-        Mode::Training { key, dropout: self.dropout, policy: self.policy.clone(), norms: self.norms.clone() }
+        Mode::Training {
+            key,
+            dropout: self.dropout,
+            policy: self.policy.clone(),
+            norms: self.norms.clone(),
+            probe: self.probe.clone(),
+        }
     }
 
     /// Runs optimizer step number `step` (from 1) at learning rate `lr` over `micros`; each weighs as it has losses: sequences, or tokens of targets.

@@ -5,6 +5,7 @@ pub mod data;
 pub mod engine;
 pub mod evaluate;
 pub mod folder;
+pub mod inspect;
 pub mod metrics;
 pub mod optim;
 pub mod plan;

@@ -124,7 +124,7 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let micros: Vec<Micro> = shape.micros.iter().map(|lengths| blank(lengths, shape.regression)).collect();
     let linears = model.sites();
     let policy = shape.policy.clone();
-    let mut engine = Engine { model, optimizer, policy, norms, key: Key::new(0), dropout: true };
+    let mut engine = Engine { model, optimizer, policy, norms, probe: None, key: Key::new(0), dropout: true };
     let stats = engine.step(&micros, 0.0, 1, false)?;
     Ok(Plan {
         kept_bytes: stats.kept_bytes,

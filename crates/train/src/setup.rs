@@ -278,7 +278,7 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
 }
 
 impl Job {
-    fn cached_tokens(&self) -> usize {
+    pub(crate) fn cached_tokens(&self) -> usize {
         self.train.ids.len() + self.train.target_bounds.last().unwrap_or(&0)
     }
 
@@ -363,6 +363,7 @@ impl Job {
             model,
             policy: self.policy.clone(),
             norms,
+            probe: None,
             key: Key::new(self.recipe.seed).named("run"),
             dropout: true,
         })

@@ -70,6 +70,7 @@ fn engine(
         model,
         policy: policy.clone(),
         norms: policy.remembers_norms().then(|| Arc::new(norms())),
+        probe: None,
         key: Key::new(5),
         dropout: true,
     }

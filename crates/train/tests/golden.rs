@@ -291,6 +291,7 @@ fn adapted(case: &str, base: &str, dtype: DType) -> (Golden, PathBuf, Engine) {
         model,
         policy: Arc::new(Policy::exact()),
         norms: None,
+        probe: None,
         key: Key::new(1),
         dropout: false,
     };

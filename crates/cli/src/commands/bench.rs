@@ -169,7 +169,7 @@ fn bench(args: &Args, config: Config) -> Result<Value> {
     };
     let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
     let optimizer = Optimizer::new(settings, &model.registry.params);
-    let mut engine = Engine { model, optimizer, policy, norms, key: Key::new(args.seed), dropout: true };
+    let mut engine = Engine { model, optimizer, policy, norms, probe: None, key: Key::new(args.seed), dropout: true };
     let micros = [micro];
     let mut times = Vec::new();
     let mut last = None;

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod estimate;
 pub(crate) mod eval;
+pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod predict;
@@ -131,6 +132,7 @@ pub(crate) fn predictor(args: &ModelArgs) -> Result<Predictor> {
         model,
         policy: std::sync::Arc::default(),
         norms: None,
+        probe: None,
         key: Key::new(0),
         dropout: false,
     };

@@ -1,5 +1,6 @@
 //! The report: one HTML page about one or several runs, complete in itself (no script, nothing to fetch).
 
+mod evidence;
 mod groups;
 mod load;
 mod memory;
@@ -15,6 +16,7 @@ pub(crate) use load::Run;
 
 use crate::units;
 use colrow_tensor::{Error, Result};
+use colrow_train::inspect::Evidence;
 use load::Summary;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -32,34 +34,48 @@ struct Named<'a> {
     colour: usize,
 }
 
-/// The page as HTML.
+/// The page about runs as HTML.
 pub(crate) fn render(title: &str, runs: &[Run]) -> String {
     let costs = scatter::section(runs);
     let runs = &named(runs);
-    let title = escape(title);
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{title}</title><style>{}</style></head><body><main>\n<h1>{title}</h1>\n",
-        include_str!("style.css")
-    );
-    page += &overview::lead(runs);
-    page += &notes("", runs, |run| run.notes.clone());
-    page += &overview::figures(runs);
-    page += &costs;
-    page += &curves(runs);
-    page += &memory::section(runs);
-    page += &policies(runs);
-    page += &notes("<h2>Warnings</h2>", runs, warnings);
-    page += &recipes(runs);
-    page += &footer(runs);
-    page + "</main></body></html>\n"
+    let mut body = overview::lead(runs);
+    body += &notes("", runs, |run| run.notes.clone());
+    body += &overview::figures(runs);
+    body += &costs;
+    body += &curves(runs);
+    body += &memory::section(runs);
+    body += &policies(runs);
+    body += &notes("<h2>Warnings</h2>", runs, warnings);
+    body += &recipes(runs);
+    page(title, &(body + &footer(runs)))
 }
 
-/// Writes the page to `out`, which holds either what it held before or the whole page.
+fn page(title: &str, body: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{title}</title><style>{}</style></head><body><main>\n<h1>{title}</h1>\n{body}</main></body></html>\n",
+        include_str!("style.css")
+    )
+}
+
+/// Writes the page about runs to `out`, which holds either what it held before or the whole page.
 ///
 /// # Errors
 /// The file cannot be written.
 pub(crate) fn write(title: &str, runs: &[Run], out: &Path) -> Result<()> {
+    write_page(&render(title, runs), out)
+}
+
+/// Writes the page about what `colrow inspect` found, as [`write`] does.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write_evidence(evidence: &Evidence, out: &Path) -> Result<()> {
+    write_page(&page("colrow: the evidence", &(evidence::body(evidence) + &footer(&[]))), out)
+}
+
+fn write_page(html: &str, out: &Path) -> Result<()> {
     let Some(name) = out.file_name() else {
         return Err(Error::usage("expected the name of a file for the report")
             .at(out.display())
@@ -67,7 +83,7 @@ pub(crate) fn write(title: &str, runs: &[Run], out: &Path) -> Result<()> {
     };
     let temporary = out.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
     let written = std::fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(render(title, runs).as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|mut file| file.write_all(html.as_bytes()).and_then(|()| file.sync_all()))
         .and_then(|()| std::fs::rename(&temporary, out));
     written.map_err(|e| {
         // The first error is the one to tell.

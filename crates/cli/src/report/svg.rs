@@ -396,7 +396,7 @@ impl Frame {
     }
 
     /// Path data through the points, broken at gaps.
-    fn path(&self, points: &[(f64, Option<f64>)]) -> String {
+    pub(super) fn path(&self, points: &[(f64, Option<f64>)]) -> String {
         let mut d = String::new();
         let mut joined = false;
         for (x, y) in points {

@@ -44,6 +44,7 @@ pub(crate) fn engine(dir: &Path, config: &Config, dtype: DType, settings: Settin
         model: loaded.model,
         policy: Arc::new(Policy::exact()),
         norms: None,
+        probe: None,
         key: Key::new(1),
         dropout: false,
     }

@@ -1,0 +1,95 @@
+//! `colrow inspect`: what sampling would cost on a real model and data, site by site.
+
+use std::path::PathBuf;
+
+use colrow_tensor::{Error, Result};
+use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
+use colrow_train::setup;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{RecipeArgs, print, print_json};
+use crate::report;
+
+/// Measure on a recipe's model and data how the rows' probability mass is spread and how far every estimator is from the exact
+/// gradient, linear by linear.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Batches to look at.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    steps: usize,
+    /// Passes over these batches that train before, so that norms are remembered.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    passes: usize,
+    /// Draws by which each error is measured.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    draws: u64,
+    /// Write an offline HTML page with pictures.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.steps == 0 || args.draws == 0 {
+        return Err(Error::usage("--steps, --draws: expected at least 1, found 0"));
+    }
+    let mut job = setup::prepare(args.recipe.load()?)?;
+    let settings = Settings { steps: args.steps, passes: args.passes, draws: args.draws };
+    let style = ProgressStyle::with_template("{prefix:>12} {bar:30} {pos}/{len} batches  {eta} left");
+    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_prefix("inspect");
+    let evidence = inspect(&mut job, &settings, |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    job.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    let evidence = evidence?;
+    if let Some(out) = &args.out {
+        report::write_evidence(&evidence, out)?;
+    }
+    let ratio = job.recipe.keep.ratio;
+    if args.json { print_json(&evidence) } else { print(&text(&evidence, ratio)) }
+}
+
+/// A line a site, at the measured ratio that is nearest to the recipe's.
+fn text(evidence: &Evidence, ratio: f64) -> String {
+    let distance = |r: &usize| (RATIOS[*r] - ratio).abs();
+    let r = (0..RATIOS.len()).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0);
+    let columns = [
+        ("crs", "current"),
+        ("wta", "current"),
+        ("pps", "current"),
+        ("wta", "cached"),
+        ("pps", "cached"),
+        ("pps", "running"),
+        ("pps", "uniform"),
+    ];
+    let width = evidence.sites.iter().map(|s| s.name.len()).max().unwrap_or(0).max(4);
+    let head: String = columns.iter().map(|(e, n)| format!("  {:>11}", format!("{e} {n}"))).collect();
+    let mut lines = vec![
+        format!("relative error of dW at {} of the rows; in brackets its variance over the minibatch's", RATIOS[r]),
+        format!("{:width$}  top 10 %  |C|/k  condition{head}", "site"),
+    ];
+    let line = |site: &SiteEvidence| {
+        let at = &site.ratios[r];
+        let cell = |(e, n): &(&str, &str)| {
+            let found = at.estimators.iter().find(|x| x.estimator == *e && x.norms == *n);
+            let text = found.map_or(String::new(), |x| match x.variance_to_minibatch {
+                Some(v) => format!("{:.2} ({v:.2})", x.rmse),
+                None => format!("{:.2}", x.rmse),
+            });
+            format!("  {text:>11}")
+        };
+        let cells: String = columns.iter().map(cell).collect();
+        let top = 100.0 * site.mass[2].share;
+        format!("{:width$}  {top:>6.1} %  {:>5.2}  {:>7.0} %{cells}", site.name, at.certain_share, 100.0 * at.condition)
+    };
+    lines.extend(evidence.sites.iter().map(line));
+    lines.push(line(&evidence.mean));
+    lines.join("\n")
+}
