@@ -1,4 +1,4 @@
-"""Writes adapters of the tiny BERTs of this folder, as PEFT saves them, and what PEFT computes with them.
+"""Writes adapters of the tiny models of this folder, as PEFT saves them, and what PEFT computes with them.
 
     python tests/golden/make_lora.py [CASE ...]
 
@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, T5ForConditionalGeneration
 
-from make import tensors
+import make
+import make_t5
 
 HERE = Path(__file__).resolve().parent
 
 # name: (seed, base model, settings)
 CASES = {
     "pairs": (1, "bert-pairs", dict(r=3, lora_alpha=6, target_modules=["query", "key", "value"])),
+    "t5": (3, "t5-relu", dict(r=4, lora_alpha=8, target_modules=["q", "v", "wi"])),
     "stabilised": (2, "bert-gelu", dict(r=2, lora_alpha=5, use_rslora=True, target_modules=["value", "dense"])),
 }
 
@@ -34,12 +36,24 @@ def plain(name):
     return name.replace(".default", "").replace(".modules_to_save", "")
 
 
-def make(case):
+def open_base(base):
+    """The model, its batch, and what PEFT wants to know of it."""
+    inputs = json.loads((HERE / base / "inputs.json").read_text())
+    if base.startswith("t5"):
+        model = T5ForConditionalGeneration.from_pretrained(HERE / base, attn_implementation="eager")
+        batch = lambda dtype: make_t5.tensors(inputs["sources"], inputs["targets"])
+        return model, batch, dict(task_type="SEQ_2_SEQ_LM")
+    model = BertForSequenceClassification.from_pretrained(HERE / base, attn_implementation="eager")
+    batch = lambda dtype: make.tensors(inputs["sequences"], inputs["labels"], dtype)
+    return model, batch, dict(task_type="SEQ_CLS", modules_to_save=["classifier"])
+
+
+def write(case):
     seed, base, settings = CASES[case]
     random = np.random.RandomState(seed)
-    model = BertForSequenceClassification.from_pretrained(HERE / base, attn_implementation="eager")
+    model, batch, task = open_base(base)
     model.name_or_path = base
-    settings = LoraConfig(task_type="SEQ_CLS", lora_dropout=0.0, modules_to_save=["classifier"], **settings)
+    settings = LoraConfig(lora_dropout=0.0, **task, **settings)
     model = get_peft_model(model, settings).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -53,11 +67,11 @@ def make(case):
     config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
-    inputs = json.loads((HERE / base / "inputs.json").read_text())
     model.double()
-    out = model(**tensors(inputs["sequences"], inputs["labels"], model.dtype))
+    out = model(**batch(model.dtype))
     out.loss.backward()
-    expected = {"logits": out.logits.detach(), "loss": out.loss.detach().reshape(1)}
+    expected = {"logits": out.logits.detach()} if out.logits.dim() == 2 else {}
+    expected |= {"loss": out.loss.detach().reshape(1)}
     expected |= {f"grad.{plain(n)}": w.grad for n, w in model.named_parameters() if w.requires_grad}
     save_file({n: t.float().contiguous() for n, t in expected.items()}, folder / "expected.safetensors")
     stored = {plain(n) for n in load_file(folder / "adapter_model.safetensors")}
@@ -71,4 +85,4 @@ if __name__ == "__main__":
     for case in sys.argv[1:] or CASES:
         if case not in CASES:
             sys.exit(f"{case}: expected one of {', '.join(CASES)}")
-        make(case)
+        write(case)

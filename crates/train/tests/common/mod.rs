@@ -9,6 +9,7 @@ use colrow_autograd::Policy;
 use colrow_models::config::Config;
 use colrow_models::hub::TOKENIZER_FILE;
 use colrow_models::load;
+use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device};
 use colrow_train::engine::{Engine, Micro, StepStats};
@@ -33,15 +34,18 @@ pub(crate) fn gradients(mut engine: Engine, micros: &[Micro]) -> (StepStats, Vec
             .unwrap();
         m
     };
-    let entries = model.registry.entries.iter().enumerate();
+    let entries = model.registry.entries.iter().enumerate().filter(|(_, e)| model.registry.is_trainable(e));
     (stats, entries.map(|(i, e)| (e.key.clone(), model.registry.part(i, moment(e.param)))).collect())
 }
 
 pub(crate) fn engine(dir: &Path, config: &Config, dtype: DType, settings: Settings) -> Engine {
-    let loaded = load::model(dir, config.clone(), &Device::cpu(), dtype, 7, false).unwrap();
+    engine_of(load::model(dir, config.clone(), &Device::cpu(), dtype, 7, false).unwrap().model, settings)
+}
+
+pub(crate) fn engine_of(model: Model, settings: Settings) -> Engine {
     Engine {
-        optimizer: Optimizer::new(settings, &loaded.model.registry.params),
-        model: loaded.model,
+        optimizer: Optimizer::new(settings, &model.registry.params),
+        model,
         policy: Arc::new(Policy::exact()),
         norms: None,
         probe: None,
