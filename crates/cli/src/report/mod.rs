@@ -40,8 +40,8 @@ pub(crate) fn render(title: &str, runs: &[Run]) -> String {
     let runs = &named(runs);
     let mut body = overview::lead(runs);
     body += &notes("", runs, |run| run.notes.clone());
-    body += &overview::figures(runs);
     body += &costs;
+    body += &overview::figures(runs);
     body += &curves(runs);
     body += &memory::section(runs);
     body += &policies(runs);
@@ -67,7 +67,7 @@ pub(crate) fn write(title: &str, runs: &[Run], out: &Path) -> Result<()> {
     write_page(&render(title, runs), out)
 }
 
-/// Writes the page about what `colrow inspect` found, as [`write`] does.
+/// Writes the page about what `colrow inspect` found, as [`write()`] does.
 ///
 /// # Errors
 /// The file cannot be written.
