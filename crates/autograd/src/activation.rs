@@ -19,13 +19,6 @@ struct Input {
 }
 
 impl Input {
-    fn tensor(&self) -> &Tensor {
-        match &self.kept {
-            Kept::Exact(t) => t,
-            other => unreachable!("an activation keeps an exact tensor, not {other:?}"),
-        }
-    }
-
     fn apply(&self, x: &Tensor) -> Tensor {
         let kernels = x.device().kernels();
         if self.gated {
@@ -41,11 +34,11 @@ impl Input {
 
 impl Rebuild for Input {
     fn whole(&self) -> Tensor {
-        self.apply(self.tensor())
+        self.apply(self.kept.exact())
     }
 
     fn rows(&self, index: &Tensor) -> Tensor {
-        self.apply(&sample::gather(self.tensor(), index, None))
+        self.apply(&sample::gather(self.kept.exact(), index, None))
     }
 
     fn row_norms(&self) -> Tensor {
@@ -117,7 +110,7 @@ impl Op for GeluOp {
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let device = dy.device().clone();
-        let (form, x) = (self.input.form, self.input.tensor());
+        let (form, x) = (self.input.form, self.input.kept.exact());
         let dx = if self.input.gated {
             let mut dx = x.empty_like();
             device.kernels().gated_gelu_backward(form, x, &dy, &mut dx);
@@ -143,9 +136,7 @@ impl Op for Relu {
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let (device, mut dx) = (dy.device().clone(), dy.into_owned());
-        if let Kept::Exact(bits) = &self.bits {
-            device.kernels().relu_backward(self.dropout, bits, &mut dx);
-        }
+        device.kernels().relu_backward(self.dropout, self.bits.exact(), &mut dx);
         grads.add(self.x, dx);
         Ok(())
     }
@@ -162,9 +153,7 @@ impl Op for Tanh {
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let (device, mut dx) = (dy.device().clone(), dy.into_owned());
-        if let Kept::Exact(y) = &self.output {
-            device.kernels().tanh_backward(y, &mut dx);
-        }
+        device.kernels().tanh_backward(self.output.exact(), &mut dx);
         grads.add(self.x, dx);
         Ok(())
     }

@@ -113,13 +113,6 @@ impl Tape<'_> {
     }
 }
 
-fn exact(kept: &Kept) -> &Tensor {
-    match kept {
-        Kept::Exact(t) => t,
-        other => unreachable!("attention keeps exact tensors, not {other:?}"),
-    }
-}
-
 impl Op for AttentionOp {
     fn name(&self) -> &'static str {
         "attention"
@@ -137,8 +130,8 @@ impl Op for AttentionOp {
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let device = dy.device().clone();
         let kernels = device.kernels();
-        let (q, bounds) = (exact(&self.q.1), exact(&self.q.2));
-        let kv = self.kv.as_ref().map(|(_, kv, bounds)| (exact(kv), exact(bounds)));
+        let (q, bounds) = (self.q.1.exact(), self.q.2.exact());
+        let kv = self.kv.as_ref().map(|(_, kv, bounds)| (kv.exact(), bounds.exact()));
         let input = AttentionInput { q, kv, bounds, bias: self.bias.as_ref().map(|(_, bias, _)| bias) };
         let learned_bias = self.bias.as_ref().filter(|(.., trainable)| *trainable);
         let parts = |bias: &Tensor| device.empty(Class::Workspace, self.dtype, &[bounds.len() - 1, bias.len()]);
@@ -147,7 +140,7 @@ impl Op for AttentionOp {
         let mut dkv = kv.map(|(kv, _)| kv.empty_like());
         let mut space = device.empty(Class::Workspace, self.dtype, &[self.scratch]);
         let gradients = AttentionGradients { q: &mut dq, kv: dkv.as_mut(), bias: dbias.as_mut() };
-        kernels.attention_backward(&self.spec, &input, exact(&self.lse), &dy, &mut space, gradients);
+        kernels.attention_backward(&self.spec, &input, self.lse.exact(), &dy, &mut space, gradients);
         drop((space, dy));
         if let (Some((id, bias, _)), Some(parts)) = (learned_bias, &dbias) {
             kernels.add_column_sum(parts, grads.param_sum(*id, bias));

@@ -41,7 +41,7 @@ struct Chunk {
 
 impl HeadLoss {
     fn input(&self) -> &Tensor {
-        exact(&self.input)
+        self.input.exact()
     }
 
     /// The chunks in turn, each with its share of the rows.
@@ -49,7 +49,7 @@ impl HeadLoss {
         let n = self.input().rows();
         let mut first = 0;
         self.labels.iter().map(move |labels| {
-            let labels = exact(labels);
+            let labels = labels.exact();
             let chunk = self.chunk(first, labels);
             first += labels.len();
             (labels.len() as f64 / n as f64, chunk)
@@ -70,13 +70,6 @@ impl HeadLoss {
         let mut loss = device.empty(Class::Workspace, dtype, &[1]);
         kernels.cross_entropy(&logits, labels, &mut loss, &mut dlogits);
         Chunk { index, x, loss: loss.scalar(), dlogits }
-    }
-}
-
-fn exact(kept: &Kept) -> &Tensor {
-    match kept {
-        Kept::Exact(t) => t,
-        other => unreachable!("a head keeps exact tensors, not {other:?}"),
     }
 }
 

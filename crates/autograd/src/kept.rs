@@ -50,6 +50,14 @@ impl Kept {
         }
     }
 
+    /// The tensor that an op always keeps as it was.
+    pub(crate) fn exact(&self) -> &Tensor {
+        match self {
+            Self::Exact(t) => t,
+            other => unreachable!("this op keeps an exact tensor, not {other:?}"),
+        }
+    }
+
     /// A word for the ledger.
     pub fn name(&self) -> &'static str {
         match self {

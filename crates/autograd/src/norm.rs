@@ -31,19 +31,12 @@ struct Bits {
 
 impl Bits {
     fn z(&self) -> &Tensor {
-        exact(&self.z)
+        self.z.exact()
     }
 
     fn scaled(&self, mut z: Tensor) -> Tensor {
         self.gamma.device().kernels().scale_rows(&self.gamma, self.beta.as_ref(), &mut z);
         z
-    }
-}
-
-fn exact(kept: &Kept) -> &Tensor {
-    match kept {
-        Kept::Exact(t) => t,
-        other => unreachable!("a norm keeps exact tensors, not {other:?}"),
     }
 }
 
@@ -103,7 +96,7 @@ impl Op for LayerNorm {
         let device = dy.device().clone();
         let kernels = device.kernels();
         let Bits { gamma, beta, .. } = &*self.bits;
-        let (z, r) = (self.bits.z(), exact(&self.bits.r));
+        let (z, r) = (self.bits.z(), self.bits.r.exact());
         if let Some(id) = self.gamma {
             kernels.add_column_dot(&dy, z, grads.param_sum(id, gamma));
         }

@@ -11,14 +11,13 @@ use colrow_models::config::{Architecture, Config};
 use colrow_models::save::{save_adapter_folder, save_model_folder};
 use colrow_models::weights::{Data, Saved, Weights, write};
 use colrow_models::{load, lora};
-use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device};
 use colrow_train::data::{Batch, Labels};
 use colrow_train::engine::{Engine, Micro, StepStats};
-use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::optim::Settings;
 use colrow_train::recipe::Schedule;
 use colrow_train::schedule::lr_at;
-use common::{ADAMW, GRADIENT, engine, largest, minus, norm, tokenizer, weights, within};
+use common::{ADAMW, GRADIENT, engine, engine_of, largest, minus, norm, numbers, tokenizer, weights, within};
 use serde::Deserialize;
 
 const CASES: [&str; 6] = ["gelu", "tanh", "one-layer", "pairs", "regression", "pytorch-tanh"];
@@ -61,10 +60,7 @@ impl Golden {
     }
 
     fn expected(&self, key: &str) -> Vec<f64> {
-        let shape = self.expected.shape(key).unwrap_or_else(|| panic!("{key} is not among the golden values"));
-        let mut out = vec![0.0; shape.iter().product()];
-        self.expected.read(key, &mut out).unwrap();
-        out.into_iter().map(f64::from).collect()
+        numbers(&self.expected, key)
     }
 
     fn all(&self) -> Micro {
@@ -286,16 +282,7 @@ fn adapted(case: &str, base: &str, dtype: DType) -> (Golden, PathBuf, Engine) {
     let learned = |key: &str| lora::is_adapter_key(key) || key.starts_with("classifier.");
     model.registry.freeze(|key| !learned(key)).unwrap();
     golden.expected = Weights::open_file(&dir.join("expected.safetensors")).unwrap();
-    let engine = Engine {
-        optimizer: Optimizer::new(GRADIENT, &model.registry.params),
-        model,
-        policy: Arc::new(Policy::exact()),
-        norms: None,
-        probe: None,
-        key: Key::new(1),
-        dropout: false,
-    };
-    (golden, dir, engine)
+    (golden, dir, engine_of(model, GRADIENT))
 }
 
 /// A copy of a model folder with a tokenizer's file, which a folder that is looked up needs.

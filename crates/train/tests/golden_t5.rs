@@ -13,7 +13,7 @@ use colrow_models::{load, lora};
 use colrow_tensor::{Buckets, DType, Device};
 use colrow_train::data::{Batch, Labels};
 use colrow_train::engine::Micro;
-use common::{ADAMW, GRADIENT, engine, gradients, largest, minus, norm, tokenizer, weights, within};
+use common::{ADAMW, GRADIENT, engine, gradients, largest, minus, norm, numbers, tokenizer, weights, within};
 use serde::Deserialize;
 
 const CASES: [&str; 3] = ["relu", "gated", "long"];
@@ -52,10 +52,7 @@ impl Golden {
     }
 
     fn expected(&self, key: &str) -> Vec<f64> {
-        let shape = self.expected.shape(key).unwrap_or_else(|| panic!("{key} is not among the golden values"));
-        let mut out = vec![0.0; shape.iter().product()];
-        self.expected.read(key, &mut out).unwrap();
-        out.into_iter().map(f64::from).collect()
+        numbers(&self.expected, key)
     }
 
     /// The pairs `which`, in this order.
@@ -173,11 +170,7 @@ fn adapters_are_those_of_peft() {
     }
     let (dir, inputs) = (golden("lora-t5"), Golden::open("relu"));
     let expected = Weights::open_file(&dir.join("expected.safetensors")).unwrap();
-    let of = |key: &str| {
-        let mut out = vec![0.0; expected.shape(key).unwrap_or_else(|| panic!("no {key}")).iter().product()];
-        expected.read(key, &mut out).unwrap();
-        out.into_iter().map(f64::from).collect::<Vec<_>>()
-    };
+    let of = |key: &str| numbers(&expected, key);
     let base = folder.path().display().to_string();
     for (dtype, limit) in [(DType::F64, REFERENCE), (DType::F32, 1e-4)] {
         let loaded = load::adapted(&dir, Some(&base), &Device::cpu(), dtype).unwrap();
@@ -202,12 +195,7 @@ fn adapters_are_those_of_peft() {
     let (ours, theirs) =
         (Weights::open_file(&ours).unwrap(), Weights::open_file(&dir.join("adapter_model.safetensors")).unwrap());
     let all = |weights: &Weights| {
-        let read = |name: &str| {
-            let mut out = vec![0.0; weights.shape(name).unwrap().iter().product()];
-            weights.read(name, &mut out).unwrap();
-            (name.to_owned(), out)
-        };
-        let mut all: Vec<(String, Vec<f32>)> = weights.names().map(read).collect();
+        let mut all: Vec<_> = weights.names().map(|name| (name.to_owned(), numbers(weights, name))).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
     };

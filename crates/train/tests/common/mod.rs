@@ -10,6 +10,7 @@ use colrow_models::config::Config;
 use colrow_models::hub::TOKENIZER_FILE;
 use colrow_models::load;
 use colrow_models::model::Model;
+use colrow_models::weights::Weights;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device};
 use colrow_train::engine::{Engine, Micro, StepStats};
@@ -58,6 +59,14 @@ pub(crate) fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
     let registry = &engine.model.registry;
     let entries = registry.entries.iter().enumerate();
     entries.map(|(i, e)| (e.key.clone(), registry.part(i, &registry.params[e.param].value))).collect()
+}
+
+/// A tensor of a file.
+pub(crate) fn numbers(weights: &Weights, key: &str) -> Vec<f64> {
+    let shape = weights.shape(key).unwrap_or_else(|| panic!("{key} is not among the golden values"));
+    let mut out = vec![0.0; shape.iter().product()];
+    weights.read(key, &mut out).unwrap();
+    out.into_iter().map(f64::from).collect()
 }
 
 pub(crate) fn norm(x: &[f64]) -> f64 {
