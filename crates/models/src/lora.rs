@@ -182,9 +182,16 @@ pub fn to_json(config: &LoraConfig, model: &Model, base: &str) -> String {
 /// Settings that this program does not have, by name.
 pub fn read_config(dir: &Path) -> Result<(LoraConfig, Option<String>)> {
     let path = dir.join(ADAPTER_CONFIG_FILE);
-    let json: Map<String, Value> = serde_json::from_slice(&read_json_bytes(&path)?)
-        .map_err(|e| Error::new(format!("expected an object: {e}")).at(path.display()))?;
-    parse_config(&json).map_err(|e| e.at(path.display()))
+    config_from_json(&read_json_bytes(&path)?).map_err(|e| e.at(path.display()))
+}
+
+/// As [`read_config`], from the text of the file.
+///
+/// # Errors
+/// As there.
+pub fn config_from_json(json: &[u8]) -> Result<(LoraConfig, Option<String>)> {
+    let json = serde_json::from_slice(json).map_err(|e| Error::new(format!("expected an object: {e}")))?;
+    parse_config(&json)
 }
 
 fn parse_config(json: &Map<String, Value>) -> Result<(LoraConfig, Option<String>)> {
