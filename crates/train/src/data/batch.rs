@@ -214,6 +214,20 @@ mod tests {
         assert!(none.epoch(0).is_empty() && none.longest_batch().is_empty());
     }
 
+    /// The tokens of targets are numbered after those of all sources, so that none shares a place with another.
+    #[test]
+    fn places_are_distinct() {
+        let mut set = TokenisedSet {
+            ids: vec![2; 9],
+            bounds: vec![0, 3, 5, 9],
+            target_bounds: vec![0, 2, 3, 7],
+            ..Default::default()
+        };
+        assert_eq!(places(&set, &[2, 0]), (vec![5, 6, 7, 8, 0, 1, 2], Some(vec![12, 13, 14, 15, 9, 10])));
+        set.target_bounds.clear();
+        assert_eq!(places(&set, &[1]), (vec![3, 4], None));
+    }
+
     #[test]
     fn gathers_what_was_asked_for() {
         let set = TokenisedSet {

@@ -194,6 +194,30 @@ mod tests {
         }
     }
 
+    /// From the distributed files to what T5 reads and is to answer.
+    #[test]
+    fn every_task_in_words() {
+        let words = [
+            ("cola sentence: Our friends won't \"buy\" it.", "acceptable"),
+            ("sst2 sentence: hide \"new", "negative"),
+            ("mrpc sentence1: Amrozi, \"it sentence2: It", "equivalent"),
+            ("qqp question1: Why? question2: How?", "not_duplicate"),
+            ("mnli hypothesis: Product. premise: Cream.", "entailment"),
+            ("qnli question: When? sentence: Then.", "not_entailment"),
+            ("rte sentence1: No. sentence2: Yes.", "entailment"),
+            ("stsb sentence1: A plane. sentence2: An air plane.", "5.0"),
+        ];
+        for ((task, name, content, _), (source, target)) in FILES.into_iter().zip(words) {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(name), content).unwrap();
+            let examples = load(folder.path(), task, Split::Train).unwrap();
+            let map = super::super::LabelMap::of(task, &examples).unwrap();
+            let wording = super::super::Wording::new(task, &map);
+            assert_eq!(wording.source(&examples.rows[0]), source);
+            assert_eq!(wording.target(&map.resolve(&examples).unwrap(), 0), target);
+        }
+    }
+
     #[test]
     fn cola_counts_lines_from_the_first_example() {
         let folder = tempfile::tempdir().unwrap();
