@@ -1,12 +1,14 @@
-//! GELU, gated GELU, ReLU and tanh. A GELU keeps its input: derivative and output are functions of it, and a linear that reads
-//! the output may rebuild it. ReLU keeps a bit an element, of its output after dropout. Tanh keeps its output: `dx = dy(1 − y²)`.
+//! GELU, gated GELU, ReLU and tanh. A GELU keeps its input, as it is or in fewer bits: derivative and output are functions of it, and a
+//! linear that reads the output may rebuild it. ReLU keeps a bit an element, of its output after dropout, or that output in 8 bits, from which it
+//! can be rebuilt. Tanh keeps its output: `dx = dy(1 − y²)`.
 
 use std::sync::Arc;
 
-use colrow_tensor::{Class, DType, Dropout, Gelu, Result, Tensor};
+use colrow_tensor::{Class, Code, DType, Device, Dropout, Format, Gelu, Result, Rows, Tensor};
 
+use crate::compress::{GROUP, quantised};
 use crate::kept::{Kept, Rebuild};
-use crate::sample;
+use crate::policy::Keep;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
 /// A GELU's input: all that its gradient and its output need.
@@ -19,30 +21,38 @@ struct Input {
 }
 
 impl Input {
-    fn apply(&self, x: &Tensor) -> Tensor {
-        let kernels = x.device().kernels();
-        if self.gated {
-            let mut y = x.device().empty(Class::Workspace, x.dtype(), &[x.rows(), x.cols() / 2]);
-            kernels.gated_gelu(self.form, x, &mut y);
-            return y;
+    fn apply(&self, device: &Device, x: &Rows<'_>) -> Tensor {
+        let columns = if self.gated { x.of.cols() / 2 } else { x.of.cols() };
+        let mut y = device.empty(Class::Workspace, x.of.dtype(), &[x.len(), columns]);
+        match self.gated {
+            true => device.kernels().gated_gelu(self.form, x, &mut y),
+            false => device.kernels().gelu(self.form, Some(x), &mut y),
         }
-        let mut y = x.empty_like();
-        kernels.gelu(self.form, x, &mut y);
         y
     }
 }
 
 impl Rebuild for Input {
     fn whole(&self) -> Tensor {
-        self.apply(self.kept.exact())
+        self.apply(self.kept.device(), &self.kept.picked(None))
     }
 
     fn rows(&self, index: &Tensor) -> Tensor {
-        self.apply(&sample::gather(self.kept.exact(), index, None))
+        self.apply(self.kept.device(), &self.kept.picked(Some(index)))
+    }
+}
+
+/// A ReLU's output.
+#[derive(Debug)]
+struct Output(Kept);
+
+impl Rebuild for Output {
+    fn whole(&self) -> Tensor {
+        self.0.read(None)
     }
 
-    fn row_norms(&self) -> Tensor {
-        sample::row_norms(&self.whole())
+    fn rows(&self, index: &Tensor) -> Tensor {
+        self.0.read(Some(index))
     }
 }
 
@@ -53,7 +63,8 @@ struct GeluOp {
 
 struct Relu {
     x: Option<VarId>,
-    bits: Kept,
+    /// Bits, or the output in codes that are above 0 where it is.
+    above: Arc<Output>,
     dropout: Option<Dropout>,
 }
 
@@ -74,21 +85,53 @@ impl Tape<'_> {
     }
 
     fn gelu_of(&mut self, site: &str, form: Gelu, gated: bool, x: Var) -> Var {
-        let input = Arc::new(Input { form, gated, kept: Kept::Exact(x.value) });
-        let y = input.whole();
+        let learns = x.id.is_some() && self.records();
+        let kept = match self.keep(site) {
+            _ if !learns => Kept::Nothing,
+            Keep::Quantised(bits) => {
+                Kept::Quantised(quantised(&x.value, Format { code: bits.code(), group: GROUP }, None))
+            }
+            _ => Kept::Exact(x.value.clone()),
+        };
+        let input = Arc::new(Input { form, gated, kept });
+        let y = match (&input.kept, gated) {
+            (Kept::Exact(_), _) | (_, true) => input.apply(self.device(), &(&x.value).into()),
+            _ => {
+                let mut y = x.value.into_owned();
+                self.device().kernels().gelu(form, None, &mut y);
+                y
+            }
+        };
         let op = GeluOp { x: x.id, input: input.clone() };
-        let mut y = self.output(site, y, x.id.is_some(), || op);
-        y.source = y.id.map(|_| input as Arc<dyn Rebuild>);
-        y
+        let y = self.output(site, y, learns, || op);
+        Var { source: learns.then_some(input as Arc<dyn Rebuild>), ..y }
     }
 
     /// `max(x, 0)`, then dropout with probability `p`, which acts in training only.
     pub fn relu(&mut self, site: &str, x: Var, p: f32) -> Var {
         let dropout = self.dropout_key(site).filter(|_| p > 0.0).map(|key| Dropout { key, p });
+        let learns = x.id.is_some() && self.records();
         let mut y = x.value.into_owned();
-        let mut bits = y.device().empty(Class::Workspace, DType::U8, &[y.rows(), y.cols().div_ceil(8)]);
-        y.device().clone().kernels().relu(dropout, &mut y, &mut bits);
-        self.output(site, y, x.id.is_some(), || Relu { x: x.id, bits: Kept::Exact(bits), dropout })
+        let device = y.device().clone();
+        if !learns {
+            device.kernels().relu(dropout, &mut y, None);
+            return self.unrecorded(site, y);
+        }
+        let (above, rebuilds) = match self.keep(site) {
+            Keep::Quantised(_) => {
+                device.kernels().relu(dropout, &mut y, None);
+                let format = Format { code: Code::Positive8, group: GROUP };
+                (Kept::Quantised(quantised(&y, format, self.rounding_key(site))), true)
+            }
+            _ => {
+                let mut bits = device.empty(Class::Workspace, DType::U8, &[y.rows(), y.cols().div_ceil(8)]);
+                device.kernels().relu(dropout, &mut y, Some(&mut bits));
+                (Kept::Exact(bits), false)
+            }
+        };
+        let above = Arc::new(Output(above));
+        let y = self.output(site, y, learns, || Relu { x: x.id, above: above.clone(), dropout });
+        Var { source: rebuilds.then_some(above as Arc<dyn Rebuild>), ..y }
     }
 
     /// Hyperbolic tangent.
@@ -110,14 +153,14 @@ impl Op for GeluOp {
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let device = dy.device().clone();
-        let (form, x) = (self.input.form, self.input.kept.exact());
+        let (form, x) = (self.input.form, self.input.kept.stored());
         let dx = if self.input.gated {
-            let mut dx = x.empty_like();
-            device.kernels().gated_gelu_backward(form, x, &dy, &mut dx);
+            let mut dx = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), x.cols()]);
+            device.kernels().gated_gelu_backward(form, &x, &dy, &mut dx);
             dx
         } else {
             let mut dx = dy.into_owned();
-            device.kernels().gelu_backward(form, x, &mut dx);
+            device.kernels().gelu_backward(form, &x, &mut dx);
             dx
         };
         grads.add(self.x, dx);
@@ -131,12 +174,16 @@ impl Op for Relu {
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        vec![("sign", &self.bits)]
+        vec![(if matches!(self.above.0, Kept::Exact(_)) { "sign" } else { "output" }, &self.above.0)]
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let (device, mut dx) = (dy.device().clone(), dy.into_owned());
-        device.kernels().relu_backward(self.dropout, self.bits.exact(), &mut dx);
+        let above = match &self.above.0 {
+            Kept::Quantised(output) => &output.codes,
+            bits => bits.exact(),
+        };
+        device.kernels().relu_backward(self.dropout, above, &mut dx);
         grads.add(self.x, dx);
         Ok(())
     }

@@ -1,14 +1,20 @@
 //! Attention within each sequence of a ragged batch (Vaswani et al. 2017, eq. 1, by head): of a sequence to itself, or to another;
 //! with T5's bias by relative position, if there is one.
 //!
-//! Keeps q, k, v and each row's log-sum-exp; probabilities, their dropout mask and the bias are rebuilt tile by tile.
+//! Keeps q, k, v: as they are, with each row's log-sum-exp; or in fewer bits, one scale a head, and no statistics; or nothing, where they can be
+//! rebuilt. Probabilities, their dropout mask and the bias are rebuilt tile by tile, and so are output rows for a linear that reads them.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use colrow_tensor::{
-    Attention, AttentionGradients, AttentionInput, Buckets, Class, DType, Device, Dropout, Result, Tensor,
+    Attention, AttentionGradients, AttentionInput, Buckets, Class, DType, Device, Dropout, Format, Result, Stored,
+    Tensor,
 };
 
-use crate::kept::Kept;
+use crate::compress::quantised;
+use crate::kept::{Kept, Rebuild};
 use crate::param::ParamId;
+use crate::policy::Keep;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
 /// The sequences that the rows of a matrix belong to.
@@ -50,14 +56,84 @@ pub struct Attend {
     pub bias: Option<(ParamId, Buckets)>,
 }
 
-struct AttentionOp {
+/// Projections that attention reads: q, k, v side by side, or q alone, or k, v.
+#[derive(Debug)]
+struct Projections {
+    kept: Kept,
+    /// What was rebuilt, so that output rows and gradients rebuild it once.
+    again: Mutex<Option<Tensor>>,
+    bounds: Kept,
+}
+
+impl Projections {
+    /// The projections as numbers, where they are rebuilt.
+    fn rebuilt(&self) -> Option<Tensor> {
+        let Kept::Rebuild(source) = &self.kept else { return None };
+        let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(again.get_or_insert_with(|| source.whole()).clone())
+    }
+
+    fn stored<'a>(&'a self, rebuilt: &'a Option<Tensor>) -> Stored<'a> {
+        rebuilt.as_ref().map_or_else(|| self.kept.stored(), Stored::Exact)
+    }
+}
+
+/// What attention keeps, and its output's recipe.
+#[derive(Debug)]
+struct Held {
+    device: Device,
+    dtype: DType,
     spec: Attention,
     scratch: usize,
-    dtype: DType,
-    q: (Option<VarId>, Kept, Kept),
-    kv: Option<(Option<VarId>, Kept, Kept)>,
+    q: Projections,
+    kv: Option<Projections>,
+    bias: Option<Tensor>,
+}
+
+impl Held {
+    /// Runs `body` with what attention reads.
+    fn with_input<R>(&self, body: impl FnOnce(&AttentionInput<'_>) -> R) -> R {
+        let q = self.q.rebuilt();
+        let kv = self.kv.as_ref().map(|kv| (kv, kv.rebuilt()));
+        body(&AttentionInput {
+            q: self.q.stored(&q),
+            kv: kv.as_ref().map(|(kv, rebuilt)| (kv.stored(rebuilt), kv.bounds.exact())),
+            bounds: self.q.bounds.exact(),
+            bias: self.bias.as_ref(),
+        })
+    }
+
+    fn scratch(&self) -> Tensor {
+        self.device.empty(Class::Workspace, self.dtype, &[self.scratch])
+    }
+
+    fn output(&self, index: Option<&Tensor>) -> Tensor {
+        self.with_input(|input| {
+            let n = index.map_or(input.q.rows(), Tensor::len);
+            let mut out = self.device.empty(Class::Workspace, self.dtype, &[n, input.inner()]);
+            self.device.kernels().attention(&self.spec, input, index, &mut self.scratch(), &mut out, None);
+            out
+        })
+    }
+}
+
+impl Rebuild for Held {
+    fn whole(&self) -> Tensor {
+        self.output(None)
+    }
+
+    fn rows(&self, index: &Tensor) -> Tensor {
+        self.output(Some(index))
+    }
+}
+
+struct AttentionOp {
+    held: Arc<Held>,
+    q: Option<VarId>,
+    kv: Option<VarId>,
+    /// Where q, k, v are kept as they are.
     lse: Kept,
-    bias: Option<(ParamId, Tensor, bool)>,
+    bias: Option<ParamId>,
 }
 
 impl Tape<'_> {
@@ -82,34 +158,58 @@ impl Tape<'_> {
             dropout: key.map(|key| Dropout { key, p: attend.dropout }),
             buckets: attend.bias.map(|(_, buckets)| buckets),
         };
-        let bias = attend.bias.map(|(id, _)| (id, params[id].value.clone(), params[id].trainable));
+        let bias = attend.bias.map(|(id, _)| (id, &params[id]));
         let kv_longest = kv.as_ref().map_or(sequences.longest, |(_, s)| s.longest);
         let input = AttentionInput {
-            q: &q.value,
-            kv: kv.as_ref().map(|(kv, s)| (&kv.value, &s.bounds)),
+            q: (&q.value).into(),
+            kv: kv.as_ref().map(|(kv, s)| ((&kv.value).into(), &s.bounds)),
             bounds: &sequences.bounds,
-            bias: bias.as_ref().map(|(_, bias, _)| bias),
+            bias: bias.map(|(_, bias)| &bias.value),
         };
         let (n, inner, dtype) = (q.value.rows(), input.inner(), q.value.dtype());
-        let scratch = kernels.attention_scratch(&spec, sequences.longest, kv_longest);
+        let scratch = kernels.attention_scratch(&spec, inner / spec.heads, sequences.longest, kv_longest);
+        let learned_bias = bias.filter(|(_, bias)| bias.trainable).map(|(id, _)| id);
+        let learns = q.id.is_some() || kv.as_ref().is_some_and(|(kv, _)| kv.id.is_some()) || learned_bias.is_some();
+        let keep = self.keep(site);
         let mut out = device.empty(Class::Workspace, dtype, &[n, inner]);
-        let mut lse = device.empty(Class::Workspace, dtype, &[n, spec.heads]);
+        let exact = match keep {
+            Keep::Quantised(_) => false,
+            Keep::Nothing => q.source.is_none(),
+            Keep::Exact | Keep::Rows(_) => true,
+        };
+        let exact = exact && learns && self.records();
+        let mut lse = exact.then(|| device.empty(Class::Workspace, dtype, &[n, spec.heads]));
         let mut space = device.empty(Class::Workspace, dtype, &[scratch]);
-        kernels.attention(&spec, &input, &mut space, &mut out, &mut lse);
+        kernels.attention(&spec, &input, None, &mut space, &mut out, lse.as_mut());
         drop(space);
-        let learns = q.id.is_some()
-            || kv.as_ref().is_some_and(|(kv, _)| kv.id.is_some())
-            || bias.as_ref().is_some_and(|(.., trainable)| *trainable);
-        let held = |x: Var, s: &Sequences| (x.id, Kept::Exact(x.value), Kept::Exact(s.bounds.clone()));
-        self.output(site, out, learns, || AttentionOp {
+        if !(learns && self.records()) {
+            return self.unrecorded(site, out);
+        }
+        let held = |x: Var, s: &Sequences| {
+            let kept = match (keep, x.source) {
+                (Keep::Quantised(bits), _) => {
+                    let format = Format { code: bits.code(), group: inner / spec.heads };
+                    Kept::Quantised(quantised(&x.value, format, None))
+                }
+                (Keep::Nothing, Some(source)) => Kept::Rebuild(source),
+                _ => Kept::Exact(x.value),
+            };
+            Projections { kept, again: Mutex::new(None), bounds: Kept::Exact(s.bounds.clone()) }
+        };
+        let (q_id, kv_id) = (q.id, kv.as_ref().and_then(|(kv, _)| kv.id));
+        let held = Arc::new(Held {
+            device: device.clone(),
+            dtype,
             spec,
             scratch,
-            dtype,
             q: held(q, sequences),
             kv: kv.map(|(kv, s)| held(kv, s)),
-            lse: Kept::Exact(lse),
-            bias,
-        })
+            bias: bias.map(|(_, bias)| bias.value.clone()),
+        });
+        let lse = lse.map_or(Kept::Nothing, Kept::Exact);
+        let op = AttentionOp { held: held.clone(), q: q_id, kv: kv_id, lse, bias: learned_bias };
+        let out = self.output(site, out, learns, || op);
+        Var { source: Some(held), ..out }
     }
 }
 
@@ -119,35 +219,37 @@ impl Op for AttentionOp {
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        let q = if self.kv.is_some() { "q" } else { "q, k, v" };
-        let mut kept = vec![(q, &self.q.1), ("log-sum-exp", &self.lse), ("bounds", &self.q.2)];
-        if let Some((_, kv, bounds)) = &self.kv {
-            kept.extend([("k, v", kv), ("bounds of k, v", bounds)]);
+        let q = if self.held.kv.is_some() { "q" } else { "q, k, v" };
+        let mut kept = vec![(q, &self.held.q.kept), ("log-sum-exp", &self.lse), ("bounds", &self.held.q.bounds)];
+        if let Some(kv) = &self.held.kv {
+            kept.extend([("k, v", &kv.kept), ("bounds of k, v", &kv.bounds)]);
         }
         kept
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
+        let Self { held, q, kv, lse, bias } = *self;
         let device = dy.device().clone();
-        let kernels = device.kernels();
-        let (q, bounds) = (self.q.1.exact(), self.q.2.exact());
-        let kv = self.kv.as_ref().map(|(_, kv, bounds)| (kv.exact(), bounds.exact()));
-        let input = AttentionInput { q, kv, bounds, bias: self.bias.as_ref().map(|(_, bias, _)| bias) };
-        let learned_bias = self.bias.as_ref().filter(|(.., trainable)| *trainable);
-        let parts = |bias: &Tensor| device.empty(Class::Workspace, self.dtype, &[bounds.len() - 1, bias.len()]);
-        let mut dbias = learned_bias.map(|(_, bias, _)| parts(bias));
-        let mut dq = q.empty_like();
-        let mut dkv = kv.map(|(kv, _)| kv.empty_like());
-        let mut space = device.empty(Class::Workspace, self.dtype, &[self.scratch]);
-        let gradients = AttentionGradients { q: &mut dq, kv: dkv.as_mut(), bias: dbias.as_mut() };
-        kernels.attention_backward(&self.spec, &input, self.lse.exact(), &dy, &mut space, gradients);
-        drop((space, dy));
-        if let (Some((id, bias, _)), Some(parts)) = (learned_bias, &dbias) {
-            kernels.add_column_sum(parts, grads.param_sum(*id, bias));
+        let lse = if let Kept::Exact(lse) = &lse { Some(lse) } else { None };
+        let learned_bias = bias.zip(held.bias.as_ref());
+        let (dq, dkv, parts) = held.with_input(|input| {
+            let like = |x: &Stored<'_>| device.empty(Class::Workspace, held.dtype, &[x.rows(), x.cols()]);
+            let parts =
+                |bias: &Tensor| device.empty(Class::Workspace, held.dtype, &[input.bounds.len() - 1, bias.len()]);
+            let mut dbias = learned_bias.map(|(_, bias)| parts(bias));
+            let mut dq = like(&input.q);
+            let mut dkv = input.kv.as_ref().map(|(kv, _)| like(kv));
+            let gradients = AttentionGradients { q: &mut dq, kv: dkv.as_mut(), bias: dbias.as_mut() };
+            device.kernels().attention_backward(&held.spec, input, lse, &dy, &mut held.scratch(), gradients);
+            (dq, dkv, dbias)
+        });
+        drop(dy);
+        if let (Some((id, bias)), Some(parts)) = (learned_bias, &parts) {
+            device.kernels().add_column_sum(parts, grads.param_sum(id, bias));
         }
-        grads.add(self.q.0, dq);
-        if let (Some((id, ..)), Some(dkv)) = (&self.kv, dkv) {
-            grads.add(*id, dkv);
+        grads.add(q, dq);
+        if let Some(dkv) = dkv {
+            grads.add(kv, dkv);
         }
         Ok(())
     }

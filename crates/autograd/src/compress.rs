@@ -1,32 +1,36 @@
-//! A matrix in fewer bits: int8 in groups of columns, with stochastic rounding, so that the copy is an unbiased estimate.
+//! A matrix in fewer bits. Rounded stochastically the copy is an unbiased estimate; what is not linear in it is near-exact.
 
-use colrow_tensor::kernels::QUANT_GROUP;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, DType, Tensor};
+use colrow_tensor::{Code, Coded, Format, Tensor};
 
-/// A matrix (n, d) in int8: n·d bytes of codes and a scale for every 64 columns of a row.
-#[derive(Clone, Debug)]
-pub struct Quantised {
-    /// Codes (n, d), 128 for 0.
-    pub codes: Tensor,
-    /// Step sizes (n, ⌈d/64⌉).
-    pub scale: Tensor,
+/// Columns that share a scale, but where heads do.
+pub(crate) const GROUP: usize = 64;
+
+/// Bits of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bits {
+    /// int8 with a scale for every 64 columns, or every head of attention.
+    Int8,
+    /// int4, the same. Coarse: for ablations.
+    Int4,
+    /// bfloat16.
+    Bf16,
 }
 
-impl Quantised {
-    /// Rounds `x` with random numbers of the stream `key`.
-    pub fn new(x: &Tensor, key: Key) -> Self {
-        let device = x.device();
-        let mut codes = device.empty(Class::Workspace, DType::U8, x.shape());
-        let mut scale = device.empty(Class::Workspace, x.dtype(), &[x.rows(), x.cols().div_ceil(QUANT_GROUP)]);
-        device.kernels().quantise(key, x, &mut codes, &mut scale);
-        Self { codes, scale }
+impl Bits {
+    /// The code of signed numbers.
+    pub(crate) fn code(self) -> Code {
+        match self {
+            Self::Int8 => Code::Int8,
+            Self::Int4 => Code::Int4,
+            Self::Bf16 => Code::Bf16,
+        }
     }
+}
 
-    /// The matrix again, in the type that it had.
-    pub fn whole(&self) -> Tensor {
-        let mut x = self.codes.device().empty(Class::Workspace, self.scale.dtype(), self.codes.shape());
-        self.codes.device().kernels().dequantise(&self.codes, &self.scale, &mut x);
-        x
-    }
+/// A copy of `x` in codes, rounded by random numbers of the stream `key`, or without one to the nearest.
+pub(crate) fn quantised(x: &Tensor, format: Format, key: Option<Key>) -> Coded {
+    let mut coded = Coded::empty_like(x, format);
+    x.device().kernels().quantise(key, x, &mut coded);
+    coded
 }

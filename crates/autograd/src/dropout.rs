@@ -2,14 +2,40 @@
 //!
 //! Keeps nothing: the mask is replayed from the generator. Also the residual sum, which keeps nothing either.
 
+use std::sync::Arc;
+
 use colrow_tensor::{Dropout, Result, Tensor};
 
-use crate::kept::Kept;
+use crate::kept::{Kept, Rebuild};
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
 struct DropoutOp {
     x: Option<VarId>,
     dropout: Dropout,
+}
+
+/// What is rebuilt, behind dropout.
+#[derive(Debug)]
+pub(crate) struct Dropped {
+    pub(crate) source: Arc<dyn Rebuild>,
+    pub(crate) dropout: Dropout,
+}
+
+impl Rebuild for Dropped {
+    fn whole(&self) -> Tensor {
+        replay(self.dropout, None, self.source.whole())
+    }
+
+    fn rows(&self, index: &Tensor) -> Tensor {
+        replay(self.dropout, Some(index), self.source.rows(index))
+    }
+}
+
+/// x, or the rows `index` of it, behind dropout.
+pub(crate) fn replay(dropout: Dropout, index: Option<&Tensor>, x: Tensor) -> Tensor {
+    let (device, mut x) = (x.device().clone(), x.into_owned());
+    device.kernels().dropout(dropout, index, &mut x);
+    x
 }
 
 struct Add {
@@ -21,9 +47,9 @@ impl Tape<'_> {
     pub fn dropout(&mut self, site: &str, x: Var, p: f32) -> Var {
         let Some(key) = self.dropout_key(site).filter(|_| p > 0.0) else { return x };
         let dropout = Dropout { key, p };
-        let mut y = x.value.into_owned();
-        self.device().kernels().dropout(dropout, &mut y);
-        self.output(site, y, x.id.is_some(), || DropoutOp { x: x.id, dropout })
+        let y = self.output(site, replay(dropout, None, x.value), x.id.is_some(), || DropoutOp { x: x.id, dropout });
+        let source = x.source.map(|source| Arc::new(Dropped { source, dropout }) as Arc<dyn Rebuild>);
+        Var { source, ..y }
     }
 
     /// `x + y`, in the memory of `x` where nothing else holds it.
@@ -44,9 +70,7 @@ impl Op for DropoutOp {
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        let (device, mut dx) = (dy.device().clone(), dy.into_owned());
-        device.kernels().dropout(self.dropout, &mut dx);
-        grads.add(self.x, dx);
+        grads.add(self.x, replay(self.dropout, None, dy));
         Ok(())
     }
 }

@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use colrow_tensor::Tensor;
+use colrow_tensor::{Class, Code, Coded, Device, Rows, Stored, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::compress::Quantised;
 use crate::sample::RowSample;
 
 /// What an op holds until its backward.
@@ -23,8 +22,8 @@ pub enum Kept {
         /// Which rows they are, and their weights.
         sample: RowSample,
     },
-    /// A matrix in int8, its rounding stochastic: an unbiased copy.
-    Quantised(Quantised),
+    /// A matrix in fewer bits.
+    Quantised(Coded),
     /// Made again from what another op keeps.
     Rebuild(Arc<dyn Rebuild>),
 }
@@ -33,10 +32,8 @@ pub enum Kept {
 pub trait Rebuild: std::fmt::Debug + Send + Sync {
     /// The whole tensor.
     fn whole(&self) -> Tensor;
-    /// The rows `index` of it.
+    /// The rows `index` (k, u32) of it.
     fn rows(&self, index: &Tensor) -> Tensor;
-    /// Euclidean norms of all its rows.
-    fn row_norms(&self) -> Tensor;
 }
 
 impl Kept {
@@ -48,6 +45,36 @@ impl Kept {
             Self::Rows { rows, sample } => vec![rows, &sample.index, &sample.scale],
             Self::Quantised(q) => vec![&q.codes, &q.scale],
         }
+    }
+
+    /// A matrix that an op keeps whole, as it was or in fewer bits.
+    pub(crate) fn stored(&self) -> Stored<'_> {
+        match self {
+            Self::Exact(t) => Stored::Exact(t),
+            Self::Quantised(q) => Stored::Coded(q),
+            other => unreachable!("this op keeps a whole matrix, not {other:?}"),
+        }
+    }
+
+    /// Rows of such a matrix: all, or those that `index` names.
+    pub(crate) fn picked<'a>(&'a self, index: Option<&'a Tensor>) -> Rows<'a> {
+        Rows { of: self.stored(), index }
+    }
+
+    /// Where such a matrix lives.
+    pub(crate) fn device(&self) -> &Device {
+        match self.stored() {
+            Stored::Exact(t) => t.device(),
+            Stored::Coded(q) => q.codes.device(),
+        }
+    }
+
+    /// Those rows as numbers.
+    pub(crate) fn read(&self, index: Option<&Tensor>) -> Tensor {
+        let (rows, device) = (self.picked(index), self.device());
+        let mut x = device.empty(Class::Workspace, rows.of.dtype(), &[rows.len(), rows.of.cols()]);
+        device.kernels().read_rows(&rows, None, &mut x);
+        x
     }
 
     /// The tensor that an op always keeps as it was.
@@ -64,7 +91,11 @@ impl Kept {
             Self::Nothing => "nothing",
             Self::Exact(_) => "exact",
             Self::Rows { .. } => "rows",
-            Self::Quantised(_) => "int8",
+            Self::Quantised(q) => match q.format.code {
+                Code::Int8 | Code::Positive8 => "int8",
+                Code::Int4 => "int4",
+                Code::Bf16 => "bf16",
+            },
             Self::Rebuild(_) => "rebuild",
         }
     }

@@ -22,7 +22,7 @@ mod tape;
 pub mod testing;
 
 pub use attention::{Attend, Sequences};
-pub use compress::Quantised;
+pub use compress::Bits;
 pub use head::Head;
 pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
 pub use low_rank::LowRank;

@@ -1,14 +1,15 @@
 //! `y = x·Wᵀ + b`, x (n, in), W (out, in), y (n, out).
 //!
-//! Keeps its input for `dW = dyᵀ·x`, in full, in sampled rows, or not at all where it can be rebuilt: see [`Keep`](crate::Keep).
-//! With a frozen weight it keeps nothing. `dx = dy·W` and `db = Σ_i dy_i` need no input.
+//! Keeps its input for `dW = dyᵀ·x`, in full, in sampled rows, in fewer bits, or not at all where it can be rebuilt: see
+//! [`Keep`](crate::Keep). With a frozen weight it keeps nothing. `dx = dy·W` and `db = Σ_i dy_i` need no input. Where x can be rebuilt, so can y, by
+//! the same product again.
 
 use std::sync::Arc;
 
 use colrow_tensor::{Class, Result, Tensor};
 
 use crate::input::HeldInput;
-use crate::kept::Kept;
+use crate::kept::{Kept, Rebuild};
 use crate::param::ParamId;
 use crate::probe::Probe;
 use crate::tape::{Grads, Mode, Op, Tape, Var, VarId};
@@ -21,21 +22,42 @@ struct Linear {
     probe: Option<(String, Arc<dyn Probe>)>,
 }
 
+/// The output of a linear whose input can be rebuilt.
+#[derive(Debug)]
+struct Output {
+    x: Arc<dyn Rebuild>,
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Rebuild for Output {
+    fn whole(&self) -> Tensor {
+        product(&self.x.whole(), &self.weight, self.bias.as_ref())
+    }
+
+    fn rows(&self, index: &Tensor) -> Tensor {
+        product(&self.x.rows(index), &self.weight, self.bias.as_ref())
+    }
+}
+
+/// `x·Wᵀ + b`
+fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let device = x.device();
+    let mut y = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
+    if let Some(bias) = bias {
+        device.kernels().broadcast_row(bias, &mut y);
+    }
+    let beta = if bias.is_some() { 1.0 } else { 0.0 };
+    device.kernels().matmul(x, false, weight, true, beta, &mut y);
+    y
+}
+
 impl Tape<'_> {
     /// Applies the linear layer `weight`, `bias` at `site`.
     pub fn linear(&mut self, site: &str, x: &Var, weight: ParamId, bias: Option<ParamId>) -> Var {
         let params = self.params();
         let (w, b) = (&params[weight], bias.map(|b| &params[b]));
-        let device = self.device().clone();
-        let mut y = device.empty(Class::Workspace, x.value.dtype(), &[x.value.rows(), w.value.rows()]);
-        let beta = match b {
-            Some(b) => {
-                device.kernels().broadcast_row(&b.value, &mut y);
-                1.0
-            }
-            None => 0.0,
-        };
-        device.kernels().matmul(&x.value, false, &w.value, true, beta, &mut y);
+        let y = product(&x.value, &w.value, b.map(|b| &b.value));
         let learned_bias = bias.zip(b).filter(|(_, b)| b.trainable).map(|(id, b)| (id, b.value.clone()));
         let learns = x.id.is_some() || w.trainable || learned_bias.is_some();
         let input = if w.trainable { HeldInput::new(self, site, x, None) } else { HeldInput::nothing() };
@@ -43,13 +65,17 @@ impl Tape<'_> {
             Mode::Training { probe: Some(probe), .. } => Some((site.to_owned(), probe.clone())),
             _ => None,
         };
-        self.output(site, y, learns, || Linear {
+        let y = self.output(site, y, learns, || Linear {
             probe,
             x: x.id,
             input,
             weight: (weight, w.value.clone()),
             bias: learned_bias,
-        })
+        });
+        let output = |x: &Arc<dyn Rebuild>| -> Arc<dyn Rebuild> {
+            Arc::new(Output { x: x.clone(), weight: w.value.clone(), bias: b.map(|b| b.value.clone()) })
+        };
+        Var { source: x.source.as_ref().map(output), ..y }
     }
 }
 
@@ -59,7 +85,7 @@ impl Op for Linear {
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        vec![("input", self.input.kept())]
+        self.input.kept()
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
@@ -99,7 +125,7 @@ mod tests {
     use crate::testing::{
         check_gradients, check_precision, check_unbiased, leaf, random, random_params, run, training,
     };
-    use crate::{BatchPlaces, Keep, NormMemory, NormSource, Params, Places, Policy, RowsOf, Sampling, Store};
+    use crate::{BatchPlaces, Bits, Keep, NormMemory, NormSource, Params, Places, Policy, RowsOf, Sampling, Store};
 
     const ESTIMATORS: [Estimator; 3] = [Estimator::Crs, Estimator::Wta, Estimator::Pps];
     const SOURCES: [NormSource; 4] =
@@ -295,7 +321,7 @@ mod tests {
     #[test]
     fn int8_weight_gradients_are_unbiased() {
         for name in DATA {
-            Drawn::new(name).check(Keep::Quantised, 4000).unwrap_or_else(|e| panic!("{name}: {e}"));
+            Drawn::new(name).check(Keep::Quantised(Bits::Int8), 4000).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
     }
 

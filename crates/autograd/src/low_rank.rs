@@ -4,12 +4,15 @@
 //! columns of y (q, k and v of a packed projection, say). One input, one dropout mask, one row sample.
 //!
 //! Keeps x for `dA = dhᵀ·drop(x)` as the policy of its site says, nothing if A is frozen (LoRA-FA; Zhang et al. 2023); and
-//! `h = s·A·drop(x)` (n, t·r) for `dB = dyᵀ·h`. The mask is replayed.
+//! `h = s·A·drop(x)` (n, t·r) for `dB = dyᵀ·h`. The mask is replayed. Where the linear's output and x can be rebuilt, so can the sum.
+
+use std::sync::Arc;
 
 use colrow_tensor::{Class, Dropout, Result, Tensor};
 
+use crate::dropout::{Dropped, replay};
 use crate::input::HeldInput;
-use crate::kept::Kept;
+use crate::kept::{Kept, Rebuild};
 use crate::param::ParamId;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
@@ -43,6 +46,48 @@ struct Factor {
     trainable: bool,
 }
 
+/// The adapters' sum, rebuilt from the linear's output and from what the adapters read.
+#[derive(Debug)]
+struct Sum {
+    y: Arc<dyn Rebuild>,
+    x: Arc<dyn Rebuild>,
+    a: Tensor,
+    b: Vec<(Tensor, usize)>,
+    scale: f64,
+}
+
+impl Rebuild for Sum {
+    fn whole(&self) -> Tensor {
+        add_adapters(self.y.whole(), &self.x.whole(), &self.a, &self.b, self.scale).0
+    }
+
+    fn rows(&self, index: &Tensor) -> Tensor {
+        add_adapters(self.y.rows(index), &self.x.rows(index), &self.a, &self.b, self.scale).0
+    }
+}
+
+/// `y + h·Bᵀ` by adapter, and `h = s·A·x`.
+fn add_adapters(y: Tensor, x: &Tensor, a: &Tensor, b: &[(Tensor, usize)], scale: f64) -> (Tensor, Tensor) {
+    let device = x.device().clone();
+    let kernels = device.kernels();
+    let mut hidden = device.empty(Class::Workspace, x.dtype(), &[x.rows(), a.rows()]);
+    kernels.matmul(x, false, a, true, 0.0, &mut hidden);
+    kernels.scale(scale, &mut hidden);
+    let mut sum = y.into_owned();
+    let rank = a.rows() / b.len();
+    for (j, (b, first)) in b.iter().enumerate() {
+        let h = columns(&hidden, j * rank, rank);
+        if b.rows() == sum.cols() {
+            kernels.matmul(&h, false, b, true, 1.0, &mut sum);
+            continue;
+        }
+        let mut part = device.empty(Class::Workspace, h.dtype(), &[h.rows(), b.rows()]);
+        kernels.matmul(&h, false, b, true, 0.0, &mut part);
+        kernels.add_to_columns(&part, *first, &mut sum);
+    }
+    (sum, hidden)
+}
+
 impl Tape<'_> {
     /// Adds the adapters' output to y (n, out), which is the output of the linear that reads x (n, in).
     pub fn low_rank(&mut self, site: &str, y: Var, x: &Var, spec: &LowRank) -> Var {
@@ -50,40 +95,30 @@ impl Tape<'_> {
         let factor = |id| Factor { id, value: params[id].value.clone(), trainable: params[id].trainable };
         let a = factor(spec.a);
         let b: Vec<_> = spec.b.iter().map(|&(id, first)| (factor(id), first)).collect();
-        let device = self.device().clone();
-        let kernels = device.kernels();
         let key = self.dropout_key(site).filter(|_| spec.dropout > 0.0);
         let dropped = key.map(|key| {
-            let (dropout, mut read) = (Dropout { key, p: spec.dropout }, x.value.copied());
-            kernels.dropout(dropout, &mut read);
-            (dropout, read)
+            let dropout = Dropout { key, p: spec.dropout };
+            (dropout, replay(dropout, None, x.value.copied()))
         });
         let read = dropped.as_ref().map_or(&x.value, |(_, read)| read);
-        let mut hidden = device.empty(Class::Workspace, read.dtype(), &[read.rows(), a.value.rows()]);
-        kernels.matmul(read, false, &a.value, true, 0.0, &mut hidden);
-        kernels.scale(spec.scale, &mut hidden);
-        let y_id = y.id;
-        let mut sum = y.value.into_owned();
-        let rank = a.value.rows() / b.len();
-        for (j, (b, first)) in b.iter().enumerate() {
-            let h = columns(&hidden, j * rank, rank);
-            if b.value.rows() == sum.cols() {
-                kernels.matmul(&h, false, &b.value, true, 1.0, &mut sum);
-                continue;
-            }
-            let mut part = device.empty(Class::Workspace, h.dtype(), &[h.rows(), b.value.rows()]);
-            kernels.matmul(&h, false, &b.value, true, 0.0, &mut part);
-            kernels.add_to_columns(&part, *first, &mut sum);
-        }
+        let values: Vec<_> = b.iter().map(|(b, first)| (b.value.clone(), *first)).collect();
+        let (sum, hidden) = add_adapters(y.value, read, &a.value, &values, spec.scale);
         let learns_b = b.iter().any(|(b, _)| b.trainable);
-        let learns = y_id.is_some() || x.id.is_some() || a.trainable || learns_b;
+        let learns = y.id.is_some() || x.id.is_some() || a.trainable || learns_b;
         let input = match a.trainable {
             true => HeldInput::new(self, site, x, dropped.as_ref().map(|(dropout, read)| (*dropout, read))),
             false => HeldInput::nothing(),
         };
         let dropout = dropped.map(|(dropout, _)| dropout);
-        self.output(site, sum, learns, || Adapter {
-            y: y_id,
+        let source = y.source.zip(x.source.clone()).map(|(y, x)| {
+            let x = match dropout {
+                Some(dropout) => Arc::new(Dropped { source: x, dropout }),
+                None => x,
+            };
+            Arc::new(Sum { y, x, a: a.value.clone(), b: values, scale: spec.scale }) as Arc<dyn Rebuild>
+        });
+        let sum = self.output(site, sum, learns, || Adapter {
+            y: y.id,
             x: x.id,
             input,
             hidden: if learns_b { Kept::Exact(hidden) } else { Kept::Nothing },
@@ -91,7 +126,8 @@ impl Tape<'_> {
             scale: spec.scale,
             a,
             b,
-        })
+        });
+        Var { source, ..sum }
     }
 }
 
@@ -135,7 +171,7 @@ impl Op for Adapter {
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        vec![("input", self.input.kept()), ("hidden", &self.hidden)]
+        self.input.kept().into_iter().chain([("hidden", &self.hidden)]).collect()
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
@@ -159,7 +195,7 @@ impl Op for Adapter {
                 let mut dx = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), self.a.value.cols()]);
                 kernels.matmul(&dh, false, &self.a.value, false, 0.0, &mut dx);
                 if let Some(dropout) = self.dropout {
-                    kernels.dropout(dropout, &mut dx);
+                    kernels.dropout(dropout, None, &mut dx);
                 }
                 grads.add(self.x, dx);
             }

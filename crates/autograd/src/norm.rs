@@ -1,56 +1,56 @@
 //! Layer norm (Ba et al. 2016): `ẑ = (x − mean)/σ`, `y = γ⊙ẑ + β` over each row of x (n, d); and the root mean square norm (Zhang &
 //! Sennrich 2019), which takes no mean off and has no β.
 //!
-//! Keeps ẑ and 1/σ: `dx = (g − mean g − ẑ·mean(g⊙ẑ))/σ` with `g = γ⊙dy`. A linear that reads y may rebuild it from ẑ.
+//! Keeps ẑ, as it is or in fewer bits, and 1/σ: `dx = (g − mean g − ẑ·mean(g⊙ẑ))/σ` with `g = γ⊙dy`. A linear that reads y may rebuild it
+//! from ẑ.
 
 use std::sync::Arc;
 
-use colrow_tensor::{Class, Result, Tensor};
+use colrow_tensor::{Class, Coded, Format, Norm, Result, Rows, Store, Tensor};
 
+use crate::compress::GROUP;
 use crate::kept::{Kept, Rebuild};
 use crate::param::ParamId;
-use crate::sample;
+use crate::policy::Keep;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
 struct LayerNorm {
     x: Option<VarId>,
-    bits: Arc<Bits>,
+    held: Arc<Held>,
     gamma: Option<ParamId>,
     beta: Option<ParamId>,
 }
 
 /// What the norm keeps, and its output's recipe.
 #[derive(Debug)]
-struct Bits {
+struct Held {
     z: Kept,
     r: Kept,
     gamma: Tensor,
     /// None in a root mean square norm.
     beta: Option<Tensor>,
+    eps: f64,
 }
 
-impl Bits {
-    fn z(&self) -> &Tensor {
-        self.z.exact()
+impl Held {
+    fn norm(&self) -> Norm<'_> {
+        Norm { gamma: &self.gamma, beta: self.beta.as_ref(), eps: self.eps }
     }
 
-    fn scaled(&self, mut z: Tensor) -> Tensor {
-        self.gamma.device().kernels().scale_rows(&self.gamma, self.beta.as_ref(), &mut z);
-        z
+    fn scaled(&self, z: &Rows<'_>) -> Tensor {
+        let mut y = self.gamma.device().empty(Class::Workspace, z.of.dtype(), &[z.len(), z.of.cols()]);
+        self.gamma.device().kernels().scale_rows(&self.norm(), z, &mut y);
+        y
     }
 }
 
-impl Rebuild for Bits {
+impl Rebuild for Held {
     fn whole(&self) -> Tensor {
-        self.scaled(self.z().copied())
+        self.scaled(&self.z.picked(None))
     }
 
     fn rows(&self, index: &Tensor) -> Tensor {
-        self.scaled(sample::gather(self.z(), index, None))
-    }
-
-    fn row_norms(&self) -> Tensor {
-        sample::row_norms(&self.whole())
+        self.scaled(&self.z.picked(Some(index)))
     }
 }
 
@@ -69,43 +69,57 @@ impl Tape<'_> {
         let params = self.params();
         let (g, b) = (&params[gamma], beta.map(|beta| &params[beta]));
         let device = self.device().clone();
-        let (mut y, mut z) = (x.value.empty_like(), x.value.empty_like());
-        let mut r = device.empty(Class::Workspace, x.value.dtype(), &[x.value.rows()]);
-        device.kernels().layer_norm(&x.value, &g.value, b.map(|b| &b.value), eps, &mut y, &mut z, &mut r);
-        let (gamma_value, beta_value) = (g.value.clone(), b.map(|b| b.value.clone()));
-        let bits = Arc::new(Bits { z: Kept::Exact(z), r: Kept::Exact(r), gamma: gamma_value, beta: beta_value });
+        let norm = Norm { gamma: &g.value, beta: b.map(|b| &b.value), eps };
         let beta = beta.filter(|_| b.is_some_and(|b| b.trainable));
         let learns = x.id.is_some() || g.trainable || beta.is_some();
-        let op = LayerNorm { x: x.id, bits: bits.clone(), gamma: g.trainable.then_some(gamma), beta };
-        let mut y = self.output(site, y, learns, || op);
-        y.source = y.id.map(|_| bits as Arc<dyn Rebuild>);
-        y
+        let mut y = x.value.empty_like();
+        if !(learns && self.records()) {
+            device.kernels().layer_norm(&x.value, &norm, &mut y, None);
+            return self.unrecorded(site, y);
+        }
+        let mut r = device.empty(Class::Workspace, x.value.dtype(), &[x.value.rows()]);
+        let z = match self.keep(site) {
+            Keep::Quantised(bits) => {
+                let mut z = Coded::empty_like(&x.value, Format { code: bits.code(), group: GROUP });
+                let kept = Store::Coded(self.rounding_key(site), &mut z);
+                device.kernels().layer_norm(&x.value, &norm, &mut y, Some((kept, &mut r)));
+                Kept::Quantised(z)
+            }
+            _ => {
+                let mut z = x.value.empty_like();
+                device.kernels().layer_norm(&x.value, &norm, &mut y, Some((Store::Exact(&mut z), &mut r)));
+                Kept::Exact(z)
+            }
+        };
+        let (gamma_value, beta_value) = (g.value.clone(), b.map(|b| b.value.clone()));
+        let held = Arc::new(Held { z, r: Kept::Exact(r), gamma: gamma_value, beta: beta_value, eps });
+        let op = LayerNorm { x: x.id, held: held.clone(), gamma: g.trainable.then_some(gamma), beta };
+        let y = self.output(site, y, learns, || op);
+        Var { source: Some(held), ..y }
     }
 }
 
 impl Op for LayerNorm {
     fn name(&self) -> &'static str {
-        if self.bits.beta.is_some() { "layer_norm" } else { "rms_norm" }
+        if self.held.beta.is_some() { "layer_norm" } else { "rms_norm" }
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        vec![("normalised", &self.bits.z), ("1/sigma", &self.bits.r)]
+        vec![("normalised", &self.held.z), ("1/sigma", &self.held.r)]
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let device = dy.device().clone();
-        let kernels = device.kernels();
-        let Bits { gamma, beta, .. } = &*self.bits;
-        let (z, r) = (self.bits.z(), self.bits.r.exact());
-        if let Some(id) = self.gamma {
-            kernels.add_column_dot(&dy, z, grads.param_sum(id, gamma));
-        }
-        if let (Some(id), Some(beta)) = (self.beta, beta) {
-            kernels.add_column_sum(&dy, grads.param_sum(id, beta));
-        }
-        if self.x.is_some() {
-            let mut dx = dy.into_owned();
-            kernels.layer_norm_backward(z, r, gamma, beta.is_some(), &mut dx);
+        let held = &*self.held;
+        let mut dx = dy.into_owned();
+        // both sums are taken out of `grads` for the one pass that needs them together
+        let mut gamma = self.gamma.map(|id| (id, grads.take_sum(id, &held.gamma)));
+        let mut beta = self.beta.zip(held.beta.as_ref()).map(|(id, beta)| (id, grads.take_sum(id, beta)));
+        let sums = [gamma.as_mut().map(|(_, sum)| sum), beta.as_mut().map(|(_, sum)| sum)];
+        let wanted = self.x.is_some();
+        device.kernels().layer_norm_backward(&held.z.stored(), held.r.exact(), &held.norm(), &mut dx, wanted, sums);
+        gamma.into_iter().chain(beta).for_each(|(id, sum)| grads.put_sum(id, sum));
+        if wanted {
             grads.add(self.x, dx);
         }
         Ok(())

@@ -1,19 +1,23 @@
-//! What the linears keep of their inputs, by site.
+//! What ops keep for the backward pass, by site.
 
 use colrow_tensor::{Error, Estimator, Result};
 use globset::{Glob, GlobMatcher};
 
-/// What a linear keeps of its input to compute `dW`.
+use crate::compress::Bits;
+
+/// What an op keeps: a linear of its input to compute `dW`, a norm of ẑ, an activation of its input (a ReLU of its output), attention of q, k
+/// and v.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Keep {
     /// All of it.
     Exact,
-    /// A sample of its rows.
+    /// A sample of its rows: linears only.
     Rows(Sampling),
-    /// All of it in int8, in groups of 64 columns with stochastic rounding: a quarter of the bytes, and `dW` stays unbiased.
-    Quantised,
-    /// Nothing of its own: the input is rebuilt, bit for bit, from what the op before it keeps. Where that op keeps nothing to
-    /// rebuild from, the same as `Exact`.
+    /// All of it in fewer bits. Linears and norms round stochastically, so that `dW` stays unbiased; activations and attention, which are not
+    /// linear in it, to the nearest.
+    Quantised(Bits),
+    /// Nothing of its own: it is rebuilt from what the op before it keeps; linears and attention only. Where nothing can be rebuilt, the same as
+    /// `Exact`.
     Nothing,
 }
 
@@ -78,7 +82,7 @@ impl Policy {
         rules.into_iter().map(compile).collect::<Result<_>>().map(Self)
     }
 
-    /// What the linear at `site` keeps.
+    /// What the op at `site` keeps.
     pub fn keep(&self, site: &str) -> Keep {
         self.0.iter().find(|(glob, _)| glob.is_match(site)).map_or(Keep::Exact, |&(_, keep)| keep)
     }

@@ -1,7 +1,7 @@
 //! Drawing rows for `dW = Σ_i dz_iᵀ x_i`; docs/wta-crs.md has the estimators' derivations.
 
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, DType, Estimator, Tensor};
+use colrow_tensor::{Class, DType, Estimator, Rows, Tensor};
 
 /// Which rows were drawn.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub fn row_norms(x: &Tensor) -> Tensor {
 /// The drawn rows of a matrix, each times its `scale` if given.
 pub(crate) fn gather(x: &Tensor, index: &Tensor, scale: Option<&Tensor>) -> Tensor {
     let mut rows = x.device().empty(Class::Workspace, x.dtype(), &[index.len(), x.cols()]);
-    x.device().kernels().gather_rows(x, index, scale, &mut rows);
+    x.device().kernels().read_rows(&Rows { of: x.into(), index: Some(index) }, scale, &mut rows);
     rows
 }
 

@@ -8,7 +8,7 @@ use colrow_tensor::{Bytes, Class, Device, Error, Result, Tensor};
 use crate::kept::{Kept, Ledger, Rebuild};
 use crate::norms::NormMemory;
 use crate::param::{Param, ParamId, Params};
-use crate::policy::Policy;
+use crate::policy::{Keep, Policy};
 use crate::probe::Probe;
 
 /// An op that was recorded: what it needs for its gradient.
@@ -147,6 +147,22 @@ impl<'p> Tape<'p> {
         matches!(self.mode, Mode::Training { .. })
     }
 
+    /// What the op at `site` keeps.
+    pub(crate) fn keep(&self, site: &str) -> Keep {
+        match &self.mode {
+            Mode::Training { policy, .. } => policy.keep(site),
+            Mode::Inference => Keep::Exact,
+        }
+    }
+
+    /// The stream of `site`'s stochastic rounding.
+    pub(crate) fn rounding_key(&self, site: &str) -> Option<Key> {
+        match &self.mode {
+            Mode::Training { key, .. } => Some(key.named(site).named("rounding")),
+            Mode::Inference => None,
+        }
+    }
+
     /// The stream of `site`'s dropout, if dropout acts.
     pub(crate) fn dropout_key(&self, site: &str) -> Option<Key> {
         match &self.mode {
@@ -178,6 +194,11 @@ impl<'p> Tape<'p> {
             self.nodes.push(Node { site: site.to_owned(), output, op });
             output
         });
+        Var { id, ..self.unrecorded(site, value) }
+    }
+
+    /// An output of `site` that no gradient flows through.
+    pub(crate) fn unrecorded(&mut self, site: &str, value: Tensor) -> Var {
         if self.check && self.not_finite.is_none() && !self.device().kernels().sum_squares(&value).is_finite() {
             self.not_finite = Some(site.to_owned());
         }
@@ -185,7 +206,7 @@ impl<'p> Tape<'p> {
             let live = self.params.device().meter().live();
             timeline.push(Mark { phase: Phase::Forward, at: site.to_owned(), live });
         }
-        Var { value, id, source: None }
+        self.constant(value)
     }
 
     /// What the recorded ops keep.
@@ -273,6 +294,16 @@ impl Grads {
         dw
     }
 
+    /// As [`Grads::param_sum`], taken out, to be put back by [`Grads::put_sum`].
+    pub(crate) fn take_sum(&mut self, id: ParamId, like: &Tensor) -> Tensor {
+        let zeros = || self.device.zeros(Class::Gradients, like.dtype(), like.shape());
+        self.params[id.0].take().unwrap_or_else(zeros)
+    }
+
+    pub(crate) fn put_sum(&mut self, id: ParamId, sum: Tensor) {
+        self.params[id.0] = Some(sum);
+    }
+
     /// The gradient of a parameter, if it has one.
     pub fn of(&self, id: ParamId) -> Option<&Tensor> {
         self.params[id.0].as_ref()
@@ -290,7 +321,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{check_gradients, check_precision, random_params, training};
-    use crate::{Attend, BatchPlaces, Keep, NormSource, Places, RowsOf, Sampling, Sequences, Store};
+    use crate::{Attend, BatchPlaces, Bits, Keep, NormSource, Places, RowsOf, Sampling, Sequences, Store};
 
     const LAYERS: usize = 2;
     const LENGTHS: [usize; 3] = [5, 1, 9];
@@ -397,7 +428,7 @@ mod tests {
         let mut list = vec![
             ("exact".to_owned(), Policy::exact()),
             ("nothing".to_owned(), Policy::new([("*".to_owned(), Keep::Nothing)]).unwrap()),
-            ("int8".to_owned(), Policy::new([("*".to_owned(), Keep::Quantised)]).unwrap()),
+            ("int8".to_owned(), Policy::new([("*".to_owned(), Keep::Quantised(Bits::Int8))]).unwrap()),
         ];
         for estimator in [Estimator::TopK, Estimator::Crs, Estimator::Wta, Estimator::Pps] {
             for norms in [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform] {
@@ -488,8 +519,8 @@ mod tests {
         assert_eq!((bytes("pooler.tanh", "output"), bytes("classifier", "input")), (3 * 6 * 4, 0));
         assert_eq!(bytes("layer.0.attention", "q, k, v"), TOKENS * 18 * 4);
         let without_inputs = step(&encoder, &policies()[1].1, &encoder.memory());
-        // both norms' outputs and the GELU's are rebuilt; dropout hides the embeddings' norm from layer 0's first linear
-        let saved = TOKENS * 4 * (6 + 6 + 10 + 10 + 6);
+        // every linear's input is rebuilt, dropout or not, and q, k, v with no need of the log-sum-exp of two heads
+        let saved = LAYERS * TOKENS * 4 * (6 + 6 + 6 + 10 + 18 + 2);
         assert_eq!(seen.ledger.total() - without_inputs.ledger.total(), saved);
     }
 

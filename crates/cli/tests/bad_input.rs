@@ -109,7 +109,7 @@ fn recipes() {
         &["train.best_metric: expected one of accuracy, f1, loss", "`f2`"],
     );
     let pattern = "keep.sites.'encoder.layer.9.*'.keep=rows";
-    train_fails(&place, &[pattern], 2, &["`encoder.layer.9.*` names no linear", "hint: sites are "]);
+    train_fails(&place, &[pattern], 2, &["`encoder.layer.9.*` names no site", "hint: sites are "]);
     train_fails(&place, &["train.freeze=['*']"], 2, &["train.freeze: every parameter is frozen", "hint: "]);
     train_fails(&place, &["train.freeze=['encodr.*']"], 2, &["train.freeze: `encodr.*` names no parameter", "hint: "]);
     let part = "train.freeze=['*.query.weight']";
@@ -188,7 +188,7 @@ fn command_lines() {
     };
     bench(&["--batch", "0"], &["--batch", "expected at least 1, found 0"]);
     bench(&["--ratio", "2"], &["--ratio: expected a number in (0, 1], found 2"]);
-    bench(&["--keep", "lean"], &["'lean'", "--keep", "exact, paper"]);
+    bench(&["--keep", "lein"], &["'lean'", "--keep", "exact, paper"]);
     bench(&["--estimator", "wtf"], &["'wtf'", "--estimator", "'wta'"]);
     fails(&place, &["bench", "--model-config", "model/config.json"], 2, &["--seq: expected at most 32", "found 128"]);
     fails(&place, &["bench", "--model-config", "absent.json"], 2, &["--model-config", "absent.json"]);

@@ -1,20 +1,51 @@
 //! BERT (Devlin et al. 2019) with a classification or regression head, as `BertForSequenceClassification`.
 //!
 //! q, k and v are one (3d, d) weight in memory, three in the checkpoint. Batches are ragged: rows of all sequences follow each
-//! other, without padding.
+//! other, without padding. Only the pooled row of each sequence is read behind the last layer, so that layer computes no other: every row gives k
+//! and v there, the pooled rows alone q, the attention's output and the feed-forward's.
 
 use colrow_autograd::{Attend, ParamId, RowsOf, Sequences, Tape, Var};
-use colrow_tensor::Class;
+use colrow_tensor::{Class, Tensor};
 
 use crate::config::BertConfig;
 use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
 use crate::matching::NUM_LABELS;
-use crate::model::Input;
+use crate::model::{Input, Site, SiteKind};
+
+#[derive(Debug)]
+enum Projections {
+    /// Of every row: q, k and v side by side.
+    Packed(Dense),
+    /// q of the pooled rows, k and v of every row.
+    Pooled { q: Dense, kv: Dense },
+}
+
+impl Projections {
+    fn linears(&self) -> Vec<&Dense> {
+        match self {
+            Self::Packed(qkv) => vec![qkv],
+            Self::Pooled { q, kv } => vec![kv, q],
+        }
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Dense> {
+        match self {
+            Self::Packed(qkv) => vec![qkv],
+            Self::Pooled { q, kv } => vec![kv, q],
+        }
+    }
+}
+
+/// The pooled rows of the layer's input, and as sequences of one row.
+struct Pooled {
+    rows: Tensor,
+    alone: Sequences,
+}
 
 #[derive(Debug)]
 struct Layer {
     name: String,
-    qkv: Dense,
+    projections: Projections,
     attention_output: Dense,
     attention_norm: Norm,
     intermediate: Dense,
@@ -58,8 +89,15 @@ impl Bert {
             let site = |part: &str| format!("{name}.{part}");
             let parts = ["query", "key", "value"].map(|p| format!("bert.{name}.attention.self.{p}"));
             let parts = parts.each_ref().map(|part| (part.as_str(), std));
+            let mut project = |name: &str, parts: &[(&str, f64)]| {
+                Dense::new(r, &site(&format!("attention.self.{name}")), parts, square, true)
+            };
+            let projections = match i + 1 == config.num_hidden_layers {
+                false => Projections::Packed(project("qkv", &parts)),
+                true => Projections::Pooled { q: project("query", &parts[..1]), kv: project("kv", &parts[1..]) },
+            };
             Layer {
-                qkv: Dense::new(r, &site("attention.self.qkv"), &parts, square, true),
+                projections,
                 attention_output: dense(r, &site("attention.output.dense"), square),
                 attention_norm: Norm::new(r, "bert.", &site("attention.output.LayerNorm"), d, eps),
                 intermediate: dense(r, &site("intermediate.dense"), up),
@@ -74,17 +112,23 @@ impl Bert {
         Self { config, word, position, kind, embedding_norm, layers, pooler, classifier }
     }
 
-    /// The linears, and what their rows are.
-    pub(crate) fn linears(&self) -> Vec<(&Dense, RowsOf)> {
-        let layers = self.layers.iter().flat_map(|l| [&l.qkv, &l.attention_output, &l.intermediate, &l.output]);
-        let head = [&self.pooler, &self.classifier].map(|dense| (dense, RowsOf::Sequences));
-        layers.map(|dense| (dense, RowsOf::Tokens)).chain(head).collect()
+    /// The sites, in the order of the forward pass.
+    pub(crate) fn sites(&self) -> Vec<Site> {
+        let mut sites = vec![Site::new(self.embedding_norm.site(), RowsOf::Tokens, SiteKind::Norm)];
+        self.layers.iter().for_each(|layer| layer.sites(&mut sites));
+        [&self.pooler, &self.classifier]
+            .iter()
+            .for_each(|dense| sites.extend(Site::of_dense(dense, RowsOf::Sequences)));
+        sites
     }
 
     /// The linears, to adapt them.
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Dense> {
-        let layers = self.layers.iter_mut();
-        let layers = layers.flat_map(|l| [&mut l.qkv, &mut l.attention_output, &mut l.intermediate, &mut l.output]);
+        let layers = self.layers.iter_mut().flat_map(|l| {
+            let mut linears = l.projections.linears_mut();
+            linears.extend([&mut l.attention_output, &mut l.intermediate, &mut l.output]);
+            linears
+        });
         layers.chain([&mut self.pooler, &mut self.classifier]).collect()
     }
 
@@ -102,12 +146,13 @@ impl Bert {
         drop((ids, positions, types));
         x = self.embedding_norm.forward(tape, &x);
         x = tape.dropout("embeddings.dropout", x, hidden);
+        let alone: Vec<u32> = (0..=sequences.count() as u32).collect();
+        let pooled =
+            Pooled { rows: tensor(&input.bounds[..sequences.count()]), alone: Sequences::new(&device, &alone) };
         for layer in &self.layers {
-            x = layer.forward(tape, x, &sequences, c);
+            x = layer.forward(tape, x, &sequences, &pooled, c);
         }
-        let first = tensor(&input.bounds[..sequences.count()]);
-        x = tape.rows("pooler.first", &x, &first);
-        drop(first);
+        drop(pooled);
         x = self.pooler.forward(tape, &x);
         x = tape.tanh("pooler.activation", x);
         x = tape.dropout("classifier.dropout", x, c.classifier_dropout as f32);
@@ -116,9 +161,31 @@ impl Bert {
 }
 
 impl Layer {
-    fn forward(&self, tape: &mut Tape, x: Var, sequences: &Sequences, c: &BertConfig) -> Var {
-        let at = |part: &str| format!("{}.{part}", self.name);
-        let qkv = self.qkv.forward(tape, &x);
+    fn at(&self, part: &str) -> String {
+        format!("{}.{part}", self.name)
+    }
+
+    fn sites(&self, sites: &mut Vec<Site>) {
+        let rows = match self.projections {
+            Projections::Packed(_) => RowsOf::Tokens,
+            Projections::Pooled { .. } => RowsOf::Sequences,
+        };
+        let projections = self.projections.linears();
+        sites.extend(Site::of_dense(projections[0], RowsOf::Tokens));
+        projections[1..].iter().for_each(|q| sites.extend(Site::of_dense(q, rows)));
+        // k and v are of every row
+        sites.push(Site::new(&self.at("attention.self"), RowsOf::Tokens, SiteKind::Attention));
+        sites.extend(Site::of_dense(&self.attention_output, rows));
+        sites.push(Site::new(self.attention_norm.site(), rows, SiteKind::Norm));
+        sites.extend(Site::of_dense(&self.intermediate, rows));
+        sites.push(Site::new(&self.at("intermediate.activation"), rows, SiteKind::Gelu));
+        sites.extend(Site::of_dense(&self.output, rows));
+        sites.push(Site::new(self.output_norm.site(), rows, SiteKind::Norm));
+    }
+
+    /// x (n, d) to (n, d), or to the pooled rows (b, d) of the last layer.
+    fn forward(&self, tape: &mut Tape, mut x: Var, sequences: &Sequences, pooled: &Pooled, c: &BertConfig) -> Var {
+        let at = |part: &str| self.at(part);
         let attend = Attend {
             heads: c.num_attention_heads,
             scale: 1.0 / (c.head_size() as f64).sqrt(),
@@ -127,8 +194,20 @@ impl Layer {
             dropout: c.attention_probs_dropout_prob as f32,
             bias: None,
         };
+        let site = at("attention.self");
         // `h` is assigned rather than shadowed, so that what only the next op reads is dropped there
-        let mut h = tape.attention(&at("attention.self"), &attend, (qkv, sequences), None);
+        let mut h = match &self.projections {
+            Projections::Packed(qkv) => {
+                let qkv = qkv.forward(tape, &x);
+                tape.attention(&site, &attend, (qkv, sequences), None)
+            }
+            Projections::Pooled { q, kv } => {
+                let kv = kv.forward(tape, &x);
+                x = tape.rows(&at("first"), &x, &pooled.rows);
+                let q = q.forward(tape, &x);
+                tape.attention(&site, &attend, (q, &pooled.alone), Some((kv, sequences)))
+            }
+        };
         h = self.attention_output.forward(tape, &h);
         h = tape.dropout(&at("attention.output.dropout"), h, c.hidden_dropout_prob as f32);
         h = tape.add(&at("attention.output.residual"), h, &x);

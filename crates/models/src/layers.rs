@@ -272,6 +272,11 @@ impl Norm {
         Self { site: site.to_owned(), gamma, beta: None, eps }
     }
 
+    /// Its place in policies and ledger.
+    pub fn site(&self) -> &str {
+        &self.site
+    }
+
     /// x (n, d) to (n, d).
     pub fn forward(&self, tape: &mut Tape, x: &Var) -> Var {
         match self.beta {

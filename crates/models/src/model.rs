@@ -43,13 +43,42 @@ pub enum Target<'a> {
     Tokens(&'a [Vec<u32>]),
 }
 
-/// A linear or an adapter that keeps an input by a policy.
+/// What an op at a site is: it decides what the site can keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteKind {
+    /// A linear or its adapters: an input.
+    Linear,
+    /// A norm: ẑ.
+    Norm,
+    /// Attention: q, k and v.
+    Attention,
+    /// A GELU, gated or not: its input.
+    Gelu,
+    /// A ReLU: signs, or its output.
+    Relu,
+}
+
+/// An op that keeps something by a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Its place in policies and ledger.
     pub name: String,
-    /// What its input's rows are.
+    /// What the rows of what it keeps are.
     pub rows: RowsOf,
+    /// What it is.
+    pub kind: SiteKind,
+}
+
+impl Site {
+    pub(crate) fn new(name: &str, rows: RowsOf, kind: SiteKind) -> Self {
+        Self { name: name.to_owned(), rows, kind }
+    }
+
+    /// A linear and its adapters.
+    pub(crate) fn of_dense(dense: &Dense, rows: RowsOf) -> Vec<Self> {
+        let names = [Some(dense.site().to_owned()), dense.adapter_site()];
+        names.iter().flatten().map(|name| Self::new(name, rows, SiteKind::Linear)).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -93,14 +122,12 @@ impl Model {
         }
     }
 
-    /// Sites that keep an input by a policy, linears and their adapters, in the order of the forward pass.
+    /// Sites that keep something by a policy, in the order of the forward pass.
     pub fn sites(&self) -> Vec<Site> {
-        let linears = match &self.net {
-            Net::Bert(net) => net.linears(),
-            Net::T5(net) => net.linears(),
-        };
-        let names = |dense: &Dense| [Some(dense.site().to_owned()), dense.adapter_site()].into_iter().flatten();
-        linears.into_iter().flat_map(|(dense, rows)| names(dense).map(move |name| Site { name, rows })).collect()
+        match &self.net {
+            Net::Bert(net) => net.sites(),
+            Net::T5(net) => net.sites(),
+        }
     }
 
     /// The linears, and the registry of their parameters, to adapt them.

@@ -10,7 +10,7 @@ use colrow_tensor::{Class, Gelu};
 
 use crate::config::{FeedForward, T5Config};
 use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
-use crate::model::Input;
+use crate::model::{Input, Site, SiteKind};
 use generate::Cache;
 
 /// Attention with its norm before and its projections.
@@ -77,10 +77,14 @@ impl T5 {
         Self { config, shared, encoder, decoder, head }
     }
 
-    /// The linears, and what their rows are.
-    pub(crate) fn linears(&self) -> Vec<(&Dense, RowsOf)> {
-        let encoder = self.encoder.blocks.iter().flat_map(|b| b.linears(RowsOf::Tokens));
-        encoder.chain(self.decoder.blocks.iter().flat_map(|b| b.linears(RowsOf::Targets))).collect()
+    /// The sites, in the order of the forward pass.
+    pub(crate) fn sites(&self) -> Vec<Site> {
+        let mut sites = Vec::new();
+        for (stack, rows) in [(&self.encoder, RowsOf::Tokens), (&self.decoder, RowsOf::Targets)] {
+            stack.blocks.iter().for_each(|block| block.sites(rows, &self.config, &mut sites));
+            sites.push(Site::new(stack.norm.site(), rows, SiteKind::Norm));
+        }
+        sites
     }
 
     /// The linears, to adapt them.
@@ -180,15 +184,23 @@ impl Block {
 }
 
 impl Block {
-    fn linears(&self, rows: RowsOf) -> Vec<(&Dense, RowsOf)> {
-        let mut linears = Vec::new();
+    fn sites(&self, rows: RowsOf, c: &T5Config, sites: &mut Vec<Site>) {
         for a in [Some(&self.attention), self.cross.as_ref()].into_iter().flatten() {
-            linears.push((&a.q, rows));
-            linears.extend(a.kv.as_ref().map(|kv| (kv, RowsOf::Tokens)));
-            linears.push((&a.o, rows));
+            sites.push(Site::new(a.norm.site(), rows, SiteKind::Norm));
+            sites.extend(Site::of_dense(&a.q, rows));
+            a.kv.iter().for_each(|kv| sites.extend(Site::of_dense(kv, RowsOf::Tokens)));
+            sites.push(Site::new(&a.site, rows, SiteKind::Attention));
+            sites.extend(Site::of_dense(&a.o, rows));
         }
-        linears.extend([(&self.feed_forward.wi, rows), (&self.feed_forward.wo, rows)]);
-        linears
+        let FeedForwardLayer { norm, wi, wo, .. } = &self.feed_forward;
+        let kind = match c.feed_forward_proj {
+            FeedForward::Relu => SiteKind::Relu,
+            FeedForward::GatedGelu => SiteKind::Gelu,
+        };
+        sites.push(Site::new(norm.site(), rows, SiteKind::Norm));
+        sites.extend(Site::of_dense(wi, rows));
+        sites.push(Site::new(&self.feed_forward.act(), rows, kind));
+        sites.extend(Site::of_dense(wo, rows));
     }
 
     fn linears_mut(&mut self) -> Vec<&mut Dense> {
@@ -265,14 +277,19 @@ impl FeedForwardLayer {
         Self { site, norm, wi, wo }
     }
 
+    /// The site of the activation.
+    fn act(&self) -> String {
+        format!("{}.act", self.site)
+    }
+
     fn forward(&self, tape: &mut Tape, x: Var, c: &T5Config) -> Var {
         let (at, p) = (|part: &str| format!("{}.{part}", self.site), c.dropout_rate as f32);
         let mut h = self.norm.forward(tape, &x);
         h = self.wi.forward(tape, &h);
         h = match c.feed_forward_proj {
-            FeedForward::Relu => tape.relu(&at("act"), h, p),
+            FeedForward::Relu => tape.relu(&self.act(), h, p),
             FeedForward::GatedGelu => {
-                h = tape.gated_gelu(&at("act"), Gelu::Tanh, h);
+                h = tape.gated_gelu(&self.act(), Gelu::Tanh, h);
                 tape.dropout(&at("act.dropout"), h, p)
             }
         };

@@ -7,6 +7,7 @@ use crate::kernels::Kernels;
 use crate::meta::Meta;
 use crate::meter::{Class, Meter};
 use crate::pool::{Buffer, Pool};
+use crate::profile::Profile;
 use crate::tensor::Tensor;
 use crate::{DType, Element};
 
@@ -19,6 +20,7 @@ enum Backend {
 #[derive(Debug)]
 struct Inner {
     meter: Meter,
+    profile: Arc<Profile>,
     backend: Backend,
 }
 
@@ -29,17 +31,19 @@ pub struct Device(Arc<Inner>);
 impl Device {
     /// This machine's processor, with the threads of the current rayon pool.
     pub fn cpu() -> Self {
-        Self::new(Backend::Cpu(Cpu::new(rayon::current_num_threads()), Pool::default()))
+        let profile = Arc::new(Profile::default());
+        let cpu = Cpu::new(rayon::current_num_threads(), profile.clone());
+        Self::new(Backend::Cpu(cpu, Pool::default()), profile)
     }
 
     /// The shape-only device: tensors without data, for plans. It asks for the same scratch as a processor with `threads`
     /// threads.
     pub fn meta(threads: usize) -> Self {
-        Self::new(Backend::Meta(Meta::new(threads)))
+        Self::new(Backend::Meta(Meta::new(threads)), Arc::default())
     }
 
-    fn new(backend: Backend) -> Self {
-        Self(Arc::new(Inner { meter: Meter::default(), backend }))
+    fn new(backend: Backend, profile: Arc<Profile>) -> Self {
+        Self(Arc::new(Inner { meter: Meter::default(), profile, backend }))
     }
 
     /// Whether tensors here have shapes and no data.
@@ -50,6 +54,11 @@ impl Device {
     /// The device's byte counts.
     pub fn meter(&self) -> &Meter {
         &self.0.meter
+    }
+
+    /// What the device's kernels cost; nothing on the shape-only device.
+    pub fn profile(&self) -> &Profile {
+        &self.0.profile
     }
 
     /// The device's primitives.

@@ -72,10 +72,20 @@ pub trait Float:
     const ONE: Self;
     /// −∞.
     const NEG_INFINITY: Self;
+    /// The smallest positive normal number.
+    const SMALLEST: Self;
     /// Rounds from f64.
     fn of(x: f64) -> Self;
     /// Widens to f64.
     fn f64(self) -> f64;
+    /// A whole number.
+    fn of_int(x: i32) -> Self;
+    /// Rounds to the whole number nearest in the direction of 0; 0 from NaN.
+    fn to_int(self) -> i32;
+    /// Widens a bfloat16.
+    fn of_bf16(bits: u16) -> Self;
+    /// Rounds to the nearest bfloat16, ties to even.
+    fn to_bf16(self) -> u16;
     /// Square root.
     fn sqrt(self) -> Self;
     /// eˣ; f32: within 2 ulp, 0 below −87.3.
@@ -96,11 +106,24 @@ impl Float for f64 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f64::NEG_INFINITY;
+    const SMALLEST: Self = f64::MIN_POSITIVE;
     fn of(x: f64) -> Self {
         x
     }
     fn f64(self) -> f64 {
         self
+    }
+    fn of_int(x: i32) -> Self {
+        f64::from(x)
+    }
+    fn to_int(self) -> i32 {
+        self as i32
+    }
+    fn of_bf16(bits: u16) -> Self {
+        f64::from(f32::of_bf16(bits))
+    }
+    fn to_bf16(self) -> u16 {
+        (self as f32).to_bf16()
     }
     fn sqrt(self) -> Self {
         self.sqrt()
@@ -129,6 +152,7 @@ impl Float for f32 {
     const ZERO: Self = 0.0;
     const ONE: Self = 1.0;
     const NEG_INFINITY: Self = f32::NEG_INFINITY;
+    const SMALLEST: Self = f32::MIN_POSITIVE;
     #[inline(always)]
     fn of(x: f64) -> Self {
         x as f32
@@ -136,6 +160,25 @@ impl Float for f32 {
     #[inline(always)]
     fn f64(self) -> f64 {
         f64::from(self)
+    }
+    #[inline(always)]
+    fn of_int(x: i32) -> Self {
+        x as f32
+    }
+    #[inline(always)]
+    fn to_int(self) -> i32 {
+        self as i32
+    }
+    #[inline(always)]
+    fn of_bf16(bits: u16) -> Self {
+        f32::from_bits(u32::from(bits) << 16)
+    }
+    #[inline(always)]
+    fn to_bf16(self) -> u16 {
+        let bits = self.to_bits();
+        let even = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+        // rounding must not turn a NaN into an infinity
+        if self.is_nan() { (bits >> 16 | 0x40) as u16 } else { even as u16 }
     }
     #[inline(always)]
     fn sqrt(self) -> Self {

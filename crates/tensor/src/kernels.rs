@@ -3,6 +3,7 @@
 //! Shapes: `n` rows (tokens), `d` columns, `b` sequences. Float tensors of one call share one type. Shapes that do not match
 //! are mistakes of the caller and panic.
 
+use crate::codes::{Coded, Rows, Store, Stored};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
@@ -18,9 +19,6 @@ pub enum Estimator {
     /// Inclusion probabilities min(1, c·p), systematic draw, weight 1/π (Horvitz–Thompson). Unbiased.
     Pps,
 }
-
-/// Columns that share a scale in int8.
-pub const QUANT_GROUP: usize = 64;
 
 /// The two forms of GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,9 +88,9 @@ impl Buckets {
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInput<'a> {
     /// q, k, v side by side (n, 3·heads·h), or q alone (n, heads·h).
-    pub q: &'a Tensor,
+    pub q: Stored<'a>,
     /// k, v side by side (m, 2·heads·h) and the first rows of their sequences and the end (b+1), where they are not beside q.
-    pub kv: Option<(&'a Tensor, &'a Tensor)>,
+    pub kv: Option<(Stored<'a>, &'a Tensor)>,
     /// First rows of the sequences of q and the end (b+1, u32).
     pub bounds: &'a Tensor,
     /// Bias by bucket (buckets, heads).
@@ -115,6 +113,17 @@ pub struct AttentionGradients<'a> {
     pub kv: Option<&'a mut Tensor>,
     /// The bias's, by sequence (b, buckets·heads).
     pub bias: Option<&'a mut Tensor>,
+}
+
+/// A norm's parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// Scale γ (d).
+    pub gamma: &'a Tensor,
+    /// Shift β (d); none in a root mean square norm, which takes no mean off.
+    pub beta: Option<&'a Tensor>,
+    /// Added to the variance.
+    pub eps: f64,
 }
 
 /// One AdamW step (Loshchilov & Hutter 2019), as in `torch.optim.AdamW`.
@@ -153,82 +162,81 @@ pub trait Kernels {
     fn broadcast_row(&self, row: &Tensor, y: &mut Tensor);
     /// `y (d) += Σ_i x_i`, x (n, d), rows in order.
     fn add_column_sum(&self, x: &Tensor, y: &mut Tensor);
-    /// `y (d) += Σ_i x_i⊙z_i`, x, z (n, d), rows in order.
-    fn add_column_dot(&self, x: &Tensor, z: &Tensor, y: &mut Tensor);
     /// `y_i = ‖x_i‖₂`, x (n, d), y (n).
     fn row_norms(&self, x: &Tensor, y: &mut Tensor);
-    /// `y = gelu(x)`.
-    fn gelu(&self, form: Gelu, x: &Tensor, y: &mut Tensor);
+    /// `y = gelu(x)`, x and y (n, d); without x, of y itself.
+    fn gelu(&self, form: Gelu, x: Option<&Rows<'_>>, y: &mut Tensor);
     /// `dy *= gelu'(x)`.
-    fn gelu_backward(&self, form: Gelu, x: &Tensor, dy: &mut Tensor);
+    fn gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &mut Tensor);
     /// `y = gelu(x[:, ..f])⊙x[:, f..]`, x (n, 2f), y (n, f) (Shazeer 2020).
-    fn gated_gelu(&self, form: Gelu, x: &Tensor, y: &mut Tensor);
+    fn gated_gelu(&self, form: Gelu, x: &Rows<'_>, y: &mut Tensor);
     /// `dx` (n, 2f) of [`Kernels::gated_gelu`] from dy (n, f).
-    fn gated_gelu_backward(&self, form: Gelu, x: &Tensor, dy: &Tensor, dx: &mut Tensor);
+    fn gated_gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &Tensor, dx: &mut Tensor);
     /// `x = max(x, 0)`, then dropout; x (n, d). Bit c of row i of `bits` (n, ⌈d/8⌉, u8), lowest first, says whether the element is above 0 at the
     /// end.
-    fn relu(&self, dropout: Option<Dropout>, x: &mut Tensor, bits: &mut Tensor);
-    /// `dy *= bit/(1−p)`, p that of `dropout`.
-    fn relu_backward(&self, dropout: Option<Dropout>, bits: &Tensor, dy: &mut Tensor);
+    fn relu(&self, dropout: Option<Dropout>, x: &mut Tensor, bits: Option<&mut Tensor>);
+    /// `dy *= above/(1−p)`, p that of `dropout`; `above` says where the output is above 0: bits as in [`Kernels::relu`], or codes above 0 (n, d,
+    /// u8).
+    fn relu_backward(&self, dropout: Option<Dropout>, above: &Tensor, dy: &mut Tensor);
     /// `x = tanh(x)`.
     fn tanh(&self, x: &mut Tensor);
     /// `dy *= 1 − y²`.
     fn tanh_backward(&self, y: &Tensor, dy: &mut Tensor);
-    /// `x *= mask/(1−p)`, x (n, d): forward, and the same again backward.
-    fn dropout(&self, dropout: Dropout, x: &mut Tensor);
+    /// `x *= mask/(1−p)`, x (n, d): forward, and the same again backward. With `index` (n, u32), x holds these rows of the matrix that the mask
+    /// is for.
+    fn dropout(&self, dropout: Dropout, index: Option<&Tensor>, x: &mut Tensor);
     /// `z = (x − mean)·r`, `r = 1/√(var + eps)`, `y = gamma·z + beta`; x, y, z (n, d), gamma, beta (d), r (n). Without beta the root
-    /// mean square norm: `z = x·r`, `r = 1/√(mean x² + eps)`, `y = gamma·z`.
-    #[expect(clippy::too_many_arguments, reason = "three inputs and three outputs")]
-    fn layer_norm(
+    /// mean square norm: `z = x·r`, `r = 1/√(mean x² + eps)`, `y = gamma·z`. z and r are `kept` if asked for.
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, y: &mut Tensor, kept: Option<(Store<'_>, &mut Tensor)>);
+    /// `dgamma += Σ_i dy_i⊙z_i` and `dbeta += Σ_i dy_i`, where they are wanted; then, with `dx`, `dx = r(g − mean g − z·mean(g⊙z))` with
+    /// `g = gamma⊙dy`, written over `dy`; without `mean g` where the mean was not taken off.
+    fn layer_norm_backward(
         &self,
-        x: &Tensor,
-        gamma: &Tensor,
-        beta: Option<&Tensor>,
-        eps: f64,
-        y: &mut Tensor,
-        z: &mut Tensor,
-        r: &mut Tensor,
+        z: &Stored<'_>,
+        r: &Tensor,
+        norm: &Norm<'_>,
+        dy: &mut Tensor,
+        dx: bool,
+        sums: [Option<&mut Tensor>; 2],
     );
-    /// `dx = r(g − mean g − z·mean(g⊙z))` with `g = gamma⊙dy`, written over `dy`; without `mean g` where the mean was not taken off.
-    fn layer_norm_backward(&self, z: &Tensor, r: &Tensor, gamma: &Tensor, centred: bool, dy: &mut Tensor);
-    /// `x_i = gamma⊙x_i + beta`, x (n, d): a norm's output from its ẑ, to the bit.
-    fn scale_rows(&self, gamma: &Tensor, beta: Option<&Tensor>, x: &mut Tensor);
+    /// `y_i = gamma⊙z_i + beta`: a norm's output from its ẑ, to the bit where that is exact.
+    fn scale_rows(&self, norm: &Norm<'_>, z: &Rows<'_>, y: &mut Tensor);
     /// `y_i (+)= table[ids_i]`: adds where `add`, else writes; ids (n) u32, table (v, d), y (n, d).
     fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor);
     /// `dtable[ids_i] += dy_i`, in the order of i.
     fn embed_backward(&self, ids: &Tensor, dy: &Tensor, dtable: &mut Tensor);
-    /// `y_j = scale_j·x[index_j]`; index (k) u32, scale (k) or 1.
-    fn gather_rows(&self, x: &Tensor, index: &Tensor, scale: Option<&Tensor>, y: &mut Tensor);
+    /// `y_j = scale_j·x_j`, scale (k) or 1, x_j the rows named (k, d).
+    fn read_rows(&self, x: &Rows<'_>, scale: Option<&Tensor>, y: &mut Tensor);
     /// `y[index_j] = x_j`, other rows as they are; the indices are distinct.
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor);
     /// `y = x[:, first..first + c]`, x (n, d), y (n, c).
     fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
     /// `y[:, first..first + c] += x`, x (n, c), y (n, d).
     fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
-    /// int8 with stochastic rounding in groups of [`QUANT_GROUP`] columns: `scale = max|x|/127` of a group, `codes` = ⌊x/scale + u⌋ +
-    /// 128 with u uniform in [0, 1), so that E[(codes − 128)·scale] = x. x, codes (n, d), scale (n, ⌈d/group⌉).
-    fn quantise(&self, key: Key, x: &Tensor, codes: &mut Tensor, scale: &mut Tensor);
-    /// `y = (codes − 128)·scale`.
-    fn dequantise(&self, codes: &Tensor, scale: &Tensor, y: &mut Tensor);
-    /// Elements of scratch that attention needs, forward or backward, for sequences of at most `longest` queries and `kv_longest`
-    /// keys.
-    fn attention_scratch(&self, spec: &Attention, longest: usize, kv_longest: usize) -> usize;
+    /// Writes x (n, d) in codes ([`Code`](crate::Code)), each group of columns with its own scale: rounded to one of the two
+    /// neighbouring codes by random numbers of the stream `key`, so that the mean is x, or to the nearest. A group with a number that is not finite
+    /// reads as NaN.
+    fn quantise(&self, key: Option<Key>, x: &Tensor, coded: &mut Coded);
+    /// Elements of scratch that attention with heads of `h` columns needs, forward or backward, for sequences of at most `longest` queries and
+    /// `kv_longest` keys.
+    fn attention_scratch(&self, spec: &Attention, h: usize, longest: usize, kv_longest: usize) -> usize;
     /// `out_i = Σ_j drop(softmax_j(scale·q_i·k_j + bias_{j−i})) v_j` within each sequence and head; out (n, heads·h); `lse` (n,
-    /// heads) gets the logarithm of each softmax's denominator.
+    /// heads) gets the logarithm of each softmax's denominator. With `index` (k, u32) only those rows, out (k, heads·h).
     fn attention(
         &self,
         spec: &Attention,
         input: &AttentionInput<'_>,
+        index: Option<&Tensor>,
         scratch: &mut Tensor,
         out: &mut Tensor,
-        lse: &mut Tensor,
+        lse: Option<&mut Tensor>,
     );
-    /// Gradients from `dout` (n, heads·h); the probabilities are rebuilt tile by tile.
+    /// Gradients from `dout` (n, heads·h); the probabilities are rebuilt tile by tile, from `lse` where it is given.
     fn attention_backward(
         &self,
         spec: &Attention,
         input: &AttentionInput<'_>,
-        lse: &Tensor,
+        lse: Option<&Tensor>,
         dout: &Tensor,
         scratch: &mut Tensor,
         gradients: AttentionGradients<'_>,

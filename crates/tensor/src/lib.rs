@@ -1,5 +1,6 @@
 //! Numbers on devices: tensors, kernels, the memory meter. Knows nothing of gradients.
 
+mod codes;
 mod cpu;
 mod device;
 mod dtype;
@@ -8,12 +9,17 @@ pub mod kernels;
 mod meta;
 mod meter;
 mod pool;
+mod profile;
 pub mod rng;
 mod tensor;
 
+pub use codes::{Code, Coded, Format, Rows, Store, Stored};
 pub use device::Device;
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Kind, Result};
-pub use kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Gelu, Kernels};
+pub use kernels::{
+    AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Gelu, Kernels, Norm,
+};
 pub use meter::{Bytes, Class, Meter};
+pub use profile::{Cost, Profile};
 pub use tensor::Tensor;

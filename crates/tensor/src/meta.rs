@@ -1,7 +1,8 @@
 //! The shape-only device: every primitive does nothing.
 
+use crate::codes::{Coded, Rows, Store, Stored};
 use crate::cpu;
-use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels};
+use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels, Norm};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
@@ -28,33 +29,31 @@ impl Kernels for Meta {
     fn add(&self, _: In, _: Out) {}
     fn broadcast_row(&self, _: In, _: Out) {}
     fn add_column_sum(&self, _: In, _: Out) {}
-    fn add_column_dot(&self, _: In, _: In, _: Out) {}
     fn row_norms(&self, _: In, _: Out) {}
-    fn gelu(&self, _: Gelu, _: In, _: Out) {}
-    fn gelu_backward(&self, _: Gelu, _: In, _: Out) {}
-    fn gated_gelu(&self, _: Gelu, _: In, _: Out) {}
-    fn gated_gelu_backward(&self, _: Gelu, _: In, _: In, _: Out) {}
-    fn relu(&self, _: Option<Dropout>, _: Out, _: Out) {}
+    fn gelu(&self, _: Gelu, _: Option<&Rows<'_>>, _: Out) {}
+    fn gelu_backward(&self, _: Gelu, _: &Stored<'_>, _: Out) {}
+    fn gated_gelu(&self, _: Gelu, _: &Rows<'_>, _: Out) {}
+    fn gated_gelu_backward(&self, _: Gelu, _: &Stored<'_>, _: In, _: Out) {}
+    fn relu(&self, _: Option<Dropout>, _: Out, _: Option<Out>) {}
     fn relu_backward(&self, _: Option<Dropout>, _: In, _: Out) {}
     fn tanh(&self, _: Out) {}
     fn tanh_backward(&self, _: In, _: Out) {}
-    fn dropout(&self, _: Dropout, _: Out) {}
-    fn layer_norm(&self, _: In, _: In, _: Option<In>, _: f64, _: Out, _: Out, _: Out) {}
-    fn layer_norm_backward(&self, _: In, _: In, _: In, _: bool, _: Out) {}
-    fn scale_rows(&self, _: In, _: Option<In>, _: Out) {}
+    fn dropout(&self, _: Dropout, _: Option<In>, _: Out) {}
+    fn layer_norm(&self, _: In, _: &Norm<'_>, _: Out, _: Option<(Store<'_>, Out)>) {}
+    fn layer_norm_backward(&self, _: &Stored<'_>, _: In, _: &Norm<'_>, _: Out, _: bool, _: [Option<Out>; 2]) {}
+    fn scale_rows(&self, _: &Norm<'_>, _: &Rows<'_>, _: Out) {}
     fn embed(&self, _: In, _: In, _: bool, _: Out) {}
     fn embed_backward(&self, _: In, _: In, _: Out) {}
-    fn gather_rows(&self, _: In, _: In, _: Option<In>, _: Out) {}
+    fn read_rows(&self, _: &Rows<'_>, _: Option<In>, _: Out) {}
     fn scatter_rows(&self, _: In, _: In, _: Out) {}
     fn read_columns(&self, _: In, _: usize, _: Out) {}
     fn add_to_columns(&self, _: In, _: usize, _: Out) {}
-    fn quantise(&self, _: Key, _: In, _: Out, _: Out) {}
-    fn dequantise(&self, _: In, _: In, _: Out) {}
-    fn attention_scratch(&self, spec: &Attention, longest: usize, kv_longest: usize) -> usize {
-        cpu::attention::scratch(self.threads, spec, longest, kv_longest)
+    fn quantise(&self, _: Option<Key>, _: In, _: &mut Coded) {}
+    fn attention_scratch(&self, spec: &Attention, h: usize, longest: usize, kv_longest: usize) -> usize {
+        cpu::attention::scratch(self.threads, spec, h, longest, kv_longest)
     }
-    fn attention(&self, _: &Attention, _: &AttentionInput<'_>, _: Out, _: Out, _: Out) {}
-    fn attention_backward(&self, _: &Attention, _: &AttentionInput<'_>, _: In, _: In, _: Out, _: AttentionGradients<'_>) {}
+    fn attention(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: Out, _: Out, _: Option<Out>) {}
+    fn attention_backward(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: In, _: Out, _: AttentionGradients<'_>) {}
     fn cross_entropy(&self, _: In, _: In, _: Out, _: Out) {}
     fn mean_squared_error(&self, _: In, _: In, _: Out, _: Out) {}
     fn importance(&self, _: In, _: Option<In>, _: f64, _: Out) {}

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use colrow_autograd::{Draw, NormMemory, NormSource, Policy, Probe, Sampling, Store, estimate_by, row_norms};
+use colrow_models::model::SiteKind;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, Error, Estimator, Result, Tensor};
 use serde::Serialize;
@@ -282,7 +283,8 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
     job.policy = Arc::new(Policy::exact());
     let model = job.model()?;
     let device = model.registry.params.device().clone();
-    let sites: Vec<_> = model.sites().into_iter().map(|site| (site.name, site.rows)).collect();
+    let linears = model.sites().into_iter().filter(|site| site.kind == SiteKind::Linear);
+    let sites: Vec<_> = linears.map(|site| (site.name, site.rows)).collect();
     let memory = Arc::new(NormMemory::new(&device, &sites, job.cached_tokens(), Store::Memory)?);
     let mut engine = job.engine(model, std::path::Path::new(""))?;
     let collector = Arc::new(Collector {
@@ -327,7 +329,7 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
 #[cfg(test)]
 mod tests {
     use colrow_autograd::{BatchPlaces, Places, RowsOf};
-    use colrow_tensor::{DType, Device};
+    use colrow_tensor::{DType, Device, Rows};
 
     use super::*;
 
@@ -398,7 +400,7 @@ mod tests {
             let left = device.tensor(Class::Workspace, &[left.len()], &left);
             let rest = |t: &Tensor| {
                 let mut rows = device.empty(Class::Workspace, DType::F64, &[left.len(), t.cols()]);
-                device.kernels().gather_rows(t, &left, None, &mut rows);
+                device.kernels().read_rows(&Rows { of: t.into(), index: Some(&left) }, None, &mut rows);
                 rows
             };
             let bias = device.kernels().sum_squares(&product(&rest(&x), &rest(&dz)));

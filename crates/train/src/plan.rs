@@ -72,7 +72,7 @@ pub fn keep_name(keep: Keep) -> String {
     match keep {
         Keep::Exact => "exact".into(),
         Keep::Nothing => "rebuild".into(),
-        Keep::Quantised => "int8".into(),
+        Keep::Quantised(bits) => format!("{bits:?}").to_lowercase(),
         Keep::Rows(s) => format!(
             "{}@{} ({} norms)",
             format!("{:?}", s.estimator).to_lowercase(),
@@ -83,14 +83,14 @@ pub fn keep_name(keep: Keep) -> String {
 }
 
 /// Sites of the ledger with what they keep, each once, in order.
-pub fn sites(policy: &Policy, linears: &[Site], ledger: &Ledger) -> Vec<SitePlan> {
+pub fn sites(policy: &Policy, known: &[Site], ledger: &Ledger) -> Vec<SitePlan> {
     let mut sites: Vec<SitePlan> = Vec::new();
     for entry in &ledger.entries {
         match sites.iter_mut().find(|s| s.name == entry.site) {
             Some(site) => site.kept_bytes += entry.bytes,
             None => {
-                let linear = linears.iter().any(|linear| linear.name == entry.site);
-                let policy = if linear { keep_name(policy.keep(&entry.site)) } else { entry.keep.clone() };
+                let known = known.iter().any(|site| site.name == entry.site);
+                let policy = if known { keep_name(policy.keep(&entry.site)) } else { entry.keep.clone() };
                 sites.push(SitePlan { name: entry.site.clone(), policy, kept_bytes: entry.bytes });
             }
         }

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, NormMemory, NormSource, Policy, Sampling, Store};
+use colrow_autograd::{Bits, Keep, NormMemory, NormSource, Policy, RowsOf, Sampling, Store};
 use colrow_models::config::{Architecture, Config, ProblemType};
 use colrow_models::lora::{self, LoraConfig};
-use colrow_models::model::{Model, PAPER_SITES, Site};
+use colrow_models::model::{Model, PAPER_SITES, Site, SiteKind};
 use colrow_models::{hub, load};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Estimator, Result};
-use globset::Glob;
 
 use crate::data::{
     self, Answers, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser, Wording,
@@ -99,23 +98,44 @@ pub fn set_labels(config: &mut Config, labels: &LabelMap) {
     }
 }
 
-/// What one linear keeps, by the recipe.
-pub fn site_keep(keep: &recipe::Keep, site: &str) -> Keep {
-    let in_paper = PAPER_SITES.iter().any(|p| Glob::new(p).is_ok_and(|g| g.compile_matcher().is_match(site)));
-    let preset = if keep.policy == PolicyName::Paper && in_paper { SiteKeep::Rows } else { SiteKeep::Exact };
-    let exception = keep.exception(site);
-    let (kind, estimator, ratio, norms) = match &exception {
-        Some(e) => (
-            e.keep.unwrap_or(preset),
-            e.estimator.unwrap_or(keep.estimator),
-            e.ratio.unwrap_or(keep.ratio),
-            e.norms.unwrap_or(keep.norms),
-        ),
-        None => (preset, keep.estimator, keep.ratio, keep.norms),
-    };
+/// Whether a site can keep this.
+fn fits(kind: SiteKind, keep: SiteKeep) -> bool {
+    match keep {
+        SiteKeep::Exact | SiteKeep::Int8 => true,
+        SiteKeep::Int4 | SiteKeep::Bf16 => kind != SiteKind::Relu,
+        SiteKeep::Rows => kind == SiteKind::Linear,
+        SiteKeep::Rebuild => matches!(kind, SiteKind::Linear | SiteKind::Attention),
+    }
+}
+
+/// What a site keeps by the policy alone.
+fn preset(policy: PolicyName, site: &Site) -> SiteKeep {
+    let in_paper = || PAPER_SITES.iter().any(|p| recipe::glob_matches(p, &site.name));
+    match (policy, site.kind) {
+        // one row a sequence: next to nothing to save
+        _ if site.rows == RowsOf::Sequences => SiteKeep::Exact,
+        (PolicyName::Exact, _) => SiteKeep::Exact,
+        (PolicyName::Paper, SiteKind::Linear) if in_paper() => SiteKeep::Rows,
+        (PolicyName::Paper, _) => SiteKeep::Exact,
+        (PolicyName::Lean | PolicyName::Leanest, SiteKind::Linear) => SiteKeep::Rows,
+        (PolicyName::Leanest, SiteKind::Attention) => SiteKeep::Rebuild,
+        (PolicyName::Lean | PolicyName::Leanest, _) => SiteKeep::Int8,
+    }
+}
+
+/// What one site keeps, by the recipe.
+pub fn site_keep(keep: &recipe::Keep, site: &Site) -> Keep {
+    let applies = |e: &recipe::Site| e.keep.map_or(site.kind == SiteKind::Linear, |keep| fits(site.kind, keep));
+    let exception = keep.exception(&site.name, applies);
+    let kind = exception.and_then(|e| e.keep).unwrap_or_else(|| preset(keep.policy, site));
+    let estimator = exception.and_then(|e| e.estimator).unwrap_or(keep.estimator);
+    let ratio = exception.and_then(|e| e.ratio).unwrap_or(keep.ratio);
+    let norms = exception.and_then(|e| e.norms).unwrap_or(keep.norms());
     let estimator = match (kind, estimator) {
         (SiteKeep::Rebuild, _) => return Keep::Nothing,
-        (SiteKeep::Int8, _) => return Keep::Quantised,
+        (SiteKeep::Int8, _) => return Keep::Quantised(Bits::Int8),
+        (SiteKeep::Int4, _) => return Keep::Quantised(Bits::Int4),
+        (SiteKeep::Bf16, _) => return Keep::Quantised(Bits::Bf16),
         (SiteKeep::Exact, _) | (_, recipe::Estimator::Exact) => return Keep::Exact,
         (_, recipe::Estimator::TopK) => Estimator::TopK,
         (_, recipe::Estimator::Crs) => Estimator::Crs,
@@ -131,22 +151,26 @@ pub fn site_keep(keep: &recipe::Keep, site: &str) -> Keep {
     Keep::Rows(Sampling { estimator, ratio: ratio as f32, norms, uniform: keep.uniform as f32 })
 }
 
-/// The recipe's policy over a model's linears.
+/// The recipe's policy over a model's sites.
 ///
 /// # Errors
-/// A pattern that names no site.
+/// A pattern that names no site, or none that can keep what it says.
 pub fn policy(keep: &recipe::Keep, sites: &[Site]) -> Result<Policy> {
     for exception in &keep.sites {
-        let glob = Glob::new(&exception.pattern)
-            .map_err(|e| Error::usage(format!("keep.sites: `{}` is no pattern: {e}", exception.pattern)))?
-            .compile_matcher();
-        if !sites.iter().any(|s| glob.is_match(&s.name)) {
+        let pattern = &exception.pattern;
+        let named: Vec<&Site> = sites.iter().filter(|s| recipe::glob_matches(pattern, &s.name)).collect();
+        if named.is_empty() {
             let names: Vec<_> = sites.iter().take(4).map(|s| s.name.as_str()).collect();
-            return Err(Error::usage(format!("keep.sites: `{}` names no linear of this model", exception.pattern))
+            return Err(Error::usage(format!("keep.sites: `{pattern}` names no site of this model"))
                 .hint(format!("sites are {}, …", names.join(", "))));
         }
+        if let Some(keep) = exception.keep.filter(|&keep| !named.iter().any(|site| fits(site.kind, keep))) {
+            return Err(Error::usage(format!("keep.sites: no site that `{pattern}` names can keep `{keep}`")).hint(
+                "linears keep anything, attention all but `rows`, norms and activations neither `rows` nor `rebuild`, a ReLU `exact` or `int8`",
+            ));
+        }
     }
-    Policy::new(sites.iter().map(|s| (s.name.clone(), site_keep(keep, &s.name))))
+    Policy::new(sites.iter().map(|s| (s.name.clone(), site_keep(keep, s))))
 }
 
 /// Modules that are trained whole beside adapters or biases: the recipe's, else the head.

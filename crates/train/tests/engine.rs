@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, NormMemory, NormSource, Phase, Policy, Sampling, Store};
+use colrow_autograd::{Bits, Keep, NormMemory, NormSource, Phase, Policy, Sampling, Store};
 use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES};
@@ -12,6 +12,8 @@ use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{Lengths, Shape, blank, plan, remembering_sites};
+use colrow_train::recipe::{self, PolicyName};
+use colrow_train::setup;
 
 const SETTINGS: Settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
 const SOURCES: [NormSource; 4] = [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform];
@@ -88,7 +90,9 @@ fn policies() -> Vec<(String, Policy)> {
     let mut all = vec![("exact".to_owned(), Policy::exact())];
     let everywhere = |keep| Policy::new([("*".to_owned(), keep)]).unwrap();
     all.push(("rebuild".into(), everywhere(Keep::Nothing)));
-    all.push(("int8".into(), everywhere(Keep::Quantised)));
+    for bits in [Bits::Int8, Bits::Int4, Bits::Bf16] {
+        all.push((format!("{bits:?}"), everywhere(Keep::Quantised(bits))));
+    }
     for estimator in [Estimator::Crs, Estimator::Wta, Estimator::Pps, Estimator::TopK] {
         all.extend(SOURCES.map(|s| (format!("paper {estimator:?} {s:?}"), paper(rows(estimator, s, 0.3)))));
     }
@@ -105,6 +109,19 @@ fn policies() -> Vec<(String, Policy)> {
     ];
     all.push(("mixed".into(), Policy::new(mixed.map(|(site, keep)| (site.to_owned(), keep))).unwrap()));
     all
+}
+
+/// The recipe's presets, of which the policies above know nothing.
+fn presets(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>) -> Vec<(String, Policy)> {
+    let mut model = Model::new(config.clone(), &Device::meta(1), DType::F32);
+    choose_trained(&mut model).unwrap();
+    let sites = model.sites();
+    let preset = |policy: PolicyName, norms: Option<recipe::NormSource>| {
+        let keep = recipe::Keep { policy, norms, ..recipe::Keep::default() };
+        (format!("{policy} {norms:?}"), setup::policy(&keep, &sites).unwrap())
+    };
+    let cached = Some(recipe::NormSource::Cached);
+    vec![preset(PolicyName::Lean, None), preset(PolicyName::Lean, cached), preset(PolicyName::Leanest, None)]
 }
 
 type Frozen = (&'static str, fn(&str) -> bool);
@@ -128,7 +145,8 @@ fn steps() -> [Vec<Vec<u32>>; 4] {
 fn plan_meter_and_ledger_agree_to_the_byte() {
     for sizes in [[32, 2, 4, 64, 2], [36, 1, 3, 150, 3], [20, 3, 5, 17, 1]] {
         let config = config(sizes);
-        for ((name, policy), (frozen_name, frozen), micros) in policies()
+        for ((name, policy), (frozen_name, frozen), micros) in [policies(), presets(&config, &|_| Ok(()))]
+            .concat()
             .into_iter()
             .flat_map(|p| FROZEN.map(|f| (p.clone(), f)))
             .flat_map(|(p, f)| steps().map(|s| (p.clone(), f, s)))
@@ -160,7 +178,8 @@ fn plan_meter_and_ledger_agree_with_adapters() {
             };
             model.registry.freeze(|key| !learned(key))
         };
-        for ((name, policy), micros) in policies().into_iter().flat_map(|p| steps().map(|s| (p.clone(), s))) {
+        let policies = [policies(), presets(&config, &choose)].concat();
+        for ((name, policy), micros) in policies.into_iter().flat_map(|p| steps().map(|s| (p.clone(), s))) {
             agree(&format!("{targets:?}, {name}, {micros:?}"), &config, policy, &choose, &micros);
         }
     }
@@ -197,7 +216,7 @@ fn plan_meter_and_ledger_agree_for_t5() {
     };
     for (gated, (name, policy), micros) in [false, true]
         .into_iter()
-        .flat_map(|gated| policies().into_iter().map(move |p| (gated, p)))
+        .flat_map(|gated| [policies(), presets(&t5(gated), &adapted)].concat().into_iter().map(move |p| (gated, p)))
         .flat_map(|(g, p)| steps().map(|s| (g, p.clone(), s)))
     {
         for (frozen_name, frozen) in frozen {
@@ -267,19 +286,26 @@ fn what_no_op_reads_any_more_is_dropped() {
         let mark = marks.iter().find(|m| m.phase == Phase::Forward && m.at == site);
         mark.unwrap_or_else(|| panic!("{site} is not on the timeline")).live.workspace
     };
-    // the batch's bounds
-    let input = 12;
-    let wide = n * 160 * 4;
-    let narrow = n * d * 4;
-    for i in [0, 1] {
+    // the batch's bounds, its first rows, and those as sequences
+    let input = 12 + 8 + 12;
+    // the last layer has q and all behind it for the two pooled rows alone
+    for (i, rows) in [(0, n), (1, 2)] {
         let at = |part: &str| alive(&format!("encoder.layer.{i}.{part}"));
-        // besides the op's output, the residual stream; at linears and norms, also their input (a norm's ẑ and 1/σ die with it)
-        assert_eq!(at("attention.self.qkv"), input + narrow + 3 * narrow);
+        let (narrow, wide) = (rows * d * 4, rows * 160 * 4);
+        // besides the op's output, the residual stream; at linears also their input
+        match i {
+            0 => assert_eq!(at("attention.self.qkv"), input + narrow + 3 * narrow),
+            _ => {
+                assert_eq!(at("attention.self.kv"), input + 3 * n * d * 4);
+                assert_eq!(at("attention.self.query"), input + 2 * narrow + 2 * n * d * 4);
+            }
+        }
         assert_eq!(at("attention.output.residual"), input + 2 * narrow);
         assert_eq!(at("intermediate.dense"), input + narrow + wide);
         assert_eq!(at("output.dense"), input + narrow + wide + narrow);
         assert_eq!(at("output.residual"), input + 2 * narrow);
     }
+    let narrow = n * d * 4;
     assert!(alive("pooler.dense") < input + narrow);
     assert!(alive("classifier") < input + narrow);
 }
@@ -304,13 +330,16 @@ fn what_is_not_needed_is_not_kept() {
     };
     let lengths = [vec![40, 31, 7]];
     let exact = plan_of(Policy::exact(), &|_| false, &lengths);
-    let sampled = plan_of(paper(rows(Estimator::Pps, NormSource::Cached, 0.3)), &|_| false, &lengths);
+    let first =
+        ["output.dense", "intermediate.dense", "attention.output.dense"].map(|part| format!("encoder.layer.0.{part}"));
+    let sampled = first.map(|site| (site, rows(Estimator::Pps, NormSource::Cached, 0.3)));
+    let sampled = plan_of(Policy::new(sampled).unwrap(), &|_| false, &lengths);
     assert!(sampled.kept_bytes < exact.kept_bytes && sampled.peak_bytes < exact.peak_bytes);
-    // per layer, the input (n, 32) of the attention output, that of the feed-forward (shared with nothing), and (n, 64) of the second
+    // in the first layer, the input (n, 32) of the attention output, that of the feed-forward (shared with nothing), and (n, 64) of the second
     // linear are whole in one and 23 rows with index and weight in the other
     let n = 78;
     let saved = |d: usize| n * d * 4 - (23 * d * 4 + 23 * 8);
-    assert_eq!(exact.kept_bytes - sampled.kept_bytes, 2 * (saved(32) + saved(32) + saved(64)));
+    assert_eq!(exact.kept_bytes - sampled.kept_bytes, saved(32) + saved(32) + saved(64));
     let head = plan_of(Policy::exact(), &|key| !key.starts_with("classifier"), &lengths);
     let sites: Vec<_> =
         head.sites.iter().filter(|s| s.kept_bytes > 0).map(|s| (s.name.as_str(), s.kept_bytes)).collect();

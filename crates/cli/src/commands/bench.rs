@@ -9,7 +9,7 @@ use colrow_autograd::{NormMemory, Store};
 use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Error, Result};
+use colrow_tensor::{Cost, DType, Device, Error, Result};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{self, Lengths, Shape, remembering_sites};
@@ -53,9 +53,9 @@ pub(crate) struct Args {
     /// Share of the rows that sampled sites keep, in (0, 1].
     #[arg(long, value_name = "R", default_value_t = 0.3)]
     ratio: f64,
-    /// Where the norms of dZ come from.
-    #[arg(long, value_parser = choice::<NormSource>(), default_value = "cached")]
-    norms: NormSource,
+    /// Where the norms of dZ come from; without it as the policy has them.
+    #[arg(long, value_parser = choice::<NormSource>())]
+    norms: Option<NormSource>,
     /// Timed steps.
     #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
@@ -65,6 +65,9 @@ pub(crate) struct Args {
     /// Seed of weights, lengths and draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Say where the time of the timed steps goes, kernel by kernel.
+    #[arg(long)]
+    profile: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -174,6 +177,9 @@ fn bench(args: &Args, config: Config) -> Result<Value> {
     let mut times = Vec::new();
     let mut last = None;
     for step in 1..=(args.warmup + args.steps) as u64 {
+        if args.profile && step == args.warmup as u64 + 1 {
+            device.profile().start();
+        }
         let clock = Instant::now();
         let stats = engine.step(&micros, 1e-5, step, false)?;
         if step > args.warmup as u64 {
@@ -182,6 +188,8 @@ fn bench(args: &Args, config: Config) -> Result<Value> {
         last = Some(stats);
     }
     let stats = last.ok_or_else(|| Error::new("no step was run"))?;
+    let total: f64 = times.iter().sum();
+    let profile = args.profile.then(|| profile_of(&device.profile().stop(), total, args.steps));
     let in_order = times.clone();
     times.sort_by(f64::total_cmp);
     Ok(json!({
@@ -199,7 +207,39 @@ fn bench(args: &Args, config: Config) -> Result<Value> {
         "threads": rayon::current_num_threads(),
         "keep": keep.policy,
         "method": args.method,
+        "profile": profile,
     }))
+}
+
+/// A row a kernel, of one step; what no kernel took is `other`.
+fn profile_of(costs: &[(&'static str, Cost)], total: f64, steps: usize) -> Value {
+    let n = steps as f64;
+    let kernels: f64 = costs.iter().map(|(_, cost)| cost.seconds).sum();
+    let row = |name: &str, seconds: f64, calls: Option<u64>, flops: u64| {
+        json!({
+            "kernel": name,
+            "seconds": seconds / n,
+            "share": seconds / total,
+            "calls": calls.map(|calls| calls as f64 / n),
+            "flops": flops / steps as u64,
+            "gflops_per_second": (flops > 0).then(|| flops as f64 / seconds * 1e-9),
+        })
+    };
+    let rows = costs.iter().map(|(name, c)| row(name, c.seconds, Some(c.calls), c.flops));
+    rows.chain([row("other", total - kernels, None, 0)]).collect()
+}
+
+fn profile_text(profile: &Value) -> String {
+    let mut text = format!("\n\n{:<24}{:>10}{:>8}{:>8}{:>10}", "kernel", "a step", "share", "calls", "GFLOP/s");
+    for row in profile.as_array().into_iter().flatten() {
+        let number = |key: &str, digits: usize| row[key].as_f64().map_or(String::new(), |x| format!("{x:.digits$}"));
+        let time = units::duration(row["seconds"].as_f64().unwrap_or(f64::NAN));
+        let share = format!("{:.1} %", 100.0 * row["share"].as_f64().unwrap_or(f64::NAN));
+        let (calls, rate) = (number("calls", 0), number("gflops_per_second", 0));
+        text +=
+            &format!("\n{:<24}{time:>10}{share:>8}{calls:>8}{rate:>10}", row["kernel"].as_str().unwrap_or_default());
+    }
+    text
 }
 
 fn text_of(result: &Value) -> String {
@@ -215,5 +255,5 @@ fn text_of(result: &Value) -> String {
         size("peak_bytes"),
         size("planned_peak_bytes"),
         size("peak_rss_bytes"),
-    )
+    ) + &if result["profile"].is_null() { String::new() } else { profile_text(&result["profile"]) }
 }

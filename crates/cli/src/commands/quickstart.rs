@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if let Some(estimator) = estimator {
             recipe.keep.policy = PolicyName::Paper;
             recipe.keep.estimator = estimator;
-            recipe.keep.norms = NormSource::Cached;
+            recipe.keep.norms = Some(NormSource::Cached);
         }
         let file = out.join(format!("{name}.toml"));
         std::fs::write(&file, recipe.to_toml())

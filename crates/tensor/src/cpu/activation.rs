@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::codes::Reader;
 use super::rowwise::{CHUNK, mask_row, rows_per_chunk, threshold};
 use super::vectorised;
 use crate::dtype::Float;
@@ -12,16 +13,16 @@ const TANH_SCALE: f64 = 0.797_884_560_802_865_4;
 const TANH_CUBIC: f64 = 0.044_715;
 
 vectorised! {
-    fn gelu_chunk<T: Float>(form: Gelu, x: &[T], y: &mut [T]) {
+    fn gelu_chunk<T: Float>(form: Gelu, x: &mut [T]) {
         let half = T::of(0.5);
         match form {
             Gelu::Erf => {
                 let root = T::of(std::f64::consts::FRAC_1_SQRT_2);
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = half * x * (T::ONE + (x * root).erf()));
+                x.iter_mut().for_each(|x| *x = half * *x * (T::ONE + (*x * root).erf()));
             }
             Gelu::Tanh => {
                 let (s, c) = (T::of(TANH_SCALE), T::of(TANH_CUBIC));
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = half * x * (T::ONE + (s * (x + c * x * x * x)).tanh()));
+                x.iter_mut().for_each(|x| *x = half * *x * (T::ONE + (s * (*x + c * *x * *x * *x)).tanh()));
             }
         }
     }
@@ -51,14 +52,29 @@ vectorised! {
     }
 }
 
-pub(super) fn gelu<T: Float>(form: Gelu, x: &[T], y: &mut [T]) {
-    assert_eq!(x.len(), y.len());
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| gelu_chunk(form, x, y));
+/// Runs `body` for each row of `y` (n, d) and the same row of `x` (n, c).
+fn with_rows<T: Float>(x: Reader<'_, T>, d: usize, y: &mut [T], body: impl Fn(&[T], &mut [T]) + Sync) {
+    let rows = rows_per_chunk(d);
+    y.par_chunks_mut(rows * d).enumerate().for_each_init(
+        || vec![T::ZERO; x.cols()],
+        |buffer, (chunk, y)| {
+            y.chunks_exact_mut(d).enumerate().for_each(|(i, y)| body(x.row(chunk * rows + i, buffer), y));
+        },
+    );
 }
 
-pub(super) fn gelu_backward<T: Float>(form: Gelu, x: &[T], dy: &mut [T]) {
-    assert_eq!(x.len(), dy.len());
-    dy.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(dy, x)| gelu_backward_chunk(form, x, dy));
+pub(super) fn gelu<T: Float>(form: Gelu, x: Option<Reader<'_, T>>, y: &mut [T]) {
+    match x {
+        None => y.par_chunks_mut(CHUNK).for_each(|y| gelu_chunk(form, y)),
+        Some(x) => with_rows(x, x.cols(), y, |x, y| {
+            y.copy_from_slice(x);
+            gelu_chunk(form, y);
+        }),
+    }
+}
+
+pub(super) fn gelu_backward<T: Float>(form: Gelu, x: Reader<'_, T>, dy: &mut [T]) {
+    with_rows(x, x.cols(), dy, |x, dy| gelu_backward_chunk(form, x, dy));
 }
 
 pub(super) fn tanh<T: Float>(x: &mut [T]) {
@@ -74,72 +90,95 @@ vectorised! {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x);
     }
 
-    /// `x` is what stays of max(x, 0) under `mask`, a bit an element says whether that is above 0.
-    fn relu_row<T: Float>(mask: Option<&[T]>, x: &mut [T], bits: &mut [u8]) {
+    /// `x` is what stays of max(x, 0) under `mask`.
+    fn relu_row<T: Float>(mask: Option<&[T]>, x: &mut [T]) {
         x.iter_mut().for_each(|x| *x = if *x > T::ZERO { *x } else { T::ZERO });
         if let Some(mask) = mask {
             x.iter_mut().zip(mask).for_each(|(x, &m)| *x *= m);
         }
+    }
+
+    /// A bit an element: whether it is above 0.
+    fn positive_bits<T: Float>(x: &[T], bits: &mut [u8]) {
         for (x, byte) in x.chunks(8).zip(bits) {
             *byte = x.iter().rev().fold(0, |byte, &x| byte << 1 | u8::from(x > T::ZERO));
         }
     }
 
-    fn relu_backward_row<T: Float>(factor: T, bits: &[u8], dy: &mut [T]) {
-        for (dy, &byte) in dy.chunks_mut(8).zip(bits) {
-            for (i, dy) in dy.iter_mut().enumerate() {
-                *dy = if byte >> i & 1 == 1 { *dy * factor } else { T::ZERO };
+    fn relu_backward_row<T: Float>(factor: T, signs: &[u8], bits: bool, dy: &mut [T]) {
+        if bits {
+            for (dy, &byte) in dy.chunks_mut(8).zip(signs) {
+                for (i, dy) in dy.iter_mut().enumerate() {
+                    *dy = if byte >> i & 1 == 1 { *dy * factor } else { T::ZERO };
+                }
             }
+            return;
+        }
+        for (dy, &code) in dy.iter_mut().zip(signs) {
+            *dy = if code > 0 { *dy * factor } else { T::ZERO };
         }
     }
 }
 
-pub(super) fn gated_gelu<T: Float>(form: Gelu, f: usize, x: &[T], y: &mut [T]) {
-    let rows = rows_per_chunk(f);
-    y.par_chunks_mut(rows * f).zip(x.par_chunks(rows * 2 * f)).for_each(|(y, x)| {
-        for (y, x) in y.chunks_exact_mut(f).zip(x.chunks_exact(2 * f)) {
-            gelu_chunk(form, &x[..f], y);
-            multiply_chunk(&x[f..], y);
-        }
+pub(super) fn gated_gelu<T: Float>(form: Gelu, x: Reader<'_, T>, y: &mut [T]) {
+    let f = x.cols() / 2;
+    with_rows(x, f, y, |x, y| {
+        y.copy_from_slice(&x[..f]);
+        gelu_chunk(form, y);
+        multiply_chunk(&x[f..], y);
     });
 }
 
-pub(super) fn gated_gelu_backward<T: Float>(form: Gelu, f: usize, x: &[T], dy: &[T], dx: &mut [T]) {
-    let rows = rows_per_chunk(f);
-    let chunks = dx.par_chunks_mut(rows * 2 * f).zip(x.par_chunks(rows * 2 * f)).zip(dy.par_chunks(rows * f));
-    chunks.for_each(|((dx, x), dy)| {
-        for ((dx, x), dy) in dx.chunks_exact_mut(2 * f).zip(x.chunks_exact(2 * f)).zip(dy.chunks_exact(f)) {
-            let ((gate, up), (dgate, dup)) = (x.split_at(f), dx.split_at_mut(f));
-            gelu_chunk(form, gate, dup);
-            multiply_chunk(dy, dup);
-            dgate.copy_from_slice(dy);
-            multiply_chunk(up, dgate);
-            gelu_backward_chunk(form, gate, dgate);
-        }
-    });
-}
-
-pub(super) fn relu<T: Float>(dropout: Option<Dropout>, d: usize, x: &mut [T], bits: &mut [u8]) {
-    let (rows, bytes) = (rows_per_chunk(d), d.div_ceil(8));
-    x.par_chunks_mut(rows * d).zip(bits.par_chunks_mut(rows * bytes)).enumerate().for_each_init(
-        || vec![T::ZERO; if dropout.is_some() { d } else { 0 }],
-        |mask, (chunk, (x, bits))| {
-            for (i, (x, bits)) in x.chunks_exact_mut(d).zip(bits.chunks_exact_mut(bytes)).enumerate() {
-                if let Some(Dropout { key, p }) = dropout {
-                    let (dropped, factor) = threshold(p);
-                    mask_row(key, (chunk * rows + i) as u32, dropped, T::of(factor), mask);
-                }
-                relu_row(dropout.map(|_| &mask[..]), x, bits);
+pub(super) fn gated_gelu_backward<T: Float>(form: Gelu, x: Reader<'_, T>, dy: &[T], dx: &mut [T]) {
+    let f = x.cols() / 2;
+    let rows = rows_per_chunk(2 * f);
+    dx.par_chunks_mut(rows * 2 * f).zip(dy.par_chunks(rows * f)).enumerate().for_each_init(
+        || vec![T::ZERO; 2 * f],
+        |buffer, (chunk, (dx, dy))| {
+            for (i, (dx, dy)) in dx.chunks_exact_mut(2 * f).zip(dy.chunks_exact(f)).enumerate() {
+                let (gate, up) = x.row(chunk * rows + i, buffer).split_at(f);
+                let (dgate, dup) = dx.split_at_mut(f);
+                dup.copy_from_slice(gate);
+                gelu_chunk(form, dup);
+                multiply_chunk(dy, dup);
+                dgate.copy_from_slice(dy);
+                multiply_chunk(up, dgate);
+                gelu_backward_chunk(form, gate, dgate);
             }
         },
     );
 }
 
-pub(super) fn relu_backward<T: Float>(dropout: Option<Dropout>, d: usize, bits: &[u8], dy: &mut [T]) {
-    let factor = T::of(dropout.map_or(1.0, |dropout| threshold(dropout.p).1));
+pub(super) fn relu<T: Float>(dropout: Option<Dropout>, d: usize, x: &mut [T], bits: Option<&mut [u8]>) {
     let (rows, bytes) = (rows_per_chunk(d), d.div_ceil(8));
-    dy.par_chunks_mut(rows * d).zip(bits.par_chunks(rows * bytes)).for_each(|(dy, bits)| {
-        let rows = dy.chunks_exact_mut(d).zip(bits.chunks_exact(bytes));
-        rows.for_each(|(dy, bits)| relu_backward_row(factor, bits, dy));
+    let chunks = x.len() / d;
+    let bits: Vec<&mut [u8]> = match bits {
+        Some(bits) => bits.chunks_mut(rows * bytes).collect(),
+        None => (0..chunks.div_ceil(rows)).map(|_| Default::default()).collect(),
+    };
+    x.par_chunks_mut(rows * d).zip(bits).enumerate().for_each_init(
+        || vec![T::ZERO; if dropout.is_some() { d } else { 0 }],
+        |mask, (chunk, (x, bits))| {
+            for (i, x) in x.chunks_exact_mut(d).enumerate() {
+                if let Some(Dropout { key, p }) = dropout {
+                    let (dropped, factor) = threshold(p);
+                    mask_row(key, (chunk * rows + i) as u32, dropped, T::of(factor), mask);
+                }
+                relu_row(dropout.map(|_| &mask[..]), x);
+                if !bits.is_empty() {
+                    positive_bits(x, &mut bits[i * bytes..][..bytes]);
+                }
+            }
+        },
+    );
+}
+
+pub(super) fn relu_backward<T: Float>(dropout: Option<Dropout>, d: usize, signs: &[u8], dy: &mut [T]) {
+    let factor = T::of(dropout.map_or(1.0, |dropout| threshold(dropout.p).1));
+    let rows = rows_per_chunk(d);
+    let each = signs.len() / (dy.len() / d).max(1);
+    dy.par_chunks_mut(rows * d).zip(signs.par_chunks(rows * each)).for_each(|(dy, signs)| {
+        let rows = dy.chunks_exact_mut(d).zip(signs.chunks_exact(each));
+        rows.for_each(|(dy, signs)| relu_backward_row(factor, signs, each < d, dy));
     });
 }

@@ -1,8 +1,10 @@
 //! Attention by sequence and head, in tiles of query rows. Probabilities live in a tile and die there: the backward pass
-//! rebuilds them from q, k and each row's log-sum-exp. A bias by relative position is one line of numbers a head, never a matrix.
+//! rebuilds them from q and k. A bias by relative position is one line of numbers a head, never a matrix. q, k and v that are kept in codes are
+//! decoded head by head.
 
 use rayon::prelude::*;
 
+use super::codes::Reader;
 use super::matmul::{View, gemm};
 use super::rowwise::{mask_row, threshold};
 use super::vectorised;
@@ -14,11 +16,11 @@ use crate::tensor::Tensor;
 /// Query rows of a tile.
 const TILE: usize = 64;
 
-/// Elements of scratch: per thread two tiles (probabilities and their gradient) and one row of a dropout mask, and with a bias its
-/// line and the line's gradient.
-pub(crate) fn scratch(threads: usize, spec: &Attention, longest: usize, kv_longest: usize) -> usize {
+/// Elements of scratch: per thread two tiles (probabilities and their gradient), one row of a dropout mask, the head's k and v, a tile of q
+/// and one of the output; and with a bias its line and the line's gradient.
+pub(crate) fn scratch(threads: usize, spec: &Attention, h: usize, longest: usize, kv_longest: usize) -> usize {
     let lines = if spec.buckets.is_some() { 2 * (longest + kv_longest) } else { 0 };
-    threads * ((2 * TILE + 1) * kv_longest + lines)
+    threads * ((2 * TILE + 1) * kv_longest + (2 * kv_longest + 2 * TILE) * h + lines)
 }
 
 /// An address that tasks share; each writes its own rows and columns.
@@ -72,10 +74,13 @@ vectorised! {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
     }
 
-    /// From scores `s` and the gradient `dp` of the dropped-out probabilities to those probabilities (in `s`) and the
-    /// gradient of the scores (in `dp`).
-    fn backward_row<T: Float>(lse: T, mask: Option<&[T]>, s: &mut [T], dp: &mut [T]) {
+    fn softmax_by<T: Float>(lse: T, s: &mut [T]) {
         s.iter_mut().for_each(|s| *s = (*s - lse).exp());
+    }
+
+    /// From probabilities `s` and the gradient `dp` of the dropped-out probabilities to those (in `s`) and the gradient of the scores (in
+    /// `dp`).
+    fn backward_row<T: Float>(mask: Option<&[T]>, s: &mut [T], dp: &mut [T]) {
         if let Some(mask) = mask {
             dp.iter_mut().zip(mask).for_each(|(dp, &m)| *dp *= m);
         }
@@ -91,19 +96,17 @@ vectorised! {
     }
 }
 
-/// What attention reads, as slices, and where q, k and v stand in them.
+/// What attention reads, and where q, k and v stand in it.
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a, T> {
-    q: &'a [T],
-    kv: &'a [T],
+    q: Reader<'a, T>,
+    kv: Reader<'a, T>,
     bounds: &'a [u32],
     kv_bounds: &'a [u32],
     bias: Option<&'a [T]>,
     /// Columns of q, and those of one head.
     inner: usize,
     h: usize,
-    q_stride: usize,
-    kv_stride: usize,
     /// First columns of k and v.
     kv_columns: [usize; 2],
 }
@@ -112,54 +115,83 @@ impl<'a, T: Float> Input<'a, T> {
     pub(super) fn new(spec: &Attention, input: &AttentionInput<'a>) -> Self {
         let AttentionInput { q, kv, bounds, bias } = *input;
         let inner = input.inner();
-        let (q_stride, bounds) = (q.cols(), bounds.as_slice());
-        let (kv, kv_bounds, kv_stride, kv_columns) = match kv {
-            None => (q, bounds, q_stride, [inner, 2 * inner]),
-            Some((kv, kv_bounds)) => (kv, kv_bounds.as_slice(), kv.cols(), [0, inner]),
+        let bounds = bounds.as_slice();
+        let q = Reader::new(&q.into());
+        let (kv, kv_bounds, kv_columns) = match kv {
+            None => (q, bounds, [inner, 2 * inner]),
+            Some((kv, kv_bounds)) => (Reader::new(&kv.into()), kv_bounds.as_slice(), [0, inner]),
         };
-        let (q, kv, bias) = (q.as_slice(), kv.as_slice(), bias.map(Tensor::as_slice));
-        Self { q, kv, bounds, kv_bounds, bias, inner, h: inner / spec.heads, q_stride, kv_stride, kv_columns }
+        Self { q, kv, bounds, kv_bounds, bias: bias.map(Tensor::as_slice), inner, h: inner / spec.heads, kv_columns }
     }
 
-    /// Where a task's q stands, and its k and v.
-    fn offsets(&self, task: Task) -> [usize; 3] {
-        let [k, v] = self.kv_columns.map(|c| task.kv_start * self.kv_stride + c + task.head * self.h);
-        [task.start * self.q_stride + task.head * self.h, k, v]
+    /// Where a task's gradients of q, k and v stand.
+    fn offsets(&self, task: Task<'_>) -> [usize; 3] {
+        let [k, v] = self.kv_columns.map(|c| task.kv_start * self.kv.cols() + c + task.head * self.h);
+        [task.start * self.q.cols() + task.head * self.h, k, v]
     }
 
-    /// q, k and v of one head: (len, h), (kv_len, h) twice.
-    fn projections(&self, task: Task) -> [View<*const T>; 3] {
-        let [q, k, v] = self.offsets(task);
-        // SAFETY: a task's rows and head lie inside the matrices.
-        unsafe {
-            [
-                View::new(self.q.as_ptr().add(q), task.len, self.h, self.q_stride),
-                View::new(self.kv.as_ptr().add(k), task.kv_len, self.h, self.kv_stride),
-                View::new(self.kv.as_ptr().add(v), task.kv_len, self.h, self.kv_stride),
-            ]
+    /// The task's k and v (kv_len, h): where they stand, or decoded into `panels`.
+    fn keys_and_values(&self, task: Task<'_>, panels: &mut [T]) -> [View<*const T>; 2] {
+        let (h, len) = (self.h, task.kv_len);
+        let columns = self.kv_columns.map(|c| c + task.head * h);
+        if let Some(kv) = self.kv.exact() {
+            let stride = self.kv.cols();
+            return columns.map(|c| View::new(kv[task.kv_start * stride + c..].as_ptr(), len, h, stride));
         }
+        for (panel, c) in panels.chunks_exact_mut(panels.len() / 2).zip(columns) {
+            let rows = panel.chunks_exact_mut(h).take(len).enumerate();
+            rows.for_each(|(i, row)| self.kv.read(task.kv_start + i, c, row));
+        }
+        let (k, v) = panels.split_at(panels.len() / 2);
+        [k, v].map(|panel| View::new(panel.as_ptr(), len, h, h))
+    }
+
+    /// The task's queries `first..first + rows` (rows, h): where they stand, or copied into `panel`.
+    fn queries(&self, task: Task<'_>, first: usize, rows: usize, panel: &mut [T]) -> View<*const T> {
+        let (h, c) = (self.h, task.head * self.h);
+        if let (Some(q), None) = (self.q.exact(), task.picked) {
+            let stride = self.q.cols();
+            return View::new(q[(task.start + first) * stride + c..].as_ptr(), rows, h, stride);
+        }
+        for (i, row) in panel.chunks_exact_mut(h).take(rows).enumerate() {
+            self.q.read(task.start + task.query(first + i).0, c, row);
+        }
+        View::new(panel.as_ptr(), rows, h, h)
     }
 }
 
-/// One sequence and head.
+/// One sequence and head, and which of the sequence's query rows.
 #[derive(Clone, Copy)]
-struct Task {
+struct Task<'a> {
     sequence: usize,
     start: usize,
     len: usize,
     kv_start: usize,
     kv_len: usize,
     head: usize,
+    /// Rows within the sequence, ascending, and the rows of the output that they belong to; `None` for all in their order.
+    picked: Option<&'a [(usize, usize)]>,
 }
 
-impl Task {
-    /// Tiles of query rows, last first: the first tile that runs sees every key, also where attention is causal. For each its first
-    /// row, its rows, and the keys that it sees.
+impl Task<'_> {
+    /// Number of queries.
+    fn count(&self) -> usize {
+        self.picked.map_or(self.len, <[_]>::len)
+    }
+
+    /// Query `j`: its row in the sequence and its row in the output.
+    fn query(&self, j: usize) -> (usize, usize) {
+        self.picked.map_or((j, self.start + j), |picked| picked[j])
+    }
+
+    /// Tiles of queries, last first: the first tile that runs sees every key, also where attention is causal. For each its first
+    /// query, their number, and the keys that they see.
     fn tiles(self, spec: &Attention) -> impl Iterator<Item = (usize, usize, usize)> {
         let (causal, position) = (spec.causal, spec.first_position);
-        (0..self.len).step_by(TILE).rev().map(move |first| {
-            let rows = TILE.min(self.len - first);
-            let keys = if causal { self.kv_len.min(position + first + rows) } else { self.kv_len };
+        (0..self.count()).step_by(TILE).rev().map(move |first| {
+            let rows = TILE.min(self.count() - first);
+            let last = self.query(first + rows - 1).0;
+            let keys = if causal { self.kv_len.min(position + last + 1) } else { self.kv_len };
             (first, rows, keys)
         })
     }
@@ -181,29 +213,48 @@ impl Task {
 struct Scratch<'a, T> {
     tiles: &'a mut [T],
     mask: &'a mut [T],
+    /// The head's k and v.
+    panels: &'a mut [T],
+    /// A tile of q, and one of the output.
+    q: &'a mut [T],
+    out: &'a mut [T],
     line: &'a mut [T],
     dline: &'a mut [T],
 }
 
-/// Runs `body` for every sequence and head.
+/// The rows of each sequence that `index` names, ascending, with their places in it.
+fn by_sequence(bounds: &[u32], index: &[u32]) -> Vec<Vec<(usize, usize)>> {
+    let mut picked = vec![Vec::new(); bounds.len() - 1];
+    for (out, &row) in index.iter().enumerate() {
+        let sequence = bounds.partition_point(|&b| b <= row) - 1;
+        picked[sequence].push(((row - bounds[sequence]) as usize, out));
+    }
+    picked.iter_mut().for_each(|rows| rows.sort_unstable());
+    picked
+}
+
+/// Runs `body` for every sequence and head, with the queries that `index` names.
 fn for_each_head<T: Float>(
     spec: &Attention,
     input: &Input<'_, T>,
+    index: Option<&[u32]>,
     scratch: &mut [T],
-    body: impl Fn(Task, Scratch<'_, T>) + Sync,
+    body: impl Fn(Task<'_>, Scratch<'_, T>) + Sync,
 ) {
     let windows =
         |bounds: &[u32]| bounds.windows(2).map(|w| (w[0] as usize, (w[1] - w[0]) as usize)).collect::<Vec<_>>();
+    let picked = index.map(|index| by_sequence(input.bounds, index));
     let sequences = windows(input.bounds).into_iter().zip(windows(input.kv_bounds)).enumerate();
-    let tasks: Vec<Task> = sequences
+    let tasks: Vec<Task<'_>> = sequences
         .flat_map(|(sequence, ((start, len), (kv_start, kv_len)))| {
-            (0..spec.heads).map(move |head| Task { sequence, start, len, kv_start, kv_len, head })
+            let picked = picked.as_ref().map(|picked| &picked[sequence][..]);
+            (0..spec.heads).map(move |head| Task { sequence, start, len, kv_start, kv_len, head, picked })
         })
-        .filter(|t| t.len > 0)
+        .filter(|t| t.count() > 0)
         .collect();
     let longest = tasks.iter().map(|t| t.len).max().unwrap_or(0);
     let kv_longest = tasks.iter().map(|t| t.kv_len).max().unwrap_or(0);
-    let each = self::scratch(1, spec, longest, kv_longest);
+    let each = self::scratch(1, spec, input.h, longest, kv_longest);
     assert!(each * rayon::current_num_threads() <= scratch.len(), "scratch for every thread");
     let base = Shared(scratch.as_mut_ptr());
     let base = &base;
@@ -212,10 +263,13 @@ fn for_each_head<T: Float>(
         // SAFETY: each thread of the pool has its own part of the scratch, and the body does not yield to the pool.
         let own = unsafe { std::slice::from_raw_parts_mut(base.0.add(slot * each), each) };
         let (tiles, rest) = own.split_at_mut(2 * TILE * kv_longest);
-        let (mask, lines) = rest.split_at_mut(kv_longest);
+        let (mask, rest) = rest.split_at_mut(kv_longest);
+        let (panels, rest) = rest.split_at_mut(2 * kv_longest * input.h);
+        let (q, rest) = rest.split_at_mut(TILE * input.h);
+        let (out, lines) = rest.split_at_mut(TILE * input.h);
         let (line, dline) = lines.split_at_mut(lines.len() / 2);
         let used = if spec.buckets.is_some() { task.len + task.kv_len - 1 } else { 0 };
-        body(task, Scratch { tiles, mask, line: &mut line[..used], dline: &mut dline[..used] });
+        body(task, Scratch { tiles, mask, panels, q, out, line: &mut line[..used], dline: &mut dline[..used] });
     });
 }
 
@@ -226,14 +280,14 @@ fn tile<T>(v: View<*const T>, first: usize, rows: usize) -> View<*const T> {
 }
 
 /// Reads this head's bias line.
-fn read_line<T: Float>(spec: &Attention, input: &Input<'_, T>, task: Task, line: &mut [T]) {
+fn read_line<T: Float>(spec: &Attention, input: &Input<'_, T>, task: Task<'_>, line: &mut [T]) {
     if let Some(bias) = input.bias {
         line.iter_mut().zip(task.buckets(spec)).for_each(|(l, bucket)| *l = bias[bucket * spec.heads + task.head]);
     }
 }
 
 /// Turns products of query row `i` into scores: adds the bias, hides later keys.
-fn finish_scores<T: Float>(spec: &Attention, task: Task, i: usize, line: &[T], scores: &mut [T]) {
+fn finish_scores<T: Float>(spec: &Attention, task: Task<'_>, i: usize, line: &[T], scores: &mut [T]) {
     if !line.is_empty() {
         add(&line[task.line_of(i, scores.len())], scores);
     }
@@ -246,38 +300,50 @@ fn finish_scores<T: Float>(spec: &Attention, task: Task, i: usize, line: &[T], s
 pub(super) fn forward<T: Float>(
     spec: &Attention,
     input: &Input<'_, T>,
+    index: Option<&[u32]>,
     scratch: &mut [T],
     out: &mut [T],
-    lse: &mut [T],
+    lse: Option<&mut [T]>,
 ) {
     let (heads, h, d) = (spec.heads, input.h, input.inner);
-    let (out, lse) = (Shared(out.as_mut_ptr()), Shared(lse.as_mut_ptr()));
+    let (out, lse) = (Shared(out.as_mut_ptr()), lse.map(|lse| Shared(lse.as_mut_ptr())));
     let (out, lse) = (&out, &lse);
-    for_each_head(spec, input, scratch, |task, Scratch { tiles, mask, line, .. }| {
-        let [q, k, v] = input.projections(task);
+    for_each_head(spec, input, index, scratch, |task, Scratch { tiles, mask, panels, q, out: tile_out, line, .. }| {
+        let [k, v] = input.keys_and_values(task, panels);
         let dropout = HeadDropout::new(spec.dropout, task.head);
         read_line(spec, input, task, line);
         for (first, rows, keys) in task.tiles(spec) {
+            let q = input.queries(task, first, rows, q);
             let scores = &mut tiles[..rows * keys];
             let s = View::new(scores.as_mut_ptr(), rows, keys, keys);
             // SAFETY: the views lie in q, k and in this thread's scratch.
-            unsafe { gemm(spec.scale, tile(q, first, rows), tile(k, 0, keys).t(), 0.0, s, false) };
-            for (i, s) in scores.chunks_exact_mut(keys).enumerate() {
-                finish_scores(spec, task, first + i, line, s);
-                let row = task.start + first + i;
+            unsafe { gemm(spec.scale, q, tile(k, 0, keys).t(), 0.0, s, false) };
+            for (j, s) in scores.chunks_exact_mut(keys).enumerate() {
+                let (i, out_row) = task.query(first + j);
+                finish_scores(spec, task, i, line, s);
                 let row_lse = softmax(s);
-                // SAFETY: this task's rows and head.
-                unsafe { *lse.0.add(row * heads + task.head) = row_lse };
+                if let Some(lse) = lse {
+                    // SAFETY: this task's rows and head.
+                    unsafe { *lse.0.add(out_row * heads + task.head) = row_lse };
+                }
                 if let Some(dropout) = dropout {
-                    dropout.row(row, &mut mask[..keys]);
+                    dropout.row(task.start + i, &mut mask[..keys]);
                     multiply(&mask[..keys], s);
                 }
             }
             let p = View::new(scores.as_ptr(), rows, keys, keys);
             // SAFETY: this task's rows and columns of `out`.
-            unsafe {
-                let o = View::new(out.0.add((task.start + first) * d + task.head * h), rows, h, d);
-                gemm(1.0, p, tile(v, 0, keys), 0.0, o, false);
+            let at = |row: usize| unsafe { out.0.add(row * d + task.head * h) };
+            if task.picked.is_none() {
+                // SAFETY: as above.
+                unsafe { gemm(1.0, p, tile(v, 0, keys), 0.0, View::new(at(task.start + first), rows, h, d), false) };
+                continue;
+            }
+            // SAFETY: the tile is this thread's.
+            unsafe { gemm(1.0, p, tile(v, 0, keys), 0.0, View::new(tile_out.as_mut_ptr(), rows, h, h), false) };
+            for (j, row) in tile_out.chunks_exact(h).take(rows).enumerate() {
+                // SAFETY: as above; `row` is scratch.
+                unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), at(task.query(first + j).1), h) };
             }
         }
     });
@@ -294,7 +360,7 @@ pub(super) struct Gradients<'a, T> {
 pub(super) fn backward<T: Float>(
     spec: &Attention,
     input: &Input<'_, T>,
-    (lse, dout): (&[T], &[T]),
+    (lse, dout): (Option<&[T]>, &[T]),
     scratch: &mut [T],
     gradients: Gradients<'_, T>,
 ) {
@@ -303,8 +369,8 @@ pub(super) fn backward<T: Float>(
     let dkv = Shared(gradients.dkv.map_or(dq.0, <[T]>::as_mut_ptr));
     let dbias = gradients.dbias.map(|dbias| Shared(dbias.as_mut_ptr()));
     let (dq, dkv, dbias) = (&dq, &dkv, &dbias);
-    for_each_head(spec, input, scratch, |task, Scratch { tiles, mask, line, dline }| {
-        let [q, k, v] = input.projections(task);
+    for_each_head(spec, input, None, scratch, |task, Scratch { tiles, mask, panels, q, line, dline, .. }| {
+        let [k, v] = input.keys_and_values(task, panels);
         let [dq_at, dk_at, dv_at] = input.offsets(task);
         let dropout = HeadDropout::new(spec.dropout, task.head);
         read_line(spec, input, task, line);
@@ -313,7 +379,7 @@ pub(super) fn backward<T: Float>(
         let mut beta = 0.0;
         for (first, rows, keys) in task.tiles(spec) {
             let (scores, dscores) = (&mut scores[..rows * keys], &mut dscores[..rows * keys]);
-            let (qt, kt, vt) = (tile(q, first, rows), tile(k, 0, keys), tile(v, 0, keys));
+            let (qt, kt, vt) = (input.queries(task, first, rows, q), tile(k, 0, keys), tile(v, 0, keys));
             let s = View::new(scores.as_mut_ptr(), rows, keys, keys);
             let ds = View::new(dscores.as_mut_ptr(), rows, keys, keys);
             // SAFETY: row and columns of this task inside `dout`.
@@ -327,13 +393,16 @@ pub(super) fn backward<T: Float>(
             for (i, (s, ds)) in scores.chunks_exact_mut(keys).zip(dscores.chunks_exact_mut(keys)).enumerate() {
                 finish_scores(spec, task, first + i, line, s);
                 let row = task.start + first + i;
-                let lse = lse[row * heads + task.head];
+                match lse {
+                    Some(lse) => softmax_by(lse[row * heads + task.head], s),
+                    None => drop(softmax(s)),
+                }
                 match dropout {
                     Some(dropout) => {
                         dropout.row(row, &mut mask[..keys]);
-                        backward_row(lse, Some(&mask[..keys]), s, ds);
+                        backward_row(Some(&mask[..keys]), s, ds);
                     }
-                    None => backward_row(lse, None, s, ds),
+                    None => backward_row(None, s, ds),
                 }
                 if !dline.is_empty() {
                     add(ds, &mut dline[task.line_of(first + i, keys)]);
@@ -344,10 +413,10 @@ pub(super) fn backward<T: Float>(
             // SAFETY: this task's rows and columns of the gradients.
             unsafe {
                 let grad = |at: *mut T, rows: usize, stride: usize| View::new(at, rows, h, stride);
-                let dq = grad(dq.0.add(dq_at + first * input.q_stride), rows, input.q_stride);
+                let dq = grad(dq.0.add(dq_at + first * input.q.cols()), rows, input.q.cols());
                 gemm(spec.scale, ds, kt, 0.0, dq, false);
-                gemm(spec.scale, ds.t(), qt, beta, grad(dkv.0.add(dk_at), keys, input.kv_stride), false);
-                gemm(1.0, p.t(), dot, beta, grad(dkv.0.add(dv_at), keys, input.kv_stride), false);
+                gemm(spec.scale, ds.t(), qt, beta, grad(dkv.0.add(dk_at), keys, input.kv.cols()), false);
+                gemm(1.0, p.t(), dot, beta, grad(dkv.0.add(dv_at), keys, input.kv.cols()), false);
             }
             // the tile that ran first wrote all of dk and dv, later ones add
             beta = 1.0;
@@ -386,12 +455,12 @@ mod tests {
         let qkv = random(&device, 1, &[n, 3 * d]);
         let spec = spec(heads, h, None);
         let mut scratch =
-            device.empty(Class::Workspace, DType::F64, &[device.kernels().attention_scratch(&spec, 70, 70)]);
+            device.empty(Class::Workspace, DType::F64, &[device.kernels().attention_scratch(&spec, h, 70, 70)]);
         let mut out = device.empty(Class::Workspace, DType::F64, &[n, d]);
         let mut lse = device.empty(Class::Workspace, DType::F64, &[n, heads]);
         let b = device.tensor(Class::Workspace, &[4], &bounds);
-        let input = AttentionInput { q: &qkv, kv: None, bounds: &b, bias: None };
-        device.kernels().attention(&spec, &input, &mut scratch, &mut out, &mut lse);
+        let input = AttentionInput { q: (&qkv).into(), kv: None, bounds: &b, bias: None };
+        device.kernels().attention(&spec, &input, None, &mut scratch, &mut out, Some(&mut lse));
         let x = qkv.as_slice::<f64>();
         let at = |row: usize, part: usize, head: usize, c: usize| x[row * 3 * d + part * d + head * h + c];
         for w in bounds.windows(2) {
@@ -416,11 +485,11 @@ mod tests {
         let run = |dropout| {
             let k = device.kernels();
             let spec = spec(1, 2, dropout);
-            let mut scratch = device.empty(Class::Workspace, DType::F64, &[k.attention_scratch(&spec, n, n)]);
+            let mut scratch = device.empty(Class::Workspace, DType::F64, &[k.attention_scratch(&spec, 2, n, n)]);
             let mut out = device.empty(Class::Workspace, DType::F64, &[n, 2]);
             let mut lse = device.empty(Class::Workspace, DType::F64, &[n, 1]);
-            let input = AttentionInput { q: &qkv, kv: None, bounds: &bounds, bias: None };
-            k.attention(&spec, &input, &mut scratch, &mut out, &mut lse);
+            let input = AttentionInput { q: (&qkv).into(), kv: None, bounds: &bounds, bias: None };
+            k.attention(&spec, &input, None, &mut scratch, &mut out, Some(&mut lse));
             out.to_f64()
         };
         let (exact, trials) = (run(None), 4000);

@@ -3,16 +3,21 @@
 
 mod activation;
 pub(crate) mod attention;
+mod codes;
 mod columns;
 mod loss;
 mod matmul;
+mod norm;
 mod optim;
-mod quant;
 mod rows;
 mod rowwise;
 mod select;
 
-use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels};
+use std::sync::Arc;
+
+use crate::codes::{Coded, Rows, Store, Stored};
+use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels, Norm};
+use crate::profile::Profile;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 use crate::{DType, Element, Float};
@@ -27,12 +32,17 @@ macro_rules! vectorised {
         $item
     )*};
 }
+use codes::Reader;
 use vectorised;
 
-/// Runs `$body` with `$T` the float type of `$tensor`.
+/// Runs `$body` with `$T` the float type of `$tensor`, on the profile under `$name` with `$flops` operations.
 macro_rules! by_float {
-    ($tensor:expr, $T:ident => $body:expr) => {
-        match $tensor.dtype() {
+    ($self:ident, $name:literal, $tensor:expr, $T:ident => $body:expr) => {
+        by_float!($self, $name, 0, $tensor, $T => $body)
+    };
+    ($self:ident, $name:literal, $flops:expr, $tensor:expr, $T:ident => $body:expr) => {{
+        let (dtype, flops) = ($tensor.dtype(), $flops);
+        $self.profile.time($name, flops, || match dtype {
             DType::F32 => {
                 type $T = f32;
                 $body
@@ -42,25 +52,35 @@ macro_rules! by_float {
                 $body
             }
             other => panic!("this kernel is for float tensors, not {other:?}"),
-        }
-    };
+        })
+    }};
 }
 
 /// The processor.
 #[derive(Debug)]
 pub(crate) struct Cpu {
     threads: usize,
+    profile: Arc<Profile>,
 }
 
 impl Cpu {
-    pub(crate) fn new(threads: usize) -> Self {
-        Self { threads }
+    pub(crate) fn new(threads: usize, profile: Arc<Profile>) -> Self {
+        Self { threads, profile }
     }
+}
+
+fn matmul_flops(a: &Tensor, c: &Tensor) -> u64 {
+    // a has m·k elements and c has m·n, whichever of them are transposed
+    2 * (a.len() as u64 * c.cols() as u64)
+}
+
+fn norm_parameters<'a, T: Float>(norm: &Norm<'a>) -> norm::Parameters<'a, T> {
+    norm::Parameters { gamma: norm.gamma.as_slice(), beta: norm.beta.map(Tensor::as_slice), eps: norm.eps }
 }
 
 impl Kernels for Cpu {
     fn matmul(&self, a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor) {
-        by_float!(a, T => matmul::matmul::<T>(a, ta, b, tb, beta, c));
+        by_float!(self, "matmul", matmul_flops(a, c), a, T => matmul::matmul::<T>(a, ta, b, tb, beta, c));
     }
 
     fn zero(&self, x: &mut Tensor) {
@@ -85,147 +105,152 @@ impl Kernels for Cpu {
     }
 
     fn scale(&self, factor: f64, x: &mut Tensor) {
-        by_float!(x, T => rowwise::scale::<T>(T::of(factor), x.as_mut_slice()));
+        by_float!(self, "scale", x, T => rowwise::scale::<T>(T::of(factor), x.as_mut_slice()));
     }
 
     fn add(&self, x: &Tensor, y: &mut Tensor) {
-        by_float!(x, T => rowwise::add::<T>(x.as_slice(), y.as_mut_slice()));
+        by_float!(self, "add", x, T => rowwise::add::<T>(x.as_slice(), y.as_mut_slice()));
     }
 
     fn broadcast_row(&self, row: &Tensor, y: &mut Tensor) {
-        by_float!(row, T => rowwise::broadcast_row::<T>(row.as_slice(), y.as_mut_slice()));
+        by_float!(self, "broadcast_row", row, T => rowwise::broadcast_row::<T>(row.as_slice(), y.as_mut_slice()));
     }
 
     fn add_column_sum(&self, x: &Tensor, y: &mut Tensor) {
-        by_float!(x, T => rowwise::add_column_sum::<T>(x.as_slice(), y.as_mut_slice()));
-    }
-
-    fn add_column_dot(&self, x: &Tensor, z: &Tensor, y: &mut Tensor) {
-        by_float!(x, T => rowwise::add_column_dot::<T>(x.as_slice(), z.as_slice(), y.as_mut_slice()));
+        by_float!(self, "add_column_sum", x, T => rowwise::add_column_sum::<T>(x.as_slice(), y.as_mut_slice()));
     }
 
     fn row_norms(&self, x: &Tensor, y: &mut Tensor) {
-        by_float!(x, T => rowwise::row_norms::<T>(x.as_slice(), x.cols(), y.as_mut_slice()));
+        by_float!(self, "row_norms", x, T => rowwise::row_norms::<T>(x.as_slice(), x.cols(), y.as_mut_slice()));
     }
 
-    fn gelu(&self, form: Gelu, x: &Tensor, y: &mut Tensor) {
-        by_float!(x, T => activation::gelu::<T>(form, x.as_slice(), y.as_mut_slice()));
+    fn gelu(&self, form: Gelu, x: Option<&Rows<'_>>, y: &mut Tensor) {
+        by_float!(self, "gelu", y, T => activation::gelu::<T>(form, x.map(Reader::new), y.as_mut_slice()));
     }
 
-    fn gelu_backward(&self, form: Gelu, x: &Tensor, dy: &mut Tensor) {
-        by_float!(x, T => activation::gelu_backward::<T>(form, x.as_slice(), dy.as_mut_slice()));
+    fn gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &mut Tensor) {
+        by_float!(self, "gelu_backward", x, T => activation::gelu_backward::<T>(form, Reader::new(&(*x).into()), dy.as_mut_slice()));
     }
 
-    fn gated_gelu(&self, form: Gelu, x: &Tensor, y: &mut Tensor) {
-        let f = y.cols();
-        by_float!(x, T => activation::gated_gelu::<T>(form, f, x.as_slice(), y.as_mut_slice()));
+    fn gated_gelu(&self, form: Gelu, x: &Rows<'_>, y: &mut Tensor) {
+        by_float!(self, "gated_gelu", y, T => activation::gated_gelu::<T>(form, Reader::new(x), y.as_mut_slice()));
     }
 
-    fn gated_gelu_backward(&self, form: Gelu, x: &Tensor, dy: &Tensor, dx: &mut Tensor) {
-        let f = dy.cols();
-        by_float!(x, T => activation::gated_gelu_backward::<T>(form, f, x.as_slice(), dy.as_slice(), dx.as_mut_slice()));
+    fn gated_gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &Tensor, dx: &mut Tensor) {
+        by_float!(self, "gated_gelu_backward", dy, T => activation::gated_gelu_backward::<T>(
+            form, Reader::new(&(*x).into()), dy.as_slice(), dx.as_mut_slice(),
+        ));
     }
 
-    fn relu(&self, dropout: Option<Dropout>, x: &mut Tensor, bits: &mut Tensor) {
+    fn relu(&self, dropout: Option<Dropout>, x: &mut Tensor, bits: Option<&mut Tensor>) {
         let d = x.cols();
-        by_float!(x, T => activation::relu::<T>(dropout, d, x.as_mut_slice(), bits.as_mut_slice()));
+        by_float!(self, "relu", x, T => activation::relu::<T>(dropout, d, x.as_mut_slice(), bits.map(Tensor::as_mut_slice)));
     }
 
-    fn relu_backward(&self, dropout: Option<Dropout>, bits: &Tensor, dy: &mut Tensor) {
+    fn relu_backward(&self, dropout: Option<Dropout>, above: &Tensor, dy: &mut Tensor) {
         let d = dy.cols();
-        by_float!(dy, T => activation::relu_backward::<T>(dropout, d, bits.as_slice(), dy.as_mut_slice()));
+        by_float!(self, "relu_backward", dy, T => activation::relu_backward::<T>(dropout, d, above.as_slice(), dy.as_mut_slice()));
     }
 
     fn tanh(&self, x: &mut Tensor) {
-        by_float!(x, T => activation::tanh::<T>(x.as_mut_slice()));
+        by_float!(self, "tanh", x, T => activation::tanh::<T>(x.as_mut_slice()));
     }
 
     fn tanh_backward(&self, y: &Tensor, dy: &mut Tensor) {
-        by_float!(y, T => activation::tanh_backward::<T>(y.as_slice(), dy.as_mut_slice()));
+        by_float!(self, "tanh_backward", y, T => activation::tanh_backward::<T>(y.as_slice(), dy.as_mut_slice()));
     }
 
-    fn dropout(&self, dropout: Dropout, x: &mut Tensor) {
+    fn dropout(&self, dropout: Dropout, index: Option<&Tensor>, x: &mut Tensor) {
         let d = x.cols();
-        by_float!(x, T => rowwise::dropout::<T>(dropout, d, x.as_mut_slice()));
+        by_float!(self, "dropout", x, T => rowwise::dropout::<T>(dropout, index.map(Tensor::as_slice), d, x.as_mut_slice()));
     }
 
-    fn layer_norm(
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, y: &mut Tensor, kept: Option<(Store<'_>, &mut Tensor)>) {
+        by_float!(self, "layer_norm", x, T => {
+            let (z, r) = kept.unzip();
+            let kept = match z {
+                None => (norm::Kept::Nothing, None),
+                Some(Store::Exact(z)) => (norm::Kept::Exact(z.as_mut_slice()), None),
+                Some(Store::Coded(key, z)) => (norm::Kept::Coded(codes::Target::new(z)), key),
+            };
+            norm::forward::<T>(norm_parameters(norm), x.as_slice(), y.as_mut_slice(), kept, r.map(Tensor::as_mut_slice));
+        });
+    }
+
+    fn layer_norm_backward(
         &self,
-        x: &Tensor,
-        gamma: &Tensor,
-        beta: Option<&Tensor>,
-        eps: f64,
-        y: &mut Tensor,
-        z: &mut Tensor,
-        r: &mut Tensor,
+        z: &Stored<'_>,
+        r: &Tensor,
+        norm: &Norm<'_>,
+        dy: &mut Tensor,
+        dx: bool,
+        sums: [Option<&mut Tensor>; 2],
     ) {
-        by_float!(x, T => rowwise::layer_norm::<T>(
-            x.as_slice(), (gamma.as_slice(), beta.map(Tensor::as_slice)), eps, y.as_mut_slice(), z.as_mut_slice(), r.as_mut_slice(),
+        by_float!(self, "layer_norm_backward", z, T => norm::backward::<T>(
+            Reader::new(&(*z).into()),
+            r.as_slice(),
+            norm_parameters(norm),
+            dy.as_mut_slice(),
+            dx,
+            sums.map(|sum| sum.map(Tensor::as_mut_slice)),
         ));
     }
 
-    fn layer_norm_backward(&self, z: &Tensor, r: &Tensor, gamma: &Tensor, centred: bool, dy: &mut Tensor) {
-        by_float!(z, T => rowwise::layer_norm_backward::<T>(
-            z.as_slice(), r.as_slice(), gamma.as_slice(), centred, dy.as_mut_slice(),
-        ));
-    }
-
-    fn scale_rows(&self, gamma: &Tensor, beta: Option<&Tensor>, x: &mut Tensor) {
-        by_float!(x, T => rowwise::scale_rows::<T>(gamma.as_slice(), beta.map(Tensor::as_slice), x.as_mut_slice()));
+    fn scale_rows(&self, norm: &Norm<'_>, z: &Rows<'_>, y: &mut Tensor) {
+        by_float!(self, "scale_rows", y, T => norm::scale_rows::<T>(norm_parameters(norm), Reader::new(z), y.as_mut_slice()));
     }
 
     fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor) {
-        by_float!(table, T => rows::embed::<T>(ids.as_slice(), table.as_slice(), table.cols(), add, y.as_mut_slice()));
+        by_float!(self, "embed", table, T => rows::embed::<T>(ids.as_slice(), table.as_slice(), table.cols(), add, y.as_mut_slice()));
     }
 
     fn embed_backward(&self, ids: &Tensor, dy: &Tensor, dtable: &mut Tensor) {
-        by_float!(dy, T => rows::embed_backward::<T>(ids.as_slice(), dy.as_slice(), dy.cols(), dtable.as_mut_slice()));
+        by_float!(self, "embed_backward", dy, T => rows::embed_backward::<T>(ids.as_slice(), dy.as_slice(), dy.cols(), dtable.as_mut_slice()));
     }
 
-    fn gather_rows(&self, x: &Tensor, index: &Tensor, scale: Option<&Tensor>, y: &mut Tensor) {
-        by_float!(x, T => rows::gather::<T>(
-            x.as_slice(), x.cols(), index.as_slice(), scale.map(Tensor::as_slice), y.as_mut_slice(),
-        ));
+    fn read_rows(&self, x: &Rows<'_>, scale: Option<&Tensor>, y: &mut Tensor) {
+        by_float!(self, "read_rows", y, T => codes::read_rows::<T>(Reader::new(x), scale.map(Tensor::as_slice), y.as_mut_slice()));
     }
 
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor) {
-        by_float!(x, T => rows::scatter::<T>(x.as_slice(), x.cols(), index.as_slice(), y.as_mut_slice()));
+        by_float!(self, "scatter_rows", x, T => rows::scatter::<T>(x.as_slice(), x.cols(), index.as_slice(), y.as_mut_slice()));
     }
 
     fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) {
         let (d, c) = (x.cols(), y.cols());
-        by_float!(x, T => columns::read::<T>(x.as_slice(), d, first, c, y.as_mut_slice()));
+        by_float!(self, "read_columns", x, T => columns::read::<T>(x.as_slice(), d, first, c, y.as_mut_slice()));
     }
 
     fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) {
         let (c, d) = (x.cols(), y.cols());
-        by_float!(x, T => columns::add::<T>(x.as_slice(), c, d, first, y.as_mut_slice()));
+        by_float!(self, "add_to_columns", x, T => columns::add::<T>(x.as_slice(), c, d, first, y.as_mut_slice()));
     }
 
-    fn quantise(&self, key: Key, x: &Tensor, codes: &mut Tensor, scale: &mut Tensor) {
+    fn quantise(&self, key: Option<Key>, x: &Tensor, coded: &mut Coded) {
         let d = x.cols();
-        by_float!(x, T => quant::quantise::<T>(key, d, x.as_slice(), codes.as_mut_slice(), scale.as_mut_slice()));
+        by_float!(self, "quantise", x, T => codes::quantise::<T>(key, d, x.as_slice(), codes::Target::new(coded)));
     }
 
-    fn dequantise(&self, codes: &Tensor, scale: &Tensor, y: &mut Tensor) {
-        let d = codes.cols();
-        by_float!(scale, T => quant::dequantise::<T>(d, codes.as_slice(), scale.as_slice(), y.as_mut_slice()));
-    }
-
-    fn attention_scratch(&self, spec: &Attention, longest: usize, kv_longest: usize) -> usize {
-        attention::scratch(self.threads, spec, longest, kv_longest)
+    fn attention_scratch(&self, spec: &Attention, h: usize, longest: usize, kv_longest: usize) -> usize {
+        attention::scratch(self.threads, spec, h, longest, kv_longest)
     }
 
     fn attention(
         &self,
         spec: &Attention,
         input: &AttentionInput<'_>,
+        index: Option<&Tensor>,
         scratch: &mut Tensor,
         out: &mut Tensor,
-        lse: &mut Tensor,
+        lse: Option<&mut Tensor>,
     ) {
-        by_float!(out, T => attention::forward::<T>(
-            spec, &attention::Input::new(spec, input), scratch.as_mut_slice(), out.as_mut_slice(), lse.as_mut_slice(),
+        by_float!(self, "attention", out, T => attention::forward::<T>(
+            spec,
+            &attention::Input::new(spec, input),
+            index.map(Tensor::as_slice),
+            scratch.as_mut_slice(),
+            out.as_mut_slice(),
+            lse.map(Tensor::as_mut_slice),
         ));
     }
 
@@ -233,48 +258,49 @@ impl Kernels for Cpu {
         &self,
         spec: &Attention,
         input: &AttentionInput<'_>,
-        lse: &Tensor,
+        lse: Option<&Tensor>,
         dout: &Tensor,
         scratch: &mut Tensor,
         AttentionGradients { q, kv, bias }: AttentionGradients<'_>,
     ) {
-        by_float!(dout, T => {
+        by_float!(self, "attention_backward", dout, T => {
             let gradients = attention::Gradients {
                 dq: q.as_mut_slice(),
                 dkv: kv.map(Tensor::as_mut_slice),
                 dbias: bias.map(Tensor::as_mut_slice),
             };
             let input = attention::Input::<T>::new(spec, input);
-            attention::backward(spec, &input, (lse.as_slice(), dout.as_slice()), scratch.as_mut_slice(), gradients);
+            let given = (lse.map(Tensor::as_slice), dout.as_slice());
+            attention::backward(spec, &input, given, scratch.as_mut_slice(), gradients);
         });
     }
 
     fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor) {
         let c = logits.cols();
-        by_float!(logits, T => loss::cross_entropy::<T>(
+        by_float!(self, "cross_entropy", logits, T => loss::cross_entropy::<T>(
             logits.as_slice(), c, labels.as_slice(), loss.as_mut_slice(), dlogits.as_mut_slice(),
         ));
     }
 
     fn mean_squared_error(&self, x: &Tensor, target: &Tensor, loss: &mut Tensor, dx: &mut Tensor) {
-        by_float!(x, T => loss::mean_squared_error::<T>(
+        by_float!(self, "mean_squared_error", x, T => loss::mean_squared_error::<T>(
             x.as_slice(), target.as_slice(), loss.as_mut_slice(), dx.as_mut_slice(),
         ));
     }
 
     fn importance(&self, h: &Tensor, dz: Option<&Tensor>, uniform: f64, p: &mut Tensor) {
-        by_float!(h, T => select::importance::<T>(h.as_slice(), dz.map(Tensor::as_slice), uniform, p.as_mut_slice()));
+        by_float!(self, "importance", h, T => select::importance::<T>(h.as_slice(), dz.map(Tensor::as_slice), uniform, p.as_mut_slice()));
     }
 
     fn sample_rows(&self, estimator: Estimator, key: Key, p: &Tensor, index: &mut Tensor, scale: &mut Tensor) {
-        by_float!(p, T => select::sample::<T>(estimator, key, p.as_slice(), index.as_mut_slice(), scale.as_mut_slice()));
+        by_float!(self, "sample_rows", p, T => select::sample::<T>(estimator, key, p.as_slice(), index.as_mut_slice(), scale.as_mut_slice()));
     }
 
     fn sum_squares(&self, x: &Tensor) -> f64 {
-        by_float!(x, T => optim::sum_squares::<T>(x.as_slice()))
+        by_float!(self, "sum_squares", x, T => optim::sum_squares::<T>(x.as_slice()))
     }
 
     fn adamw(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor) {
-        by_float!(g, T => optim::adamw::<T>(step, g.as_slice(), w.as_mut_slice(), m.as_mut_slice(), v.as_mut_slice()));
+        by_float!(self, "adamw", g, T => optim::adamw::<T>(step, g.as_slice(), w.as_mut_slice(), m.as_mut_slice(), v.as_mut_slice()));
     }
 }

@@ -1,4 +1,4 @@
-//! Moving rows: embedding lookups and their gradient, gathering and scattering.
+//! Moving rows: embedding lookups and their gradient, scattering.
 
 use rayon::prelude::*;
 
@@ -42,21 +42,6 @@ pub(super) fn embed_backward<T: Float>(ids: &[u32], dy: &[T], d: usize, dtable: 
     });
 }
 
-pub(super) fn gather<T: Float>(x: &[T], d: usize, index: &[u32], scale: Option<&[T]>, y: &mut [T]) {
-    y.par_chunks_mut(ROWS * d).zip(index.par_chunks(ROWS)).enumerate().for_each(|(chunk, (y, index))| {
-        for (j, (y, &i)) in y.chunks_exact_mut(d).zip(index).enumerate() {
-            let row = &x[i as usize * d..][..d];
-            match scale {
-                Some(scale) => {
-                    let s = scale[chunk * ROWS + j];
-                    y.iter_mut().zip(row).for_each(|(y, &x)| *y = s * x);
-                }
-                None => y.copy_from_slice(row),
-            }
-        }
-    });
-}
-
 pub(super) fn scatter<T: Float>(x: &[T], d: usize, index: &[u32], y: &mut [T]) {
     for (x, &i) in x.chunks_exact(d).zip(index) {
         y[i as usize * d..][..d].copy_from_slice(x);
@@ -82,13 +67,9 @@ mod tests {
     }
 
     #[test]
-    fn gather_scales_and_scatter_puts_back() {
-        let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        let mut y = [0.0; 4];
-        gather(&x, 2, &[2, 0], Some(&[10.0, 0.5]), &mut y);
-        assert_eq!(y, [50.0, 60.0, 0.5, 1.0]);
+    fn scatter_puts_rows_in_their_places() {
         let mut back = [0.0; 6];
-        scatter(&y, 2, &[2, 0], &mut back);
+        scatter(&[50.0, 60.0, 0.5, 1.0], 2, &[2, 0], &mut back);
         assert_eq!(back, [0.5, 1.0, 0.0, 0.0, 50.0, 60.0]);
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn rows_per_chunk(d: usize) -> usize {
 
 /// Σ f(i), i < n, in [`WIDE`] interleaved partial sums.
 #[inline(always)]
-fn sum<T: Float>(n: usize, f: impl Fn(usize) -> T) -> T {
+pub(super) fn sum<T: Float>(n: usize, f: impl Fn(usize) -> T) -> T {
     let mut acc = [T::ZERO; WIDE];
     let whole = n / WIDE * WIDE;
     for i in (0..whole).step_by(WIDE) {
@@ -73,19 +73,13 @@ pub(super) fn add<T: Float>(x: &[T], y: &mut [T]) {
 }
 
 vectorised! {
-    /// `y_c += Σ_i x_ic·(z_ic or 1)` for the columns `first..first + y.len()`.
-    fn column_chunk<T: Float>(x: &[T], z: Option<&[T]>, d: usize, first: usize, y: &mut [T]) {
+    /// `y_c += Σ_i x_ic` for the columns `first..first + y.len()`.
+    fn column_chunk<T: Float>(x: &[T], d: usize, first: usize, y: &mut [T]) {
         for start in (0..x.len()).step_by(BLOCK * d) {
             let mut acc = [T::ZERO; COLUMNS];
             for row in (start..x.len().min(start + BLOCK * d)).step_by(d) {
                 let x = &x[row + first..row + first + y.len()];
-                match z {
-                    Some(z) => {
-                        let z = &z[row + first..row + first + y.len()];
-                        acc.iter_mut().zip(x.iter().zip(z)).for_each(|(a, (&x, &z))| *a += x * z);
-                    }
-                    None => acc.iter_mut().zip(x).for_each(|(a, &x)| *a += x),
-                }
+                acc.iter_mut().zip(x).for_each(|(a, &x)| *a += x);
             }
             y.iter_mut().zip(acc).for_each(|(y, a)| *y += a);
         }
@@ -94,13 +88,7 @@ vectorised! {
 
 pub(super) fn add_column_sum<T: Float>(x: &[T], y: &mut [T]) {
     let d = y.len();
-    y.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, y)| column_chunk(x, None, d, i * COLUMNS, y));
-}
-
-/// `y (d) += Σ_i x_i⊙z_i`.
-pub(super) fn add_column_dot<T: Float>(x: &[T], z: &[T], y: &mut [T]) {
-    let d = y.len();
-    y.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, y)| column_chunk(x, Some(z), d, i * COLUMNS, y));
+    y.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, y)| column_chunk(x, d, i * COLUMNS, y));
 }
 
 vectorised! {
@@ -151,93 +139,21 @@ vectorised! {
     }
 }
 
-pub(super) fn dropout<T: Float>(Dropout { key, p }: Dropout, d: usize, x: &mut [T]) {
+/// Row j of `x` gets the mask of row `index_j`, or of row j.
+pub(super) fn dropout<T: Float>(Dropout { key, p }: Dropout, index: Option<&[u32]>, d: usize, x: &mut [T]) {
     let (dropped, factor) = threshold(p);
     let rows = rows_per_chunk(d);
     x.par_chunks_mut(rows * d).enumerate().for_each_init(
         || vec![T::ZERO; d],
         |mask, (chunk, x)| {
             for (i, x) in x.chunks_exact_mut(d).enumerate() {
-                mask_row(key, (chunk * rows + i) as u32, dropped, T::of(factor), mask);
+                let j = chunk * rows + i;
+                let row = index.map_or(j as u32, |index| index[j]);
+                mask_row(key, row, dropped, T::of(factor), mask);
                 multiply_chunk(mask, x);
             }
         },
     );
-}
-
-vectorised! {
-    fn layer_norm_chunk<T: Float>(x: &[T], params: (&[T], Option<&[T]>), eps: f64, y: &mut [T], z: &mut [T], r: &mut [T]) {
-        let (gamma, beta) = params;
-        let d = gamma.len();
-        let inv = T::of(1.0 / d as f64);
-        let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(z.chunks_exact_mut(d)).zip(r);
-        for (((x, y), z), r) in rows {
-            let mean = if beta.is_some() { sum(d, |i| x[i]) * inv } else { T::ZERO };
-            let var = sum(d, |i| (x[i] - mean) * (x[i] - mean)) * inv;
-            *r = T::ONE / (var + T::of(eps)).sqrt();
-            for i in 0..d {
-                z[i] = (x[i] - mean) * *r;
-                y[i] = gamma[i] * z[i];
-            }
-            if let Some(beta) = beta {
-                y.iter_mut().zip(beta).for_each(|(y, &b)| *y += b);
-            }
-        }
-    }
-
-    fn layer_norm_backward_chunk<T: Float>(z: &[T], r: &[T], gamma: &[T], centred: bool, dy: &mut [T]) {
-        let d = gamma.len();
-        let inv = T::of(1.0 / d as f64);
-        for ((z, &r), dy) in z.chunks_exact(d).zip(r).zip(dy.chunks_exact_mut(d)) {
-            let mean = if centred { sum(d, |i| gamma[i] * dy[i]) * inv } else { T::ZERO };
-            let along = sum(d, |i| gamma[i] * dy[i] * z[i]) * inv;
-            for i in 0..d {
-                dy[i] = r * (gamma[i] * dy[i] - mean - z[i] * along);
-            }
-        }
-    }
-}
-
-pub(super) fn layer_norm<T: Float>(
-    x: &[T],
-    params: (&[T], Option<&[T]>),
-    eps: f64,
-    y: &mut [T],
-    z: &mut [T],
-    r: &mut [T],
-) {
-    let d = params.0.len();
-    let rows = rows_per_chunk(d);
-    x.par_chunks(rows * d)
-        .zip(y.par_chunks_mut(rows * d))
-        .zip(z.par_chunks_mut(rows * d))
-        .zip(r.par_chunks_mut(rows))
-        .for_each(|(((x, y), z), r)| layer_norm_chunk(x, params, eps, y, z, r));
-}
-
-vectorised! {
-    fn scale_rows_chunk<T: Float>(gamma: &[T], beta: Option<&[T]>, x: &mut [T]) {
-        for x in x.chunks_exact_mut(gamma.len()) {
-            x.iter_mut().zip(gamma).for_each(|(x, &g)| *x = g * *x);
-            if let Some(beta) = beta {
-                x.iter_mut().zip(beta).for_each(|(x, &b)| *x += b);
-            }
-        }
-    }
-}
-
-pub(super) fn scale_rows<T: Float>(gamma: &[T], beta: Option<&[T]>, x: &mut [T]) {
-    let d = gamma.len();
-    x.par_chunks_mut(rows_per_chunk(d) * d).for_each(|x| scale_rows_chunk(gamma, beta, x));
-}
-
-pub(super) fn layer_norm_backward<T: Float>(z: &[T], r: &[T], gamma: &[T], centred: bool, dy: &mut [T]) {
-    let rows = rows_per_chunk(gamma.len());
-    let d = gamma.len();
-    z.par_chunks(rows * d)
-        .zip(r.par_chunks(rows))
-        .zip(dy.par_chunks_mut(rows * d))
-        .for_each(|((z, r), dy)| layer_norm_backward_chunk(z, r, gamma, centred, dy));
 }
 
 #[cfg(test)]
@@ -249,7 +165,7 @@ mod tests {
         let (n, d) = (300, 77);
         let dropout_of = |p| {
             let mut x = vec![1.0_f64; n * d];
-            dropout(Dropout { key: Key::new(3).named("site"), p }, d, &mut x);
+            dropout(Dropout { key: Key::new(3).named("site"), p }, None, d, &mut x);
             x
         };
         let x = dropout_of(0.1);
@@ -266,18 +182,13 @@ mod tests {
     fn column_sums_and_norms_match_the_definition() {
         let (n, d) = (301, 130);
         let x: Vec<f32> = (0..n * d).map(|i| Key::new(9).normal(i as u64) as f32).collect();
-        let z: Vec<f32> = (0..n * d).map(|i| Key::new(8).normal(i as u64) as f32).collect();
-        let (mut s, mut t, mut norms) = (vec![1.0_f32; d], vec![0.0_f32; d], vec![0.0_f32; n]);
+        let (mut s, mut norms) = (vec![1.0_f32; d], vec![0.0_f32; n]);
         add_column_sum(&x, &mut s);
-        add_column_dot(&x, &z, &mut t);
         row_norms(&x, d, &mut norms);
         for c in 0..d {
-            let column = || (0..n).map(|i| (f64::from(x[i * d + c]), f64::from(z[i * d + c])));
-            let bound = n as f64
-                * f64::from(f32::EPSILON)
-                * column().map(|(x, z)| x.abs().max((x * z).abs()) + 1.0).sum::<f64>();
-            assert!((f64::from(s[c]) - 1.0 - column().map(|(x, _)| x).sum::<f64>()).abs() < bound);
-            assert!((f64::from(t[c]) - column().map(|(x, z)| x * z).sum::<f64>()).abs() < bound);
+            let column = || (0..n).map(|i| f64::from(x[i * d + c]));
+            let bound = n as f64 * f64::from(f32::EPSILON) * (1.0 + column().map(f64::abs).sum::<f64>());
+            assert!((f64::from(s[c]) - 1.0 - column().sum::<f64>()).abs() < bound);
         }
         for i in 0..n {
             let want = x[i * d..(i + 1) * d].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();

@@ -79,6 +79,10 @@ choice! {
         Exact = "exact",
         /// The published system: rows for the attention output, both feed-forward linears and the adapters.
         Paper = "paper",
+        /// int8 of norms, activations, q, k and v; linears rebuild their inputs, and their rows are drawn in the backward pass.
+        Lean = "lean",
+        /// As `lean`, and q, k and v are rebuilt too, by one more product.
+        Leanest = "leanest",
     }
 }
 
@@ -125,13 +129,17 @@ choice! {
 choice! {
     /// What an exception makes a site keep.
     SiteKeep {
-        /// A sample of its rows.
+        /// A sample of the rows: linears only.
         Rows = "rows",
-        /// All of them.
+        /// All of it.
         Exact = "exact",
-        /// None of its own: the input is rebuilt from what the op before it keeps.
+        /// Nothing of its own, but what the op before it keeps: linears and attention only.
         Rebuild = "rebuild",
-        /// All of them in int8 with stochastic rounding.
+        /// All of it in int8.
         Int8 = "int8",
+        /// All of it in int4; not a ReLU.
+        Int4 = "int4",
+        /// All of it in bfloat16; not a ReLU.
+        Bf16 = "bf16",
     }
 }

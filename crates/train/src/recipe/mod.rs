@@ -253,8 +253,9 @@ pub struct Keep {
     pub estimator: Estimator,
     /// Share of the rows that a sampled site keeps; in (0, 1].
     pub ratio: f64,
-    /// Where the norms of the output gradients come from.
-    pub norms: NormSource,
+    /// Where the norms of the output gradients come from; without it `current` under the policies `lean` and `leanest`, else `cached`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norms: Option<NormSource>,
     /// Share λ of uniform probability mixed into estimated norms; in [0, 1].
     pub uniform: f64,
     /// Where the norm cache lives.
@@ -270,7 +271,7 @@ impl Default for Keep {
             policy: PolicyName::Exact,
             estimator: Estimator::Pps,
             ratio: 0.3,
-            norms: NormSource::Cached,
+            norms: None,
             uniform: 0.1,
             cache: CacheIn::Memory,
             sites: Vec::new(),
@@ -279,15 +280,17 @@ impl Default for Keep {
 }
 
 impl Keep {
-    /// The exception for a site, with what it leaves out taken from `[keep]`; `None` if no pattern matches.
-    pub fn exception(&self, site: &str) -> Option<Site> {
-        let found = self.sites.iter().find(|s| glob_matches(&s.pattern, site))?;
-        Some(Site {
-            estimator: found.estimator.or(Some(self.estimator)),
-            ratio: found.ratio.or(Some(self.ratio)),
-            norms: found.norms.or(Some(self.norms)),
-            ..found.clone()
+    /// Where the norms of the output gradients come from.
+    pub fn norms(&self) -> NormSource {
+        self.norms.unwrap_or(match self.policy {
+            PolicyName::Lean | PolicyName::Leanest => NormSource::Current,
+            PolicyName::Exact | PolicyName::Paper => NormSource::Cached,
         })
+    }
+
+    /// The first exception that names a site and that `fits` it.
+    pub fn exception(&self, site: &str, fits: impl Fn(&Site) -> bool) -> Option<&Site> {
+        self.sites.iter().find(|s| glob_matches(&s.pattern, site) && fits(s))
     }
 }
 
@@ -545,14 +548,12 @@ mod tests {
     }
 
     #[test]
-    fn exceptions_match_by_glob_and_inherit() {
+    fn exceptions_match_by_glob() {
         let keep = parse(FULL).keep;
-        let dense = keep.exception("z.layer.3.output.dense").unwrap();
+        let dense = keep.exception("z.layer.3.output.dense", |_| true).unwrap();
         assert_eq!((dense.keep, dense.ratio), (Some(SiteKeep::Rows), Some(0.5)));
-        let other = keep.exception("a.b").unwrap();
-        assert_eq!((other.keep, other.estimator), (Some(SiteKeep::Exact), Some(Estimator::Wta)));
-        assert_eq!((other.ratio, other.norms), (Some(0.1), Some(NormSource::Running)));
-        assert_eq!(keep.exception("b.a"), None);
+        assert_eq!(keep.exception("a.b", |_| true).unwrap().keep, Some(SiteKeep::Exact));
+        assert_eq!((keep.exception("b.a", |_| true), keep.exception("a.b", |_| false)), (None, None));
         let train = parse(FULL).train;
         assert!(train.is_frozen("embeddings.word.weight") && !train.is_frozen("encoder.embeddings"));
     }

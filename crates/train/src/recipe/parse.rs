@@ -143,7 +143,7 @@ fn keep(t: &mut Table<'_, '_>) -> Keep {
         policy: t.get("policy", choice).unwrap_or(d.policy),
         estimator: t.get("estimator", choice).unwrap_or(d.estimator),
         ratio: t.get("ratio", ratio()).unwrap_or(d.ratio),
-        norms: t.get("norms", choice).unwrap_or(d.norms),
+        norms: t.get("norms", choice),
         uniform: t.get("uniform", number("a number in [0, 1]", |x| (0.0..=1.0).contains(&x))).unwrap_or(d.uniform),
         cache: t.get("cache", choice).unwrap_or(d.cache),
         sites: t.table("sites", sites),
@@ -418,7 +418,7 @@ mod tests {
             ("keep.sites.\"a*\".ratio=2", "keep.sites.\"a*\".ratio: expected a number in (0, 1], found 2"),
             (
                 "keep.sites.a.keep=all",
-                "keep.sites.a.keep: expected one of \"rows\", \"exact\", \"rebuild\", \"int8\", found the string \"all\"",
+                "keep.sites.a.keep: expected one of \"rows\", \"exact\", \"rebuild\", \"int8\", \"int4\", \"bf16\", found the string \"all\"",
             ),
         ];
         for (set, expected) in cases {
