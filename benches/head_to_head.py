@@ -2,7 +2,7 @@
 
     cargo build --release
     python3 benches/head_to_head.py --python VENV/bin/python --model-config benches/bert-base.json --batch 32 --seq 128 \\
-        exact lean@0.3 "lean@0.3 bf16" torch "torch bf16" "torch checkpointing" --reference torch "torch bf16" \\
+        exact lean@0.3 "lean@0.3 bf16" torch "torch bf16" "torch checkpointing" --reference torch --reference "torch bf16" \\
         --rounds 3 --out benches/results/bert-base.json
 
 methods.py says how names are made. Every round runs each once; the one that goes first changes from round to round. The minimum
@@ -27,7 +27,8 @@ NO_DROPOUT = {key: 0.0 for key in ("hidden_dropout_prob", "attention_probs_dropo
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", default=["exact", "torch"], metavar="NAME", help="what runs (default: exact torch)")
-    parser.add_argument("--reference", nargs="+", metavar="NAME", help="what the others are compared with (default: the first of PyTorch)")
+    parser.add_argument("--reference", action="append", metavar="NAME",
+                        help="what the others are compared with; may be repeated (default: the first of PyTorch)")
     parser.add_argument("--model-config", required=True, help="config.json of a BERT or T5")
     parser.add_argument("--batch", type=positive, required=True, help="sequences a step")
     parser.add_argument("--seq", type=positive, required=True, help="tokens of the longest sequence")

@@ -48,7 +48,7 @@ def arguments():
     parser.add_argument("--runs", type=Path, default="runs/sampling_accuracy", help="run folders")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every run, after the task's own")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every run, after the method's own; may be repeated")
     add_programs(parser)
     args = parser.parse_args()
     # exact is what the others are compared with
