@@ -1,4 +1,4 @@
-"""One training step of a BERT classifier in PyTorch: seconds, bytes kept for the backward pass, peak memory.
+"""One training step of a BERT classifier or a T5 in PyTorch: seconds, bytes kept for the backward pass, peak memory.
 
     python benches/pytorch_step.py --model-config benches/bert-base.json --batch 32 --seq 128 --steps 5
 
@@ -11,60 +11,48 @@ copies under autocast are. `import_rss_bytes` is the peak before a model exists:
 
 import argparse
 import json
-import os
-import resource
 import statistics
 import time
+from pathlib import Path
 
 import torch
 import transformers
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import AutoConfig, BertForSequenceClassification, BertModel, T5ForConditionalGeneration
+
+import pytorch_common as common
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model-config", required=True, help="a BERT config.json")
-    parser.add_argument("--batch", type=int, required=True, help="sequences a step")
-    parser.add_argument("--seq", type=int, required=True, help="tokens of the longest sequence")
-    parser.add_argument("--lengths", choices=["full", "uniform"], default="full",
-                        help="full: every sequence has SEQ tokens; uniform: drawn from 16..SEQ, padded to the longest")
-    parser.add_argument("--method", choices=["full"], default="full", help="all weights are trained")
+    parser.add_argument("--model-config", required=True, help="config.json of a BERT or T5")
+    parser.add_argument("--batch", type=int, default=32, help="sequences a step")
+    parser.add_argument("--seq", type=int, default=128, help="tokens of each sequence")
+    parser.add_argument("--target", type=int, default=8, help="tokens of each target, for T5")
+    parser.add_argument("--lengths-file", type=Path, help="the length of each sequence, numbers with white space between them, instead "
+                        "of --batch and --seq; they are padded to the longest")
     parser.add_argument("--steps", type=int, default=5, help="timed steps")
     parser.add_argument("--warmup", type=int, default=1, help="steps before them, not timed")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--dropout", choices=["on", "off"], default="on", help="on: as config.json says")
-    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="bf16: autocast over f32 weights")
-    parser.add_argument("--attention", choices=["default", "eager", "sdpa"], default="default",
-                        help="default: what transformers picks")
-    parser.add_argument("--optimizer", choices=["fused", "foreach", "loop"], default="fused",
-                        help="implementation of AdamW; the transformers trainer uses the fused one")
     parser.add_argument("--layers-only", action="store_true",
-                        help="forward and backward of the encoder layers alone: no embedding, head or optimizer")
+                        help="forward and backward of BERT's encoder layers alone: no embedding, head or optimizer")
     parser.add_argument("--layers", type=int, help="in place of num_hidden_layers")
-    parser.add_argument("--seed", type=int, default=0)
+    common.add_arguments(parser)
     found = parser.parse_args()
-    for name, least in (("batch", 1), ("seq", 1), ("steps", 1), ("warmup", 0), ("threads", 1)):
+    for name, least in (("batch", 1), ("seq", 1), ("target", 1), ("steps", 1), ("warmup", 0), ("threads", 1)):
         if getattr(found, name) < least:
             parser.error(f"--{name}: expected at least {least}, found {getattr(found, name)}")
-    if found.lengths == "uniform" and found.seq < 16:
-        parser.error(f"--lengths uniform: expected --seq of at least 16, found {found.seq}")
     return found
 
 
 def draw_batch(args, config):
-    """Ids and mask (batch, longest), labels (batch) and the number of tokens that are not padding.
+    """Ids and mask (batch, longest) and the number of tokens that are not padding.
 
-    They depend on the seed and the sizes alone. There is no mask if nothing is padded.
+    They depend on the seed and the lengths alone. There is no mask if nothing is padded.
     """
-    random = torch.Generator().manual_seed(args.seed)
-    if args.lengths == "uniform":
-        lengths = torch.randint(16, args.seq + 1, (args.batch,), generator=random)
-    else:
-        lengths = torch.full((args.batch,), args.seq)
-    real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
-    ids = torch.randint(1, config.vocab_size, real.shape, generator=random) * real
-    labels = torch.randint(config.num_labels, (args.batch,), generator=random)
-    return ids, None if real.all() else real.long(), labels, int(real.sum())
+    lengths = [int(word) for word in args.lengths_file.read_text().split()] if args.lengths_file else [args.seq] * args.batch
+    real = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
+    ids = torch.randint(1, config.vocab_size, real.shape) * real
+    return ids, None if real.all() else real.long(), int(real.sum())
 
 
 class Given(torch.nn.Module):
@@ -74,33 +62,31 @@ class Given(torch.nn.Module):
         return inputs_embeds
 
 
-def classifier_step(args, config, attention):
+def whole_step(args, config):
     """The model, the two halves of a whole step, the padded and the real tokens of its batch."""
-    model = BertForSequenceClassification._from_config(config, **attention).train()
-    ids, mask, labels, tokens = draw_batch(args, config)
-    plain = [w for n, w in model.named_parameters() if n.endswith(".bias") or "LayerNorm" in n]
-    decayed = [w for n, w in model.named_parameters() if not (n.endswith(".bias") or "LayerNorm" in n)]
-    how = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}[args.optimizer]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], lr=2e-5, **how
-    )
+    family = {"bert": BertForSequenceClassification, "t5": T5ForConditionalGeneration}[config.model_type]
+    model = common.prepared(family._from_config(config, **common.attention(args)), args)
+    ids, mask, tokens = draw_batch(args, config)
+    if config.model_type == "t5":
+        labels = torch.randint(2, config.vocab_size, (len(ids), args.target))
+    else:
+        labels = torch.randint(config.num_labels, (len(ids),))
+    optimizer = common.adamw(model, args, lr=2e-5)
 
     def forward():
         return model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
     def backward(loss):
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        common.update(model, optimizer)
 
     return model, forward, backward, ids.numel(), tokens
 
 
-def layers_step(args, config, attention):
+def layers_step(args, config):
     """Forward and backward of the encoder layers, from given hidden states and a given gradient of the output."""
-    model = BertModel._from_config(config, add_pooling_layer=False, **attention).train()
-    ids, mask, _, tokens = draw_batch(args, config)
+    model = common.prepared(BertModel._from_config(config, add_pooling_layer=False, **common.attention(args)), args)
+    ids, mask, tokens = draw_batch(args, config)
     model.embeddings = Given()
     hidden = torch.randn(*ids.shape, config.hidden_size, requires_grad=True)
     gradient = torch.randn(*ids.shape, config.hidden_size)
@@ -132,29 +118,25 @@ def kept_by(forward, model):
     return out, sum(kept.values())
 
 
-def peak_rss():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def main():
     args = arguments()
+    common.import_what_is_needed(args)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    config = BertConfig.from_json_file(args.model_config)
+    config = AutoConfig.for_model(**json.loads(Path(args.model_config).read_text()))
     if args.layers is not None:
         config.num_hidden_layers = args.layers
     if args.dropout == "off":
-        config.hidden_dropout_prob = 0.0
-        config.attention_probs_dropout_prob = 0.0
-        config.classifier_dropout = 0.0
-    attention = {} if args.attention == "default" else {"attn_implementation": args.attention}
+        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout_rate"):
+            if hasattr(config, key):
+                setattr(config, key, 0.0)
 
-    imports = peak_rss()
-    build = layers_step if args.layers_only else classifier_step
-    model, plain_forward, backward, padded, tokens = build(args, config, attention)
+    imports = common.peak_rss()
+    build = layers_step if args.layers_only else whole_step
+    model, plain_forward, backward, padded, tokens = build(args, config)
 
     def forward():
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+        with common.autocast(args):
             return plain_forward()
 
     # Counting is a step of its own: its hooks cost time.
@@ -175,11 +157,14 @@ def main():
         "tokens": tokens,
         "padded_tokens": padded,
         "kept_bytes": kept,
-        "peak_rss_bytes": peak_rss(),
+        "peak_rss_bytes": common.peak_rss(),
         "import_rss_bytes": imports,
+        **common.parameters(model),
         "attention": model.config._attn_implementation,
         "optimizer": None if args.layers_only else args.optimizer,
         "precision": args.precision,
+        "method": args.method,
+        "checkpointing": args.checkpointing,
         "threads": args.threads,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

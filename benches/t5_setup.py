@@ -15,12 +15,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-SIZES = {
-    "small": dict(d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8),
-    "base": dict(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12),
-    "large": dict(d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16),
-    "3b": dict(d_model=1024, d_kv=128, d_ff=16384, num_layers=24, num_heads=32),
-}
+SIZES = ("small", "base", "large", "3b")
+BENCHES = Path(__file__).resolve().parent
 
 
 def tokenizer(texts):
@@ -39,25 +35,24 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--glue", required=True, type=Path, help="folder with SST-2/")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--weights", nargs="*", default=[], choices=list(SIZES))
+    parser.add_argument("--weights", nargs="*", default=[], choices=SIZES)
     args = parser.parse_args()
     lines = (args.glue / "SST-2" / "train.tsv").read_text().splitlines()[1:]
     texts = [line.split("\t")[0] for line in lines[:20000]]
     words = ["sst2 sentence: " + text for text in texts] + ["negative", "positive"] * 2000
     tokens = tokenizer(words)
-    for size, sizes in SIZES.items():
+    for size in SIZES:
         folder = args.out / f"t5-{size}"
         folder.mkdir(parents=True, exist_ok=True)
-        config = dict(model_type="t5", vocab_size=32128, dropout_rate=0.1, feed_forward_proj="relu", decoder_start_token_id=0,
-                      eos_token_id=1, pad_token_id=0, **sizes)
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        config = (BENCHES / f"t5-{size}.json").read_text()
+        (folder / "config.json").write_text(config)
         tokens.save(str(folder / "tokenizer.json"))
         if size in args.weights:
             import torch
             from transformers import T5Config, T5ForConditionalGeneration
             torch.manual_seed(0)
-            T5ForConditionalGeneration(T5Config(**config)).save_pretrained(folder)
-            (folder / "config.json").write_text(json.dumps(config, indent=2))
+            T5ForConditionalGeneration(T5Config(**json.loads(config))).save_pretrained(folder)
+            (folder / "config.json").write_text(config)
         elif not (folder / "model.safetensors").exists():
             # a plan reads no weight, but a model folder has a file of them
             (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")

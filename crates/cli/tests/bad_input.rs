@@ -188,10 +188,19 @@ fn command_lines() {
     };
     bench(&["--batch", "0"], &["--batch", "expected at least 1, found 0"]);
     bench(&["--ratio", "2"], &["--ratio: expected a number in (0, 1], found 2"]);
-    bench(&["--keep", "lein"], &["'lean'", "--keep", "exact, paper"]);
+    bench(&["--keep", "lein"], &["'lein'", "--keep", "exact, paper, lean"]);
     bench(&["--estimator", "wtf"], &["'wtf'", "--estimator", "'wta'"]);
     fails(&place, &["bench", "--model-config", "model/config.json"], 2, &["--seq: expected at most 32", "found 128"]);
     fails(&place, &["bench", "--model-config", "absent.json"], 2, &["--model-config", "absent.json"]);
+    let lengths = |text: &str, needles: &[&str]| {
+        place.write("lengths", text);
+        fails(&place, &["bench", "--model-config", "model/config.json", "--lengths-file", "lengths"], 2, needles);
+    };
+    lengths("8 7.5", &["--lengths-file: expected whole numbers from 1, found `7.5`", "in lengths"]);
+    lengths("8\n0", &["found `0`"]);
+    lengths("\n", &["expected at least one length, found none"]);
+    lengths("8 33", &["--lengths-file: expected at most 32", "found 33"]);
+    bench(&["--lengths-file", "lengths"], &["--seq", "--lengths-file", "cannot be used"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn every_linear_is_looked_at() {
     let json = place.ok_json(&[&args[..], &["--json", "--out", "page.html"]].concat());
     let sites = json["sites"].as_array().unwrap();
     let names: Vec<_> = sites.iter().map(|s| s["name"].as_str().unwrap()).collect();
-    assert_eq!((names.len(), names[0], names[9]), (10, "encoder.layer.0.attention.self.qkv", "classifier"));
+    assert_eq!((names.len(), names[0], names[10]), (11, "encoder.layer.0.attention.self.qkv", "classifier"));
     assert_eq!(json["steps"], 4);
     for site in sites {
         let shares: Vec<f64> = site["mass"].as_array().unwrap().iter().map(|m| m["share"].as_f64().unwrap()).collect();

@@ -128,6 +128,17 @@ fn bench_measures_what_it_planned() {
     }
     let text = place.ok(&["bench", "--model-config", "model/config.json", "--batch", "2", "--seq", "8"]);
     assert!(text.contains("16 tokens") && text.contains("planned"), "{text}");
+    place.write("lengths", "5 32\n1\n");
+    let args = ["bench", "--model-config", "model/config.json", "--lengths-file", "lengths", "--json"];
+    let result = place.ok_json(&[&args[..], &["--method", "lora"]].concat());
+    assert_eq!(result["tokens"], 38);
+    assert_eq!(result["kept_bytes"], result["planned_kept_bytes"]);
+    let count = |key: &str| result[key].as_u64().unwrap();
+    let full = place.ok_json(&args);
+    assert_eq!(full["frozen_parameters"], 0);
+    let (adapters, classifier) = (2 * 3 * 2 * 8 * 16, 2 * 17);
+    assert_eq!(count("trainable_parameters"), adapters + classifier);
+    assert_eq!(count("frozen_parameters"), full["trainable_parameters"].as_u64().unwrap() - classifier);
 }
 
 #[test]

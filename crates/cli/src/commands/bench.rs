@@ -1,6 +1,7 @@
 //! `colrow bench`: time and memory of training steps with random weights.
 
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -38,6 +39,9 @@ pub(crate) struct Args {
     /// Lengths of the sequences: all S, or drawn uniformly from 16…S.
     #[arg(long, value_enum, default_value_t = Spread::Equal)]
     lengths: Spread,
+    /// The length of each sequence, numbers with white space between them, instead of --batch, --seq and --lengths.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["batch", "seq", "lengths"])]
+    lengths_file: Option<PathBuf>,
     /// What is trained.
     #[arg(long, value_parser = choice::<Method>(), default_value = "full")]
     method: Method,
@@ -96,13 +100,27 @@ impl Args {
         }
     }
 
-    fn sequence_lengths(&self) -> Vec<u32> {
+    fn sequence_lengths(&self) -> Result<Vec<u32>> {
+        if let Some(file) = &self.lengths_file {
+            return read_lengths(file);
+        }
         let key = Key::new(self.seed).named("lengths");
         let shortest = self.seq.min(16);
         let uniform = |i: usize| shortest + (key.uniform(i as u64) * (self.seq - shortest + 1) as f64) as usize;
         let length = |i| if self.lengths == Spread::Uniform { uniform(i) } else { self.seq };
-        (0..self.batch).map(|i| length(i) as u32).collect()
+        Ok((0..self.batch).map(|i| length(i) as u32).collect())
     }
+}
+
+fn read_lengths(file: &Path) -> Result<Vec<u32>> {
+    let wrong = |what: &dyn Display| Error::usage(format!("--lengths-file: {what}")).at(file.display());
+    let text = std::fs::read_to_string(file).map_err(|e| wrong(&e))?;
+    let length = |word: &str| match word.parse() {
+        Ok(length) if length > 0 => Ok(length),
+        _ => Err(wrong(&format!("expected whole numbers from 1, found `{word}`"))),
+    };
+    let lengths = text.split_whitespace().map(length).collect::<Result<Vec<u32>>>()?;
+    if lengths.is_empty() { Err(wrong(&"expected at least one length, found none")) } else { Ok(lengths) }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -115,20 +133,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let text = std::fs::read(&args.model_config)
         .map_err(|e| Error::usage(format!("--model-config: {e}")).at(args.model_config.display()))?;
     let config = Config::from_json(&text, &args.model_config)?;
-    if let Some(longest) = config.longest().filter(|&longest| args.seq > longest) {
-        return Err(Error::usage(format!(
-            "--seq: expected at most {longest} (max_position_embeddings), found {}",
-            args.seq
-        )));
+    let sources = args.sequence_lengths()?;
+    let (name, longest) = match &args.lengths_file {
+        Some(_) => ("--lengths-file", sources.iter().max().map_or(0, |&length| length as usize)),
+        None => ("--seq", args.seq),
+    };
+    if let Some(limit) = config.longest().filter(|&limit| longest > limit) {
+        let what = format!("{name}: expected at most {limit} (max_position_embeddings), found {longest}");
+        return Err(Error::usage(what));
     }
-    let result = bench(args, config)?;
+    let result = bench(args, config, sources)?;
     if args.json { print_json(&result) } else { print(&text_of(&result)) }
 }
 
-fn bench(args: &Args, config: Config) -> Result<Value> {
+fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
     let keep = args.policy();
     let device = Device::cpu();
-    let sources = args.sequence_lengths();
     let targets = config.is_text_to_text().then(|| vec![args.target as u32; sources.len()]);
     let lengths = Lengths { sources, targets };
     let regression = config.num_labels() == 1;
@@ -190,6 +210,10 @@ fn bench(args: &Args, config: Config) -> Result<Value> {
     let stats = last.ok_or_else(|| Error::new("no step was run"))?;
     let total: f64 = times.iter().sum();
     let profile = args.profile.then(|| profile_of(&device.profile().stop(), total, args.steps));
+    let parameters = |trainable: bool| {
+        let some = engine.model.registry.params.iter().filter(|(_, p)| p.trainable == trainable);
+        some.map(|(_, p)| p.value.len()).sum::<usize>()
+    };
     let in_order = times.clone();
     times.sort_by(f64::total_cmp);
     Ok(json!({
@@ -204,6 +228,8 @@ fn bench(args: &Args, config: Config) -> Result<Value> {
         "planned_kept_bytes": plan.kept_bytes,
         "planned_peak_bytes": plan.peak_bytes,
         "peak_rss_bytes": trainer::peak_rss(),
+        "trainable_parameters": parameters(true),
+        "frozen_parameters": parameters(false),
         "threads": rayon::current_num_threads(),
         "keep": keep.policy,
         "method": args.method,
