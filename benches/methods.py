@@ -1,11 +1,17 @@
 """Names of ways to train, as the measuring scripts, their command lines and their tables use them.
 
-A name is one or more words: `exact`, `paper@0.3 wta`, `lean@0.3 bf16`, `exact keep.norm=int8`. A word is one of `WORDS`, where
+A name is one or more words: `exact`, `paper@0.3 wta`, `lean@0.3 bf16`, `exact keep.uniform=0.2`. A word is one of `WORDS`, where
 `@` brings the share of rows that are drawn, or a key of a recipe with its value. A name that begins with `torch` is PyTorch's side:
 `torch` (with the attention that transformers picks), `torch eager`, `torch bf16`, `torch checkpointing`, `torch lora`.
 """
 
 import sys
+
+
+
+def _site(pattern, keep):
+    return f"keep.sites.'{pattern}'.keep={keep}"
+
 
 # docs/recipe.md says what each key does
 WORDS = {
@@ -14,6 +20,13 @@ WORDS = {
     **{norms: [f"keep.norms={norms}"] for norms in ("current", "cached", "running", "uniform")},
     **{method: [f"train.method={method}"] for method in ("lora", "lora-fa", "bitfit")},
     "bf16": ["train.precision=bf16"],
+    # lean's parts one at a time: what an op keeps, and the linears that then rebuild their input from it (BERT's site names)
+    "int8-norms": [_site("*LayerNorm", "int8"), *(_site(f"encoder.layer.*.{linear}", "rebuild") for linear in ("qkv", "kv", "intermediate.dense"))],
+    "int8-attention": [_site("*attention.self", "int8"), _site("*attention.output.dense", "rebuild")],
+    "bf16-attention": [_site("*attention.self", "bf16"), _site("*attention.output.dense", "rebuild")],
+    **{f"int{bits}-activations": [_site("*activation", f"int{bits}"), _site("encoder.layer.?.output.dense", "rebuild")] for bits in (8, 4)},
+    # rows of every linear, and nothing else in fewer bits
+    "rows": ["keep.policy=lean", *(_site(op, "exact") for op in ("*LayerNorm", "*attention.self", "*activation"))],
 }
 
 # what `colrow bench` calls a recipe's keys

@@ -24,12 +24,9 @@ GROUPS = {
     "main": ["exact", "paper@0.3", "lean@0.3", "lean@0.1"],
     # one at a time beside exact training: which of lean's parts costs what
     "ingredients": [
-        "exact keep.norm=int8",
-        "exact keep.attention=int8",
-        "exact keep.activation=int8",
-        "exact keep.activation=int4",
+        *(f"exact {part}" for part in ("int8-norms", "int8-attention", "bf16-attention", "int8-activations", "int4-activations")),
         # rows drawn late, by the true norms, and in the forward pass, by each source of norms there is then
-        *(f"paper@0.3 {norms}" for norms in ("current", "cached", "running", "uniform")),
+        *(f"rows@0.3 {norms}" for norms in ("current", "cached", "running", "uniform")),
     ],
     "estimators": [f"paper@0.3 {estimator}" for estimator in ("wta", "crs", "topk", "pps")],
     "adapters": [f"exact {LORA}", f"paper@0.3 {LORA}", f"lean@0.3 {LORA}"],

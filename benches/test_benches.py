@@ -30,7 +30,7 @@ def refused(function, *arguments):
 class Methods(unittest.TestCase):
     def test_names_are_recipes(self):
         self.assertEqual(methods.recipe_sets("paper@0.3 wta"), ["keep.policy=paper", "keep.ratio=0.3", "keep.estimator=wta"])
-        self.assertEqual(methods.recipe_sets("exact keep.norm=int8 bf16"), ["keep.policy=exact", "keep.norm=int8", "train.precision=bf16"])
+        self.assertEqual(methods.recipe_sets("exact keep.uniform=0.2 bf16"), ["keep.policy=exact", "keep.uniform=0.2", "train.precision=bf16"])
 
     def test_names_are_arguments(self):
         self.assertEqual(methods.bench_arguments("lean@0.1 lora lora.rank=4"),

@@ -31,7 +31,7 @@ fn every_linear_is_looked_at() {
     let page = place.text("page.html");
     assert!(page.contains("Where the mass is") && page.contains("</html>"));
     let table = place.ok(&args);
-    assert_eq!(table.lines().count(), 2 + 10 + 1);
+    assert_eq!(table.lines().count(), 2 + 11 + 1);
     assert!(table.lines().last().unwrap().starts_with("mean"));
 }
 
