@@ -8,6 +8,8 @@ mod embedding;
 mod head;
 mod input;
 mod kept;
+#[cfg(test)]
+mod lean_tests;
 mod linear;
 mod loss;
 mod low_rank;
