@@ -26,6 +26,9 @@ impl DType {
     }
 }
 
+/// 1.5·2²³: added to a number below 2²², it rounds it to the nearest integer, which is then in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
 /// A Rust type that a tensor can hold.
 ///
 /// # Safety
@@ -147,8 +150,6 @@ impl Float for f32 {
     fn exp(self) -> Self {
         // clamp lets NaN through, as it must
         let x = self.clamp(-87.33, 88.72);
-        // adding 1.5·2²³ rounds to the nearest integer without a rounding instruction
-        const ROUND: f32 = 12_582_912.0;
         let shifted = x * std::f32::consts::LOG2_E + ROUND;
         let n = shifted - ROUND;
         let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;

@@ -14,6 +14,8 @@ mod tensor;
 pub use device::Device;
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Kind, Result};
-pub use kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Gelu, Kernels};
+pub use kernels::{
+    AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Gelu, Kernels, MOMENT_BLOCK,
+};
 pub use meter::{Bytes, Class, Meter};
 pub use tensor::Tensor;
