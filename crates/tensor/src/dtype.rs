@@ -26,6 +26,9 @@ impl DType {
     }
 }
 
+/// 1.5·2²³: added to a number below 2²², it rounds it to the nearest integer, which is then in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
 /// A Rust type that a tensor can hold.
 ///
 /// # Safety
@@ -147,9 +150,6 @@ impl Float for f64 {
         self.is_finite()
     }
 }
-
-/// 1.5·2²³: adding it rounds to the nearest integer without a rounding instruction.
-const ROUND: f32 = 12_582_912.0;
 
 impl Float for f32 {
     const ZERO: Self = 0.0;

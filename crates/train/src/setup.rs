@@ -330,6 +330,7 @@ impl Job {
         plan::plan(&Shape {
             config: &self.config,
             choose_trained: &|model| choose_trained(model, &self.recipe),
+            optim: Settings::from(&self.recipe.optim),
             policy: self.policy.clone(),
             micros: &vec![longest; self.recipe.train.accumulate],
             cached_tokens: if self.recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
@@ -368,9 +369,6 @@ impl Job {
     /// A norm cache that cannot be made.
     pub fn engine(&self, model: Model, cache: &Path) -> Result<Engine> {
         let device = model.registry.params.device().clone();
-        let o = &self.recipe.optim;
-        let settings =
-            Settings { beta1: o.beta1, beta2: o.beta2, eps: o.eps, weight_decay: o.weight_decay, clip: o.clip };
         let norms = match self.policy.remembers_norms() {
             true => {
                 let store = match self.recipe.keep.cache {
@@ -383,7 +381,7 @@ impl Job {
             false => None,
         };
         Ok(Engine {
-            optimizer: Optimizer::new(settings, &model.registry.params),
+            optimizer: Optimizer::new(Settings::from(&self.recipe.optim), &model.registry.params),
             model,
             policy: self.policy.clone(),
             norms,
