@@ -146,7 +146,6 @@ impl Tape<'_> {
         (q, sequences): (Var, &Sequences),
         kv: Option<(Var, &Sequences)>,
     ) -> Var {
-        let params = self.params();
         let device = self.device().clone();
         let kernels = device.kernels();
         let key = self.dropout_key(site).filter(|_| attend.dropout > 0.0);
@@ -158,7 +157,7 @@ impl Tape<'_> {
             dropout: key.map(|key| Dropout { key, p: attend.dropout }),
             buckets: attend.bias.map(|(_, buckets)| buckets),
         };
-        let bias = attend.bias.map(|(id, _)| (id, &params[id]));
+        let bias = attend.bias.map(|(id, _)| (id, self.param(id)));
         let kv_longest = kv.as_ref().map_or(sequences.longest, |(_, s)| s.longest);
         let input = AttentionInput {
             q: (&q.value).into(),
@@ -175,7 +174,7 @@ impl Tape<'_> {
         let exact = match keep {
             Keep::Quantised(_) => false,
             Keep::Nothing => q.source.is_none(),
-            Keep::Exact | Keep::Rows(_) => true,
+            Keep::Exact | Keep::Rows(_) | Keep::Recompute => true,
         };
         let exact = exact && learns && self.records();
         let mut lse = exact.then(|| device.empty(Class::Workspace, dtype, &[n, spec.heads]));

@@ -3,7 +3,7 @@
 use colrow_tensor::{Class, Result, Tensor};
 
 use crate::kept::Kept;
-use crate::param::ParamId;
+use crate::param::{Param, ParamId};
 use crate::tape::{Grads, Op, Tape, Var};
 
 struct Embedding {
@@ -14,17 +14,16 @@ struct Embedding {
 impl Tape<'_> {
     /// The sum of the rows that each pair of ids (n, u32) and table (v, d) names; every id must be below its table's length.
     pub fn embedding(&mut self, site: &str, lookups: &[(&Tensor, ParamId)]) -> Var {
-        let params = self.params();
+        let lookups: Vec<_> = lookups.iter().map(|(ids, id)| (*ids, *id, self.param(*id))).collect();
         let device = self.device().clone();
-        let (n, d) = (lookups[0].0.len(), params[lookups[0].1].value.cols());
-        let mut y = device.empty(Class::Workspace, params.dtype(), &[n, d]);
-        for (i, (ids, table)) in lookups.iter().enumerate() {
-            device.kernels().embed(ids, &params[*table].value, i > 0, &mut y);
+        let (ids, _, table) = lookups[0];
+        let mut y = device.empty(Class::Workspace, table.value.dtype(), &[ids.len(), table.value.cols()]);
+        for (i, (ids, _, table)) in lookups.iter().enumerate() {
+            device.kernels().embed(ids, &table.value, i > 0, &mut y);
         }
-        let learned = || lookups.iter().filter(|(_, table)| params[*table].trainable);
-        let hold =
-            |(ids, table): &(&Tensor, ParamId)| (Kept::Exact((*ids).clone()), *table, params[*table].value.clone());
-        self.output(site, y, learned().count() > 0, || Embedding { lookups: learned().map(hold).collect() })
+        let learned: Vec<_> = lookups.into_iter().filter(|(.., table)| table.trainable).collect();
+        let hold = |(ids, id, table): (&Tensor, ParamId, &Param)| (Kept::Exact(ids.clone()), id, table.value.clone());
+        self.output(site, y, !learned.is_empty(), || Embedding { lookups: learned.into_iter().map(hold).collect() })
     }
 }
 

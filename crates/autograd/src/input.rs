@@ -41,6 +41,9 @@ impl HeldInput {
     /// because others may keep it too.
     pub(crate) fn new(tape: &Tape<'_>, site: &str, x: &Var, dropped: Option<(Dropout, &Tensor)>) -> Self {
         let Mode::Training { key, norms, .. } = tape.mode() else { return Self::nothing() };
+        if !tape.records() {
+            return Self::nothing();
+        }
         let read = dropped.map_or(&x.value, |(_, read)| read);
         let dropout = dropped.map(|(dropout, _)| dropout);
         let exact = || Self { dropout, ..Self::whole_of(Kept::Exact(x.value.clone())) };
@@ -53,7 +56,7 @@ impl HeldInput {
         };
         let n = read.rows();
         match tape.keep(site) {
-            Keep::Exact => exact(),
+            Keep::Exact | Keep::Recompute => exact(),
             Keep::Quantised(bits) => {
                 let format = Format { code: bits.code(), group: GROUP };
                 Self::whole_of(Kept::Quantised(quantised(read, format, tape.rounding_key(site))))

@@ -19,6 +19,7 @@ mod norms;
 mod param;
 mod policy;
 mod probe;
+mod recompute;
 mod rows;
 mod sample;
 mod tape;

@@ -55,8 +55,7 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
 impl Tape<'_> {
     /// Applies the linear layer `weight`, `bias` at `site`.
     pub fn linear(&mut self, site: &str, x: &Var, weight: ParamId, bias: Option<ParamId>) -> Var {
-        let params = self.params();
-        let (w, b) = (&params[weight], bias.map(|b| &params[b]));
+        let (w, b) = (self.param(weight), bias.map(|b| self.param(b)));
         let y = product(&x.value, &w.value, b.map(|b| &b.value));
         let learned_bias = bias.zip(b).filter(|(_, b)| b.trainable).map(|(id, b)| (id, b.value.clone()));
         let learns = x.id.is_some() || w.trainable || learned_bias.is_some();

@@ -91,8 +91,10 @@ fn add_adapters(y: Tensor, x: &Tensor, a: &Tensor, b: &[(Tensor, usize)], scale:
 impl Tape<'_> {
     /// Adds the adapters' output to y (n, out), which is the output of the linear that reads x (n, in).
     pub fn low_rank(&mut self, site: &str, y: Var, x: &Var, spec: &LowRank) -> Var {
-        let params = self.params();
-        let factor = |id| Factor { id, value: params[id].value.clone(), trainable: params[id].trainable };
+        let factor = |id| {
+            let param = self.param(id);
+            Factor { id, value: param.value.clone(), trainable: param.trainable }
+        };
         let a = factor(spec.a);
         let b: Vec<_> = spec.b.iter().map(|&(id, first)| (factor(id), first)).collect();
         let key = self.dropout_key(site).filter(|_| spec.dropout > 0.0);

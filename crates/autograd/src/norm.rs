@@ -66,8 +66,7 @@ impl Tape<'_> {
     }
 
     fn norm(&mut self, site: &str, x: &Var, gamma: ParamId, beta: Option<ParamId>, eps: f64) -> Var {
-        let params = self.params();
-        let (g, b) = (&params[gamma], beta.map(|beta| &params[beta]));
+        let (g, b) = (self.param(gamma), beta.map(|beta| self.param(beta)));
         let device = self.device().clone();
         let norm = Norm { gamma: &g.value, beta: b.map(|b| &b.value), eps };
         let beta = beta.filter(|_| b.is_some_and(|b| b.trainable));

@@ -1,9 +1,11 @@
 //! Parameters: the tensors that a model learns, in one list.
 
+use std::collections::BTreeSet;
+
 use colrow_tensor::{Class, DType, Device, Tensor};
 
 /// Names a parameter of a [`Params`] list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ParamId(pub(crate) usize);
 
 impl ParamId {
@@ -14,7 +16,7 @@ impl ParamId {
 }
 
 /// One parameter.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Param {
     /// Its name in the model, for messages.
     pub name: String,
@@ -55,6 +57,14 @@ impl Params {
     /// Their float type.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// A list in which the parameters `used` are the same, by the same names, and the others have no elements.
+    pub(crate) fn only(&self, used: &BTreeSet<ParamId>) -> Self {
+        let nothing = self.device.empty(Class::Weights, self.dtype, &[0]);
+        let absent = || Param { name: String::new(), value: nothing.clone(), trainable: false, decay: false };
+        let one = |(id, param): (ParamId, &Param)| if used.contains(&id) { param.clone() } else { absent() };
+        Self { list: self.iter().map(one).collect(), ..Self::new(&self.device, self.dtype) }
     }
 
     /// Number of parameters (tensors, not elements).

@@ -5,7 +5,7 @@ use globset::{Glob, GlobMatcher};
 
 use crate::compress::Bits;
 
-/// What an op keeps: a linear of its input to compute `dW`, a norm of ẑ, an activation of its input (a ReLU of its output), attention of q, k
+/// What an op or a block keeps: a linear of its input to compute `dW`, a norm of ẑ, an activation of its input (a ReLU of its output), attention of q, k
 /// and v.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Keep {
@@ -16,6 +16,8 @@ pub enum Keep {
     /// All of it in fewer bits. Linears and norms round stochastically, so that `dW` stays unbiased; activations and attention, which are not
     /// linear in it, to the nearest.
     Quantised(Bits),
+    /// Blocks only: the block's input in int8, from which the block runs again in the backward pass; what its ops keep lives only then.
+    Recompute,
     /// Nothing of its own: it is rebuilt from what the op before it keeps; linears and attention only. Where nothing can be rebuilt, the same as
     /// `Exact`.
     Nothing,

@@ -1,5 +1,7 @@
 //! The tape: a list of ops that the backward pass pops in reverse, dropping each when it is done.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use colrow_tensor::rng::Key;
@@ -101,6 +103,8 @@ pub struct Tape<'p> {
     params: &'p Params,
     mode: Mode,
     recorded: Recorded,
+    /// Set while a block runs that will run again in the backward pass: its ops are not recorded, but the parameters that they use are.
+    passing: Option<RefCell<BTreeSet<ParamId>>>,
     /// Set: check every output, and note the first site whose output is not finite.
     check: bool,
     not_finite: Option<String>,
@@ -109,7 +113,7 @@ pub struct Tape<'p> {
 impl<'p> Tape<'p> {
     /// An empty tape over a model's parameters.
     pub fn new(params: &'p Params, mode: Mode) -> Self {
-        Self { params, mode, recorded: Recorded::default(), check: false, not_finite: None }
+        Self { params, mode, recorded: Recorded::default(), passing: None, check: false, not_finite: None }
     }
 
     /// Notes live bytes after every op; see [`Grads::timeline`].
@@ -138,11 +142,27 @@ impl<'p> Tape<'p> {
 
     /// A parameter.
     pub fn param(&self, id: ParamId) -> &'p Param {
+        if let Some(used) = &self.passing {
+            used.borrow_mut().insert(id);
+        }
         &self.params[id]
     }
 
-    pub(crate) fn params(&self) -> &'p Params {
-        self.params
+    /// Runs `block` without recording its ops. Gives its output and the parameters that it used, as a list of their own.
+    pub(crate) fn pass(&mut self, block: impl FnOnce(&mut Self) -> Var) -> (Var, Params) {
+        self.passing = Some(RefCell::default());
+        let y = block(self);
+        let used = self.passing.take().unwrap_or_default().into_inner();
+        (y, self.params.only(&used))
+    }
+
+    /// A tensor that a gradient is wanted for, if `learns`, and that no op gave.
+    pub(crate) fn input(&mut self, value: Tensor, learns: bool) -> Var {
+        let id = learns.then(|| {
+            self.recorded.vars += 1;
+            VarId(self.recorded.vars - 1)
+        });
+        Var { id, ..self.constant(value) }
     }
 
     pub(crate) fn mode(&self) -> &Mode {
@@ -151,7 +171,7 @@ impl<'p> Tape<'p> {
 
     /// Whether ops are recorded.
     pub fn records(&self) -> bool {
-        matches!(self.mode, Mode::Training { .. })
+        matches!(self.mode, Mode::Training { .. }) && self.passing.is_none()
     }
 
     /// What the op at `site` keeps.
@@ -260,7 +280,7 @@ impl Recorded {
         self.backward_from(of, dy, grads, after)
     }
 
-    fn backward_from(
+    pub(crate) fn backward_from(
         mut self,
         of: Var,
         dy: Tensor,

@@ -4,6 +4,8 @@
 //! other, without padding. Only the pooled row of each sequence is read behind the last layer, so that layer computes no other: every row gives k
 //! and v there, the pooled rows alone q, the attention's output and the feed-forward's.
 
+use std::sync::Arc;
+
 use colrow_autograd::{Attend, ParamId, RowsOf, Sequences, Tape, Var};
 use colrow_tensor::{Class, Tensor};
 
@@ -37,6 +39,7 @@ impl Projections {
 }
 
 /// The pooled rows of the layer's input, and as sequences of one row.
+#[derive(Clone)]
 struct Pooled {
     rows: Tensor,
     alone: Sequences,
@@ -56,12 +59,12 @@ struct Layer {
 /// The layers of a BERT with its head.
 #[derive(Debug)]
 pub struct Bert {
-    config: BertConfig,
+    config: Arc<BertConfig>,
     word: ParamId,
     position: ParamId,
     kind: ParamId,
     embedding_norm: Norm,
-    layers: Vec<Layer>,
+    layers: Vec<Arc<Layer>>,
     pooler: Dense,
     classifier: Dense,
 }
@@ -96,7 +99,7 @@ impl Bert {
                 false => Projections::Packed(project("qkv", &parts)),
                 true => Projections::Pooled { q: project("query", &parts[..1]), kv: project("kv", &parts[1..]) },
             };
-            Layer {
+            Arc::new(Layer {
                 projections,
                 attention_output: dense(r, &site("attention.output.dense"), square),
                 attention_norm: Norm::new(r, "bert.", &site("attention.output.LayerNorm"), d, eps),
@@ -104,12 +107,12 @@ impl Bert {
                 output: dense(r, &site("output.dense"), down),
                 output_norm: Norm::new(r, "bert.", &site("output.LayerNorm"), d, eps),
                 name,
-            }
+            })
         };
         let layers = (0..config.num_hidden_layers).map(|i| layer(r, i)).collect();
         let pooler = dense(r, "pooler.dense", square);
         let classifier = Dense::new(r, "classifier", &[("classifier", std)], head, true);
-        Self { config, word, position, kind, embedding_norm, layers, pooler, classifier }
+        Self { config: Arc::new(config), word, position, kind, embedding_norm, layers, pooler, classifier }
     }
 
     /// The sites, in the order of the forward pass.
@@ -125,6 +128,7 @@ impl Bert {
     /// The linears, to adapt them.
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Dense> {
         let layers = self.layers.iter_mut().flat_map(|l| {
+            let l = Arc::get_mut(l).expect("a model is not changed while a tape holds its blocks");
             let mut linears = l.projections.linears_mut();
             linears.extend([&mut l.attention_output, &mut l.intermediate, &mut l.output]);
             linears
@@ -150,7 +154,10 @@ impl Bert {
         let pooled =
             Pooled { rows: tensor(&input.bounds[..sequences.count()]), alone: Sequences::new(&device, &alone) };
         for layer in &self.layers {
-            x = layer.forward(tape, x, &sequences, &pooled, c);
+            let (block, sequences, pooled, c) = (layer.clone(), sequences.clone(), pooled.clone(), self.config.clone());
+            x = tape.block(&layer.name, vec![x], move |tape, inputs| {
+                block.forward(tape, only(inputs), &sequences, &pooled, &c)
+            });
         }
         drop(pooled);
         x = self.pooler.forward(tape, &x);
@@ -158,6 +165,11 @@ impl Bert {
         x = tape.dropout("classifier.dropout", x, c.classifier_dropout as f32);
         self.classifier.forward(tape, &x)
     }
+}
+
+/// The input of a block that has one.
+fn only(mut inputs: Vec<Var>) -> Var {
+    inputs.pop().expect("a block gets as many inputs as it was given")
 }
 
 impl Layer {
@@ -170,6 +182,10 @@ impl Layer {
             Projections::Packed(_) => RowsOf::Tokens,
             Projections::Pooled { .. } => RowsOf::Sequences,
         };
+        // behind its projections the last layer has next to nothing to compute again
+        if rows == RowsOf::Tokens {
+            sites.push(Site::new(&self.name, rows, SiteKind::Block));
+        }
         let projections = self.projections.linears();
         sites.extend(Site::of_dense(projections[0], RowsOf::Tokens));
         projections[1..].iter().for_each(|q| sites.extend(Site::of_dense(q, rows)));

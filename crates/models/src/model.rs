@@ -56,6 +56,8 @@ pub enum SiteKind {
     Gelu,
     /// A ReLU: signs, or its output.
     Relu,
+    /// A block of ops: its input, if it is to run again.
+    Block,
 }
 
 /// An op that keeps something by a policy.

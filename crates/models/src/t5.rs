@@ -5,6 +5,8 @@
 
 mod generate;
 
+use std::sync::Arc;
+
 use colrow_autograd::{Attend, Head, ParamId, RowsOf, Sequences, Tape, Var};
 use colrow_tensor::{Class, Gelu};
 
@@ -35,6 +37,7 @@ struct FeedForwardLayer {
 
 #[derive(Debug)]
 struct Block {
+    name: String,
     attention: Attention,
     cross: Option<Attention>,
     feed_forward: FeedForwardLayer,
@@ -43,7 +46,7 @@ struct Block {
 #[derive(Debug)]
 struct Stack {
     name: &'static str,
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Block>>,
     /// By bucket and head.
     bias: ParamId,
     norm: Norm,
@@ -52,7 +55,7 @@ struct Stack {
 /// The layers of a T5.
 #[derive(Debug)]
 pub struct T5 {
-    config: T5Config,
+    config: Arc<T5Config>,
     shared: ParamId,
     encoder: Stack,
     decoder: Stack,
@@ -74,7 +77,7 @@ impl T5 {
             true => Head { weight: shared, scale: 1.0 / (config.d_model as f64).sqrt() },
             false => Head { weight: table(r, "lm_head.weight"), scale: 1.0 },
         };
-        Self { config, shared, encoder, decoder, head }
+        Self { config: Arc::new(config), shared, encoder, decoder, head }
     }
 
     /// The sites, in the order of the forward pass.
@@ -89,7 +92,9 @@ impl T5 {
 
     /// The linears, to adapt them.
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Dense> {
-        self.encoder.blocks.iter_mut().chain(&mut self.decoder.blocks).flat_map(Block::linears_mut).collect()
+        let blocks = self.encoder.blocks.iter_mut().chain(&mut self.decoder.blocks);
+        let blocks = blocks.map(|b| Arc::get_mut(b).expect("a model is not changed while a tape holds its blocks"));
+        blocks.flat_map(Block::linears_mut).collect()
     }
 
     /// The encoder's output (n, d_model).
@@ -127,6 +132,19 @@ enum Reads<'a> {
     Cache(&'a mut Cache),
 }
 
+const INPUTS: &str = "a block gets as many inputs as it was given";
+
+/// How a block computes.
+struct How {
+    config: Arc<T5Config>,
+    /// Attention to the encoder.
+    plain: Attend,
+    /// A sequence's attention to itself.
+    positioned: Attend,
+    /// The block's place in its stack.
+    index: usize,
+}
+
 impl Stack {
     fn new(config: &T5Config, name: &'static str, layers: usize, r: &mut Registry) -> Self {
         let shape = [config.relative_attention_num_buckets, config.num_heads];
@@ -134,8 +152,8 @@ impl Stack {
         let key = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
         let dims = &["relative_attention_num_buckets", "num_heads"];
         let bias = r.add(&[key], &shape, dims, Init::Normal(std));
-        let blocks = (0..layers).map(|i| Block::new(config, &format!("{name}.block.{i}"), name == "decoder", r));
-        let blocks = blocks.collect();
+        let block = |i| Block::new(config, &format!("{name}.block.{i}"), name == "decoder", r);
+        let blocks = (0..layers).map(block).map(Arc::new).collect();
         let norm = Norm::rms(r, &format!("{name}.final_layer_norm"), config.d_model, config.layer_norm_epsilon);
         Self { name, blocks, bias, norm }
     }
@@ -151,23 +169,26 @@ impl Stack {
         let plain = Attend { heads: c.num_heads, scale: 1.0, causal: false, first_position: 0, dropout: p, bias: None };
         let positioned = Attend { causal: !alone, bias: Some((self.bias, c.buckets(alone))), ..plain };
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.attention.forward(tape, x, p, |tape, q, _| match reads {
-                Reads::Alone(sequences) | Reads::Encoder { sequences, .. } => {
-                    tape.attention(&block.attention.site, &positioned, (q, sequences), None)
+            let how = How { config: t5.config.clone(), plain, positioned, index: i };
+            let again = block.clone();
+            x = match reads {
+                Reads::Cache(_) => block.forward(tape, x, &how, reads),
+                Reads::Alone(sequences) => {
+                    let sequences = sequences.clone();
+                    tape.block(&block.name, vec![x], move |tape, mut inputs| {
+                        let x = inputs.pop().expect(INPUTS);
+                        again.forward(tape, x, &how, &mut Reads::Alone(&sequences))
+                    })
                 }
-                Reads::Cache(cache) => cache.attend(tape, &block.attention.site, i, &positioned, &q),
-            });
-            if let Some(cross) = &block.cross {
-                x = cross.forward(tape, x, p, |tape, q, kv| match reads {
-                    Reads::Alone(_) => q,
-                    Reads::Encoder { sequences, memory, sources } => {
-                        let kv = kv.map(|kv| (kv.forward(tape, memory), *sources));
-                        tape.attention(&cross.site, &plain, (q, sequences), kv)
-                    }
-                    Reads::Cache(cache) => cache.attend_encoder(tape, &cross.site, i, &plain, q),
-                });
-            }
-            x = block.feed_forward.forward(tape, x, c);
+                Reads::Encoder { sequences, memory, sources } => {
+                    let (sequences, sources) = (sequences.clone(), sources.clone());
+                    tape.block(&block.name, vec![x, memory.clone()], move |tape, mut inputs| {
+                        let (memory, x) = (inputs.pop().expect(INPUTS), inputs.pop().expect(INPUTS));
+                        let mut reads = Reads::Encoder { sequences: &sequences, memory: &memory, sources: &sources };
+                        again.forward(tape, x, &how, &mut reads)
+                    })
+                }
+            };
         }
         x = self.norm.forward(tape, &x);
         tape.dropout(&at("dropout"), x, p)
@@ -179,12 +200,32 @@ impl Block {
         let attention = Attention::new(config, &format!("{name}.layer.0"), "SelfAttention", false, r);
         let cross = decoder.then(|| Attention::new(config, &format!("{name}.layer.1"), "EncDecAttention", true, r));
         let feed_forward = FeedForwardLayer::new(config, &format!("{name}.layer.{}", 1 + usize::from(decoder)), r);
-        Self { attention, cross, feed_forward }
+        Self { name: name.to_owned(), attention, cross, feed_forward }
     }
-}
 
-impl Block {
+    fn forward(&self, tape: &mut Tape, mut x: Var, how: &How, reads: &mut Reads<'_>) -> Var {
+        let (c, p, i) = (&how.config, how.config.dropout_rate as f32, how.index);
+        x = self.attention.forward(tape, x, p, |tape, q, _| match reads {
+            Reads::Alone(sequences) | Reads::Encoder { sequences, .. } => {
+                tape.attention(&self.attention.site, &how.positioned, (q, sequences), None)
+            }
+            Reads::Cache(cache) => cache.attend(tape, &self.attention.site, i, &how.positioned, &q),
+        });
+        if let Some(cross) = &self.cross {
+            x = cross.forward(tape, x, p, |tape, q, kv| match reads {
+                Reads::Alone(_) => q,
+                Reads::Encoder { sequences, memory, sources } => {
+                    let kv = kv.map(|kv| (kv.forward(tape, memory), *sources));
+                    tape.attention(&cross.site, &how.plain, (q, sequences), kv)
+                }
+                Reads::Cache(cache) => cache.attend_encoder(tape, &cross.site, i, &how.plain, q),
+            });
+        }
+        self.feed_forward.forward(tape, x, c)
+    }
+
     fn sites(&self, rows: RowsOf, c: &T5Config, sites: &mut Vec<Site>) {
+        sites.push(Site::new(&self.name, rows, SiteKind::Block));
         for a in [Some(&self.attention), self.cross.as_ref()].into_iter().flatten() {
             sites.push(Site::new(a.norm.site(), rows, SiteKind::Norm));
             sites.extend(Site::of_dense(&a.q, rows));

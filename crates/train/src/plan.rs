@@ -74,6 +74,7 @@ pub fn keep_name(keep: Keep) -> String {
     match keep {
         Keep::Exact => "exact".into(),
         Keep::Nothing => "rebuild".into(),
+        Keep::Recompute => "recompute".into(),
         Keep::Quantised(bits) => format!("{bits:?}").to_lowercase(),
         Keep::Rows(s) => format!(
             "{}@{} ({} norms)",

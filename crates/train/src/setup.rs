@@ -101,8 +101,10 @@ pub fn set_labels(config: &mut Config, labels: &LabelMap) {
 /// Whether a site can keep this.
 fn fits(kind: SiteKind, keep: SiteKeep) -> bool {
     match keep {
-        SiteKeep::Exact | SiteKeep::Int8 => true,
-        SiteKeep::Int4 | SiteKeep::Bf16 => kind != SiteKind::Relu,
+        SiteKeep::Exact => true,
+        SiteKeep::Int8 => kind != SiteKind::Block,
+        SiteKeep::Int4 | SiteKeep::Bf16 => !matches!(kind, SiteKind::Relu | SiteKind::Block),
+        SiteKeep::Recompute => kind == SiteKind::Block,
         SiteKeep::Rows => kind == SiteKind::Linear,
         SiteKeep::Rebuild => matches!(kind, SiteKind::Linear | SiteKind::Attention),
     }
@@ -117,9 +119,11 @@ fn preset(policy: PolicyName, site: &Site) -> SiteKeep {
         (PolicyName::Exact, _) => SiteKeep::Exact,
         (PolicyName::Paper, SiteKind::Linear) if in_paper() => SiteKeep::Rows,
         (PolicyName::Paper, _) => SiteKeep::Exact,
-        (PolicyName::Lean | PolicyName::Leanest, SiteKind::Linear) => SiteKeep::Rows,
+        (PolicyName::Recompute, SiteKind::Block) => SiteKeep::Recompute,
+        (_, SiteKind::Block) => SiteKeep::Exact,
+        (_, SiteKind::Linear) => SiteKeep::Rows,
         (PolicyName::Leanest, SiteKind::Attention) => SiteKeep::Rebuild,
-        (PolicyName::Lean | PolicyName::Leanest, _) => SiteKeep::Int8,
+        _ => SiteKeep::Int8,
     }
 }
 
@@ -133,6 +137,7 @@ pub fn site_keep(keep: &recipe::Keep, site: &Site) -> Keep {
     let norms = exception.and_then(|e| e.norms).unwrap_or(keep.norms());
     let estimator = match (kind, estimator) {
         (SiteKeep::Rebuild, _) => return Keep::Nothing,
+        (SiteKeep::Recompute, _) => return Keep::Recompute,
         (SiteKeep::Int8, _) => return Keep::Quantised(Bits::Int8),
         (SiteKeep::Int4, _) => return Keep::Quantised(Bits::Int4),
         (SiteKeep::Bf16, _) => return Keep::Quantised(Bits::Bf16),
@@ -166,7 +171,8 @@ pub fn policy(keep: &recipe::Keep, sites: &[Site]) -> Result<Policy> {
         }
         if let Some(keep) = exception.keep.filter(|&keep| !named.iter().any(|site| fits(site.kind, keep))) {
             return Err(Error::usage(format!("keep.sites: no site that `{pattern}` names can keep `{keep}`")).hint(
-                "linears keep anything, attention all but `rows`, norms and activations neither `rows` nor `rebuild`, a ReLU `exact` or `int8`",
+                "linears keep anything, attention all but `rows`, norms and activations neither `rows` nor `rebuild`, a ReLU `exact` or `int8`, \
+                 a block `exact` or `recompute`",
             ));
         }
     }

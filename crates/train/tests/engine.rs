@@ -130,7 +130,13 @@ fn presets(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>) -
         (format!("{policy} {norms:?}"), setup::policy(&keep, &sites).unwrap())
     };
     let cached = Some(recipe::NormSource::Cached);
-    vec![preset(PolicyName::Lean, None), preset(PolicyName::Lean, cached), preset(PolicyName::Leanest, None)]
+    vec![
+        preset(PolicyName::Lean, None),
+        preset(PolicyName::Lean, cached),
+        preset(PolicyName::Leanest, None),
+        preset(PolicyName::Recompute, None),
+        preset(PolicyName::Recompute, cached),
+    ]
 }
 
 type Frozen = (&'static str, fn(&str) -> bool);

@@ -103,6 +103,8 @@ choice! {
         Lean = "lean",
         /// As `lean`, and q, k and v are rebuilt too, by one more product.
         Leanest = "leanest",
+        /// As `lean`, and of every block its input alone is kept: the block runs again in the backward pass.
+        Recompute = "recompute",
     }
 }
 
@@ -161,5 +163,7 @@ choice! {
         Int4 = "int4",
         /// All of it in bfloat16; not a ReLU.
         Bf16 = "bf16",
+        /// The input in int8, to run again from: blocks only.
+        Recompute = "recompute",
     }
 }

@@ -261,7 +261,7 @@ pub struct Keep {
     pub estimator: Estimator,
     /// Share of the rows that a sampled site keeps; in (0, 1].
     pub ratio: f64,
-    /// Where the norms of the output gradients come from; without it `current` under the policies `lean` and `leanest`, else `cached`.
+    /// Where the norms of the output gradients come from; without it `cached` under the policies `exact` and `paper`, else `current`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norms: Option<NormSource>,
     /// Share λ of uniform probability mixed into estimated norms; in [0, 1].
@@ -291,7 +291,7 @@ impl Keep {
     /// Where the norms of the output gradients come from.
     pub fn norms(&self) -> NormSource {
         self.norms.unwrap_or(match self.policy {
-            PolicyName::Lean | PolicyName::Leanest => NormSource::Current,
+            PolicyName::Lean | PolicyName::Leanest | PolicyName::Recompute => NormSource::Current,
             PolicyName::Exact | PolicyName::Paper => NormSource::Cached,
         })
     }

@@ -437,7 +437,7 @@ mod tests {
             ("keep.sites.\"a*\".ratio=2", "keep.sites.\"a*\".ratio: expected a number in (0, 1], found 2"),
             (
                 "keep.sites.a.keep=all",
-                "keep.sites.a.keep: expected one of \"rows\", \"exact\", \"rebuild\", \"int8\", \"int4\", \"bf16\", found the string \"all\"",
+                "keep.sites.a.keep: expected one of \"rows\", \"exact\", \"rebuild\", \"int8\", \"int4\", \"bf16\", \"recompute\", found the string \"all\"",
             ),
         ];
         for (set, expected) in cases {
