@@ -1,7 +1,8 @@
 //! AdamW with moments in eight bits, in blocks that share a scale (Dettmers et al. 2022, arXiv 2110.02861).
 //!
-//! **The map.** The bits of a positive float, read as an integer, are a piecewise linear logarithm of it. A code c of 0…C stands for the number
-//! whose bits are as far below those of s, the largest magnitude of its block, as four times the bits of the float c are below those of C:
+//! **The map.** The bits of a positive float, read as an integer, are a piecewise linear logarithm of it. A code c of 0…C stands for the
+//! number whose bits are as far below those of s, the largest magnitude of its block, as four times the bits of the float c are below those
+//! of C:
 //!
 //! > `bits(x) = bits(s) − 4·(bits(C) − bits(c))`, and 0 for c = 0.
 //!
@@ -9,16 +10,17 @@
 //! comes back to the bit. Both moments are held in units of the gradient: m with C = 127 beside a sign, v as r = √v with C = 255.
 //!
 //! **Errors.** A code is off by half a place at most for m, by less than one for r. Places are `4/(C·y)` of x apart, y = (x/s)^¼, or
-//! between a half and twice as much, as the pieces fall: for r about 1.6 % at the block's largest, 2.8 % at a tenth, 5 % at a hundredth of it,
-//! where the published dynamic map of v has places that are, of r, 0.4, 7 and 28 % apart. In trained models most r are a hundredth to a
+//! between a half and twice as much, as the pieces fall: for r about 1.6 % at the block's largest, 2.8 % at a tenth, 5 % at a hundredth of
+//! it, where the published dynamic map of v has places that are, of r, 0.4, 7 and 28 % apart. In trained models most r are a hundredth to a
 //! third of their block's largest: on those of a MiniLM after 56 steps, relative errors (root mean square) are 1.1 % of r and 1.6 % of m/r,
 //! the dynamic map's 1.5 and 2.0 %. The smallest r is 2⁻³²·s, the smallest m 2⁻²⁸·s. An m below the middle of the first place becomes
 //! 0; an r above 0 never does: a step would divide by `eps` alone. The step itself sees the new moments before they are rounded.
 //!
-//! **Rounding.** m is rounded to the nearest code. v moves by 1−β₂, a thousandth, a step: rounded to the nearest it would not move at all, and
-//! weights whose gradients have become small would never learn of it. Codes of r are rounded up or down by turns, `⌊c + u⌋` with
-//! u = frac(α·i + β·t) for element i and step t. Over the steps u is equidistributed (Weyl 1916), so that the code is right on average (but where two
-//! pieces meet), and more evenly so than with random numbers; α and β are those of Roberts' R₂ sequence, so that elements side by side turn at other times.
+//! **Rounding.** m is rounded to the nearest code. v moves by 1−β₂, a thousandth, a step: rounded to the nearest it would not move at all,
+//! and weights whose gradients have become small would never learn of it. Codes of r are rounded up or down by turns, `⌊c + u⌋` with
+//! u = frac(α·i + β·t) for element i and step t. Over the steps u is equidistributed (Weyl 1916), so that the code is right on average (up
+//! to a place where two pieces meet), and more evenly so than with random numbers; α and β are those of Roberts' R₂ sequence, so that
+//! elements side by side turn at other times.
 
 use rayon::prelude::*;
 
@@ -55,8 +57,8 @@ impl<'a> Moment<'a> {
     }
 }
 
-/// The code of 0 ≤ x ≤ s, both as bits; `turn` is added before it is rounded, a multiple of 2⁻¹⁶ from −½ and below ½, so that none exceeds
-/// that of s.
+/// The code of 0 ≤ x ≤ s, both as bits; `turn` is added before it is rounded, a multiple of 2⁻¹⁶ from −½ and below ½, so that no code
+/// exceeds that of s.
 #[inline(always)]
 fn code(x: u32, s: u32, codes: f32, turn: f32) -> u8 {
     let c = f32::from_bits(codes.to_bits() - ((s - x) >> 2)) + turn;
