@@ -14,7 +14,8 @@ use crate::param::{Param, ParamId, Params};
 use crate::policy::{Keep, Policy};
 use crate::probe::Probe;
 
-/// An op that was recorded: what it needs for its gradient.
+/// An op that was recorded: what it needs for its gradient. It holds a handle to the value of every parameter whose value it
+/// reads or whose gradient it adds to, so that the parameter may change when the last such op is gone: see [`Grads::take_final`].
 pub trait Op {
     /// The op's name: "linear", "layer_norm", …
     fn name(&self) -> &'static str;

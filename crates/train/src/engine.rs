@@ -118,9 +118,9 @@ impl Engine {
     /// Runs optimizer step number `step` (from 1) at learning rate `lr` over `micros`; each weighs as it has losses: sequences, or tokens of targets.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite, with the site where it first appeared. The weights are unchanged then, unless they are updated in
-    /// the backward pass: those between the loss and a gradient that is not finite are updated, and a checkpoint is the way back.
-    /// Several `micros` where weights are updated in the backward pass.
+    /// A loss or gradient that is not finite, with the site where it first appeared. The weights are unchanged then; but where they are
+    /// updated in the backward pass, those between the loss and a gradient that is not finite are updated by then, and a checkpoint is the
+    /// way back. Settings of the optimizer that exclude each other, or several `micros`.
     pub fn step(&mut self, micros: &[Micro], lr: f64, step: u64, timeline: bool) -> Result<StepStats> {
         let device = self.model.registry.params.device().clone();
         let meter = device.meter();
