@@ -1,6 +1,7 @@
 //! Matrix products: the only caller of the GEMM crate.
 
 use std::any::TypeId;
+use std::ops::Range;
 
 use crate::dtype::Float;
 use crate::tensor::Tensor;
@@ -13,6 +14,51 @@ pub(super) struct View<P> {
     pub(super) cols: usize,
     pub(super) row_stride: usize,
     pub(super) col_stride: usize,
+}
+
+// SAFETY: a view is an address; whoever reads or writes there says why that is sound.
+unsafe impl<P> Sync for View<P> {}
+
+/// A pointer of either mutability.
+pub(super) trait Pointer: Copy {
+    /// # Safety
+    /// As `<*const T>::add`.
+    unsafe fn add(self, elements: usize) -> Self;
+}
+
+impl<T> Pointer for *const T {
+    unsafe fn add(self, elements: usize) -> Self {
+        // SAFETY: as this function requires.
+        unsafe { self.add(elements) }
+    }
+}
+
+impl<T> Pointer for *mut T {
+    unsafe fn add(self, elements: usize) -> Self {
+        // SAFETY: as this function requires.
+        unsafe { self.add(elements) }
+    }
+}
+
+impl<P: Pointer> View<P> {
+    /// The address of an element.
+    ///
+    /// # Safety
+    /// The element lies in the view, or one behind its end.
+    pub(super) unsafe fn at(self, row: usize, col: usize) -> P {
+        // SAFETY: as this function requires.
+        unsafe { self.ptr.add(row * self.row_stride + col * self.col_stride) }
+    }
+
+    /// The matrix of some rows and columns.
+    ///
+    /// # Safety
+    /// The ranges lie in the view.
+    pub(super) unsafe fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        // SAFETY: as this function requires.
+        let ptr = unsafe { self.at(rows.start, cols.start) };
+        Self { ptr, rows: rows.len(), cols: cols.len(), ..self }
+    }
 }
 
 impl<P> View<P> {
@@ -88,7 +134,15 @@ pub(super) fn matmul<T: Float>(a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta:
     assert!(a.cols == b.rows && a.rows == rows && b.cols == cols, "shapes of a matrix product");
     let c = View::new(c.as_mut_slice::<T>().as_mut_ptr(), rows, cols, cols);
     // SAFETY: the views cover live tensors of these shapes, and `c` is borrowed mutably.
-    unsafe { gemm(1.0, a, b, beta, c, true) }
+    unsafe {
+        if std::env::var_os("BF").is_some() && TypeId::of::<T>() == TypeId::of::<f32>() {
+            let cast = |v: View<*const T>| View { ptr: v.ptr.cast::<f32>(), rows: v.rows, cols: v.cols, row_stride: v.row_stride, col_stride: v.col_stride };
+            let c = View { ptr: c.ptr.cast::<f32>(), rows: c.rows, cols: c.cols, row_stride: c.row_stride, col_stride: c.col_stride };
+            super::bf16::gemm(1.0, cast(a), cast(b), beta as f32, c, true)
+        } else {
+            gemm(1.0, a, b, beta, c, true)
+        }
+    }
 }
 
 #[cfg(test)]

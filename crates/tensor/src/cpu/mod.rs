@@ -3,6 +3,7 @@
 
 mod activation;
 pub(crate) mod attention;
+mod bf16;
 mod columns;
 mod loss;
 mod matmul;
