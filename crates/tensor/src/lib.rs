@@ -11,7 +11,7 @@ mod pool;
 pub mod rng;
 mod tensor;
 
-pub use device::Device;
+pub use device::{Device, Precision};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Kind, Result};
 pub use kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Gelu, Kernels};

@@ -16,7 +16,7 @@ mod select;
 use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels};
 use crate::rng::Key;
 use crate::tensor::Tensor;
-use crate::{DType, Element, Float};
+use crate::{DType, Element, Float, Precision};
 
 /// Compiles a function once for each vector width and picks one at run time.
 macro_rules! vectorised {
@@ -51,17 +51,22 @@ macro_rules! by_float {
 #[derive(Debug)]
 pub(crate) struct Cpu {
     threads: usize,
+    precision: Precision,
 }
 
 impl Cpu {
-    pub(crate) fn new(threads: usize) -> Self {
-        Self { threads }
+    pub(crate) fn new(threads: usize, precision: Precision) -> Self {
+        Self { threads, precision }
     }
 }
 
 impl Kernels for Cpu {
     fn matmul(&self, a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor) {
-        by_float!(a, T => matmul::matmul::<T>(a, ta, b, tb, beta, c));
+        let operands = [(a, ta), (b, tb)];
+        match (self.precision, c.dtype()) {
+            (Precision::Bf16, DType::F32) => matmul::matmul_bf16(operands, beta, c),
+            _ => by_float!(c, T => matmul::matmul::<T>(operands, beta, c)),
+        }
     }
 
     fn zero(&self, x: &mut Tensor) {

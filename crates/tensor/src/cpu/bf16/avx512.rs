@@ -1,24 +1,25 @@
 //! Panels and micro-kernel for AVX512-BF16.
 //!
-//! A panel holds pairs of bf16 that are neighbours along the inner dimension: for each pair of columns of the operand, one
-//! vector with the pairs of [`LANES`] rows, which is what `vdpbf16ps` takes. Missing rows and the partner of an odd last column
-//! are zero.
+//! A panel holds the operand in pairs of neighbouring columns: for each pair one vector, which has the pairs of [`LANES`] rows,
+//! as `vdpbf16ps` takes them. Missing rows, and the partner of an odd last column, are zero.
 //!
-//! `vdpbf16ps` adds the product of a pair's second elements, then that of the first, in two fused multiply-adds that round to
-//! nearest and take or leave subnormal numbers as zero. So does the conversion to bf16.
+//! `vdpbf16ps` adds to a sum the product of the pairs' second elements, then that of the first, by fused multiply-adds that round
+//! to nearest, read subnormal numbers as zero and return zero for them (Intel, Software Developer's Manual, volume 2).
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
-use super::LANES;
+use super::{GROUP, LANES};
 use crate::cpu::matmul::View;
 
-/// Rows of c in a tile of the micro-kernel; its columns are up to three vectors. 24 sums in registers hide the latency of
-/// `vdpbf16ps` several times over.
+/// Rows of c in a tile of the micro-kernel. A tile's 8 · 3 sums stay in registers and are several times as many as the latency of
+/// `vdpbf16ps` needs to be hidden.
 const TILE: usize = 8;
+/// How far ahead of their use elements of a row are fetched: two turns of the loop.
+const AHEAD: usize = 4 * LANES;
 
 pub(super) fn available() -> bool {
-    ["avx512f", "avx512bw"].len() == 2
-        && is_x86_feature_detected!("avx512f")
+    is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16")
 }
@@ -32,98 +33,117 @@ fn first(count: usize) -> __mmask16 {
     ((1_u32 << count.min(LANES)) - 1) as __mmask16
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn load(p: *const f32, count: usize) -> __m512 {
-    unsafe { _mm512_maskz_loadu_ps(first(count), p) }
-}
-
-/// The lanes of `low` and `high` in bf16, `low` in the first half.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+/// Both vectors in bf16, `low` in the first half.
+#[target_feature(enable = "avx512f,avx512bf16")]
 fn round(low: __m512, high: __m512) -> __m512i {
-    // SAFETY: vectors of the same size, every bit pattern valid.
-    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
+    // SAFETY: vectors of one size, in which every bit pattern is valid.
+    unsafe { transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
+/// See [`super::Unit::pack`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub(super) unsafe fn pack(rows: View<*const f32>, panel: *mut u32) {
-    unsafe { if rows.col_stride == 1 { pack_rows(rows, panel) } else { pack_columns(rows, panel) } }
-}
-
-/// Rows of neighbours: sixteen pairs of each row at a time, transposed.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn pack_rows(rows: View<*const f32>, panel: *mut u32) {
     let steps = rows.cols.div_ceil(2);
-    for step in (0..steps).step_by(LANES) {
-        let left = rows.cols - 2 * step;
-        let mut pairs = [_mm512_setzero_si512(); LANES];
-        for (i, pairs) in pairs.iter_mut().enumerate().take(rows.rows) {
-            unsafe {
-                let p = rows.at(i, 2 * step);
-                *pairs = round(load(p, left), load(p.wrapping_add(LANES), left.saturating_sub(LANES)));
+    if rows.col_stride == 1 {
+        for step in (0..steps).step_by(LANES) {
+            // SAFETY: as `pack` requires.
+            let pairs = transpose(unsafe { row_pairs(rows, 2 * step) });
+            for (i, &pairs) in pairs.iter().enumerate().take(steps - step) {
+                // SAFETY: the panel has room for `steps` vectors.
+                unsafe { _mm512_store_si512(panel.add((step + i) * LANES).cast(), pairs) };
             }
         }
-        let pairs = transpose(pairs);
-        for (i, &pairs) in pairs.iter().enumerate().take(steps - step) {
-            unsafe { _mm512_store_si512(panel.add((step + i) * LANES).cast(), pairs) };
+    } else {
+        for step in 0..steps {
+            // SAFETY: as above.
+            unsafe { _mm512_store_si512(panel.add(step * LANES).cast(), column_pairs(rows, 2 * step)) };
         }
     }
 }
 
-/// Columns of neighbours: two columns at a time, interleaved.
+/// Of each row sixteen pairs, from `column` on.
+///
+/// # Safety
+/// The view is valid to read, its rows of neighbours.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn row_pairs(rows: View<*const f32>, column: usize) -> [__m512i; LANES] {
+    let left = rows.cols - column;
+    let lanes = [first(left), first(left.saturating_sub(LANES))];
+    let mut pairs = [_mm512_setzero_si512(); LANES];
+    for (i, pairs) in pairs.iter_mut().enumerate() {
+        // a missing row is zero, and not read
+        let [low, high] = if i < rows.rows { lanes } else { [0; 2] };
+        let row = rows.at(i, column);
+        for ahead in [AHEAD, AHEAD + LANES] {
+            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(ahead).cast());
+        }
+        // SAFETY: these lanes are elements of the view.
+        *pairs =
+            unsafe { round(_mm512_maskz_loadu_ps(low, row), _mm512_maskz_loadu_ps(high, row.wrapping_add(LANES))) };
+    }
+    pairs
+}
+
+/// The pairs of two columns.
+///
+/// # Safety
+/// The view is valid to read, its columns of neighbours.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn pack_columns(rows: View<*const f32>, panel: *mut u32) {
-    let halves: [u16; 2 * LANES] = std::array::from_fn(|i| (i / 2 + i % 2 * LANES) as u16);
-    let halves = unsafe { _mm512_loadu_si512(halves.as_ptr().cast()) };
-    for step in 0..rows.cols.div_ceil(2) {
-        unsafe {
-            let even = load(rows.at(0, 2 * step), rows.rows);
-            let odd = if 2 * step + 1 < rows.cols { load(rows.at(0, 2 * step + 1), rows.rows) } else { _mm512_setzero_ps() };
-            let pairs = _mm512_permutexvar_epi16(halves, round(even, odd));
-            _mm512_store_si512(panel.add(step * LANES).cast(), pairs);
+unsafe fn column_pairs(rows: View<*const f32>, column: usize) -> __m512i {
+    const INTERLEAVED: [u16; 2 * LANES] = {
+        let mut order = [0; 2 * LANES];
+        let mut i = 0;
+        while i < 2 * LANES {
+            order[i] = (i / 2 + i % 2 * LANES) as u16;
+            i += 1;
         }
-    }
+        order
+    };
+    let read = |column: usize| {
+        let lanes = if column < rows.cols { first(rows.rows) } else { 0 };
+        // SAFETY: these lanes are elements of the view.
+        unsafe { _mm512_maskz_loadu_ps(lanes, rows.at(0, column)) }
+    };
+    // SAFETY: arrays and vectors of one size, in which every bit pattern is valid.
+    let order = unsafe { transmute::<[u16; 2 * LANES], __m512i>(INTERLEAVED) };
+    _mm512_permutexvar_epi16(order, round(read(column), read(column + 1)))
 }
 
-/// Transposes words of four bytes: within quarters of the vectors, then the quarters.
+/// The transpose of sixteen vectors of sixteen words: within quarters of the vectors first, then of whole quarters.
 #[target_feature(enable = "avx512f")]
-#[inline]
 fn transpose(x: [__m512i; LANES]) -> [__m512i; LANES] {
-    let zero = _mm512_setzero_si512();
-    let (mut y, mut z) = ([zero; LANES], [zero; LANES]);
-    for i in 0..LANES / 2 {
-        y[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
-        y[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
+    let mut z = x;
+    for i in (0..LANES).step_by(4) {
+        let [a, b, c, d] = [x[i], x[i + 1], x[i + 2], x[i + 3]];
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        (z[i], z[i + 1]) = (_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        (z[i + 2], z[i + 3]) = (_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
     }
-    // z[4 g + j] has words j, j + 4, j + 8, j + 12 of rows 4 g.. 4 g + 4
-    for g in (0..LANES).step_by(4) {
-        z[g] = _mm512_unpacklo_epi64(y[g], y[g + 2]);
-        z[g + 1] = _mm512_unpackhi_epi64(y[g], y[g + 2]);
-        z[g + 2] = _mm512_unpacklo_epi64(y[g + 1], y[g + 3]);
-        z[g + 3] = _mm512_unpackhi_epi64(y[g + 1], y[g + 3]);
-    }
+    // quarter q of z[4g + j] now has word 4q + j of rows 4g to 4g + 3
+    let mut y = z;
     for j in 0..4 {
         let [a, b, c, d] = [z[j], z[j + 4], z[j + 8], z[j + 12]];
-        let (even_low, even_high) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d));
-        let (odd_low, odd_high) = (_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d));
-        y[j] = _mm512_shuffle_i32x4::<0x88>(even_low, even_high);
-        y[j + 8] = _mm512_shuffle_i32x4::<0xdd>(even_low, even_high);
-        y[j + 4] = _mm512_shuffle_i32x4::<0x88>(odd_low, odd_high);
-        y[j + 12] = _mm512_shuffle_i32x4::<0xdd>(odd_low, odd_high);
+        let (ab, cd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0x88>(c, d));
+        (y[j], y[j + 8]) = (_mm512_shuffle_i32x4::<0x88>(ab, cd), _mm512_shuffle_i32x4::<0xdd>(ab, cd));
+        let (ab, cd) = (_mm512_shuffle_i32x4::<0xdd>(a, b), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        (y[j + 4], y[j + 12]) = (_mm512_shuffle_i32x4::<0x88>(ab, cd), _mm512_shuffle_i32x4::<0xdd>(ab, cd));
     }
     y
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+/// See [`super::Unit::multiply`].
+#[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) unsafe fn multiply(alpha: f32, [a, b]: [*const u32; 2], depth: usize, beta: f32, c: View<*mut f32>) {
     let steps = depth.div_ceil(2);
-    for column in (0..c.cols).step_by(3 * LANES) {
-        let left = c.cols - column;
+    for column in (0..c.cols).step_by(GROUP) {
         for row in (0..c.rows).step_by(TILE) {
+            // SAFETY: as this function requires; a tile's rows lie in one panel, its columns in up to three.
             unsafe {
                 let a = a.add(row / LANES * LANES * steps + row % LANES);
                 let b = b.add(column * steps);
-                let c = c.part(row..c.rows.min(row + TILE), column..c.cols.min(column + 3 * LANES));
-                match left.div_ceil(LANES) {
+                let c = c.part(row..c.rows.min(row + TILE), column..c.cols.min(column + GROUP));
+                match c.cols.div_ceil(LANES) {
                     1 => tile::<1>(alpha, [a, b], steps, beta, c),
                     2 => tile::<2>(alpha, [a, b], steps, beta, c),
                     _ => tile::<3>(alpha, [a, b], steps, beta, c),
@@ -133,31 +153,45 @@ pub(super) unsafe fn multiply(alpha: f32, [a, b]: [*const u32; 2], depth: usize,
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+/// The micro-kernel: [`TILE`] rows by `N` panels of columns.
+///
+/// # Safety
+/// As [`super::Unit::multiply`]; a is the place of the first row in its panel.
+#[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn tile<const N: usize>(alpha: f32, [a, b]: [*const u32; 2], steps: usize, beta: f32, c: View<*mut f32>) {
-    let pair = |x: __m512i| -> __m512bh { unsafe { std::mem::transmute(x) } };
+    // SAFETY: vectors of one size, in which every bit pattern is valid.
+    let pairs = |x: __m512i| unsafe { transmute::<__m512i, __m512bh>(x) };
+    let place = |i: usize, j: usize| c.at(i, j * LANES);
+    for i in 0..c.rows {
+        for j in 0..N {
+            _mm_prefetch::<_MM_HINT_ET0>(place(i, j).cast());
+        }
+    }
     let mut sums = [[_mm512_setzero_ps(); N]; TILE];
     for step in 0..steps {
-        unsafe {
-            let a = a.add(step * LANES);
-            let b: [_; N] = std::array::from_fn(|j| pair(_mm512_load_si512(b.add((j * steps + step) * LANES).cast())));
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let a = pair(_mm512_set1_epi32(*a.add(i) as i32));
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = _mm512_dpbf16_ps(*sum, a, b);
-                }
+        let b: [_; N] = std::array::from_fn(|j| {
+            // SAFETY: a vector of panel j.
+            pairs(unsafe { _mm512_load_si512(b.add((j * steps + step) * LANES).cast()) })
+        });
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: row i is one of the panel's.
+            let a = pairs(_mm512_set1_epi32(unsafe { *a.add(step * LANES + i) } as i32));
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = _mm512_dpbf16_ps(*sum, a, b);
             }
         }
     }
-    let (alpha, beta_vector) = (_mm512_set1_ps(alpha), _mm512_set1_ps(beta));
+    let scale = _mm512_set1_ps(beta);
     for (i, sums) in sums.iter().enumerate().take(c.rows) {
         for (j, &sum) in sums.iter().enumerate() {
-            let lanes = first(c.cols - j * LANES);
-            let product = _mm512_mul_ps(alpha, sum);
+            let (place, lanes) = (place(i, j), first(c.cols - j * LANES));
+            let mut y = _mm512_mul_ps(_mm512_set1_ps(alpha), sum);
+            // SAFETY: these lanes are elements of c.
             unsafe {
-                let p = c.at(i, j * LANES);
-                let y = if beta == 0.0 { product } else { _mm512_fmadd_ps(beta_vector, _mm512_maskz_loadu_ps(lanes, p), product) };
-                _mm512_mask_storeu_ps(p, lanes, y);
+                if beta != 0.0 {
+                    y = _mm512_fmadd_ps(scale, _mm512_maskz_loadu_ps(lanes, place), y);
+                }
+                _mm512_mask_storeu_ps(place, lanes, y);
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The bf16 matrix product. Operands and result are f32 in memory; packing rounds the operands to bf16 (to nearest, ties to even)
-//! on their way into the cache, and the products are summed in f32.
+//! The bf16 matrix product. Operands and result are f32 in memory; packing rounds the operands to bf16 (to nearest, ties to even,
+//! subnormal numbers to zero) on their way into the cache, and products are summed in f32.
 //!
 //! Blocking is that of Goto and van de Geijn (2008), with both operands packed for all threads: they pack a slice of the inner
 //! dimension together, then multiply in tasks of fixed size. An element of c is summed in the order of the inner dimension,
@@ -17,21 +17,21 @@ use rayon::prelude::*;
 use super::matmul::View;
 use crate::pool::Buffer;
 
-/// Rows of an operand in a panel: as many as f32 in the widest vector.
+/// Rows of an operand in a panel: as many as the widest vector has f32.
 const LANES: usize = 16;
 /// Inner dimension of a packed block: long enough to hide reading and writing c, short enough for a second-level cache to hold
-/// the panels of a task's rows beside those in use of its columns.
-const DEPTH: usize = 1024;
-/// Rows of a, and columns of b, that are packed at once: 4 MiB each at full depth.
+/// the panels of a task's rows beside those of a few columns.
+const DEPTH: usize = 768;
+/// Rows of a, and columns of b, that are packed at once: 3 MiB each in bf16.
 const BLOCK: usize = 2048;
 /// Rows of c in a task.
 const TASK_ROWS: usize = 128;
 /// Columns of c in a task.
-const TASK_COLUMNS: usize = 384;
-/// Divides the columns of a task: three panels, what the micro-kernel takes at once.
+const TASK_COLUMNS: usize = 8 * GROUP;
+/// Columns that the micro-kernel takes at once, three panels.
 const GROUP: usize = 3 * LANES;
 /// Multiplications below which other threads cost more than they gain.
-const WORTH_THREADS: usize = 1 << 19;
+const WORTH_THREADS: usize = 1 << 20;
 
 /// What multiplies.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,9 +64,10 @@ impl Unit {
     /// Packs at most [`LANES`] rows.
     ///
     /// # Safety
-    /// The view is valid to read, its rows or its columns of neighbours; `panel` has room for a panel.
+    /// This machine has the unit. The view is valid to read, the elements of each row or those of each column are neighbours.
+    /// `panel` has room for a panel and is aligned to a vector.
     unsafe fn pack(self, rows: View<*const f32>, panel: *mut u32) {
-        // SAFETY: as this function requires; the unit was detected.
+        // SAFETY: as this function requires.
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
@@ -76,12 +77,13 @@ impl Unit {
         }
     }
 
-    /// `c = beta·c + alpha·a·bᵀ` of packed rows.
+    /// `c = beta·c + alpha·a·bᵀ`.
     ///
     /// # Safety
-    /// a and b hold the panels of c's rows and columns; c is valid to write, its rows of neighbours.
+    /// This machine has the unit. a and b hold the panels of c's rows and of its columns, one behind the other, packed from `depth`
+    /// columns. c is valid to write, the elements of its rows are neighbours.
     unsafe fn multiply(self, alpha: f32, [a, b]: [*const u32; 2], depth: usize, beta: f32, c: View<*mut f32>) {
-        // SAFETY: as this function requires; the unit was detected.
+        // SAFETY: as this function requires.
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
@@ -105,60 +107,75 @@ pub(super) unsafe fn gemm(
     c: View<*mut f32>,
     parallel: bool,
 ) {
-    // SAFETY: as this function requires.
-    unsafe { gemm_by(Unit::detect(), alpha, [a, b.t()], beta, c, parallel) }
+    // SAFETY: as this function requires; the unit was found on this machine.
+    unsafe { gemm_on(Unit::detect(), alpha, a, b, beta, c, parallel) }
 }
 
-/// As [`gemm`], with b transposed: both operands are packed by rows.
-unsafe fn gemm_by(
+/// [`gemm`] on a unit that this machine has.
+unsafe fn gemm_on(
     unit: Unit,
     alpha: f32,
-    [a, bt]: [View<*const f32>; 2],
+    a: View<*const f32>,
+    b: View<*const f32>,
     beta: f32,
     c: View<*mut f32>,
     parallel: bool,
 ) {
-    debug_assert!(a.cols == bt.cols && a.rows == c.rows && bt.rows == c.cols && c.col_stride == 1);
+    debug_assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols);
+    debug_assert!([a, b].iter().all(|v| v.row_stride == 1 || v.col_stride == 1) && c.col_stride == 1);
     if c.rows == 0 || c.cols == 0 {
         return;
     }
     let parallel = parallel && c.rows * c.cols * a.cols >= WORTH_THREADS;
-    let blocks = [Parts::new(c.rows, BLOCK, LANES), Parts::new(c.cols, BLOCK, GROUP)];
+    let (rows, columns) = (Parts::new(c.rows, BLOCK, LANES), Parts::new(c.cols, BLOCK, GROUP));
     let slices = Parts::new(a.cols, DEPTH, 2 * LANES);
     let each = unit.panel_words(slices.longest());
-    let [of_a, of_b] = blocks.map(|parts| parts.longest().div_ceil(LANES));
-    with_buffer((of_a + of_b) * each, |buffer| {
-        let panels_a = View::new(buffer, of_a, each, each);
-        // SAFETY: inside the buffer.
-        let panels_b = View::new(unsafe { buffer.add(of_a * each) }, of_b, each, each);
-        for columns in blocks[1].iter() {
-            for depth in slices.iter() {
-                let beta = if depth.start == 0 { beta } else { 1.0 };
-                // SAFETY: the parts lie in the views, and `gemm` says the rest.
-                unsafe { pack(unit, bt.part(columns.clone(), depth.clone()), panels_b, parallel) };
-                for rows in blocks[0].iter() {
+    let [of_a, of_b] = [rows, columns].map(|parts| parts.longest().div_ceil(LANES));
+    let product = |panels: View<*mut u32>| {
+        let (panels_a, panels_b) = (panels.part(0..of_a, 0..each), panels.part(of_a..of_a + of_b, 0..each));
+        for columns in columns.iter() {
+            for slice in slices.iter() {
+                let beta = if slice.start == 0 { beta } else { 1.0 };
+                // SAFETY: as this function requires, and panels have room for the longest parts.
+                unsafe { pack(unit, b.part(slice.clone(), columns.clone()).t(), panels_b, parallel) };
+                for rows in rows.iter() {
+                    let (a, c) = (a.part(rows.clone(), slice.clone()), c.part(rows, columns.clone()));
                     // SAFETY: as above; both blocks are packed before they are multiplied.
                     unsafe {
-                        pack(unit, a.part(rows.clone(), depth.clone()), panels_a, parallel);
-                        let c = c.part(rows, columns.clone());
-                        multiply(unit, alpha, [panels_a, panels_b], depth.len(), beta, c, parallel);
+                        pack(unit, a, panels_a, parallel);
+                        multiply(unit, alpha, [panels_a, panels_b], slice.len(), beta, c, parallel);
                     }
                 }
             }
         }
+    };
+    with_buffer((of_a + of_b) * each, |buffer| {
+        let panels = View::new(buffer, of_a + of_b, each, each);
+        if parallel {
+            // from within the pool, one phase follows another without waking anyone
+            rayon::scope(|_| product(panels));
+        } else {
+            product(panels);
+        }
     });
 }
 
-/// Packs every [`LANES`] rows into one panel.
-unsafe fn pack(unit: Unit, rows: View<*const f32>, panels: View<*mut u32>, parallel: bool) {
-    for_each(parallel, rows.rows.div_ceil(LANES), |i| {
-        let lanes = i * LANES..rows.rows.min((i + 1) * LANES);
-        // SAFETY: a panel has one task.
-        unsafe { unit.pack(rows.part(lanes, 0..rows.cols), panels.at(i, 0)) };
+/// Packs a block, [`LANES`] rows into each panel.
+///
+/// # Safety
+/// As [`Unit::pack`], for all panels.
+unsafe fn pack(unit: Unit, block: View<*const f32>, panels: View<*mut u32>, parallel: bool) {
+    for_each(parallel, block.rows.div_ceil(LANES), |i| {
+        let lanes = i * LANES..block.rows.min((i + 1) * LANES);
+        // SAFETY: as this function requires; a panel is written by one task.
+        unsafe { unit.pack(block.part(lanes, 0..block.cols), panels.at(i, 0)) };
     });
 }
 
 /// Multiplies packed blocks.
+///
+/// # Safety
+/// As [`Unit::multiply`].
 unsafe fn multiply(
     unit: Unit,
     alpha: f32,
@@ -171,11 +188,9 @@ unsafe fn multiply(
     let (rows, columns) = (Parts::new(c.rows, TASK_ROWS, LANES), Parts::new(c.cols, TASK_COLUMNS, GROUP));
     for_each(parallel, rows.count() * columns.count(), |task| {
         let (rows, columns) = (rows.get(task % rows.count()), columns.get(task / rows.count()));
-        // SAFETY: a part of c has one task.
-        unsafe {
-            let panels = [a.at(rows.start / LANES, 0).cast_const(), b.at(columns.start / LANES, 0).cast_const()];
-            unit.multiply(alpha, panels, depth, beta, c.part(rows, columns));
-        }
+        let panels = [a.at(rows.start / LANES, 0), b.at(columns.start / LANES, 0)].map(<*mut u32>::cast_const);
+        // SAFETY: as this function requires; a part of c is written by one task.
+        unsafe { unit.multiply(alpha, panels, depth, beta, c.part(rows, columns)) };
     });
 }
 
