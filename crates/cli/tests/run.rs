@@ -113,7 +113,12 @@ fn exceptions_by_site() {
 #[test]
 fn bench_measures_what_it_planned() {
     let place = Place::new();
-    for more in [&["--keep", "exact"][..], &["--keep", "paper"], &["--keep", "paper", "--lengths", "uniform"]] {
+    for more in [
+        &["--keep", "exact"][..],
+        &["--keep", "paper"],
+        &["--keep", "paper", "--lengths", "uniform"],
+        &["--precision", "bf16"],
+    ] {
         let args = ["bench", "--model-config", "model/config.json", "--batch", "4", "--seq", "32", "--json"];
         let result = place.ok_json(&[&args[..], more].concat());
         for key in ["step_seconds_min", "step_seconds_median"] {
@@ -125,6 +130,7 @@ fn bench_measures_what_it_planned() {
         assert!(result["peak_bytes_by_class"]["weights"].as_u64().unwrap() > 0);
         assert_eq!(result["kept_bytes"], result["planned_kept_bytes"], "{more:?}");
         assert_eq!(result["peak_bytes"], result["planned_peak_bytes"], "{more:?}");
+        assert_eq!(result["precision"], if more.contains(&"bf16") { "bf16" } else { "f32" });
     }
     let text = place.ok(&["bench", "--model-config", "model/config.json", "--batch", "2", "--seq", "8"]);
     assert!(text.contains("16 tokens") && text.contains("planned"), "{text}");

@@ -280,6 +280,8 @@ fn mean_of(sites: &[SiteEvidence]) -> SiteEvidence {
 /// Anything that is wrong with model or data; a recipe that trains no linear's weight.
 pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, usize)) -> Result<Evidence> {
     job.policy = Arc::new(Policy::exact());
+    // the errors of estimators, not of rounding
+    job.recipe.train.precision = crate::recipe::Precision::F32;
     let model = job.model()?;
     let device = model.registry.params.device().clone();
     let sites: Vec<_> = model.sites().into_iter().map(|site| (site.name, site.rows)).collect();

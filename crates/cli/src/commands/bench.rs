@@ -13,7 +13,7 @@ use colrow_tensor::{DType, Device, Error, Result};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{self, Lengths, Shape, remembering_sites};
-use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName, Recipe};
+use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName, Precision, Recipe};
 use colrow_train::{setup, trainer};
 use serde_json::{Value, json};
 
@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Where the norms of dZ come from.
     #[arg(long, value_parser = choice::<NormSource>(), default_value = "cached")]
     norms: NormSource,
+    /// What numbers matrix products multiply.
+    #[arg(long, value_parser = choice::<Precision>(), default_value = "f32")]
+    precision: Precision,
     /// Timed steps.
     #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
@@ -124,7 +127,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn bench(args: &Args, config: Config) -> Result<Value> {
     let keep = args.policy();
-    let device = Device::cpu();
+    let device = setup::device(args.precision);
     let sources = args.sequence_lengths();
     let targets = config.is_text_to_text().then(|| vec![args.target as u32; sources.len()]);
     let lengths = Lengths { sources, targets };
@@ -197,6 +200,7 @@ fn bench(args: &Args, config: Config) -> Result<Value> {
         "planned_peak_bytes": plan.peak_bytes,
         "peak_rss_bytes": trainer::peak_rss(),
         "threads": rayon::current_num_threads(),
+        "precision": args.precision,
         "keep": keep.policy,
         "method": args.method,
     }))

@@ -176,6 +176,21 @@ mod tests {
     }
 
     #[test]
+    fn bf16_rounds_f32_operands_alone() {
+        let device = Device::cpu_with(crate::Precision::Bf16);
+        let product = |x: &crate::Tensor| {
+            let mut y = device.zeros(Class::Workspace, x.dtype(), &[1, 1]);
+            device.kernels().matmul(x, false, x, true, 0.0, &mut y);
+            y.to_f64()[0]
+        };
+        // 1 + 2⁻¹⁰ is 1 in bf16
+        let x = 1.0 + 1.0 / 1024.0;
+        assert_eq!(product(&device.tensor(Class::Workspace, &[1, 1], &[x as f32])), 1.0);
+        assert_eq!(product(&device.tensor(Class::Workspace, &[1, 1], &[x])), x * x);
+        assert_eq!(device.tensor(Class::Workspace, &[1, 1], &[x as f32]).to_f64()[0], x);
+    }
+
+    #[test]
     fn threads_do_not_change_a_bit() {
         let product = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
