@@ -33,6 +33,16 @@ fn first(count: usize) -> __mmask16 {
     ((1_u32 << count.min(LANES)) - 1) as __mmask16
 }
 
+/// Fetches a cache line before its use.
+#[inline(always)]
+fn prefetch<const HINT: i32>(p: *const f32) {
+    #[allow(unused_unsafe, reason = "unsafe in the oldest Rust that we build with")]
+    // SAFETY: any address may be prefetched: nothing is read.
+    unsafe {
+        _mm_prefetch::<HINT>(p.cast());
+    }
+}
+
 /// Both vectors in bf16, `low` in the first half.
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn round(low: __m512, high: __m512) -> __m512i {
@@ -75,7 +85,7 @@ unsafe fn row_pairs(rows: View<*const f32>, column: usize) -> [__m512i; LANES] {
         let [low, high] = if i < rows.rows { lanes } else { [0; 2] };
         let row = rows.at(i, column);
         for ahead in [AHEAD, AHEAD + LANES] {
-            _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(ahead).cast());
+            prefetch::<_MM_HINT_T0>(row.wrapping_add(ahead));
         }
         // SAFETY: these lanes are elements of the view.
         *pairs =
@@ -164,7 +174,7 @@ unsafe fn tile<const N: usize>(alpha: f32, [a, b]: [*const u32; 2], steps: usize
     let place = |i: usize, j: usize| c.at(i, j * LANES);
     for i in 0..c.rows {
         for j in 0..N {
-            _mm_prefetch::<_MM_HINT_ET0>(place(i, j).cast());
+            prefetch::<_MM_HINT_ET0>(place(i, j));
         }
     }
     let mut sums = [[_mm512_setzero_ps(); N]; TILE];
