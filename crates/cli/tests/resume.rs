@@ -186,6 +186,29 @@ fn eight_bit_states_and_updates_in_the_backward_pass_go_on() {
     same_run(&place, "run");
 }
 
+/// Rounded products are no less fixed: neither the number of threads nor a stop changes a bit.
+#[test]
+fn a_killed_bf16_run_goes_on() {
+    let place = place();
+    let bf16 = ["--set", "train.precision=bf16"];
+    let clock = Instant::now();
+    place.ok(&train("output=whole", &bf16));
+    let whole = clock.elapsed();
+    place.ok(&train("output=threads", &[&bf16[..], &["--threads", "3"]].concat()));
+    same_model(&place, "threads");
+    let mut child = spawn(&place, &train("output=killed", &bf16));
+    std::thread::sleep(whole.mul_f64(0.6));
+    child.kill().unwrap();
+    assert!(child.wait().unwrap().code().is_none(), "the run ended before it was killed");
+    place.ok(&train("output=killed", &[&bf16[..], &["--resume"]].concat()));
+    same_run(&place, "killed");
+
+    place.ok(&train("output=f32", &[]));
+    assert!(place.read("f32/model/model.safetensors") != place.read("whole/model/model.safetensors"));
+    let precision = |run: &str| place.json(&format!("{run}/summary.json"))["precision"].clone();
+    assert_eq!((precision("whole"), precision("f32")), (json!("bf16"), json!("f32")));
+}
+
 #[test]
 fn signals_end_a_run_after_its_step() {
     let place = place();

@@ -118,6 +118,7 @@ fn bench_measures_what_it_planned() {
         &["--keep", "paper"],
         &["--keep", "paper", "--lengths", "uniform"],
         &["--optimizer-states", "8bit", "--update", "in-backward"],
+        &["--precision", "bf16"],
     ] {
         let args = ["bench", "--model-config", "model/config.json", "--batch", "4", "--seq", "32", "--json"];
         let result = place.ok_json(&[&args[..], more].concat());
@@ -133,6 +134,7 @@ fn bench_measures_what_it_planned() {
         assert!(result["optimizer_seconds_min"].as_f64() < result["step_seconds_min"].as_f64());
         let update = if more.contains(&"in-backward") { ["8bit", "in-backward"] } else { ["f32", "after-backward"] };
         assert_eq!([&result["optimizer_states"], &result["update"]], update);
+        assert_eq!(result["precision"], if more.contains(&"bf16") { "bf16" } else { "f32" });
     }
     let text = place.ok(&["bench", "--model-config", "model/config.json", "--batch", "2", "--seq", "8"]);
     assert!(text.contains("16 tokens") && text.contains("planned"), "{text}");

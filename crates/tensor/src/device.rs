@@ -24,15 +24,31 @@ struct Inner {
     backend: Backend,
 }
 
+/// What a device's matrix products do with f32 operands; f64 stays f64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Multiply them as they are.
+    #[default]
+    F32,
+    /// Round them to bf16 (8 bits of precision, f32's range) and sum the products in f32. Operands and results remain f32 in
+    /// memory. Twice as fast on processors with AVX512-BF16; elsewhere the same up to the order of sums, and slower than f32.
+    Bf16,
+}
+
 /// A device with its own meter. Clones are the same device.
 #[derive(Clone, Debug)]
 pub struct Device(Arc<Inner>);
 
 impl Device {
-    /// This machine's processor, with the threads of the current rayon pool.
+    /// This machine's processor, with the threads of the current rayon pool and products in f32.
     pub fn cpu() -> Self {
+        Self::cpu_with(Precision::F32)
+    }
+
+    /// As [`Device::cpu`], with products of this precision.
+    pub fn cpu_with(precision: Precision) -> Self {
         let profile = Arc::new(Profile::default());
-        let cpu = Cpu::new(rayon::current_num_threads(), profile.clone());
+        let cpu = Cpu::new(rayon::current_num_threads(), precision, profile.clone());
         Self::new(Backend::Cpu(cpu, Pool::default()), profile)
     }
 

@@ -151,7 +151,7 @@ pub struct AdamW {
 /// Every primitive, with its shapes.
 pub trait Kernels {
     /// `c = beta·c + op(a)·op(b)`, op(x) = xᵀ where `ta`, `tb` say so; op(a) (m, k), op(b) (k, n), c (m, n). With beta 0, c need
-    /// not be initialised.
+    /// not be initialised. With [`Precision::Bf16`](crate::Precision::Bf16), f32 operands are rounded first.
     fn matmul(&self, a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor);
     /// `x = 0`, any element type.
     fn zero(&self, x: &mut Tensor);

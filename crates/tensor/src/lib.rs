@@ -14,7 +14,7 @@ pub mod rng;
 mod tensor;
 
 pub use codes::{Code, Coded, Format, Rows, Store, Stored};
-pub use device::Device;
+pub use device::{Device, Precision};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Kind, Result};
 pub use kernels::{

@@ -27,12 +27,18 @@ impl Buffer {
         Layout::from_size_align(capacity, ALIGN).expect("a tensor is smaller than the address space")
     }
 
-    fn new(bytes: usize) -> Self {
+    /// Zeros.
+    pub(crate) fn new(bytes: usize) -> Self {
         let capacity = bytes.max(1).next_multiple_of(ALIGN);
         let layout = Self::layout(capacity);
         // SAFETY: the layout's size is not zero.
         let ptr = unsafe { alloc_zeroed(layout) };
         Self { ptr: NonNull::new(ptr).unwrap_or_else(|| handle_alloc_error(layout)), capacity }
+    }
+
+    /// In bytes.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
     }
 
     pub(crate) fn as_ptr(&self) -> *mut u8 {

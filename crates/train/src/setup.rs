@@ -9,7 +9,7 @@ use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES, Site, SiteKind};
 use colrow_models::{hub, load};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Error, Estimator, Result};
+use colrow_tensor::{DType, Device, Error, Estimator, Precision, Result};
 
 use crate::data::{
     self, Answers, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser, Wording,
@@ -54,6 +54,14 @@ pub struct Job {
     pub policy: Arc<Policy>,
     /// What the user should know.
     pub warnings: Vec<String>,
+}
+
+/// This machine's processor, multiplying as the recipe says.
+pub fn device(precision: recipe::Precision) -> Device {
+    Device::cpu_with(match precision {
+        recipe::Precision::F32 => Precision::F32,
+        recipe::Precision::Bf16 => Precision::Bf16,
+    })
 }
 
 /// How batches are cut.
@@ -350,7 +358,7 @@ impl Job {
     /// # Errors
     /// A checkpoint that does not fit its configuration; new weights that an adapter's folder would lack.
     pub fn model(&mut self) -> Result<Model> {
-        let device = Device::cpu();
+        let device = device(self.recipe.train.precision);
         let reinit_head = true;
         let loaded =
             load::model(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;

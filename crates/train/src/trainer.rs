@@ -359,6 +359,7 @@ impl Run {
             "ledger": self.state.ledger,
             "timeline": self.timeline,
             "model": self.folder.model(),
+            "precision": self.job.recipe.train.precision,
             "threads": rayon::current_num_threads(),
             "version": env!("CARGO_PKG_VERSION"),
         })

@@ -14,7 +14,9 @@ use colrow_tensor::{Cost, DType, Device, Error, Result};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{self, Lengths, Shape, remembering_sites};
-use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName, Recipe, States, Update};
+use colrow_train::recipe::{
+    self, Choice, Estimator, Method, NormSource, PolicyName, Precision, Recipe, States, Update,
+};
 use colrow_train::{setup, trainer};
 use serde_json::{Value, json};
 
@@ -60,6 +62,9 @@ pub(crate) struct Args {
     /// Where the norms of dZ come from; without it as the policy has them.
     #[arg(long, value_parser = choice::<NormSource>())]
     norms: Option<NormSource>,
+    /// What numbers matrix products multiply.
+    #[arg(long, value_parser = choice::<Precision>(), default_value = "f32")]
+    precision: Precision,
     /// How AdamW holds the moments of large parameters.
     #[arg(long, value_parser = choice::<States>(), default_value = "f32")]
     optimizer_states: States,
@@ -160,7 +165,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
     let keep = args.policy();
-    let device = Device::cpu();
+    let device = setup::device(args.precision);
     let targets = config.is_text_to_text().then(|| vec![args.target as u32; sources.len()]);
     let lengths = Lengths { sources, targets };
     let regression = config.num_labels() == 1;
@@ -247,6 +252,7 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
         "trainable_parameters": parameters(true),
         "frozen_parameters": parameters(false),
         "threads": rayon::current_num_threads(),
+        "precision": args.precision,
         "keep": keep.policy,
         "method": args.method,
         "profile": profile,

@@ -265,8 +265,7 @@ fn for_each_head<T: Float>(
 
 /// Rows `first..first + rows` of a view.
 fn tile<T>(v: View<*const T>, first: usize, rows: usize) -> View<*const T> {
-    // SAFETY: the caller keeps `first + rows` within the view.
-    View { ptr: unsafe { v.ptr.add(first * v.row_stride) }, rows, ..v }
+    v.part(first..first + rows, 0..v.cols)
 }
 
 /// Reads this head's bias line.

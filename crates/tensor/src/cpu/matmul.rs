@@ -1,7 +1,9 @@
-//! Matrix products: the only caller of the GEMM crate.
+//! Matrix products: the only caller of the GEMM crate, and of our own for bf16.
 
 use std::any::TypeId;
+use std::ops::Range;
 
+use super::bf16;
 use crate::dtype::Float;
 use crate::tensor::Tensor;
 
@@ -13,6 +15,41 @@ pub(super) struct View<P> {
     pub(super) cols: usize,
     pub(super) row_stride: usize,
     pub(super) col_stride: usize,
+}
+
+// SAFETY: a view is an address; whoever reads or writes there says why that is sound.
+unsafe impl<P> Sync for View<P> {}
+// SAFETY: as above.
+unsafe impl<P> Send for View<P> {}
+
+/// A pointer, whether or not it may be written through.
+pub(super) trait Pointer: Copy {
+    /// The address so many elements further.
+    fn forward(self, elements: usize) -> Self;
+}
+
+impl<T> Pointer for *const T {
+    fn forward(self, elements: usize) -> Self {
+        self.wrapping_add(elements)
+    }
+}
+
+impl<T> Pointer for *mut T {
+    fn forward(self, elements: usize) -> Self {
+        self.wrapping_add(elements)
+    }
+}
+
+impl<P: Pointer> View<P> {
+    /// The address of an element.
+    pub(super) fn at(self, row: usize, col: usize) -> P {
+        self.ptr.forward(row * self.row_stride + col * self.col_stride)
+    }
+
+    /// The matrix of some rows and columns.
+    pub(super) fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        Self { ptr: self.at(rows.start, cols.start), rows: rows.len(), cols: cols.len(), ..self }
+    }
 }
 
 impl<P> View<P> {
@@ -77,18 +114,29 @@ pub(super) unsafe fn gemm<T: Float>(
     call(if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None });
 }
 
-/// See [`crate::kernels::Kernels::matmul`].
-pub(super) fn matmul<T: Float>(a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor) {
-    let view = |t: &Tensor, transposed: bool| {
-        let v = View::new(t.as_slice::<T>().as_ptr(), t.rows(), t.cols(), t.cols());
-        if transposed { v.t() } else { v }
-    };
-    let (a, b) = (view(a, ta), view(b, tb));
+/// The operands and the result as views, a and b transposed if so asked.
+fn views<T: Float>([a, b]: [(&Tensor, bool); 2], c: &mut Tensor) -> (View<*const T>, View<*const T>, View<*mut T>) {
+    let [a, b] = [a, b].map(|(t, transposed)| {
+        let view = View::new(t.as_slice::<T>().as_ptr(), t.rows(), t.cols(), t.cols());
+        if transposed { view.t() } else { view }
+    });
     let (rows, cols) = (c.rows(), c.cols());
     assert!(a.cols == b.rows && a.rows == rows && b.cols == cols, "shapes of a matrix product");
-    let c = View::new(c.as_mut_slice::<T>().as_mut_ptr(), rows, cols, cols);
+    (a, b, View::new(c.as_mut_slice::<T>().as_mut_ptr(), rows, cols, cols))
+}
+
+/// See [`crate::kernels::Kernels::matmul`].
+pub(super) fn matmul<T: Float>(operands: [(&Tensor, bool); 2], beta: f64, c: &mut Tensor) {
+    let (a, b, c) = views::<T>(operands, c);
     // SAFETY: the views cover live tensors of these shapes, and `c` is borrowed mutably.
     unsafe { gemm(1.0, a, b, beta, c, true) }
+}
+
+/// As [`matmul`], of f32 tensors rounded to bf16.
+pub(super) fn matmul_bf16(operands: [(&Tensor, bool); 2], beta: f64, c: &mut Tensor) {
+    let (a, b, c) = views::<f32>(operands, c);
+    // SAFETY: as above; tensors are row-major.
+    unsafe { bf16::gemm(1.0, a, b, beta as f32, c, true) }
 }
 
 #[cfg(test)]
@@ -125,6 +173,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn bf16_rounds_f32_operands_alone() {
+        let device = Device::cpu_with(crate::Precision::Bf16);
+        let product = |x: &crate::Tensor| {
+            let mut y = device.zeros(Class::Workspace, x.dtype(), &[1, 1]);
+            device.kernels().matmul(x, false, x, true, 0.0, &mut y);
+            y.to_f64()[0]
+        };
+        // 1 + 2⁻¹⁰ is 1 in bf16
+        let x = 1.0 + 1.0 / 1024.0;
+        assert_eq!(product(&device.tensor(Class::Workspace, &[1, 1], &[x as f32])), 1.0);
+        assert_eq!(product(&device.tensor(Class::Workspace, &[1, 1], &[x])), x * x);
+        assert_eq!(device.tensor(Class::Workspace, &[1, 1], &[x as f32]).to_f64()[0], x);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod activation;
 pub(crate) mod attention;
+mod bf16;
 mod codes;
 mod columns;
 mod loss;
@@ -21,7 +22,7 @@ use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropo
 use crate::profile::Profile;
 use crate::rng::Key;
 use crate::tensor::Tensor;
-use crate::{DType, Element, Float};
+use crate::{DType, Element, Float, Precision};
 
 /// Compiles a function once for each vector width and picks one at run time.
 macro_rules! vectorised {
@@ -61,12 +62,13 @@ macro_rules! by_float {
 #[derive(Debug)]
 pub(crate) struct Cpu {
     threads: usize,
+    precision: Precision,
     profile: Arc<Profile>,
 }
 
 impl Cpu {
-    pub(crate) fn new(threads: usize, profile: Arc<Profile>) -> Self {
-        Self { threads, profile }
+    pub(crate) fn new(threads: usize, precision: Precision, profile: Arc<Profile>) -> Self {
+        Self { threads, precision, profile }
     }
 }
 
@@ -81,7 +83,14 @@ fn norm_parameters<'a, T: Float>(norm: &Norm<'a>) -> norm::Parameters<'a, T> {
 
 impl Kernels for Cpu {
     fn matmul(&self, a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor) {
-        by_float!(self, "matmul", matmul_flops(a, c), a, T => matmul::matmul::<T>(a, ta, b, tb, beta, c));
+        let operands = [(a, ta), (b, tb)];
+        let flops = matmul_flops(a, c);
+        match (self.precision, c.dtype()) {
+            (Precision::Bf16, DType::F32) => {
+                self.profile.time("matmul", flops, || matmul::matmul_bf16(operands, beta, c));
+            }
+            _ => by_float!(self, "matmul", flops, c, T => matmul::matmul::<T>(operands, beta, c)),
+        }
     }
 
     fn zero(&self, x: &mut Tensor) {

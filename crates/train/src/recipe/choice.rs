@@ -39,10 +39,12 @@ macro_rules! choice {
 }
 
 choice! {
-    /// What numbers the arithmetic uses.
+    /// What numbers matrix products multiply; all else, and what is kept and learned, is f32.
     Precision {
         /// 32-bit floats.
         F32 = "f32",
+        /// Operands rounded to bf16, sums in f32.
+        Bf16 = "bf16",
     }
 }
 

@@ -137,7 +137,7 @@ pub struct Train {
     pub batch: Batch,
     /// Batches whose gradients are added up for one optimizer step; at least 1.
     pub accumulate: usize,
-    /// What numbers the arithmetic uses.
+    /// What numbers matrix products multiply.
     pub precision: Precision,
     /// Which parameters are trained.
     pub method: Method,
@@ -430,7 +430,7 @@ mod tests {
         steps = 9
         batch_tokens = 512
         accumulate = 2
-        precision = "f32"
+        precision = "bf16"
         method = "lora-fa"
         modules_to_save = ["pooler", "classifier"]
         eval_every = 5

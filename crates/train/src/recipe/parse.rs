@@ -390,7 +390,10 @@ mod tests {
             ("train.batch=0", "train.batch: expected a whole number of at least 1, found 0"),
             ("train.batch_tokens=0", "train.batch_tokens: expected a whole number of at least 1, found 0"),
             ("train.accumulate=0", "train.accumulate: expected a whole number of at least 1, found 0"),
-            ("train.precision=bf16", "train.precision: expected \"f32\", found the string \"bf16\""),
+            (
+                "train.precision=fp16",
+                "train.precision: expected one of \"f32\", \"bf16\", found the string \"fp16\"; did you mean \"bf16\"?",
+            ),
             (
                 "train.method=loraa",
                 "train.method: expected one of \"full\", \"lora\", \"lora-fa\", \"bitfit\", found the string \"loraa\"; \
