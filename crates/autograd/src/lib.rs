@@ -20,6 +20,7 @@ mod rows;
 mod sample;
 mod tape;
 pub mod testing;
+mod variance;
 
 pub use attention::{Attend, Sequences};
 pub use compress::Bits;
@@ -32,3 +33,4 @@ pub use policy::{Keep, NormSource, Policy, Sampling};
 pub use probe::Probe;
 pub use sample::{Draw, RowSample, draw, estimate_by, estimate_product, row_norms};
 pub use tape::{Grads, Mark, Mode, Op, Phase, Tape, Var};
+pub use variance::{Bounds, GRID, LEAST_RATIO, Measured, Variances, grid};

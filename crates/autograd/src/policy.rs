@@ -87,6 +87,13 @@ impl Policy {
         self.0.iter().find(|(glob, _)| glob.is_match(site)).map_or(Keep::Exact, |&(_, keep)| keep)
     }
 
+    /// Sets the ratio of the rule for `site`, if it draws rows.
+    pub fn set_ratio(&mut self, site: &str, ratio: f32) {
+        if let Some((_, Keep::Rows(sampling))) = self.0.iter_mut().find(|(glob, _)| glob.is_match(site)) {
+            sampling.ratio = ratio;
+        }
+    }
+
     /// Whether any rule draws rows by remembered norms.
     pub fn remembers_norms(&self) -> bool {
         self.0.iter().any(|(_, keep)| matches!(keep, Keep::Rows(s) if s.remembers()))

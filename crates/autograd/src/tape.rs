@@ -10,6 +10,7 @@ use crate::norms::NormMemory;
 use crate::param::{Param, ParamId, Params};
 use crate::policy::{Keep, Policy};
 use crate::probe::Probe;
+use crate::variance::Variances;
 
 /// An op that was recorded: what it needs for its gradient.
 pub trait Op {
@@ -53,6 +54,8 @@ pub enum Mode {
         policy: Arc<Policy>,
         /// Remembered norms of dZ, for policies that draw by them.
         norms: Option<Arc<NormMemory>>,
+        /// Measures variances, at sites whose ratio follows them.
+        variances: Option<Arc<Variances>>,
         /// Sees the operands of weight gradients.
         probe: Option<Arc<dyn Probe>>,
     },
