@@ -41,10 +41,15 @@ impl Sampling {
         matches!(self.norms, NormSource::Cached | NormSource::Running)
     }
 
-    /// Number of rows kept of `n`: round(ratio·n), at least one.
+    /// Number of rows kept of `n`, by [`rows_of()`].
     pub fn rows_of(&self, n: usize) -> usize {
-        ((f64::from(self.ratio) * n as f64).round() as usize).clamp(n.min(1), n)
+        rows_of(self.ratio, n)
     }
+}
+
+/// Number of rows that a ratio keeps of `n`: round(ratio·n), at least one.
+pub fn rows_of(ratio: f32, n: usize) -> usize {
+    ((f64::from(ratio) * n as f64).round() as usize).clamp(n.min(1), n)
 }
 
 /// Where the norms of dZ come from when rows are drawn.

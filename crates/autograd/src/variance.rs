@@ -24,7 +24,7 @@ use colrow_tensor::{Class, Estimator, Tensor};
 
 use crate::kept::Kept;
 use crate::norms::RowsOf;
-use crate::policy::Sampling;
+use crate::policy::{Sampling, rows_of};
 
 /// Columns of U and of V.
 const PROBES: usize = 8;
@@ -220,7 +220,7 @@ fn sampling_variance(sampling: Sampling, p: &[f64], a: &[f64]) -> [f64; GRID] {
         outside[w] = [sum + p, quotients + quotient, squares + square];
     }
     std::array::from_fn(|i| {
-        let k = Sampling { ratio: grid(i) as f32, ..sampling }.rows_of(n);
+        let k = rows_of(grid(i) as f32, n);
         // the next row is certain if it would be drawn once or more among the k − w that are left
         let open = |&w: &usize| p[order[w]] * ((k - w) as f64) < outside[w][0];
         let certain = match sampling.estimator {
@@ -436,7 +436,7 @@ mod tests {
             let curve = sampling_variance(sampling(estimator, NormSource::Current), &p, &a);
             assert!(curve.windows(2).all(|v| v[0] >= v[1]) && curve[GRID - 1] == 0.0, "{estimator:?}: {curve:?}");
             for i in [0, 8, 13, 15, 17] {
-                let k = Sampling { ratio: grid(i) as f32, ..sampling(estimator, NormSource::Current) }.rows_of(N);
+                let k = rows_of(grid(i) as f32, N);
                 let mut order: Vec<usize> = (0..N).collect();
                 order.sort_by(|&i, &j| p[j].total_cmp(&p[i]));
                 let factor = |c: usize| order[c..].iter().map(|&i| p[i]).sum::<f64>() / (k - c) as f64;

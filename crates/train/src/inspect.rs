@@ -281,6 +281,7 @@ fn mean_of(sites: &[SiteEvidence]) -> SiteEvidence {
 /// Anything that is wrong with model or data; a recipe that trains no linear's weight.
 pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, usize)) -> Result<Evidence> {
     job.policy = Arc::new(Policy::exact());
+    job.auto.clear();
     let model = job.model()?;
     let device = model.registry.params.device().clone();
     let linears = model.sites().into_iter().filter(|site| site.kind == SiteKind::Linear);

@@ -94,7 +94,7 @@ impl Args {
         recipe::Keep {
             policy: self.keep,
             estimator: self.estimator,
-            ratio: self.ratio,
+            ratio: recipe::Ratio::Fixed(self.ratio),
             norms: self.norms,
             ..recipe::Keep::default()
         }
@@ -173,6 +173,7 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
         config: &config,
         choose_trained: &choose_trained,
         policy: policy.clone(),
+        auto: &[],
         micros: &[lengths],
         cached_tokens: n + of_targets,
         regression,
@@ -192,7 +193,8 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
     };
     let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
     let optimizer = Optimizer::new(settings, &model.registry.params);
-    let mut engine = Engine { model, optimizer, policy, norms, probe: None, key: Key::new(args.seed), dropout: true };
+    let mut engine =
+        Engine { model, optimizer, policy, norms, ratios: None, probe: None, key: Key::new(args.seed), dropout: true };
     let micros = [micro];
     let mut times = Vec::new();
     let mut last = None;
