@@ -99,8 +99,8 @@ fn recipes() {
         &["--set optim.lrr=1", "unknown key `optim.lrr`; did you mean `optim.lr`?"],
     );
     train_fails(&place, &["nonsense"], 2, &["--set nonsense", "expected KEY=VALUE"]);
-    train_fails(&place, &["keep.ratio=0"], 2, &["keep.ratio: expected a number in (0, 1], found 0"]);
-    train_fails(&place, &["keep.ratio=1.5"], 2, &["keep.ratio: expected a number in (0, 1], found 1.5"]);
+    train_fails(&place, &["keep.ratio=0"], 2, &["keep.ratio: expected a number in (0, 1] or \"auto\", found 0"]);
+    train_fails(&place, &["keep.ratio=1.5"], 2, &["keep.ratio: expected a number in (0, 1] or \"auto\", found 1.5"]);
     train_fails(&place, &["task=mnlli"], 2, &["unknown task \"mnlli\"", "hint: did you mean mnli?"]);
     train_fails(
         &place,
