@@ -5,9 +5,12 @@ mod attention;
 mod compress;
 mod dropout;
 mod embedding;
+mod grads;
 mod head;
 mod input;
 mod kept;
+#[cfg(test)]
+mod lean_tests;
 mod linear;
 mod loss;
 mod low_rank;
@@ -24,6 +27,7 @@ mod variance;
 
 pub use attention::{Attend, Sequences};
 pub use compress::Bits;
+pub use grads::Grads;
 pub use head::Head;
 pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
 pub use low_rank::LowRank;
@@ -32,5 +36,5 @@ pub use param::{Param, ParamId, Params};
 pub use policy::{Keep, NormSource, Policy, Sampling, rows_of};
 pub use probe::Probe;
 pub use sample::{Draw, RowSample, draw, estimate_by, estimate_product, row_norms};
-pub use tape::{Grads, Mark, Mode, Op, Phase, Tape, Var};
+pub use tape::{Mark, Mode, Op, Phase, Recorded, Tape, Var};
 pub use variance::{Bounds, GRID, LEAST_RATIO, Measured, Variances, grid};

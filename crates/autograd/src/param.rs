@@ -6,6 +6,13 @@ use colrow_tensor::{Class, DType, Device, Tensor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ParamId(pub(crate) usize);
 
+impl ParamId {
+    /// Its place in the list, from 0.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// One parameter.
 #[derive(Debug)]
 pub struct Param {
@@ -61,7 +68,7 @@ impl Params {
     }
 
     /// The parameters in the order in which they were added, with their names in this list.
-    pub fn iter(&self) -> impl Iterator<Item = (ParamId, &Param)> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (ParamId, &Param)> {
         self.list.iter().enumerate().map(|(i, p)| (ParamId(i), p))
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Bytes, Class, Device, Error, Result, Tensor};
 
+pub(crate) use crate::grads::Grads;
 use crate::kept::{Kept, Ledger, Rebuild};
 use crate::norms::NormMemory;
 use crate::param::{Param, ParamId, Params};
@@ -37,7 +38,7 @@ pub struct Var {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct VarId(usize);
+pub(crate) struct VarId(pub(crate) usize);
 
 /// What a pass is for.
 #[derive(Clone, Debug)]
@@ -90,13 +91,19 @@ struct Node {
     op: Box<dyn Op>,
 }
 
+/// The ops of a forward pass. They hold what they need of the parameters, which may change while the ops run backward.
+#[derive(Default)]
+pub struct Recorded {
+    nodes: Vec<Node>,
+    vars: usize,
+    timeline: Option<Vec<Mark>>,
+}
+
 /// Records the ops of one forward pass and runs them backward.
 pub struct Tape<'p> {
     params: &'p Params,
     mode: Mode,
-    nodes: Vec<Node>,
-    vars: usize,
-    timeline: Option<Vec<Mark>>,
+    recorded: Recorded,
     /// Set: check every output, and note the first site whose output is not finite.
     check: bool,
     not_finite: Option<String>,
@@ -105,13 +112,13 @@ pub struct Tape<'p> {
 impl<'p> Tape<'p> {
     /// An empty tape over a model's parameters.
     pub fn new(params: &'p Params, mode: Mode) -> Self {
-        Self { params, mode, nodes: Vec::new(), vars: 0, timeline: None, check: false, not_finite: None }
+        Self { params, mode, recorded: Recorded::default(), check: false, not_finite: None }
     }
 
     /// Notes live bytes after every op; see [`Grads::timeline`].
     #[must_use]
     pub fn with_timeline(mut self) -> Self {
-        self.timeline = Some(Vec::new());
+        self.recorded.timeline = Some(Vec::new());
         self
     }
 
@@ -192,9 +199,9 @@ impl<'p> Tape<'p> {
             for (_, kept) in op.kept() {
                 kept.tensors().into_iter().filter(|t| t.class() != Class::Kept).for_each(|t| t.reclass(Class::Kept));
             }
-            let output = VarId(self.vars);
-            self.vars += 1;
-            self.nodes.push(Node { site: site.to_owned(), output, op });
+            let output = VarId(self.recorded.vars);
+            self.recorded.vars += 1;
+            self.recorded.nodes.push(Node { site: site.to_owned(), output, op });
             output
         });
         Var { id, ..self.unrecorded(site, value) }
@@ -205,7 +212,7 @@ impl<'p> Tape<'p> {
         if self.check && self.not_finite.is_none() && !self.device().kernels().sum_squares(&value).is_finite() {
             self.not_finite = Some(site.to_owned());
         }
-        if let Some(timeline) = &mut self.timeline {
+        if let Some(timeline) = &mut self.recorded.timeline {
             let live = self.params.device().meter().live();
             timeline.push(Mark { phase: Phase::Forward, at: site.to_owned(), live });
         }
@@ -214,107 +221,71 @@ impl<'p> Tape<'p> {
 
     /// What the recorded ops keep.
     pub fn ledger(&self) -> Ledger {
-        Ledger::of(self.nodes.iter().map(|n| (n.site.as_str(), &*n.op)))
+        Ledger::of(self.recorded.nodes.iter().map(|n| (n.site.as_str(), &*n.op)))
+    }
+
+    /// The recorded ops, which no longer borrow the parameters.
+    pub fn into_recorded(self) -> Recorded {
+        self.recorded
     }
 
     /// Adds `scale` times the gradient of the sum of `of`'s elements to `grads`, popping every op.
     ///
     /// # Errors
     /// Those of the ops.
-    pub fn backward(mut self, of: Var, scale: f64, grads: &mut Grads) -> Result<()> {
-        let mut dy = of.value.empty_like();
-        dy.write_f64(std::iter::repeat_n(scale, of.value.len()));
-        self.backward_from(of, dy, grads)
+    pub fn backward(self, of: Var, scale: f64, grads: &mut Grads) -> Result<()> {
+        self.recorded.backward(of, scale, grads, &mut |_| Ok(()))
     }
 
     /// As [`Tape::backward`], from a given gradient `dy` of `of`.
     ///
     /// # Errors
     /// Those of the ops.
-    pub fn backward_from(&mut self, of: Var, dy: Tensor, grads: &mut Grads) -> Result<()> {
+    pub fn backward_from(self, of: Var, dy: Tensor, grads: &mut Grads) -> Result<()> {
+        self.recorded.backward_from(of, dy, grads, &mut |_| Ok(()))
+    }
+}
+
+impl Recorded {
+    /// As [`Tape::backward`]; `after` gets the gradients after each op, to take those that are final: see [`Grads::take_final`].
+    ///
+    /// # Errors
+    /// Those of the ops and of `after`.
+    pub fn backward(
+        self,
+        of: Var,
+        scale: f64,
+        grads: &mut Grads,
+        after: &mut dyn FnMut(&mut Grads) -> Result<()>,
+    ) -> Result<()> {
+        let mut dy = of.value.empty_like();
+        dy.write_f64(std::iter::repeat_n(scale, of.value.len()));
+        self.backward_from(of, dy, grads, after)
+    }
+
+    fn backward_from(
+        mut self,
+        of: Var,
+        dy: Tensor,
+        grads: &mut Grads,
+        after: &mut dyn FnMut(&mut Grads) -> Result<()>,
+    ) -> Result<()> {
         grads.vars = (0..self.vars).map(|_| None).collect();
         grads.add(of.id, dy);
         drop(of);
         while let Some(Node { site, output, op }) = self.nodes.pop() {
-            if let Some(dy) = grads.vars[output.0].take() {
-                op.backward(dy, grads).map_err(|e: Error| e.at(&site))?;
+            match grads.vars[output.0].take() {
+                Some(dy) => op.backward(dy, grads).map_err(|e: Error| e.at(&site))?,
+                None => drop(op),
             }
+            after(grads)?;
             if let Some(timeline) = &mut self.timeline {
-                let live = self.params.device().meter().live();
+                let live = grads.device.meter().live();
                 timeline.push(Mark { phase: Phase::Backward, at: site, live });
             }
         }
         grads.timeline = self.timeline.take().unwrap_or_default();
         Ok(())
-    }
-}
-
-/// Gradients: of tape variables while a backward pass runs, of parameters until they are taken.
-pub struct Grads {
-    device: Device,
-    vars: Vec<Option<Tensor>>,
-    params: Vec<Option<Tensor>>,
-    /// The memory timeline of the last pass, if its tape noted one.
-    pub timeline: Vec<Mark>,
-}
-
-impl Grads {
-    /// No gradients yet.
-    pub fn new(params: &Params) -> Self {
-        let none = (0..params.len()).map(|_| None).collect();
-        Self { device: params.device().clone(), vars: Vec::new(), params: none, timeline: Vec::new() }
-    }
-
-    /// Adds to the gradient of a variable, in place where there is one already.
-    pub(crate) fn add(&mut self, id: Option<VarId>, dx: Tensor) {
-        let Some(id) = id else { return };
-        let slot = &mut self.vars[id.0];
-        *slot = Some(match slot.take() {
-            None => dx,
-            Some(sum) => {
-                let (mut sum, other) = if sum.is_unique() { (sum, dx) } else { (dx.into_owned(), sum) };
-                self.device.kernels().add(&other, &mut sum);
-                sum
-            }
-        });
-    }
-
-    /// The gradient of a parameter to write to, and the factor (0 or 1) of what stands there.
-    pub(crate) fn param(&mut self, id: ParamId, like: &Tensor) -> (&mut Tensor, f64) {
-        let slot = &mut self.params[id.0];
-        let beta = if slot.is_some() { 1.0 } else { 0.0 };
-        let new = || self.device.empty(Class::Gradients, like.dtype(), like.shape());
-        (slot.get_or_insert_with(new), beta)
-    }
-
-    /// The gradient of a parameter to add to.
-    pub(crate) fn param_sum(&mut self, id: ParamId, like: &Tensor) -> &mut Tensor {
-        let device = self.device.clone();
-        let (dw, beta) = self.param(id, like);
-        if beta == 0.0 {
-            device.kernels().zero(dw);
-        }
-        dw
-    }
-
-    /// As [`Grads::param_sum`], taken out, to be put back by [`Grads::put_sum`].
-    pub(crate) fn take_sum(&mut self, id: ParamId, like: &Tensor) -> Tensor {
-        let zeros = || self.device.zeros(Class::Gradients, like.dtype(), like.shape());
-        self.params[id.0].take().unwrap_or_else(zeros)
-    }
-
-    pub(crate) fn put_sum(&mut self, id: ParamId, sum: Tensor) {
-        self.params[id.0] = Some(sum);
-    }
-
-    /// The gradient of a parameter, if it has one.
-    pub fn of(&self, id: ParamId) -> Option<&Tensor> {
-        self.params[id.0].as_ref()
-    }
-
-    /// Takes all gradients of parameters out.
-    pub fn clear(&mut self) {
-        self.params.iter_mut().for_each(|p| *p = None);
     }
 }
 
@@ -589,5 +560,45 @@ mod tests {
         tape.backward(y, 1.0, &mut grads).unwrap();
         assert!(grads.of(a).is_some() && grads.of(b).is_none());
         assert_eq!(device.meter().live().kept, 0);
+    }
+
+    /// Gradients that are taken as soon as they are final are those that are there at the end, in the order of their last use; no more than an
+    /// op's are ever there at once, and weights may change meanwhile. A tied weight is final at its first use.
+    #[test]
+    fn final_gradients_can_be_taken_on_the_way() {
+        for (name, policy) in policies() {
+            let mut encoder = Encoder::new(&Device::cpu(), DType::F64);
+            let last = encoder.ids.len() - 1;
+            // the pooler's weight (6, 6) is also layer 0's output, and layer 1's
+            encoder.ids[4 + 2] = encoder.ids[last - 1];
+            encoder.ids[4 + 12 + 2] = encoder.ids[last - 1];
+            let record = |encoder: &Encoder| {
+                let mode = training(Key::new(3), true, policy.clone(), Some(encoder.memory()));
+                let mut tape = Tape::new(&encoder.params, mode);
+                let loss = encoder.loss(&mut tape, &encoder.batch());
+                (tape.into_recorded(), loss)
+            };
+            let mut all = Grads::new(&encoder.params);
+            let (recorded, loss) = record(&encoder);
+            recorded.backward(loss, 1.0, &mut all, &mut |_| Ok(())).unwrap();
+            let (recorded, loss) = record(&encoder);
+            let (mut grads, mut taken, mut most) = (Grads::new(&encoder.params), Vec::new(), 0);
+            let params = &mut encoder.params;
+            let take = &mut |grads: &mut Grads| {
+                most = most.max(grads.params.iter().flatten().count());
+                while let Some((id, gradient)) = grads.take_final(params) {
+                    assert_eq!(gradient.to_f64(), all.of(id).unwrap().to_f64(), "{name}: {}", params[id].name);
+                    params[id].value.as_mut_slice::<f64>().fill(f64::NAN);
+                    taken.push(id);
+                }
+                Ok(())
+            };
+            recorded.backward(loss, 1.0, &mut grads, take).unwrap();
+            let place = |name: &str| taken.iter().position(|&id| params[id].name == name);
+            assert_eq!(taken.len(), params.iter().filter(|(id, _)| all.of(*id).is_some()).count(), "{name}");
+            assert!(place("classifier") < place("layer.1.down") && place("layer.1.down") < place("layer.0.down"));
+            assert!(place("layer.0.gamma1") < place("pooler") && place("pooler") < place("layer.0.qkv"));
+            assert_eq!(most, 3, "{name}: the tied weight's, a linear's and its bias's");
+        }
     }
 }

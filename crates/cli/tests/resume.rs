@@ -162,6 +162,30 @@ fn a_killed_adapter_run_goes_on() {
     assert!(checkpoint < size("model/model.safetensors") / 2, "{checkpoint} bytes");
 }
 
+/// Codes and scales come back, and codes are rounded as they would have been.
+#[test]
+fn eight_bit_states_and_updates_in_the_backward_pass_go_on() {
+    let place = place();
+    let sets: Vec<&str> = ["optim.states=8bit", "optim.update=in-backward", "optim.clip=0", "train.accumulate=1"]
+        .into_iter()
+        .flat_map(|set| ["--set", set])
+        .collect();
+    place.ok(&train("output=whole", &sets));
+    let mut child = spawn(&place, &train("output=run", &sets));
+    wait_for_steps(&place, &mut child, "run", 3);
+    signal(&child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let step = place.names("run/checkpoints").pop().unwrap();
+    let stored = place.read(&format!("run/checkpoints/{step}/optimizer.safetensors"));
+    let holds = |key: &str| stored.windows(key.len()).any(|w| w == key.as_bytes());
+    let key = "bert.encoder.layer.0.output.dense.weight";
+    let names = ["m.codes", "m.scale", "r.codes", "r.scale"].map(|kind| format!("\"{kind}.{key}\""));
+    assert!(names.iter().all(|name| holds(name)) && !holds(&format!("\"m.{key}\"")));
+    assert!(holds("\"m.classifier.bias\""), "small parameters have floats");
+    place.ok(&train("output=run", &[&sets[..], &["--resume"]].concat()));
+    same_run(&place, "run");
+}
+
 #[test]
 fn signals_end_a_run_after_its_step() {
     let place = place();

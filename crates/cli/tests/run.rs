@@ -113,10 +113,15 @@ fn exceptions_by_site() {
 #[test]
 fn bench_measures_what_it_planned() {
     let place = Place::new();
-    for more in [&["--keep", "exact"][..], &["--keep", "paper"], &["--keep", "paper", "--lengths", "uniform"]] {
+    for more in [
+        &["--keep", "exact"][..],
+        &["--keep", "paper"],
+        &["--keep", "paper", "--lengths", "uniform"],
+        &["--optimizer-states", "8bit", "--update", "in-backward"],
+    ] {
         let args = ["bench", "--model-config", "model/config.json", "--batch", "4", "--seq", "32", "--json"];
         let result = place.ok_json(&[&args[..], more].concat());
-        for key in ["step_seconds_min", "step_seconds_median"] {
+        for key in ["step_seconds_min", "step_seconds_median", "optimizer_seconds_min", "optimizer_seconds_median"] {
             assert!(result[key].as_f64().unwrap() > 0.0, "{key}");
         }
         for key in ["tokens", "kept_bytes", "peak_bytes", "peak_rss_bytes"] {
@@ -125,6 +130,9 @@ fn bench_measures_what_it_planned() {
         assert!(result["peak_bytes_by_class"]["weights"].as_u64().unwrap() > 0);
         assert_eq!(result["kept_bytes"], result["planned_kept_bytes"], "{more:?}");
         assert_eq!(result["peak_bytes"], result["planned_peak_bytes"], "{more:?}");
+        assert!(result["optimizer_seconds_min"].as_f64() < result["step_seconds_min"].as_f64());
+        let update = if more.contains(&"in-backward") { ["8bit", "in-backward"] } else { ["f32", "after-backward"] };
+        assert_eq!([&result["optimizer_states"], &result["update"]], update);
     }
     let text = place.ok(&["bench", "--model-config", "model/config.json", "--batch", "2", "--seq", "8"]);
     assert!(text.contains("16 tokens") && text.contains("planned"), "{text}");

@@ -26,6 +26,9 @@ impl DType {
     }
 }
 
+/// 1.5·2²³: added to a number below 2²², it rounds it to the nearest integer, which is then in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
 /// A Rust type that a tensor can hold.
 ///
 /// # Safety
@@ -80,8 +83,8 @@ pub trait Float:
     fn f64(self) -> f64;
     /// A whole number.
     fn of_int(x: i32) -> Self;
-    /// Rounds to the whole number nearest in the direction of 0; 0 from NaN.
-    fn to_int(self) -> i32;
+    /// The whole number nearest to one that is below 2²² in size, ties to even; any from NaN.
+    fn nearest(self) -> i32;
     /// Widens a bfloat16.
     fn of_bf16(bits: u16) -> Self;
     /// Rounds to the nearest bfloat16, ties to even.
@@ -116,8 +119,8 @@ impl Float for f64 {
     fn of_int(x: i32) -> Self {
         f64::from(x)
     }
-    fn to_int(self) -> i32 {
-        self as i32
+    fn nearest(self) -> i32 {
+        self.round_ties_even() as i32
     }
     fn of_bf16(bits: u16) -> Self {
         f64::from(f32::of_bf16(bits))
@@ -166,8 +169,8 @@ impl Float for f32 {
         x as f32
     }
     #[inline(always)]
-    fn to_int(self) -> i32 {
-        self as i32
+    fn nearest(self) -> i32 {
+        (self + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32
     }
     #[inline(always)]
     fn of_bf16(bits: u16) -> Self {
@@ -190,8 +193,6 @@ impl Float for f32 {
     fn exp(self) -> Self {
         // clamp lets NaN through, as it must
         let x = self.clamp(-87.33, 88.72);
-        // adding 1.5·2²³ rounds to the nearest integer without a rounding instruction
-        const ROUND: f32 = 12_582_912.0;
         let shifted = x * std::f32::consts::LOG2_E + ROUND;
         let n = shifted - ROUND;
         let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;

@@ -20,6 +20,9 @@ pub enum Estimator {
     Pps,
 }
 
+/// Elements of a parameter that share a scale in moments of eight bits.
+pub const MOMENT_BLOCK: usize = 256;
+
 /// The two forms of GELU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gelu {
@@ -255,4 +258,9 @@ pub trait Kernels {
     fn sum_squares(&self, x: &Tensor) -> f64;
     /// One step of weights `w` by gradient `g` with moments `m`, `v`.
     fn adamw(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor);
+    /// The same with moments in eight bits: codes (u8, like w) and scales (⌈n/[`MOMENT_BLOCK`]⌉), all zero at first. `m = ±scale·(c/127)⁴`
+    /// with the sign in the highest bit of the code, and `√v = scale·(c/255)⁴`. The step sees the new moments before they are rounded: m to
+    /// the nearest code; √v up or down in turns that depend on step and place, so that its running average follows v. Moments beyond
+    /// ±2⁶³ count as that.
+    fn adamw_8bit(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: [&mut Tensor; 2], v: [&mut Tensor; 2]);
 }

@@ -18,7 +18,8 @@ pub use device::Device;
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Kind, Result};
 pub use kernels::{
-    AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Gelu, Kernels, Norm,
+    AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Gelu, Kernels, MOMENT_BLOCK,
+    Norm,
 };
 pub use meter::{Bytes, Class, Meter};
 pub use profile::{Cost, Profile};

@@ -60,4 +60,5 @@ impl Kernels for Meta {
     fn sample_rows(&self, _: Estimator, _: Key, _: In, _: Out, _: Out) {}
     fn sum_squares(&self, _: In) -> f64 { 0.0 }
     fn adamw(&self, _: &AdamW, _: In, _: Out, _: Out, _: Out) {}
+    fn adamw_8bit(&self, _: &AdamW, _: In, _: Out, _: [Out; 2], _: [Out; 2]) {}
 }

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use colrow_autograd::{Ledger, Running};
 use colrow_models::atomic::{replace_dir_atomic, write_file_atomic};
 use colrow_models::weights::{self, Data, Saved, Weights};
-use colrow_tensor::{Bytes, Error, Result, Tensor};
+use colrow_tensor::{Bytes, DType, Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
+use crate::optim::Moments;
 use crate::ratios::SiteRatio;
 
 /// Where a run stands.
@@ -94,11 +95,11 @@ fn moments(engine: &Engine) -> Vec<Saved<'_>> {
     let params = engine.model.registry.params.iter().zip(&engine.optimizer.moments);
     params
         .filter_map(|((_, p), moments)| Some((p, moments.as_ref()?)))
-        .flat_map(|(p, [m, v])| [("m", m, p), ("v", v, p)])
+        .flat_map(|(p, moments)| moments.tensors().map(move |(kind, t)| (kind, t, p)))
         .map(|(kind, t, p)| Saved {
             name: format!("{kind}.{}", p.name),
             shape: t.shape().to_vec(),
-            data: Data::F32(t.as_slice()),
+            data: if t.dtype() == DType::U8 { Data::U8(t.as_slice()) } else { Data::F32(t.as_slice()) },
         })
         .collect()
 }
@@ -124,11 +125,13 @@ pub fn read(checkpoint: &Path, engine: &mut Engine) -> Result<State> {
     let stored = Weights::open_file(&checkpoint.join(OPTIMIZER))?;
     let Engine { model, optimizer, norms, .. } = engine;
     for ((_, param), moments) in model.registry.params.iter().zip(&mut optimizer.moments) {
-        let Some([m, v]) = moments else { continue };
-        for (kind, t) in [("m", m), ("v", v)] {
+        for (kind, t) in moments.iter_mut().flat_map(Moments::tensors_mut) {
             let key = format!("{kind}.{}", param.name);
             check_shape(&stored, &key, t.shape())?;
-            stored.read(&key, Tensor::as_mut_slice(t))?;
+            match t.dtype() {
+                DType::U8 => stored.read_u8(&key, t.as_mut_slice())?,
+                _ => stored.read(&key, t.as_mut_slice())?,
+            }
         }
     }
     if let Some(norms) = norms {

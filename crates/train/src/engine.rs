@@ -2,6 +2,7 @@
 //! shape-only device (`plan`), so that the plan cannot drift from the run.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use colrow_autograd::{
     BatchPlaces, Bounds, Grads, Ledger, Mark, Mode, NormMemory, Phase, Places, Policy, Probe, Tape, Var,
@@ -89,6 +90,8 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// Tokens in the step.
     pub tokens: usize,
+    /// Seconds of it that went into norms of gradients and updates of weights.
+    pub optimizer_seconds: f64,
     /// Most bytes kept for a backward pass, by the meter.
     pub kept_bytes: usize,
     /// Live bytes by class at the moment of the step's peak.
@@ -137,12 +140,15 @@ impl Engine {
     /// Runs optimizer step number `step` (from 1) at learning rate `lr` over `micros`; each weighs as it has losses: sequences, or tokens of targets.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite, with the site where it first appeared. The weights are unchanged then.
+    /// A loss or gradient that is not finite, with the site where it first appeared. The weights are unchanged then, unless they are updated in
+    /// the backward pass: those between the loss and a gradient that is not finite are updated, and a checkpoint is the way back.
+    /// Several `micros` where weights are updated in the backward pass.
     pub fn step(&mut self, micros: &[Micro], lr: f64, step: u64, timeline: bool) -> Result<StepStats> {
         let device = self.model.registry.params.device().clone();
         let meter = device.meter();
         meter.reset_peak();
         let losses: usize = micros.iter().map(Micro::losses).sum();
+        let (mut update, mut optimizer_time) = (self.optimizer.begin(step, lr, micros.len())?, Duration::ZERO);
         let mut grads = Grads::new(&self.model.registry.params);
         let measured = self.ratios.as_ref().is_some_and(|ratios| ratios.measures(step));
         let (mut loss, mut kept_bytes, mut ledger, mut marks) = (0.0, 0, None, Vec::new());
@@ -171,10 +177,18 @@ impl Engine {
             if ledger.is_none() || kept > kept_bytes {
                 (kept_bytes, ledger) = (kept, Some(tape.ledger()));
             }
-            tape.backward(of, share, &mut grads)?;
+            let (recorded, Self { model, optimizer, .. }) = (tape.into_recorded(), &mut *self);
+            recorded.backward(of, share, &mut grads, &mut |grads| {
+                let clock = Instant::now();
+                optimizer.update_final(&mut update, &mut model.registry.params, grads)?;
+                optimizer_time += clock.elapsed();
+                Ok(())
+            })?;
             marks.append(&mut grads.timeline);
         }
-        let grad_norm = self.optimizer.step(&mut self.model.registry.params, &grads, lr, step)?;
+        let clock = Instant::now();
+        let grad_norm = self.optimizer.finish(update, &mut self.model.registry.params, &grads)?;
+        optimizer_time += clock.elapsed();
         if let Some(ratios) = self.ratios.as_mut().filter(|_| measured) {
             ratios.update();
             ratios.apply(&mut self.policy);
@@ -186,6 +200,7 @@ impl Engine {
             loss,
             grad_norm,
             tokens: micros.iter().map(|m| m.batch.ids.len()).sum(),
+            optimizer_seconds: optimizer_time.as_secs_f64(),
             kept_bytes,
             peak: meter.peak(),
             ledger: ledger.unwrap_or_default(),

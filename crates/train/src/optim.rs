@@ -1,8 +1,18 @@
 //! AdamW over a model's parameters, as in `transformers`: decoupled decay, none for biases and norms, and clipping of the
 //! gradient's global norm as in `torch.nn.utils.clip_grad_norm_`.
 
-use colrow_autograd::{Grads, Params};
-use colrow_tensor::{AdamW, Class, Error, Result, Tensor};
+use colrow_autograd::{Grads, Param, ParamId, Params};
+use colrow_tensor::{AdamW, Class, DType, Error, MOMENT_BLOCK, Result, Tensor};
+
+use crate::recipe::{Optim, States, Update};
+
+/// Parameters with fewer elements keep their moments in floats under [`States::EightBit`]: biases and norms, which are few and sensitive
+/// (as in bitsandbytes).
+const FEW: usize = 4096;
+
+/// Names of moments in checkpoints: first and second; codes and scales of the first and of the root of the second.
+const FLOAT: &[&str] = &["m", "v"];
+const EIGHT_BIT: &[&str] = &["m.codes", "m.scale", "r.codes", "r.scale"];
 
 /// What stays the same over a run.
 #[derive(Clone, Copy, Debug)]
@@ -17,47 +27,181 @@ pub struct Settings {
     pub weight_decay: f64,
     /// Largest global norm of the gradient; 0 for none.
     pub clip: f64,
+    /// How the moments of large parameters are held.
+    pub states: States,
+    /// When weights are updated.
+    pub update: Update,
+}
+
+impl From<&Optim> for Settings {
+    fn from(o: &Optim) -> Self {
+        let &Optim { beta1, beta2, eps, weight_decay, clip, states, update, .. } = o;
+        Self { beta1, beta2, eps, weight_decay, clip, states, update }
+    }
+}
+
+impl Settings {
+    /// Why these settings cannot be combined with each other or with steps of `accumulate` batches; empty if they can.
+    pub fn refusals(&self, accumulate: usize) -> Vec<String> {
+        let excluded = |key: &str, value: f64, reason: &str| {
+            format!("`optim.update` = \"{}\" cannot be combined with `{key}` = {value}: {reason}", self.update)
+        };
+        let mut refusals = Vec::new();
+        if self.update == Update::InBackward && self.clip > 0.0 {
+            let reason = "the global norm is known when all gradients are, and by then the weights are updated; set optim.clip = 0";
+            refusals.push(excluded("optim.clip", self.clip, reason));
+        }
+        if self.update == Update::InBackward && accumulate > 1 {
+            let reason =
+                "gradients that are to be added up must stay; set train.accumulate = 1 and a larger train.batch";
+            refusals.push(excluded("train.accumulate", accumulate as f64, reason));
+        }
+        refusals
+    }
+}
+
+/// Both moments of a parameter.
+#[derive(Debug)]
+pub enum Moments {
+    /// First and second, in the parameter's type.
+    Float([Tensor; 2]),
+    /// Codes and scales of the first, codes and scales of the root of the second: see
+    /// [`Kernels::adamw_8bit`](colrow_tensor::Kernels::adamw_8bit).
+    EightBit([Tensor; 4]),
+}
+
+impl Moments {
+    /// Zeros in floats.
+    pub fn float(value: &Tensor) -> Self {
+        Self::Float([(); 2].map(|()| value.device().zeros(Class::Optimizer, value.dtype(), value.shape())))
+    }
+
+    /// Zeros in eight bits.
+    pub fn eight_bit(value: &Tensor) -> Self {
+        let zeros = |dtype, shape: &[usize]| value.device().zeros(Class::Optimizer, dtype, shape);
+        let codes = || zeros(DType::U8, value.shape());
+        let scale = || zeros(DType::F32, &[value.len().div_ceil(MOMENT_BLOCK)]);
+        Self::EightBit([codes(), scale(), codes(), scale()])
+    }
+
+    fn new(states: States, value: &Tensor) -> Self {
+        match states {
+            States::EightBit if value.len() >= FEW => Self::eight_bit(value),
+            States::EightBit | States::F32 => Self::float(value),
+        }
+    }
+
+    /// The tensors by name, as checkpoints have them.
+    pub fn tensors(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        match self {
+            Self::Float(tensors) => FLOAT.iter().copied().zip(&tensors[..]),
+            Self::EightBit(tensors) => EIGHT_BIT.iter().copied().zip(&tensors[..]),
+        }
+    }
+
+    /// As [`Moments::tensors`], writable.
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Tensor)> {
+        match self {
+            Self::Float(tensors) => FLOAT.iter().copied().zip(&mut tensors[..]),
+            Self::EightBit(tensors) => EIGHT_BIT.iter().copied().zip(&mut tensors[..]),
+        }
+    }
 }
 
 /// Moments of every trainable parameter.
 #[derive(Debug)]
 pub struct Optimizer {
     settings: Settings,
-    /// First and second moment, by parameter; none where frozen.
-    pub moments: Vec<Option<[Tensor; 2]>>,
+    /// By parameter; none where frozen.
+    pub moments: Vec<Option<Moments>>,
+}
+
+/// A step under way.
+#[derive(Debug)]
+pub struct Step {
+    lr: f64,
+    number: u64,
+    /// Σg² of the gradients that are used up, by parameter.
+    squares: Vec<f64>,
 }
 
 impl Optimizer {
     /// Moments of zero.
     pub fn new(settings: Settings, params: &Params) -> Self {
-        let zeros = |t: &Tensor| params.device().zeros(Class::Optimizer, t.dtype(), t.shape());
-        let moments = params.iter().map(|(_, p)| p.trainable.then(|| [zeros(&p.value), zeros(&p.value)])).collect();
+        let moments =
+            params.iter().map(|(_, p)| p.trainable.then(|| Moments::new(settings.states, &p.value))).collect();
         Self { settings, moments }
     }
 
-    /// Step number `step` (from 1) at learning rate `lr`. Returns the gradient's norm before clipping.
+    /// Begins step number `number` (from 1) at learning rate `lr`, over `accumulate` batches.
+    ///
+    /// # Errors
+    /// Settings that exclude each other.
+    pub fn begin(&self, number: u64, lr: f64, accumulate: usize) -> Result<Step> {
+        match self.settings.refusals(accumulate).first() {
+            Some(refusal) => Err(Error::usage(refusal.as_str())),
+            None => Ok(Step { lr, number, squares: vec![0.0; self.moments.len()] }),
+        }
+    }
+
+    /// With [`Update::InBackward`], takes the gradients that are final and updates their weights; else does nothing.
+    ///
+    /// # Errors
+    /// A gradient that is not finite; names its parameter. Parameters nearer to the loss are updated by then.
+    pub fn update_final(&mut self, step: &mut Step, params: &mut Params, grads: &mut Grads) -> Result<()> {
+        if self.settings.update == Update::AfterBackward {
+            return Ok(());
+        }
+        while let Some((id, gradient)) = grads.take_final(params) {
+            let square = params.device().kernels().sum_squares(&gradient);
+            if !square.is_finite() {
+                let text = "the gradient is not finite; with updates in the backward pass, weights nearer to the loss are updated already";
+                return Err(Error::new(text).at(&params[id].name));
+            }
+            step.squares[id.index()] = square;
+            self.update(step, id, &mut params[id], &gradient, 1.0);
+        }
+        Ok(())
+    }
+
+    /// Updates the weights whose gradients are left. Returns the norm of all of the step's gradients, before clipping.
     ///
     /// # Errors
     /// A gradient that is not finite; names the parameter nearest to the loss, where the backward pass met it first. Nothing is
-    /// changed then.
-    pub fn step(&mut self, params: &mut Params, grads: &Grads, lr: f64, step: u64) -> Result<f64> {
-        let Settings { beta1, beta2, eps, weight_decay, clip } = self.settings;
+    /// changed here then.
+    pub fn finish(&mut self, mut step: Step, params: &mut Params, grads: &Grads) -> Result<f64> {
         let device = params.device().clone();
-        let kernels = device.kernels();
-        let square = |(id, _)| grads.of(id).map_or(0.0, |g| kernels.sum_squares(g));
-        let squares: Vec<f64> = params.iter().map(square).collect();
-        if let Some((_, (_, param))) = squares.iter().zip(params.iter()).filter(|(s, _)| !s.is_finite()).last() {
-            return Err(Error::new("the gradient is not finite").at(&param.name));
+        for (id, _) in params.iter() {
+            if let Some(gradient) = grads.of(id) {
+                step.squares[id.index()] = device.kernels().sum_squares(gradient);
+            }
         }
-        let norm = squares.iter().sum::<f64>().sqrt();
+        if let Some((id, _)) = params.iter().rev().find(|(id, _)| !step.squares[id.index()].is_finite()) {
+            return Err(Error::new("the gradient is not finite").at(&params[id].name));
+        }
+        let norm = step.squares.iter().sum::<f64>().sqrt();
+        let clip = self.settings.clip;
         // the 1e-6 is PyTorch's
         let grad_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        for ((id, param), moments) in params.iter_mut().zip(&mut self.moments) {
-            let (Some(g), Some([m, v])) = (grads.of(id), moments) else { continue };
-            let weight_decay = if param.decay { weight_decay } else { 0.0 };
-            let how = AdamW { lr, beta1, beta2, eps, weight_decay, step, grad_scale };
-            kernels.adamw(&how, g, &mut param.value, m, v);
+        for (id, param) in params.iter_mut() {
+            if let Some(gradient) = grads.of(id) {
+                self.update(&step, id, param, gradient, grad_scale);
+            }
         }
         Ok(norm)
+    }
+
+    fn update(&mut self, step: &Step, id: ParamId, param: &mut Param, gradient: &Tensor, grad_scale: f64) {
+        let Some(moments) = &mut self.moments[id.index()] else { return };
+        let Settings { beta1, beta2, eps, weight_decay, .. } = self.settings;
+        let weight_decay = if param.decay { weight_decay } else { 0.0 };
+        let how = AdamW { lr: step.lr, beta1, beta2, eps, weight_decay, step: step.number, grad_scale };
+        let kernels = gradient.device().kernels();
+        match moments {
+            Moments::Float([m, v]) => kernels.adamw(&how, gradient, &mut param.value, m, v),
+            Moments::EightBit([m, m_scale, r, r_scale]) => {
+                kernels.adamw_8bit(&how, gradient, &mut param.value, [m, m_scale], [r, r_scale]);
+            }
+        }
     }
 }

@@ -19,6 +19,8 @@ pub struct Shape<'a> {
     pub config: &'a Config,
     /// Adapts and freezes the model.
     pub choose_trained: &'a dyn Fn(&mut Model) -> Result<()>,
+    /// How it is optimised.
+    pub optim: Settings,
     /// What linears keep.
     pub policy: Arc<Policy>,
     /// Sites whose ratio may change; the step is planned as one that measures them.
@@ -111,13 +113,12 @@ pub fn remembering_sites(policy: &Policy, model: &Model) -> Vec<(String, RowsOf)
 /// Plans one step.
 ///
 /// # Errors
-/// Those of `choose_trained`.
+/// Those of `choose_trained`; settings of the optimizer that exclude each other.
 pub fn plan(shape: &Shape) -> Result<Plan> {
     let device = Device::meta(shape.threads);
     let mut model = Model::new(shape.config.clone(), &device, DType::F32);
     (shape.choose_trained)(&mut model)?;
-    let settings = Settings { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, clip: 0.0 };
-    let optimizer = Optimizer::new(settings, &model.registry.params);
+    let optimizer = Optimizer::new(shape.optim, &model.registry.params);
     let norms = match shape.policy.remembers_norms() {
         true => {
             let sites = remembering_sites(&shape.policy, &model);

@@ -414,6 +414,7 @@ impl Job {
         plan::plan(&Shape {
             config: &self.config,
             choose_trained: &|model| choose_trained(model, &self.recipe),
+            optim: Settings::from(&self.recipe.optim),
             policy,
             auto: &self.auto,
             micros: &vec![longest; self.recipe.train.accumulate],
@@ -453,9 +454,6 @@ impl Job {
     /// A norm cache that cannot be made.
     pub fn engine(&self, model: Model, cache: &Path) -> Result<Engine> {
         let device = model.registry.params.device().clone();
-        let o = &self.recipe.optim;
-        let settings =
-            Settings { beta1: o.beta1, beta2: o.beta2, eps: o.eps, weight_decay: o.weight_decay, clip: o.clip };
         let norms = match self.policy.remembers_norms() {
             true => {
                 let store = match self.recipe.keep.cache {
@@ -473,7 +471,7 @@ impl Job {
             ratios.apply(&mut policy);
         }
         Ok(Engine {
-            optimizer: Optimizer::new(settings, &model.registry.params),
+            optimizer: Optimizer::new(Settings::from(&self.recipe.optim), &model.registry.params),
             model,
             policy,
             norms,

@@ -10,12 +10,20 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
-use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::optim::{Moments, Optimizer, Settings};
 use colrow_train::plan::{Lengths, Shape, blank, plan, remembering_sites};
-use colrow_train::recipe::{self, PolicyName};
+use colrow_train::recipe::{self, PolicyName, States, Update};
 use colrow_train::setup;
 
-const SETTINGS: Settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
+const SETTINGS: Settings = Settings {
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.01,
+    clip: 1.0,
+    states: States::F32,
+    update: Update::AfterBackward,
+};
 const SOURCES: [NormSource; 4] = [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform];
 
 /// Sizes: hidden, layers, heads, intermediate, labels (1 for regression).
@@ -59,6 +67,7 @@ fn engine(
     config: &Config,
     policy: &Arc<Policy>,
     choose_trained: &dyn Fn(&mut Model) -> Result<()>,
+    optim: Settings,
     cached_tokens: usize,
 ) -> Engine {
     let device = Device::cpu();
@@ -68,7 +77,7 @@ fn engine(
     let sites = remembering_sites(policy, &model);
     let norms = || NormMemory::new(&device, &sites, cached_tokens, Store::Memory).unwrap();
     Engine {
-        optimizer: Optimizer::new(SETTINGS, &model.registry.params),
+        optimizer: Optimizer::new(optim, &model.registry.params),
         model,
         policy: policy.clone(),
         norms: policy.remembers_norms().then(|| Arc::new(norms())),
@@ -228,6 +237,24 @@ fn plan_meter_and_ledger_agree_for_t5() {
     }
 }
 
+fn targets(config: &Config, lengths: &[u32]) -> Option<Vec<u32>> {
+    config.is_text_to_text().then(|| lengths.iter().map(|l| 1 + l % 4).collect())
+}
+
+/// Step number `step`'s batches of these lengths.
+fn batches(config: &Config, micros: &[Vec<u32>], step: u64) -> Vec<Micro> {
+    let one = |(i, lengths): (usize, &Vec<u32>)| {
+        let mut micro = micro(lengths, config.num_labels(), step + i as u64, 100 * i as u64);
+        if let Some(targets) = targets(config, lengths) {
+            let text = |&n: &u32| (0..n).map(|t| (t * 7 + step as u32) % 61).collect();
+            micro.batch.labels = Some(Labels::Text(targets.iter().map(text).collect()));
+            micro.target_places = Some((500 + 100 * i as u64..).take(targets.iter().sum::<u32>() as usize).collect());
+        }
+        micro
+    };
+    micros.iter().enumerate().map(one).collect()
+}
+
 /// Plans a step and runs three like it.
 fn agree(
     what: &str,
@@ -236,14 +263,25 @@ fn agree(
     choose_trained: &dyn Fn(&mut Model) -> Result<()>,
     micros: &[Vec<u32>],
 ) {
-    let targets = |lengths: &[u32]| config.is_text_to_text().then(|| lengths.iter().map(|l| 1 + l % 4).collect());
-    let with_targets = |lengths: &Vec<u32>| Lengths { targets: targets(lengths), ..sources(lengths) };
+    agree_with(SETTINGS, what, config, policy, choose_trained, micros);
+}
+
+fn agree_with(
+    optim: Settings,
+    what: &str,
+    config: &Config,
+    policy: Policy,
+    choose_trained: &dyn Fn(&mut Model) -> Result<()>,
+    micros: &[Vec<u32>],
+) {
+    let with_targets = |lengths: &Vec<u32>| Lengths { targets: targets(config, lengths), ..sources(lengths) };
     let policy = Arc::new(policy);
     let labels = config.num_labels();
     let threads = rayon::current_num_threads();
     let shape = Shape {
         config,
         choose_trained,
+        optim,
         policy: policy.clone(),
         auto: &[],
         micros: &micros.iter().map(with_targets).collect::<Vec<_>>(),
@@ -254,19 +292,9 @@ fn agree(
     let plan = plan(&shape).unwrap();
     assert_eq!(plan.ledger.total(), plan.kept_bytes, "{what}: the plan's ledger");
     assert_eq!(plan.sites.iter().map(|s| s.kept_bytes).sum::<usize>(), plan.kept_bytes, "{what}: its sites");
-    let mut engine = engine(config, &policy, choose_trained, 1000);
+    let mut engine = engine(config, &policy, choose_trained, optim, 1000);
     for step in 1..=3 {
-        let micro = |(i, lengths): (usize, &Vec<u32>)| {
-            let mut micro = micro(lengths, labels, step + i as u64, 100 * i as u64);
-            if let Some(targets) = targets(lengths) {
-                let text = |&n: &u32| (0..n).map(|t| (t * 7 + step as u32) % 61).collect();
-                micro.batch.labels = Some(Labels::Text(targets.iter().map(text).collect()));
-                micro.target_places =
-                    Some((500 + 100 * i as u64..).take(targets.iter().sum::<u32>() as usize).collect());
-            }
-            micro
-        };
-        let micros: Vec<Micro> = micros.iter().enumerate().map(micro).collect();
+        let micros = batches(config, micros, step);
         let stats = engine.step(&micros, 1e-3, step, false).unwrap();
         let what = format!("{what}, step {step}");
         assert_eq!(stats.ledger, plan.ledger, "{what}");
@@ -278,11 +306,147 @@ fn agree(
     assert_eq!((live.kept, live.gradients, live.workspace), (0, 0, 0), "{what}: after a step");
 }
 
+const IN_BACKWARD: Settings = Settings { clip: 0.0, update: Update::InBackward, ..SETTINGS };
+const EIGHT_BIT: Settings = Settings { states: States::EightBit, ..SETTINGS };
+
+/// With weights large enough for moments in eight bits; T5's embedding is tied, and its biases by position serve every layer.
+fn large() -> [Config; 3] {
+    let t5 = |gated: bool| {
+        let json = serde_json::json!({
+            "model_type": "t5", "d_model": 68, "d_kv": 8, "num_heads": 2, "d_ff": 72, "num_layers": 2, "vocab_size": 61,
+            "feed_forward_proj": if gated { "gated-gelu" } else { "relu" }, "tie_word_embeddings": !gated,
+        });
+        Config::from_json(json.to_string().as_bytes(), "config.json".as_ref()).unwrap()
+    };
+    [config([68, 2, 4, 72, 3]), t5(false), t5(true)]
+}
+
+type Choose = Box<dyn Fn(&mut Model) -> Result<()>>;
+
+/// All parameters, all but some, adapters.
+fn trained(config: &Config) -> Vec<(&'static str, Choose)> {
+    let target = if config.is_text_to_text() { "q" } else { "query" };
+    let lora = LoraConfig {
+        lora_rank: 2,
+        alpha: 4.0,
+        dropout: 0.1,
+        rank_stabilised: false,
+        targets: vec![target.to_owned()],
+        modules_to_save: vec![],
+    };
+    let adapted = move |model: &mut Model| {
+        lora::adapt(model, &lora, 1)?;
+        model.registry.freeze(|key| !lora::is_adapter_key(key))
+    };
+    let freeze = |which: fn(&str) -> bool| move |model: &mut Model| model.registry.freeze(which);
+    vec![
+        ("all", Box::new(freeze(|_| false))),
+        ("all but the first layer", Box::new(freeze(|key| key.contains(".0.")))),
+        ("adapters", Box::new(adapted)),
+    ]
+}
+
+#[test]
+fn plan_and_meter_agree_however_weights_are_updated() {
+    for config in large() {
+        for ((name, policy), (trained, choose)) in
+            policies().into_iter().step_by(3).flat_map(|p| trained(&config).into_iter().map(move |t| (p.clone(), t)))
+        {
+            for optim in [EIGHT_BIT, IN_BACKWARD, Settings { states: States::EightBit, ..IN_BACKWARD }] {
+                let micros = &[vec![7, 3, 12]];
+                agree_with(optim, &format!("{name}, {trained}, {optim:?}"), &config, policy.clone(), &choose, micros);
+            }
+        }
+    }
+}
+
+/// The backward pass draws, keeps and remembers the same, and every gradient is the same when it is final.
+#[test]
+fn updates_in_the_backward_pass_give_the_same_bits() {
+    for (config, states) in large().into_iter().flat_map(|c| [States::F32, States::EightBit].map(|s| (c.clone(), s))) {
+        for ((name, policy), (trained, choose)) in
+            policies().into_iter().step_by(3).flat_map(|p| trained(&config).into_iter().map(move |t| (p.clone(), t)))
+        {
+            let policy = Arc::new(policy);
+            let run = |update| {
+                let mut engine = engine(&config, &policy, &choose, Settings { states, update, ..IN_BACKWARD }, 1000);
+                let steps = (1..=3).map(|step| {
+                    let stats = engine.step(&batches(&config, &[vec![7, 3, 12]], step), 1e-3, step, false).unwrap();
+                    (stats.loss, stats.grad_norm, stats.kept_bytes)
+                });
+                (steps.collect::<Vec<_>>(), weights(&engine), engine.norms.map(|n| n.snapshot()))
+            };
+            let (after, during) = (run(Update::AfterBackward), run(Update::InBackward));
+            assert!(after == during, "{name}, {trained}, {states:?}: {:?}, {:?}", after.0, during.0);
+            assert!(after.0[0].1 > 0.0);
+        }
+    }
+}
+
+/// No two ops' gradients are alive at once, but those of tied weights.
+#[test]
+fn updates_in_the_backward_pass_need_the_gradients_of_one_op() {
+    let largest_op = |config: &Config| {
+        let d = 68;
+        let layer = 4 * (3 * d * d + 3 * d);
+        let embeddings = 4 * (61 + 160 + 2) * d;
+        // T5's table is alive from the head on; beside it, an op's
+        if config.is_text_to_text() { 4 * 61 * d + layer } else { layer.max(embeddings) }
+    };
+    for config in large() {
+        let plan_of = |optim| {
+            let lengths = Lengths { sources: vec![3], targets: targets(&config, &[3]) };
+            plan(&Shape {
+                config: &config,
+                choose_trained: &|_| Ok(()),
+                optim,
+                policy: Arc::new(Policy::exact()),
+                auto: &[],
+                micros: &[lengths],
+                cached_tokens: 0,
+                regression: false,
+                threads: 2,
+            })
+            .unwrap()
+        };
+        // of three tokens so little is kept that the peak is where most gradients are
+        let (after, during) = (plan_of(SETTINGS), plan_of(IN_BACKWARD));
+        let of = |plan: &colrow_train::plan::Plan| plan.peak_bytes_by_class;
+        assert!(of(&after).gradients > of(&after).weights * 9 / 10);
+        assert!(of(&during).gradients > 0 && of(&during).gradients <= largest_op(&config), "{:?}", of(&during));
+        assert!(during.peak_bytes < after.peak_bytes - of(&after).gradients / 2);
+        let eight_bit = plan_of(EIGHT_BIT);
+        assert!(of(&eight_bit).optimizer < of(&after).optimizer / 2, "{:?}", of(&eight_bit));
+        assert_eq!(of(&eight_bit).gradients, of(&after).gradients);
+    }
+}
+
+#[test]
+fn settings_that_exclude_each_other_are_refused() {
+    let config = config([32, 2, 4, 64, 2]);
+    let step = |optim: Settings, micros: usize| {
+        let mut engine = engine(&config, &Arc::new(Policy::exact()), &|_| Ok(()), optim, 0);
+        let before = weights(&engine);
+        let result = engine.step(&batches(&config, &vec![vec![5, 2]; micros], 1), 1e-3, 1, false);
+        assert_eq!(before == weights(&engine), result.is_err());
+        result.map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!(step(IN_BACKWARD, 1), Ok(()));
+    let error = step(Settings { clip: 0.5, ..IN_BACKWARD }, 1).unwrap_err();
+    assert!(
+        error.contains("cannot be combined with `optim.clip` = 0.5") && error.contains("set optim.clip = 0"),
+        "{error}"
+    );
+    let error = step(IN_BACKWARD, 3).unwrap_err();
+    assert!(error.contains("cannot be combined with `train.accumulate` = 3"), "{error}");
+}
+
 /// With all but the head frozen nothing is kept, so what is alive in the forward pass is what an op still reads.
 #[test]
 fn what_no_op_reads_any_more_is_dropped() {
     let (config, (n, d)) = (config([16, 2, 2, 160, 2]), (90, 16));
-    let mut engine = engine(&config, &Arc::new(Policy::exact()), &freezing(&|key| !key.starts_with("classifier")), 0);
+    let mut engine =
+        engine(&config, &Arc::new(Policy::exact()), &freezing(&|key| !key.starts_with("classifier")), SETTINGS, 0);
     let marks = engine.step(&[micro(&[40, 50], 2, 1, 0)], 1e-3, 1, true).unwrap().timeline;
     let alive = |site: &str| {
         let mark = marks.iter().find(|m| m.phase == Phase::Forward && m.at == site);
@@ -322,6 +486,7 @@ fn what_is_not_needed_is_not_kept() {
         plan(&Shape {
             config: &config,
             choose_trained,
+            optim: SETTINGS,
             policy,
             auto: &[],
             micros: &micros.iter().map(|lengths| sources(lengths)).collect::<Vec<_>>(),
@@ -357,10 +522,9 @@ fn what_is_not_needed_is_not_kept() {
 fn frozen_parameters_stay_and_do_not_change_the_gradient_of_others() {
     let config = config([32, 2, 4, 64, 2]);
     let gradient = |frozen: &dyn Fn(&str) -> bool| {
-        let mut engine = engine(&config, &Arc::new(Policy::exact()), &freezing(frozen), 0);
         // so the first moment is the gradient
         let settings = Settings { beta1: 0.0, clip: 0.0, ..SETTINGS };
-        engine.optimizer = Optimizer::new(settings, &engine.model.registry.params);
+        let mut engine = engine(&config, &Arc::new(Policy::exact()), &freezing(frozen), settings, 0);
         let before = weights(&engine);
         engine.step(&[micro(&[9, 4, 17], 2, 1, 0)], 1e-3, 1, false).unwrap();
         (before, weights(&engine), engine.optimizer.moments)
@@ -372,8 +536,9 @@ fn frozen_parameters_stay_and_do_not_change_the_gradient_of_others() {
             let is_frozen = key.split(" + ").all(frozen);
             assert_eq!(some.is_none(), is_frozen, "frozen: {name}; {key}");
             assert_eq!(before == after, is_frozen, "frozen: {name}; {key}");
-            let (Some([some, _]), Some([all, _])) = (some, all) else { continue };
-            assert_eq!(some.to_f64(), all.to_f64(), "frozen: {name}; gradient of {key}");
+            let (Some(some), Some(all)) = (some, all) else { continue };
+            let gradient = |moments: &Moments| moments.tensors().next().map(|(_, m)| m.to_f64());
+            assert_eq!(gradient(some), gradient(all), "frozen: {name}; gradient of {key}");
         }
     }
 }
@@ -396,7 +561,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut engine = engine(&config, &policy, &|_| Ok(()), 650);
+                let mut engine = engine(&config, &policy, &|_| Ok(()), SETTINGS, 650);
                 let steps = (1..=3).map(|step| engine.step(&[micro(&lengths, 3, 1, 0)], 1e-3, step, false).unwrap());
                 let numbers: Vec<_> = steps.map(|s| (s.loss, s.grad_norm)).collect();
                 let logits = engine.logits(&micro(&lengths, 3, 1, 0).batch).unwrap();
@@ -427,7 +592,7 @@ fn numbers_that_are_not_finite_are_located() {
         ("bert.encoder.layer.1.output.LayerNorm.weight", nan, "encoder.layer.1.output.LayerNorm"),
         ("classifier.bias", inf, "classifier"),
     ] {
-        let mut engine = engine(&config, &policy, &|_| Ok(()), 100);
+        let mut engine = engine(&config, &policy, &|_| Ok(()), SETTINGS, 100);
         let micros = [micro(&[3], 2, 2, 20), micro(&[9, 4], 2, 1, 0)];
         engine.step(&micros, 1e-3, 1, false).unwrap();
         let mut params = engine.model.registry.params.iter_mut().map(|(_, p)| p);
@@ -450,11 +615,18 @@ fn numbers_that_are_not_finite_are_located() {
     }
 }
 
-/// The loss may be finite where a gradient is not: that step too changes no weight, and names the parameter nearest to the loss.
+/// The loss may be finite where a gradient is not: that step too changes no weight, and names the parameter nearest to the loss. In the
+/// backward pass, the weights nearer to the loss are changed by then, and no other.
 #[test]
 fn a_gradient_that_is_not_finite_is_located() {
+    for optim in [SETTINGS, IN_BACKWARD] {
+        locate_a_gradient_that_is_not_finite(optim);
+    }
+}
+
+fn locate_a_gradient_that_is_not_finite(optim: Settings) {
     let config = config([20, 1, 2, 17, 1]);
-    let mut engine = engine(&config, &Arc::new(Policy::exact()), &|_| Ok(()), 0);
+    let mut engine = engine(&config, &Arc::new(Policy::exact()), &|_| Ok(()), optim, 0);
     let mut micro = micro(&[9, 4], 1, 1, 0);
     // (1e19)² is finite in f32, and so is the head's gradient; times the head's weights it is not
     micro.batch.labels = Some(Labels::Value(vec![1e19, 1e19]));
@@ -467,7 +639,12 @@ fn a_gradient_that_is_not_finite_is_located() {
     }
     let before = weights(&engine);
     let error = engine.step(&[micro], 1e-3, 1, false).unwrap_err().to_string();
-    assert_eq!(error, "the gradient is not finite\n  in bert.pooler.dense.bias");
-    assert_eq!(before, weights(&engine));
+    let already = "; with updates in the backward pass, weights nearer to the loss are updated already";
+    let already = if optim.update == Update::InBackward { already } else { "" };
+    assert_eq!(error, format!("the gradient is not finite{already}\n  in bert.pooler.dense.bias"));
+    for ((key, before), (_, after)) in before.iter().zip(weights(&engine)) {
+        let nearer = key.starts_with("classifier") && optim.update == Update::InBackward;
+        assert_eq!(*before != after, nearer, "{key}");
+    }
     assert_eq!(engine.model.registry.params.device().meter().live().gradients, 0);
 }

@@ -85,6 +85,7 @@ impl Case {
         plan(&Shape {
             config: &self.config,
             choose_trained: &|model| self.choose_trained(model),
+            optim: common::ADAMW,
             policy: self.policy(ratio),
             auto: &self.auto(),
             micros: &micros.iter().map(|sources| self.lengths(sources)).collect::<Vec<_>>(),

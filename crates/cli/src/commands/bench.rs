@@ -14,7 +14,7 @@ use colrow_tensor::{Cost, DType, Device, Error, Result};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{self, Lengths, Shape, remembering_sites};
-use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName, Recipe};
+use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName, Recipe, States, Update};
 use colrow_train::{setup, trainer};
 use serde_json::{Value, json};
 
@@ -60,6 +60,12 @@ pub(crate) struct Args {
     /// Where the norms of dZ come from; without it as the policy has them.
     #[arg(long, value_parser = choice::<NormSource>())]
     norms: Option<NormSource>,
+    /// How AdamW holds the moments of large parameters.
+    #[arg(long, value_parser = choice::<States>(), default_value = "f32")]
+    optimizer_states: States,
+    /// When weights are updated; in the backward pass, without clipping.
+    #[arg(long, value_parser = choice::<Update>(), default_value = "after-backward")]
+    update: Update,
     /// Timed steps.
     #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
@@ -98,6 +104,12 @@ impl Args {
             norms: self.norms,
             ..recipe::Keep::default()
         }
+    }
+
+    fn optim(&self) -> Settings {
+        let clip = if self.update == Update::InBackward { 0.0 } else { 1.0 };
+        let (states, update) = (self.optimizer_states, self.update);
+        Settings::from(&recipe::Optim { clip, states, update, ..recipe::Optim::default() })
     }
 
     fn sequence_lengths(&self) -> Result<Vec<u32>> {
@@ -172,6 +184,7 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
     let plan = plan::plan(&Shape {
         config: &config,
         choose_trained: &choose_trained,
+        optim: args.optim(),
         policy: policy.clone(),
         auto: &[],
         micros: &[lengths],
@@ -191,12 +204,11 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
         )?)),
         false => None,
     };
-    let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
-    let optimizer = Optimizer::new(settings, &model.registry.params);
+    let optimizer = Optimizer::new(args.optim(), &model.registry.params);
     let mut engine =
         Engine { model, optimizer, policy, norms, ratios: None, probe: None, key: Key::new(args.seed), dropout: true };
     let micros = [micro];
-    let mut times = Vec::new();
+    let (mut times, mut optimizer_times) = (Vec::new(), Vec::new());
     let mut last = None;
     for step in 1..=(args.warmup + args.steps) as u64 {
         if args.profile && step == args.warmup as u64 + 1 {
@@ -206,6 +218,7 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
         let stats = engine.step(&micros, 1e-5, step, false)?;
         if step > args.warmup as u64 {
             times.push(clock.elapsed().as_secs_f64());
+            optimizer_times.push(stats.optimizer_seconds);
         }
         last = Some(stats);
     }
@@ -218,10 +231,13 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
     };
     let in_order = times.clone();
     times.sort_by(f64::total_cmp);
+    optimizer_times.sort_by(f64::total_cmp);
     Ok(json!({
         "step_seconds_min": times[0],
         "step_seconds_median": times[times.len() / 2],
         "step_seconds": in_order,
+        "optimizer_seconds_min": optimizer_times[0],
+        "optimizer_seconds_median": optimizer_times[optimizer_times.len() / 2],
         "tokens": n,
         "tokens_per_second": n as f64 / times[times.len() / 2],
         "kept_bytes": stats.kept_bytes,
@@ -236,6 +252,8 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
         "keep": keep.policy,
         "method": args.method,
         "profile": profile,
+        "optimizer_states": args.optimizer_states,
+        "update": args.update,
     }))
 }
 
@@ -274,10 +292,12 @@ fn text_of(result: &Value) -> String {
     let size = |key: &str| units::bytes(result[key].as_u64().unwrap_or(0));
     let time = |key: &str| units::duration(result[key].as_f64().unwrap_or(f64::NAN));
     format!(
-        "step   {} (fastest {}), {} tokens\nkept   {} (planned {})\npeak   {} on the meter (planned {}), {} of the process",
+        "step   {} (fastest {}), {} tokens\nadamw  {} of it (fastest {})\nkept   {} (planned {})\npeak   {} on the meter (planned {}), {} of the process",
         time("step_seconds_median"),
         time("step_seconds_min"),
         result["tokens"],
+        time("optimizer_seconds_median"),
+        time("optimizer_seconds_min"),
         size("kept_bytes"),
         size("planned_kept_bytes"),
         size("peak_bytes"),

@@ -24,7 +24,7 @@ use colrow_tensor::{DType, Device, Error, Result};
 use colrow_train::data::{Answers, Examples, LabelMap, Labels, TokenisedSet, Tokeniser};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
-use colrow_train::recipe::Recipe;
+use colrow_train::recipe::{Optim, Recipe};
 use colrow_train::setup;
 use colrow_train::tasks::Task;
 use serde::Serialize;
@@ -126,9 +126,8 @@ pub(crate) fn predictor(args: &ModelArgs) -> Result<Predictor> {
     loaded.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
     let mut model = loaded.model;
     model.registry.freeze(|_| true)?;
-    let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: 0.0 };
     let engine = Engine {
-        optimizer: Optimizer::new(settings, &model.registry.params),
+        optimizer: Optimizer::new(Settings::from(&Optim::default()), &model.registry.params),
         model,
         policy: std::sync::Arc::default(),
         norms: None,

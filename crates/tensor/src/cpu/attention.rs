@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::codes::Reader;
 use super::matmul::{View, gemm};
-use super::rowwise::{mask_row, threshold};
+use super::rowwise::{largest, mask_row, sum, threshold};
 use super::vectorised;
 use crate::dtype::Float;
 use crate::kernels::{Attention, AttentionInput, Dropout};
@@ -52,15 +52,9 @@ impl HeadDropout {
 vectorised! {
     /// Softmax of `s` in place; returns its log-sum-exp.
     fn softmax<T: Float>(s: &mut [T]) -> T {
-        let max = s.iter().fold(T::NEG_INFINITY, |m, &x| Float::max(m, x));
-        let mut acc = [T::ZERO; 16];
-        for s in s.chunks_mut(16) {
-            for (s, a) in s.iter_mut().zip(&mut acc) {
-                *s = (*s - max).exp();
-                *a += *s;
-            }
-        }
-        let sum = acc.iter().fold(T::ZERO, |t, &a| t + a);
+        let max = largest(s, |s| s);
+        s.iter_mut().for_each(|s| *s = (*s - max).exp());
+        let sum = sum([&*s], |[s]| s);
         let inv = T::ONE / sum;
         s.iter_mut().for_each(|s| *s *= inv);
         max + T::of(sum.f64().ln())
@@ -84,11 +78,7 @@ vectorised! {
         if let Some(mask) = mask {
             dp.iter_mut().zip(mask).for_each(|(dp, &m)| *dp *= m);
         }
-        let mut acc = [T::ZERO; 16];
-        for (s, dp) in s.chunks(16).zip(dp.chunks(16)) {
-            acc.iter_mut().zip(s.iter().zip(dp)).for_each(|(a, (&s, &dp))| *a += s * dp);
-        }
-        let along = acc.iter().fold(T::ZERO, |t, &a| t + a);
+        let along = sum([&*s, &*dp], |[s, dp]| s * dp);
         dp.iter_mut().zip(&*s).for_each(|(dp, &p)| *dp = p * (*dp - along));
         if let Some(mask) = mask {
             s.iter_mut().zip(mask).for_each(|(s, &m)| *s *= m);

@@ -2,48 +2,90 @@
 
 use rayon::prelude::*;
 
-use super::rowwise::{random_row, rows_per_chunk};
+use super::rowwise::{largest, random_row, rows_per_chunk, sum};
 use super::vectorised;
 use crate::codes::{Code, Coded, Format, Rows, Stored};
 use crate::dtype::Float;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
+/// Columns of a group where heads of attention do not decide.
+const GROUP: usize = 64;
 /// Codes of 0, where codes are signed.
 const ZERO_8: i32 = 128;
 const ZERO_4: i32 = 8;
 
-vectorised! {
-    /// Scale and its inverse for numbers whose largest is `steps` of it. A group with a number that is not finite has scale NaN, so that all of
-    /// it comes back as NaN: an overflow is not to be hidden. The scale is a normal number, also where the group has smaller ones.
-    fn scale_of<T: Float>(x: &[T], steps: f64) -> (T, T) {
-        let (mut largest, mut poison) = ([T::ZERO; 16], [T::ZERO; 16]);
-        for x in x.chunks(16) {
-            for ((&x, m), p) in x.iter().zip(&mut largest).zip(&mut poison) {
-                *m = Float::max(*m, x.abs());
-                *p += x * T::ZERO;
+/// Scale and its inverse for numbers whose largest is `steps` of it. A group with a number that is not finite has scale NaN, so that all of
+/// it comes back as NaN: an overflow is not to be hidden. The scale is a normal number, also where the group has smaller ones.
+#[inline(always)]
+fn scale_of<T: Float>(x: &[T], steps: f64) -> (T, T) {
+    let poison = sum([x], |[x]| x * T::ZERO);
+    let largest = largest(x, |x| x.abs());
+    // a hair less, so that `steps` of it do not overflow where the largest number is the largest that there is
+    let scale = Float::max(largest * T::of((1.0 - 0.5_f64.powi(22)) / steps), T::SMALLEST);
+    (scale + poison, T::ONE / scale)
+}
+
+/// `x/scale + u`, u in ±½, rounded and kept within `bounds`.
+#[inline(always)]
+fn steps_of<T: Float>(x: T, inverse: T, u: T, bounds: [T; 2]) -> i32 {
+    let x = Float::max(x * inverse + u, bounds[0]);
+    (if x < bounds[1] { x } else { bounds[1] }).nearest()
+}
+
+/// Splits a row into its groups and calls `$one` for each; groups of 64, which nearly all are, with a length that the compiler knows.
+macro_rules! by_group {
+    ($group:expr, $x:expr, $u:expr, $codes:expr, $scale:expr, $one:expr) => {{
+        let (group, x, u, codes, scale) = ($group, $x, $u, $codes, $scale);
+        let mut done = 0;
+        if group == GROUP {
+            let fixed = x.as_chunks::<GROUP>().0.iter().zip(u.as_chunks::<GROUP>().0);
+            for (((x, u), codes), scale) in fixed.zip(codes.as_chunks_mut::<GROUP>().0).zip(&mut *scale) {
+                *scale = $one(&x[..], &u[..], &mut codes[..]);
+                done += 1;
             }
         }
-        let largest = largest.into_iter().fold(T::ZERO, Float::max);
-        let poison = poison.into_iter().fold(T::ZERO, |a, p| a + p);
-        // a hair less, so that `steps` of it do not overflow where the largest number is the largest that there is
-        let scale = Float::max(largest * T::of((1.0 - 0.5_f64.powi(22)) / steps), T::SMALLEST);
-        (scale + poison, T::ONE / scale)
-    }
-
-    /// `⌊x/scale + u⌋ + zero`, u in [0, 1), which is at least 1 and at most 2·zero − 1.
-    fn signed_codes<T: Float>(x: &[T], inverse: T, u: &[T], zero: i32, codes: &mut [u8]) {
-        // the sum is positive, so that truncation rounds down
-        let shift = T::of_int(zero);
-        for ((code, &x), &u) in codes.iter_mut().zip(x).zip(u) {
-            *code = (x * inverse + (shift + u)).to_int().clamp(1, 2 * zero - 1) as u8;
+        let (rest, first) = (done * group, done);
+        let groups = x[rest..].chunks(group).zip(u[rest..].chunks(group)).zip(codes[rest..].chunks_mut(group));
+        for (((x, u), codes), scale) in groups.zip(&mut scale[first..]) {
+            *scale = $one(x, u, codes);
         }
+    }};
+}
+
+#[inline(always)]
+fn signed_group<T: Float>(zero: i32, x: &[T], u: &[T], codes: &mut [u8]) -> T {
+    let (scale, inverse) = scale_of(x, f64::from(zero - 1));
+    let bounds = [T::of_int(1 - zero), T::of_int(zero - 1)];
+    for ((code, &x), &u) in codes.iter_mut().zip(x).zip(u) {
+        *code = (steps_of(x, inverse, u, bounds) + zero) as u8;
+    }
+    scale
+}
+
+#[inline(always)]
+fn positive_group<T: Float>(x: &[T], u: &[T], codes: &mut [u8]) -> T {
+    let (scale, inverse) = scale_of(x, 254.0);
+    let bounds = [T::ZERO, T::of_int(254)];
+    for ((code, &x), &u) in codes.iter_mut().zip(x).zip(u) {
+        *code = if x > T::ZERO { (steps_of(x, inverse, u, bounds) + 1) as u8 } else { 0 };
+    }
+    scale
+}
+
+vectorised! {
+    /// `zero` plus the number of steps, of −(zero − 1)…zero − 1. Writes the scale of each group.
+    fn signed_codes<T: Float>(group: usize, x: &[T], u: &[T], zero: i32, codes: &mut [u8], scale: &mut [T]) {
+        by_group!(group, x, u, codes, scale, |x: &[T], u: &[T], codes: &mut [u8]| signed_group(zero, x, u, codes));
     }
 
-    fn positive_codes<T: Float>(x: &[T], inverse: T, u: &[T], codes: &mut [u8]) {
-        for ((code, &x), &u) in codes.iter_mut().zip(x).zip(u) {
-            let above = i32::from(x > T::ZERO);
-            *code = (above * (1 + (x * inverse + u).to_int().clamp(0, 254))) as u8;
+    fn positive_codes<T: Float>(group: usize, x: &[T], u: &[T], codes: &mut [u8], scale: &mut [T]) {
+        by_group!(group, x, u, codes, scale, positive_group);
+    }
+
+    fn pack(nibbles: &[u8], codes: &mut [u8]) {
+        for (code, pair) in codes.iter_mut().zip(nibbles.chunks(2)) {
+            *code = pair[0] | pair.get(1).map_or(0, |high| high << 4);
         }
     }
 
@@ -53,9 +95,10 @@ vectorised! {
         }
     }
 
-    /// Random numbers in [0, 1) with 16 bits.
-    fn units<T: Float>(random: &[u16], u: &mut [T]) {
-        u.iter_mut().zip(random).for_each(|(u, &r)| *u = T::of_int(i32::from(r)) * T::of(1.0 / 65536.0));
+    /// Random numbers with 16 bits in ±½, in the middle of their cells: their mean is 0, and a whole number stays what it is.
+    fn centred<T: Float>(random: &[u16], u: &mut [T]) {
+        let shift = T::of(0.5 - 0.5_f64.powi(17));
+        u.iter_mut().zip(random).for_each(|(u, &r)| *u = T::of_int(i32::from(r)) * T::of(1.0 / 65536.0) - shift);
     }
 
     fn decode_signed<T: Float>(codes: &[u8], scale: T, zero: i32, y: &mut [T]) {
@@ -80,41 +123,16 @@ vectorised! {
     }
 }
 
-/// Writes one row in codes; `u` (at least d numbers) decides the rounding: random in [0, 1), or ½ for the nearest.
+/// Writes one row in codes; `u` (at least d numbers) is added to the number of steps before it is rounded to the nearest: random in ±½, or 0.
 pub(super) fn encode_row<T: Float>(format: Format, x: &[T], u: &[T], codes: &mut [u8], scale: &mut [T]) {
-    let groups = x.chunks(format.group).zip(u.chunks(format.group)).zip(scale);
     match format.code {
         Code::Bf16 => brain_codes(x, codes),
-        Code::Int8 => {
-            for (((x, u), scale), codes) in groups.zip(codes.chunks_mut(format.group)) {
-                let inverse;
-                (*scale, inverse) = scale_of(x, f64::from(ZERO_8 - 1));
-                signed_codes(x, inverse, u, ZERO_8, codes);
-            }
-        }
-        Code::Positive8 => {
-            for (((x, u), scale), codes) in groups.zip(codes.chunks_mut(format.group)) {
-                let inverse;
-                (*scale, inverse) = scale_of(x, 254.0);
-                positive_codes(x, inverse, u, codes);
-            }
-        }
+        Code::Int8 => signed_codes(format.group, x, u, ZERO_8, codes, scale),
+        Code::Positive8 => positive_codes(format.group, x, u, codes, scale),
         Code::Int4 => {
-            codes.fill(0);
-            let mut at = 0;
-            for ((x, u), scale) in groups {
-                let inverse;
-                (*scale, inverse) = scale_of(x, f64::from(ZERO_4 - 1));
-                let mut whole = [0; 64];
-                for (x, u) in x.chunks(64).zip(u.chunks(64)) {
-                    let whole = &mut whole[..x.len()];
-                    signed_codes(x, inverse, u, ZERO_4, whole);
-                    for &code in &*whole {
-                        codes[at / 2] |= code << (4 * (at % 2));
-                        at += 1;
-                    }
-                }
-            }
+            let mut nibbles = vec![0; x.len()];
+            signed_codes(format.group, x, u, ZERO_4, &mut nibbles, scale);
+            pack(&nibbles, codes);
         }
     }
 }
@@ -129,13 +147,13 @@ pub(super) struct Rounding<T> {
 impl<T: Float> Rounding<T> {
     /// Stochastic by the stream `key`, else to the nearest.
     pub(super) fn new(key: Option<Key>, d: usize) -> Self {
-        Self { key, random: vec![0; if key.is_some() { d } else { 0 }], u: vec![T::of(0.5); d] }
+        Self { key, random: vec![0; if key.is_some() { d } else { 0 }], u: vec![T::ZERO; d] }
     }
 
     pub(super) fn row(&mut self, row: usize) -> &[T] {
         if let Some(key) = self.key {
             random_row(key, row as u32, &mut self.random);
-            units(&self.random, &mut self.u);
+            centred(&self.random, &mut self.u);
         }
         &self.u
     }
@@ -303,8 +321,8 @@ mod tests {
     use crate::{Class, DType, Device};
 
     const CODES: [(Code, f64); 3] = [(Code::Int8, 127.0), (Code::Int4, 7.0), (Code::Positive8, 254.0)];
-    /// Rounding of x/scale and of its sum with 128 + u, in steps: below 128·ε and 256·ε/2.
-    const SLACK: f64 = 256.0 * f32::EPSILON as f64;
+    /// Rounding of x/scale and of its sum with u, in steps: at most 255·ε each; the scale's hair is 254·2⁻²² at most.
+    const SLACK: f64 = (2.0 * 255.0 + 2.0 * 254.0) * f32::EPSILON as f64;
 
     fn coded(format: Format, key: Option<Key>, d: usize, x: &[f32]) -> (Device, Coded) {
         let device = Device::cpu();
@@ -426,8 +444,8 @@ mod tests {
             for (x, (sum, squares)) in x.iter().zip(sums) {
                 let mean = sum / trials as f64;
                 let se = ((squares / trials as f64 - mean * mean).max(0.0) / trials as f64).sqrt();
-                // u has 16 bits and is rounded down: half of its last one remains, in steps; the largest number loses the scale's hair
-                let floor = (0.5_f64.powi(17) + SLACK) / steps + 0.5_f64.powi(22);
+                // u has 16 bits, of which half of the last may remain
+                let floor = (0.5_f64.powi(17) + SLACK) / steps;
                 assert!(mean.abs() <= 4.0 * se + floor, "{code:?} {x}: off by {mean} ± {se}");
             }
         }

@@ -9,6 +9,7 @@ mod loss;
 mod matmul;
 mod norm;
 mod optim;
+mod optim8;
 mod rows;
 mod rowwise;
 mod select;
@@ -302,5 +303,12 @@ impl Kernels for Cpu {
 
     fn adamw(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor) {
         by_float!(self, "adamw", g, T => optim::adamw::<T>(step, g.as_slice(), w.as_mut_slice(), m.as_mut_slice(), v.as_mut_slice()));
+    }
+
+    fn adamw_8bit(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: [&mut Tensor; 2], v: [&mut Tensor; 2]) {
+        fn of([codes, scale]: [&mut Tensor; 2]) -> optim8::Moment<'_> {
+            optim8::Moment { codes: codes.as_mut_slice(), scale: scale.as_mut_slice() }
+        }
+        by_float!(self, "adamw_8bit", g, T => optim8::adamw::<T>(step, g.as_slice(), w.as_mut_slice(), of(m), of(v)));
     }
 }

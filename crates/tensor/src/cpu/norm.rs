@@ -16,8 +16,8 @@ vectorised! {
     fn normalise<T: Float>(x: &[T], centred: bool, eps: T, z: &mut [T]) -> T {
         let d = x.len();
         let inv = T::of(1.0 / d as f64);
-        let mean = if centred { sum(d, |i| x[i]) * inv } else { T::ZERO };
-        let var = sum(d, |i| (x[i] - mean) * (x[i] - mean)) * inv;
+        let mean = if centred { sum([x], |[x]| x) * inv } else { T::ZERO };
+        let var = sum([x], |[x]| (x - mean) * (x - mean)) * inv;
         let r = T::ONE / (var + eps).sqrt();
         z.iter_mut().zip(x).for_each(|(z, &x)| *z = (x - mean) * r);
         r
@@ -33,11 +33,9 @@ vectorised! {
     fn backward_row<T: Float>(z: &[T], r: T, gamma: &[T], centred: bool, dy: &mut [T]) {
         let d = gamma.len();
         let inv = T::of(1.0 / d as f64);
-        let mean = if centred { sum(d, |i| gamma[i] * dy[i]) * inv } else { T::ZERO };
-        let along = sum(d, |i| gamma[i] * dy[i] * z[i]) * inv;
-        for i in 0..d {
-            dy[i] = r * (gamma[i] * dy[i] - mean - z[i] * along);
-        }
+        let mean = if centred { sum([gamma, &*dy], |[g, dy]| g * dy) * inv } else { T::ZERO };
+        let along = sum([gamma, &*dy, z], |[g, dy, z]| g * dy * z) * inv;
+        dy.iter_mut().zip(gamma).zip(z).for_each(|((dy, &g), &z)| *dy = r * (g * *dy - mean - z * along));
     }
 
     fn add_product<T: Float>(x: &[T], z: &[T], y: &mut [T]) {

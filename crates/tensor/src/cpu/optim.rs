@@ -6,7 +6,8 @@ use super::vectorised;
 use crate::dtype::Float;
 use crate::kernels::AdamW;
 
-const CHUNK: usize = 1 << 14;
+/// Elements that one task handles; whole blocks of 8-bit moments.
+pub(super) const CHUNK: usize = 1 << 14;
 
 vectorised! {
     fn sum_squares_chunk<T: Float>(x: &[T]) -> f64 {
@@ -24,19 +25,52 @@ vectorised! {
     }
 
     fn adamw_chunk<T: Float>(step: &AdamW, g: &[T], w: &mut [T], m: &mut [T], v: &mut [T]) {
-        let scale = T::of(step.grad_scale);
-        let (b1, b2) = (T::of(step.beta1), T::of(step.beta2));
-        let (c1, c2) = (T::of(1.0 - step.beta1), T::of(1.0 - step.beta2));
-        let exponent = i32::try_from(step.step).unwrap_or(i32::MAX);
-        let root = T::of((1.0 - step.beta2.powi(exponent)).sqrt().recip());
-        let rate = T::of(step.lr / (1.0 - step.beta1.powi(exponent)));
-        let (decay, eps) = (T::of(1.0 - step.lr * step.weight_decay), T::of(step.eps));
+        let rule = Rule::new(step);
         for (((&g, w), m), v) in g.iter().zip(w).zip(m).zip(v) {
-            let g = g * scale;
-            *m = b1 * *m + c1 * g;
-            *v = b2 * *v + c2 * g * g;
-            *w = *w * decay - rate * *m / (v.sqrt() * root + eps);
+            (*m, *v) = rule.moments(g, *m, *v);
+            *w = rule.weight(*w, *m, v.sqrt());
         }
+    }
+}
+
+/// One step's rule for one weight, its factors rounded to the weights' type.
+pub(super) struct Rule<T> {
+    scale: T,
+    beta: [T; 2],
+    rest: [T; 2],
+    rate: T,
+    root: T,
+    decay: T,
+    eps: T,
+}
+
+impl<T: Float> Rule<T> {
+    pub(super) fn new(step: &AdamW) -> Self {
+        let beta = [step.beta1, step.beta2];
+        let exponent = i32::try_from(step.step).unwrap_or(i32::MAX);
+        let [unbiased1, unbiased2] = beta.map(|beta| 1.0 - beta.powi(exponent));
+        Self {
+            scale: T::of(step.grad_scale),
+            beta: beta.map(T::of),
+            rest: beta.map(|beta| T::of(1.0 - beta)),
+            rate: T::of(step.lr / unbiased1),
+            root: T::of(unbiased2.sqrt().recip()),
+            decay: T::of(1.0 - step.lr * step.weight_decay),
+            eps: T::of(step.eps),
+        }
+    }
+
+    /// The moments with gradient `g` in them.
+    #[inline(always)]
+    pub(super) fn moments(&self, g: T, m: T, v: T) -> (T, T) {
+        let g = g * self.scale;
+        (self.beta[0] * m + self.rest[0] * g, self.beta[1] * v + self.rest[1] * g * g)
+    }
+
+    /// The weight after its step; `r` is the root of the second moment.
+    #[inline(always)]
+    pub(super) fn weight(&self, w: T, m: T, r: T) -> T {
+        w * self.decay - self.rate * m / (r * self.root + self.eps)
     }
 }
 

@@ -20,28 +20,49 @@ pub(super) fn rows_per_chunk(d: usize) -> usize {
     (CHUNK / d.max(1)).max(1)
 }
 
-/// Σ f(i), i < n, in [`WIDE`] interleaved partial sums.
+/// Σ f(x_i, …) over slices of one length, in [`WIDE`] interleaved partial sums.
 #[inline(always)]
-pub(super) fn sum<T: Float>(n: usize, f: impl Fn(usize) -> T) -> T {
+pub(super) fn sum<T: Float, const K: usize>(x: [&[T]; K], f: impl Fn([T; K]) -> T) -> T {
     let mut acc = [T::ZERO; WIDE];
-    let whole = n / WIDE * WIDE;
+    let whole = x[0].len() / WIDE * WIDE;
     for i in (0..whole).step_by(WIDE) {
+        // one check of bounds for all lanes, so that they become one vector
+        let lanes = x.map(|x| &x[i..i + WIDE]);
         for (l, a) in acc.iter_mut().enumerate() {
-            *a += f(i + l);
+            *a += f(lanes.map(|x| x[l]));
         }
     }
-    for i in whole..n {
-        acc[i - whole] += f(i);
+    for i in whole..x[0].len() {
+        acc[i - whole] += f(x.map(|x| x[i]));
     }
+    halve(acc, |a, b| a + b)
+}
+
+/// All lanes in one, pair by pair.
+#[inline(always)]
+fn halve<T: Float>(mut acc: [T; WIDE], f: impl Fn(T, T) -> T) -> T {
     let mut half = WIDE / 2;
     while half > 0 {
         for l in 0..half {
-            let other = acc[l + half];
-            acc[l] += other;
+            acc[l] = f(acc[l], acc[l + half]);
         }
         half /= 2;
     }
     acc[0]
+}
+
+/// The largest f(x_i), in [`WIDE`] lanes.
+#[inline(always)]
+pub(super) fn largest<T: Float>(x: &[T], f: impl Fn(T) -> T) -> T {
+    let mut acc = [T::NEG_INFINITY; WIDE];
+    let whole = x.chunks_exact(WIDE);
+    acc.iter_mut().zip(whole.remainder()).for_each(|(a, &x)| *a = Float::max(*a, f(x)));
+    for x in whole {
+        for (l, a) in acc.iter_mut().enumerate() {
+            *a = Float::max(*a, f(x[l]));
+        }
+    }
+    halve(acc, Float::max)
 }
 
 pub(super) fn fill<T: Element>(x: &mut [T], value: T) {
@@ -94,7 +115,7 @@ pub(super) fn add_column_sum<T: Float>(x: &[T], y: &mut [T]) {
 vectorised! {
     fn norms_chunk<T: Float>(x: &[T], d: usize, y: &mut [T]) {
         for (x, y) in x.chunks_exact(d).zip(y) {
-            *y = sum(d, |i| x[i] * x[i]).sqrt();
+            *y = sum([x], |[x]| x * x).sqrt();
         }
     }
 }

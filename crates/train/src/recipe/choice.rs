@@ -73,6 +73,26 @@ choice! {
 }
 
 choice! {
+    /// How AdamW holds the moments of large parameters.
+    States {
+        /// 32-bit floats: 8 bytes a weight.
+        F32 = "f32",
+        /// Eight bits in blocks of 256 that share a scale: 2 bytes a weight.
+        EightBit = "8bit",
+    }
+}
+
+choice! {
+    /// When weights are updated.
+    Update {
+        /// After the backward pass, when all gradients are there.
+        AfterBackward = "after-backward",
+        /// During the backward pass, each as soon as its gradient is final, which is then freed.
+        InBackward = "in-backward",
+    }
+}
+
+choice! {
     /// A policy: which site keeps what.
     PolicyName {
         /// Every op keeps all that its gradient needs.

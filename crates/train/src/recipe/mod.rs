@@ -17,9 +17,10 @@ use colrow_tensor::{Error, Result};
 use globset::Glob;
 use serde::{Serialize, Serializer};
 
+pub use choice::{
+    CacheIn, Choice, Estimator, Method, NormSource, PolicyName, Precision, Schedule, SiteKeep, States, Update,
+};
 pub use rules::parse_bytes;
-
-pub use choice::{CacheIn, Choice, Estimator, Method, NormSource, PolicyName, Precision, Schedule, SiteKeep};
 
 /// Everything a run is told.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -229,6 +230,10 @@ pub struct Optim {
     pub eps: f64,
     /// Largest global gradient norm; 0 turns clipping off.
     pub clip: f64,
+    /// How the moments of large parameters are held.
+    pub states: States,
+    /// When weights are updated. In the backward pass there is no global norm to clip by, and nothing to accumulate.
+    pub update: Update,
 }
 
 impl Default for Optim {
@@ -242,6 +247,8 @@ impl Default for Optim {
             beta2: 0.999,
             eps: 1e-8,
             clip: 1.0,
+            states: States::F32,
+            update: Update::AfterBackward,
         }
     }
 }
@@ -433,7 +440,7 @@ mod tests {
 
     use super::*;
 
-    /// Every key given, none with its default.
+    /// Every key given, none with its default but those of [`ONLY_DEFAULT`].
     const FULL: &str = r#"
         task = "rte"
         seed = 7
@@ -482,6 +489,8 @@ mod tests {
         beta2 = 0.99
         eps = 1e-6
         clip = 0
+        states = "8bit"
+        update = "after-backward"
         [keep]
         policy = "paper"
         estimator = "wta"
@@ -497,6 +506,9 @@ mod tests {
         "a.*" = { keep = "exact" }
         "é \"q\"" = {}
     "#;
+
+    /// There is no other precision, and updates in the backward pass exclude accumulation.
+    const ONLY_DEFAULT: [&str; 2] = ["train.precision", "optim.update"];
 
     fn parse(text: &str) -> Recipe {
         Recipe::parse(text, "test", &[]).unwrap()
@@ -523,7 +535,8 @@ mod tests {
         let least = parse("model.path = 'm'");
         let full = parse(FULL);
         let sequences = Recipe { train: Train { batch: Batch::Sequences(3), ..full.train.clone() }, ..full.clone() };
-        for recipe in [least, full, sequences] {
+        let in_backward = parse("model.path = 'm'\noptim = { clip = 0, update = 'in-backward' }");
+        for recipe in [least, full, sequences, in_backward] {
             assert_eq!(parse(&recipe.to_toml()), recipe);
         }
     }
@@ -541,7 +554,7 @@ mod tests {
         assert_eq!(written, given);
         let least = keys(&parse("model.path = 'm'").to_toml());
         let full = keys(FULL);
-        let same = |key: &&String| full[*key] == least[*key] && *key != "train.precision";
+        let same = |key: &&String| full[*key] == least[*key] && !ONLY_DEFAULT.contains(&key.as_str());
         let shared: Vec<_> = least.keys().filter(|key| full.contains_key(*key)).filter(same).collect();
         assert!(shared.is_empty(), "the full recipe must differ from the defaults in {shared:?}");
     }

@@ -9,6 +9,7 @@ use globset::Glob;
 use super::document::{At, Document, Entries, Node, Problem, Value, report};
 use super::rules::{bytes, choice, every, flag, glob, nearest, number, ratio, text, whole_number, wrong};
 use super::{Batch, Data, Keep, Lora, Model, Optim, Recipe, Site, Train};
+use crate::optim::Settings;
 
 /// See [`Recipe::parse`].
 pub(super) fn parse(text: &str, file: &str, sets: &[String]) -> Result<Recipe> {
@@ -42,6 +43,7 @@ pub(super) fn check_train(recipe: &Recipe, file: &str) -> Result<()> {
 fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
     let d = Recipe::default();
     let mut t = Table { walk, path: String::new(), at: At::File, entries };
+    let update = t.at_within("optim", "update").unwrap_or(At::File);
     let recipe = Recipe {
         task: t.get("task", text).unwrap_or(d.task),
         seed: t.get("seed", whole_number(0)).unwrap_or(d.seed),
@@ -53,6 +55,9 @@ fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
         optim: t.table("optim", optim),
         keep: t.table("keep", keep),
     };
+    for reason in Settings::from(&recipe.optim).refusals(recipe.train.accumulate) {
+        t.problem(update, reason);
+    }
     t.finish();
     recipe
 }
@@ -134,6 +139,8 @@ fn optim(t: &mut Table<'_, '_>) -> Optim {
         beta2: t.get("beta2", decay()).unwrap_or(d.beta2),
         eps: t.get("eps", number("a number above 0", |x| x > 0.0)).unwrap_or(d.eps),
         clip: t.get("clip", not_negative()).unwrap_or(d.clip),
+        states: t.get("states", choice).unwrap_or(d.states),
+        update: t.get("update", choice).unwrap_or(d.update),
     }
 }
 
@@ -237,6 +244,13 @@ impl Table<'_, '_> {
 
     fn at_of(&self, key: &str) -> Option<At> {
         self.entries.iter().find(|(k, _)| k == key).map(|(_, node)| node.at)
+    }
+
+    /// Where a key of the table `table` was written.
+    fn at_within(&self, table: &str, key: &str) -> Option<At> {
+        let (_, node) = self.entries.iter().find(|(k, _)| k == table)?;
+        let Value::Table(inner) = &node.value else { return None };
+        inner.iter().find(|(k, _)| k == key).map(|(_, node)| node.at)
     }
 
     fn problem(&mut self, at: At, text: impl Into<String>) {
@@ -418,6 +432,11 @@ mod tests {
             ("optim.beta2=-0.1", "optim.beta2: expected a number in [0, 1), found -0.1"),
             ("optim.eps=0.0", "optim.eps: expected a number above 0, found 0.0"),
             ("optim.clip=-1", "optim.clip: expected a number of at least 0, found -1"),
+            ("optim.states=int8", "optim.states: expected one of \"f32\", \"8bit\", found the string \"int8\""),
+            (
+                "optim.update=in_backward",
+                "optim.update: expected one of \"after-backward\", \"in-backward\", found the string \"in_backward\"; did you mean \"in-backward\"?",
+            ),
             ("optim=3", "optim: expected a table, found 3"),
             ("keep.ratio=0", "keep.ratio: expected a number in (0, 1] or \"auto\", found 0"),
             (
@@ -503,6 +522,26 @@ mod tests {
         let sequences = format!("{MODEL}[train]\nbatch = 8\n");
         assert_eq!(read(&sequences, &[]).unwrap().train.batch, Batch::Sequences(8));
         assert_eq!(read(&sequences, &["train.batch_tokens=512"]).unwrap().train.batch, Batch::Tokens(512));
+    }
+
+    #[test]
+    fn updates_in_the_backward_pass_say_what_they_exclude() {
+        let update = format!("{MODEL}[optim]\nlr = 1\nupdate = \"in-backward\"\n");
+        let clip = "`optim.update` = \"in-backward\" cannot be combined with `optim.clip` = 1: the global norm is known when all gradients \
+                    are, and by then the weights are updated; set optim.clip = 0";
+        assert_eq!(problem(&update, &[]), format!("r.toml:5: {clip}"));
+        assert_eq!(
+            problem(&update, &["optim.clip=0", "train.accumulate=4"]),
+            "r.toml:5: `optim.update` = \"in-backward\" cannot be combined with `train.accumulate` = 4: gradients that are to be added up \
+             must stay; set train.accumulate = 1 and a larger train.batch"
+        );
+        let both =
+            read(MODEL, &["optim.update=in-backward", "train.accumulate=2", "optim.clip=0.5"]).unwrap_err().to_string();
+        assert!(
+            both.starts_with("2 problems in recipe\n  in --set optim.update=in-backward: `optim.update`"),
+            "{both}"
+        );
+        assert!(read(&update, &["optim.clip=0"]).is_ok() && read(&update, &["optim.update=after-backward"]).is_ok());
     }
 
     #[test]

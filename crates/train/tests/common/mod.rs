@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use colrow_autograd::Policy;
+use colrow_autograd::{ParamId, Policy};
 use colrow_models::config::Config;
 use colrow_models::hub::TOKENIZER_FILE;
 use colrow_models::load;
@@ -15,26 +15,27 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device};
 use colrow_train::engine::{Engine, Micro, StepStats};
 use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::recipe::{States, Update};
 
 /// Those that the golden values were made with.
-pub(crate) const ADAMW: Settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
+pub(crate) const ADAMW: Settings = Settings {
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.01,
+    clip: 1.0,
+    states: States::F32,
+    update: Update::AfterBackward,
+};
 /// With these, the first moment after a step is the gradient, to the bit.
-pub(crate) const GRADIENT: Settings = Settings { beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, clip: 0.0 };
+pub(crate) const GRADIENT: Settings =
+    Settings { beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, clip: 0.0, ..ADAMW };
 
 /// Statistics of a step over `micros` with [`GRADIENT`], and the gradient of each of the checkpoint's tensors.
 pub(crate) fn gradients(mut engine: Engine, micros: &[Micro]) -> (StepStats, Vec<(String, Vec<f64>)>) {
     let stats = engine.step(micros, 0.0, 1, false).unwrap();
     let Engine { model, optimizer, .. } = engine;
-    let moment = |id| {
-        let (_, [m, _]) = model
-            .registry
-            .params
-            .iter()
-            .zip(&optimizer.moments)
-            .find_map(|((p, _), m)| Some((p, m.as_ref()?)).filter(|(p, _)| *p == id))
-            .unwrap();
-        m
-    };
+    let moment = |id: ParamId| optimizer.moments[id.index()].as_ref().unwrap().tensors().next().unwrap().1;
     let entries = model.registry.entries.iter().enumerate().filter(|(_, e)| model.registry.is_trainable(e));
     (stats, entries.map(|(i, e)| (e.key.clone(), model.registry.part(i, moment(e.param)))).collect())
 }

@@ -1,0 +1,90 @@
+//! Gradients, and when they are final.
+
+use colrow_tensor::{Class, Device, Tensor};
+
+use crate::param::{ParamId, Params};
+use crate::tape::{Mark, VarId};
+
+/// Gradients: of tape variables while a backward pass runs, of parameters until they are taken.
+pub struct Grads {
+    pub(crate) device: Device,
+    pub(crate) vars: Vec<Option<Tensor>>,
+    pub(crate) params: Vec<Option<Tensor>>,
+    /// Whether a parameter's gradient was final and is taken.
+    taken: Vec<bool>,
+    /// The memory timeline of the last pass, if its tape noted one.
+    pub timeline: Vec<Mark>,
+}
+
+impl Grads {
+    /// No gradients yet.
+    pub fn new(params: &Params) -> Self {
+        let none = (0..params.len()).map(|_| None).collect();
+        let taken = vec![false; params.len()];
+        Self { device: params.device().clone(), vars: Vec::new(), params: none, taken, timeline: Vec::new() }
+    }
+
+    /// Adds to the gradient of a variable, in place where there is one already.
+    pub(crate) fn add(&mut self, id: Option<VarId>, dx: Tensor) {
+        let Some(id) = id else { return };
+        let slot = &mut self.vars[id.0];
+        *slot = Some(match slot.take() {
+            None => dx,
+            Some(sum) => {
+                let (mut sum, other) = if sum.is_unique() { (sum, dx) } else { (dx.into_owned(), sum) };
+                self.device.kernels().add(&other, &mut sum);
+                sum
+            }
+        });
+    }
+
+    /// The gradient of a parameter to write to, and the factor (0 or 1) of what stands there.
+    pub(crate) fn param(&mut self, id: ParamId, like: &Tensor) -> (&mut Tensor, f64) {
+        assert!(!self.taken[id.0], "an op holds the value of a parameter as long as it may add to its gradient");
+        let slot = &mut self.params[id.0];
+        let beta = if slot.is_some() { 1.0 } else { 0.0 };
+        let new = || self.device.empty(Class::Gradients, like.dtype(), like.shape());
+        (slot.get_or_insert_with(new), beta)
+    }
+
+    /// The gradient of a parameter to add to.
+    pub(crate) fn param_sum(&mut self, id: ParamId, like: &Tensor) -> &mut Tensor {
+        let device = self.device.clone();
+        let (dw, beta) = self.param(id, like);
+        if beta == 0.0 {
+            device.kernels().zero(dw);
+        }
+        dw
+    }
+
+    /// As [`Grads::param_sum`], taken out, to be put back by [`Grads::put_sum`].
+    pub(crate) fn take_sum(&mut self, id: ParamId, like: &Tensor) -> Tensor {
+        let zeros = || self.device.zeros(Class::Gradients, like.dtype(), like.shape());
+        self.params[id.0].take().unwrap_or_else(zeros)
+    }
+
+    pub(crate) fn put_sum(&mut self, id: ParamId, sum: Tensor) {
+        self.params[id.0] = Some(sum);
+    }
+
+    /// The gradient of a parameter, if it has one.
+    pub fn of(&self, id: ParamId) -> Option<&Tensor> {
+        self.params[id.0].as_ref()
+    }
+
+    /// Takes out the gradient of a parameter that no recorded op has yet to add to, or to read the value of: the last of `params` whose
+    /// value nothing else holds. Ops hold a handle to the value of every parameter that they use, so that its
+    /// number of handles counts its uses, of tied weights too.
+    pub fn take_final(&mut self, params: &Params) -> Option<(ParamId, Tensor)> {
+        let found = params.iter().rev().find(|(id, p)| self.params[id.0].is_some() && p.value.is_unique());
+        let id = found.map(|(id, _)| id)?;
+        self.taken[id.0] = true;
+        self.params[id.0].take().map(|gradient| (id, gradient))
+    }
+
+    /// Takes all gradients of parameters out.
+    pub fn clear(&mut self) {
+        self.params.iter_mut().for_each(|p| *p = None);
+        self.taken.fill(false);
+    }
+}
