@@ -10,8 +10,9 @@ use crate::dropout::{Dropped, replay};
 use crate::kept::Kept;
 use crate::norms::NormMemory;
 use crate::policy::{Keep, NormSource, Sampling};
-use crate::sample::{Draw, RowSample, draw, gather, row_norms};
+use crate::sample::{Draw, RowSample, draw_by, gather, probabilities, row_norms};
 use crate::tape::{Mode, Tape, Var};
+use crate::variance::Sketch;
 
 /// Least uniform share of probabilities that rest on estimated norms.
 const LEAST_UNIFORM: f32 = 0.01;
@@ -25,6 +26,8 @@ pub(crate) struct HeldInput {
     norms: Option<(String, Arc<NormMemory>)>,
     /// Stands between what is kept whole and what is multiplied with dz.
     dropout: Option<Dropout>,
+    /// Set on a step that measures what sampling costs here.
+    sketch: Option<Sketch>,
 }
 
 impl HeldInput {
@@ -34,13 +37,13 @@ impl HeldInput {
     }
 
     fn whole_of(kept: Kept) -> Self {
-        Self { kept, late: None, norms: None, dropout: None }
+        Self { kept, late: None, norms: None, dropout: None, sketch: None }
     }
 
     /// Of x, at `site`. Where the op reads x through dropout, `dropped` is that and its result; x itself is what is kept whole,
     /// because others may keep it too.
     pub(crate) fn new(tape: &Tape<'_>, site: &str, x: &Var, dropped: Option<(Dropout, &Tensor)>) -> Self {
-        let Mode::Training { key, norms, .. } = tape.mode() else { return Self::nothing() };
+        let Mode::Training { key, norms, variances, .. } = tape.mode() else { return Self::nothing() };
         if !tape.records() {
             return Self::nothing();
         }
@@ -55,6 +58,7 @@ impl HeldInput {
             (None, _) => exact(),
         };
         let n = read.rows();
+        let variances = variances.as_ref().filter(|v| v.watches(site));
         match tape.keep(site) {
             Keep::Exact | Keep::Recompute => exact(),
             Keep::Quantised(bits) => {
@@ -62,48 +66,89 @@ impl HeldInput {
                 Self::whole_of(Kept::Quantised(quantised(read, format, tape.rounding_key(site))))
             }
             Keep::Nothing => source(),
-            Keep::Rows(sampling) if sampling.rows_of(n) == n => exact(),
+            // all rows, each with weight 1
+            Keep::Rows(sampling) if sampling.rows_of(n) == n && variances.is_none() => match sampling.norms {
+                NormSource::Current => source(),
+                _ => exact(),
+            },
             Keep::Rows(sampling) => {
                 let key = key.named(site).named("rows");
+                let sketch = variances.and_then(|v| v.sketch(site, sampling, read));
                 match sampling.norms {
                     // true norms need no uniform share
                     NormSource::Current => {
                         let late = (how(sampling, n, 0.0, key), Kept::Exact(row_norms(read)));
-                        Self { late: Some(late), ..source() }
+                        Self { late: Some(late), sketch, ..source() }
                     }
-                    _ => Self::drawn(site, read, sampling, key, norms.as_ref()),
+                    _ => Self::drawn(site, read, sampling, key, norms.as_ref(), sketch),
                 }
             }
         }
     }
 
-    fn drawn(site: &str, x: &Tensor, sampling: Sampling, key: Key, norms: Option<&Arc<NormMemory>>) -> Self {
+    fn drawn(
+        site: &str,
+        x: &Tensor,
+        sampling: Sampling,
+        key: Key,
+        norms: Option<&Arc<NormMemory>>,
+        mut sketch: Option<Sketch>,
+    ) -> Self {
+        let how = how(sampling, x.rows(), sampling.uniform.max(LEAST_UNIFORM), key);
         let h = row_norms(x);
         let dz = norms.and_then(|memory| memory.estimate(site, sampling.norms, &h));
-        let sample = draw(&how(sampling, x.rows(), sampling.uniform.max(LEAST_UNIFORM), key), &h, dz.as_ref());
+        let p = probabilities(&how, &h, dz.as_ref());
+        drop(dz);
+        let sample = draw_by(&how, &p);
+        match &mut sketch {
+            Some(sketch) => sketch.drawn_by(h, p),
+            None => drop((h, p)),
+        }
         let rows = gather(x, &sample.index, None);
         let norms = norms.filter(|_| sampling.remembers()).map(|memory| (site.to_owned(), memory.clone()));
-        Self { norms, ..Self::whole_of(Kept::Rows { rows, sample }) }
+        Self { norms, sketch, ..Self::whole_of(Kept::Rows { rows, sample }) }
     }
 
     /// What is held, for the ledger.
     pub(crate) fn kept(&self) -> Vec<(&'static str, &Kept)> {
         let norms = self.late.iter().map(|(_, norms)| ("row norms", norms));
-        [("input", &self.kept)].into_iter().chain(norms).collect()
+        let sketch = self.sketch.iter().flat_map(Sketch::kept);
+        [("input", &self.kept)].into_iter().chain(norms).chain(sketch).collect()
     }
 
     /// Matrices with `dW = first ᵀ·second`, or with that expectation: drawn rows of dz (n, out), weighted, and of x; or all rows.
     pub(crate) fn pair(&self, dz: &Tensor) -> Option<(Tensor, Tensor)> {
-        if let Some((site, memory)) = &self.norms {
-            memory.record(site, &row_norms(dz));
-        }
         let sample = match (&self.kept, &self.late) {
             (Kept::Nothing, _) => return None,
-            (Kept::Rows { rows, sample }, _) => return Some((weighted(dz, sample), rows.clone())),
+            (Kept::Rows { rows, sample }, _) => {
+                self.look_back(dz);
+                return Some((weighted(dz, sample), rows.clone()));
+            }
             (_, None) => return Some((dz.clone(), self.read(None))),
-            (_, Some((how, norms))) => draw(how, norms.exact(), Some(&row_norms(dz))),
+            (_, Some((how, h))) => {
+                let (h, z) = (h.exact(), row_norms(dz));
+                let p = probabilities(how, h, Some(&z));
+                if let Some(sketch) = &self.sketch {
+                    sketch.measure(dz, &z, h, &p);
+                }
+                draw_by(how, &p)
+            }
         };
         Some((weighted(dz, &sample), self.read(Some(&sample.index))))
+    }
+
+    /// Tells of the norms of dz where rows were drawn without knowing them.
+    fn look_back(&self, dz: &Tensor) {
+        if self.norms.is_none() && self.sketch.is_none() {
+            return;
+        }
+        let z = row_norms(dz);
+        if let Some((site, memory)) = &self.norms {
+            memory.record(site, &z);
+        }
+        if let Some(sketch) = &self.sketch {
+            sketch.measure_drawn(dz, &z);
+        }
     }
 
     /// All rows of x, or the rows `index`.

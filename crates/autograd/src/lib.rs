@@ -24,6 +24,7 @@ mod rows;
 mod sample;
 mod tape;
 pub mod testing;
+mod variance;
 
 pub use attention::{Attend, Sequences};
 pub use compress::Bits;
@@ -33,7 +34,8 @@ pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
 pub use low_rank::LowRank;
 pub use norms::{BatchPlaces, NormMemory, Places, RowsOf, Running, Store};
 pub use param::{Param, ParamId, Params};
-pub use policy::{Keep, NormSource, Policy, Sampling};
+pub use policy::{Keep, NormSource, Policy, Sampling, rows_of};
 pub use probe::Probe;
 pub use sample::{Draw, RowSample, draw, estimate_by, estimate_product, row_norms};
 pub use tape::{Mark, Mode, Op, Phase, Recorded, Tape, Var};
+pub use variance::{Bounds, GRID, LEAST_RATIO, Measured, Variances, grid};

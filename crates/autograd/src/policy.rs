@@ -43,10 +43,15 @@ impl Sampling {
         matches!(self.norms, NormSource::Cached | NormSource::Running)
     }
 
-    /// Number of rows kept of `n`: round(ratio·n), at least one.
+    /// Number of rows kept of `n`, by [`rows_of()`].
     pub fn rows_of(&self, n: usize) -> usize {
-        ((f64::from(self.ratio) * n as f64).round() as usize).clamp(n.min(1), n)
+        rows_of(self.ratio, n)
     }
+}
+
+/// Number of rows that a ratio keeps of `n`: round(ratio·n), at least one.
+pub fn rows_of(ratio: f32, n: usize) -> usize {
+    ((f64::from(ratio) * n as f64).round() as usize).clamp(n.min(1), n)
 }
 
 /// Where the norms of dZ come from when rows are drawn.
@@ -87,6 +92,13 @@ impl Policy {
     /// What the op at `site` keeps.
     pub fn keep(&self, site: &str) -> Keep {
         self.0.iter().find(|(glob, _)| glob.is_match(site)).map_or(Keep::Exact, |&(_, keep)| keep)
+    }
+
+    /// Sets the ratio of the rule for `site`, if it draws rows.
+    pub fn set_ratio(&mut self, site: &str, ratio: f32) {
+        if let Some((_, Keep::Rows(sampling))) = self.0.iter_mut().find(|(glob, _)| glob.is_match(site)) {
+            sampling.ratio = ratio;
+        }
     }
 
     /// Whether any rule draws rows by remembered norms.

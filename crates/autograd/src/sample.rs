@@ -27,12 +27,22 @@ pub struct Draw {
 
 /// Draws rows by the norms `h` of the inputs and `dz` of the output gradients (n each; without `dz`, those count as equal).
 pub fn draw(how: &Draw, h: &Tensor, dz: Option<&Tensor>) -> RowSample {
-    let (device, kernels) = (h.device(), h.device().kernels());
+    draw_by(how, &probabilities(how, h, dz))
+}
+
+/// The probabilities (n) of rows by their norms, as in [`draw`].
+pub(crate) fn probabilities(how: &Draw, h: &Tensor, dz: Option<&Tensor>) -> Tensor {
     let mut p = h.empty_like();
-    kernels.importance(h, dz, f64::from(how.uniform), &mut p);
+    h.device().kernels().importance(h, dz, f64::from(how.uniform), &mut p);
+    p
+}
+
+/// Draws rows by their probabilities p (n).
+pub(crate) fn draw_by(how: &Draw, p: &Tensor) -> RowSample {
+    let device = p.device();
     let mut index = device.empty(Class::Workspace, DType::U32, &[how.rows]);
-    let mut scale = device.empty(Class::Workspace, h.dtype(), &[how.rows]);
-    kernels.sample_rows(how.estimator, how.key, &p, &mut index, &mut scale);
+    let mut scale = device.empty(Class::Workspace, p.dtype(), &[how.rows]);
+    device.kernels().sample_rows(how.estimator, how.key, p, &mut index, &mut scale);
     RowSample { index, scale }
 }
 

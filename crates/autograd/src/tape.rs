@@ -13,6 +13,7 @@ use crate::norms::NormMemory;
 use crate::param::{Param, ParamId, Params};
 use crate::policy::{Keep, Policy};
 use crate::probe::Probe;
+use crate::variance::Variances;
 
 /// An op that was recorded: what it needs for its gradient. It holds a handle to the value of every parameter whose value it
 /// reads or whose gradient it adds to, so that the parameter may change when the last such op is gone: see [`Grads::take_final`].
@@ -57,6 +58,8 @@ pub enum Mode {
         policy: Arc<Policy>,
         /// Remembered norms of dZ, for policies that draw by them.
         norms: Option<Arc<NormMemory>>,
+        /// Measures variances, at sites whose ratio follows them.
+        variances: Option<Arc<Variances>>,
         /// Sees the operands of weight gradients.
         probe: Option<Arc<dyn Probe>>,
     },

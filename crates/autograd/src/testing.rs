@@ -51,7 +51,7 @@ pub fn random_params<const N: usize>(
 
 /// A training mode.
 pub fn training(key: Key, dropout: bool, policy: Policy, norms: Option<Arc<NormMemory>>) -> Mode {
-    Mode::Training { key, dropout, policy: Arc::new(policy), norms, probe: None }
+    Mode::Training { key, dropout, policy: Arc::new(policy), norms, variances: None, probe: None }
 }
 
 struct Leaf {

@@ -99,8 +99,8 @@ fn recipes() {
         &["--set optim.lrr=1", "unknown key `optim.lrr`; did you mean `optim.lr`?"],
     );
     train_fails(&place, &["nonsense"], 2, &["--set nonsense", "expected KEY=VALUE"]);
-    train_fails(&place, &["keep.ratio=0"], 2, &["keep.ratio: expected a number in (0, 1], found 0"]);
-    train_fails(&place, &["keep.ratio=1.5"], 2, &["keep.ratio: expected a number in (0, 1], found 1.5"]);
+    train_fails(&place, &["keep.ratio=0"], 2, &["keep.ratio: expected a number in (0, 1] or \"auto\", found 0"]);
+    train_fails(&place, &["keep.ratio=1.5"], 2, &["keep.ratio: expected a number in (0, 1] or \"auto\", found 1.5"]);
     train_fails(&place, &["task=mnlli"], 2, &["unknown task \"mnlli\"", "hint: did you mean mnli?"]);
     train_fails(
         &place,
@@ -308,4 +308,24 @@ fn adapters_that_do_not_fit() {
     let whole = place.read("run/model/adapter_model.safetensors");
     place.write("run/model/adapter_model.safetensors", &whole[..whole.len() - 9]);
     eval("model", &["truncated", "run/model/adapter_model.safetensors"]);
+}
+
+#[test]
+fn ratios_that_a_run_cannot_choose() {
+    let place = Place::new();
+    let fails =
+        |sets: &[&str], needles: &[&str]| train_fails(&place, &[&["keep.ratio=auto"], sets].concat(), 2, needles);
+    fails(
+        &[],
+        &["nothing to choose: under keep.policy = \"exact\" no site draws rows", "hint: set keep.policy to lean"],
+    );
+    let topk =
+        &["`topk` has a bias", "in encoder.layer.0.", "hint: choose keep.estimator pps, wta or crs, or a number"];
+    fails(&["keep.policy=lean", "keep.estimator=topk"], topk);
+    fails(&["keep.policy=lean", "keep.sites.'*.output.dense'.estimator=exact"], &["`exact` keeps all rows"]);
+    fails(&["keep.policy=lean", "train.batch=1"], &["compares the sequences of a step", "hint: set train.batch"]);
+    fails(
+        &["keep.policy=paper", "keep.bytes=10KiB"],
+        &["keep.bytes: expected at least ", "found 10240", "hint: a smaller batch"],
+    );
 }

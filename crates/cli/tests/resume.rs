@@ -346,3 +346,48 @@ fn damaged_checkpoints_are_named() {
     place.ok(&resume);
     same_run(&place, "run");
 }
+
+/// Ratios move, are logged where they do, and are part of what a checkpoint carries: rows drawn before and after dz is known.
+#[test]
+fn a_killed_run_whose_ratios_follow_the_gradient_goes_on() {
+    let place = place();
+    for policy in ["paper", "lean"] {
+        let policy_is = format!("keep.policy={policy}");
+        let limit = if policy == "paper" { "keep.bytes=300 KiB" } else { "keep.bytes=1GiB" };
+        let sets = ["--set", &policy_is, "--set", "keep.ratio=auto", "--set", "keep.auto_every=3", "--set", limit];
+        let whole = format!("output=whole-{policy}");
+        let clock = Instant::now();
+        let summary = place.ok(&train(&whole, &sets));
+        let time = clock.elapsed();
+        let whole = format!("whole-{policy}");
+        let ratios: Vec<_> = place.metrics(&whole).into_iter().filter(|m| m["kind"] == "ratios").collect();
+        assert!(ratios.len() > 10 && ratios[0]["step"] == 0, "{}", ratios.len());
+        assert!(ratios[1..].iter().all(|m| m["step"].as_u64().unwrap() % 3 == 0));
+        let values = ratios.iter().flat_map(|m| m["ratios"].as_object().unwrap().values());
+        assert!(values.clone().all(|v| (0.02..=1.0).contains(&v.as_f64().unwrap())));
+        assert!(values.clone().any(|v| *v != json!(0.3)));
+        assert!(summary.contains("pps@auto"), "{summary}");
+        let summary = place.json(&format!("{whole}/summary.json"));
+        let bytes = |key: &str| summary[key].as_u64().unwrap();
+        assert!(
+            bytes("kept_bytes") <= bytes("planned_kept_bytes") && bytes("peak_bytes") <= bytes("planned_peak_bytes")
+        );
+        if policy == "paper" {
+            assert_eq!(bytes("planned_kept_bytes"), 300 << 10);
+            assert!(bytes("kept_bytes") > 250 << 10, "the limit is used: {}", bytes("kept_bytes"));
+        }
+        let report = String::from_utf8(place.read(&format!("{whole}/report.html"))).unwrap();
+        assert!(report.contains("<h2>Ratios</h2>"));
+
+        let run = format!("killed-{policy}");
+        let output = format!("output={run}");
+        let mut child = spawn(&place, &train(&output, &sets));
+        std::thread::sleep(time.mul_f64(0.6));
+        child.kill().unwrap();
+        assert!(child.wait().unwrap().code().is_none(), "the run ended before it was killed");
+        place.ok(&train(&output, &[&sets[..], &["--resume"]].concat()));
+        let file = "model/model.safetensors";
+        assert!(place.read(&format!("{run}/{file}")) == place.read(&format!("{whole}/{file}")), "{run}/{file} differs");
+        assert_eq!(place.metrics(&run), place.metrics(&whole));
+    }
+}

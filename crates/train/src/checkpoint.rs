@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
 use crate::optim::Moments;
+use crate::ratios::SiteRatio;
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -40,6 +41,9 @@ pub struct State {
     pub peak: Bytes,
     /// Running averages of norms.
     pub running: Option<Running>,
+    /// Ratios that follow the gradient.
+    #[serde(default)]
+    pub ratios: Option<Vec<SiteRatio>>,
 }
 
 const STATE: &str = "state.json";
@@ -67,7 +71,8 @@ pub fn write(folder: &Path, engine: &Engine, state: &State, keep: usize) -> Resu
     fs::create_dir_all(folder).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(folder.display()))?;
     let target = folder.join(format!("step-{}", state.step));
     let snapshot = engine.norms.as_ref().map(|n| n.snapshot());
-    let state = State { running: snapshot.as_ref().map(|(running, _)| running.clone()), ..state.clone() };
+    let running = snapshot.as_ref().map(|(running, _)| running.clone());
+    let state = State { running, ratios: engine.ratios.as_ref().map(|r| r.sites().to_vec()), ..state.clone() };
     replace_dir_atomic(&target, |new| {
         let registry = &engine.model.registry;
         weights::write(&new.join(WEIGHTS), &registry.saved(|e| registry.is_trainable(e)), &[])?;
@@ -135,6 +140,10 @@ pub fn read(checkpoint: &Path, engine: &mut Engine) -> Result<State> {
         let mut codes = vec![0; stored.shape("codes").map_or(0, |s| s.iter().product())];
         stored.read_u8("codes", &mut codes)?;
         norms.restore(state.running.clone().unwrap_or_default(), &codes).map_err(|e| e.at(file.display()))?;
+    }
+    if let Some(ratios) = &mut engine.ratios {
+        ratios.restore(state.ratios.clone().unwrap_or_default()).map_err(|e| e.at(file.display()))?;
+        ratios.apply(&mut engine.policy);
     }
     Ok(state)
 }

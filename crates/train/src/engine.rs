@@ -4,13 +4,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use colrow_autograd::{BatchPlaces, Grads, Ledger, Mark, Mode, NormMemory, Phase, Places, Policy, Probe, Tape, Var};
+use colrow_autograd::{
+    BatchPlaces, Bounds, Grads, Ledger, Mark, Mode, NormMemory, Phase, Places, Policy, Probe, Tape, Var,
+};
 use colrow_models::model::{Input, Model, Target};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Bytes, Error, Result};
 
 use crate::data::{Batch, Labels};
 use crate::optim::Optimizer;
+use crate::ratios::Ratios;
 
 /// A part of a step's batch that passes through the model at once, on the host.
 #[derive(Clone, Debug)]
@@ -50,6 +53,20 @@ impl Micro {
         }
     }
 
+    fn bounds(&self) -> Bounds {
+        let targets = match &self.batch.labels {
+            Some(Labels::Text(targets)) => {
+                let ends = targets.iter().scan(0, |sum, t| {
+                    *sum += t.len() as u32;
+                    Some(*sum)
+                });
+                std::iter::once(0).chain(ends).collect()
+            }
+            _ => Vec::new(),
+        };
+        Bounds { tokens: self.batch.bounds.clone(), targets }
+    }
+
     fn places(&self, losses: usize) -> BatchPlaces {
         let positions = self.batch.bounds.windows(2).flat_map(|w| 0..w[1] - w[0]);
         let positions = positions.zip(self.batch.special.iter().copied()).collect();
@@ -83,6 +100,8 @@ pub struct StepStats {
     pub ledger: Ledger,
     /// Live bytes over the step, if asked for.
     pub timeline: Vec<Mark>,
+    /// Whether the step was measured, so that ratios may have changed after it.
+    pub measured: bool,
 }
 
 /// A model with what its training needs.
@@ -96,6 +115,8 @@ pub struct Engine {
     pub policy: Arc<Policy>,
     /// Remembered norms, if the policy draws by them.
     pub norms: Option<Arc<NormMemory>>,
+    /// Ratios that follow the gradient, where the recipe leaves them to the run.
+    pub ratios: Option<Ratios>,
     /// Sees the operands of weight gradients.
     pub probe: Option<Arc<dyn Probe>>,
     /// Root of the run's random numbers.
@@ -111,6 +132,7 @@ impl Engine {
             dropout: self.dropout,
             policy: self.policy.clone(),
             norms: self.norms.clone(),
+            variances: self.ratios.as_ref().map(|ratios| ratios.variances().clone()),
             probe: self.probe.clone(),
         }
     }
@@ -128,11 +150,16 @@ impl Engine {
         let losses: usize = micros.iter().map(Micro::losses).sum();
         let (mut update, mut optimizer_time) = (self.optimizer.begin(step, lr, micros.len())?, Duration::ZERO);
         let mut grads = Grads::new(&self.model.registry.params);
+        let measured = self.ratios.as_ref().is_some_and(|ratios| ratios.measures(step));
         let (mut loss, mut kept_bytes, mut ledger, mut marks) = (0.0, 0, None, Vec::new());
         for (i, micro) in micros.iter().enumerate() {
             let key = self.key.child(step).child(i as u64);
             if let Some(norms) = &self.norms {
                 norms.begin(micro.places(losses));
+            }
+            if let Some(ratios) = &self.ratios {
+                let probes = measured.then(|| self.key.child(step).named("probes"));
+                ratios.variances().begin(probes, micro.bounds());
             }
             let mut tape = Tape::new(&self.model.registry.params, self.mode(key));
             if timeline {
@@ -162,6 +189,10 @@ impl Engine {
         let clock = Instant::now();
         let grad_norm = self.optimizer.finish(update, &mut self.model.registry.params, &grads)?;
         optimizer_time += clock.elapsed();
+        if let Some(ratios) = self.ratios.as_mut().filter(|_| measured) {
+            ratios.update();
+            ratios.apply(&mut self.policy);
+        }
         if timeline {
             marks.push(Mark { phase: Phase::Optimizer, at: "optimizer".into(), live: meter.live() });
         }
@@ -174,6 +205,7 @@ impl Engine {
             peak: meter.peak(),
             ledger: ledger.unwrap_or_default(),
             timeline: marks,
+            measured,
         })
     }
 

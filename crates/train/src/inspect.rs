@@ -283,6 +283,7 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
     job.policy = Arc::new(Policy::exact());
     // the errors of estimators, not of rounding
     job.recipe.train.precision = crate::recipe::Precision::F32;
+    job.auto.clear();
     let model = job.model()?;
     let device = model.registry.params.device().clone();
     let linears = model.sites().into_iter().filter(|site| site.kind == SiteKind::Linear);

@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod metrics;
 pub mod optim;
 pub mod plan;
+pub mod ratios;
 pub mod recipe;
 pub mod schedule;
 pub mod setup;

@@ -11,6 +11,7 @@ use colrow_tensor::{Bytes, DType, Device, Result};
 use crate::data::{Batch, Labels};
 use crate::engine::{Engine, Micro};
 use crate::optim::{Optimizer, Settings};
+use crate::ratios::{self, Ratios};
 
 /// What a run is made of, as far as memory is concerned.
 pub struct Shape<'a> {
@@ -22,6 +23,8 @@ pub struct Shape<'a> {
     pub optim: Settings,
     /// What linears keep.
     pub policy: Arc<Policy>,
+    /// Sites whose ratio may change; the step is planned as one that measures them.
+    pub auto: &'a [(String, RowsOf)],
     /// Lengths of each micro-batch's sequences.
     pub micros: &'a [Lengths],
     /// Tokens of the training set, targets included, if norms are cached in memory.
@@ -69,8 +72,8 @@ pub struct Plan {
     pub ledger: Ledger,
 }
 
-/// A policy in words, as reports print it.
-pub fn keep_name(keep: Keep) -> String {
+/// A policy in words, as reports print it; `auto` if the run chooses the ratio.
+pub fn keep_name(keep: Keep, auto: bool) -> String {
     match keep {
         Keep::Exact => "exact".into(),
         Keep::Nothing => "rebuild".into(),
@@ -79,21 +82,22 @@ pub fn keep_name(keep: Keep) -> String {
         Keep::Rows(s) => format!(
             "{}@{} ({} norms)",
             format!("{:?}", s.estimator).to_lowercase(),
-            s.ratio,
+            if auto { "auto".into() } else { s.ratio.to_string() },
             format!("{:?}", s.norms).to_lowercase()
         ),
     }
 }
 
-/// Sites of the ledger with what they keep, each once, in order.
-pub fn sites(policy: &Policy, known: &[Site], ledger: &Ledger) -> Vec<SitePlan> {
+/// Sites of the ledger with what they keep, each once, in order; `auto` are those whose ratio the run chooses.
+pub fn sites(policy: &Policy, auto: &[(String, RowsOf)], known: &[Site], ledger: &Ledger) -> Vec<SitePlan> {
     let mut sites: Vec<SitePlan> = Vec::new();
     for entry in &ledger.entries {
         match sites.iter_mut().find(|s| s.name == entry.site) {
             Some(site) => site.kept_bytes += entry.bytes,
             None => {
+                let is_auto = || auto.iter().any(|(site, _)| *site == entry.site);
                 let known = known.iter().any(|site| site.name == entry.site);
-                let policy = if known { keep_name(policy.keep(&entry.site)) } else { entry.keep.clone() };
+                let policy = if known { keep_name(policy.keep(&entry.site), is_auto()) } else { entry.keep.clone() };
                 sites.push(SitePlan { name: entry.site.clone(), policy, kept_bytes: entry.bytes });
             }
         }
@@ -126,13 +130,15 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let micros: Vec<Micro> = shape.micros.iter().map(|lengths| blank(lengths, shape.regression)).collect();
     let linears = model.sites();
     let policy = shape.policy.clone();
-    let mut engine = Engine { model, optimizer, policy, norms, probe: None, key: Key::new(0), dropout: true };
+    let ratios = Ratios::new(ratios::Settings { every: 1, share: 0.0 }, shape.auto);
+    let ratios = Some(ratios).filter(|_| !shape.auto.is_empty());
+    let mut engine = Engine { model, optimizer, policy, norms, ratios, probe: None, key: Key::new(0), dropout: true };
     let stats = engine.step(&micros, 0.0, 1, false)?;
     Ok(Plan {
         kept_bytes: stats.kept_bytes,
         peak_bytes: stats.peak.total(),
         peak_bytes_by_class: stats.peak,
-        sites: sites(&shape.policy, &linears, &stats.ledger),
+        sites: sites(&shape.policy, shape.auto, &linears, &stats.ledger),
         tokens: stats.tokens,
         ledger: stats.ledger,
     })

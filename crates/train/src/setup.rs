@@ -17,7 +17,8 @@ use crate::data::{
 use crate::engine::Engine;
 use crate::optim::{Optimizer, Settings};
 use crate::plan::{self, Lengths, Plan, Shape, remembering_sites};
-use crate::recipe::{self, CacheIn, Method, PolicyName, Recipe, SiteKeep};
+use crate::ratios::{self, Ratios};
+use crate::recipe::{self, CacheIn, Method, PolicyName, Ratio, Recipe, SiteKeep};
 use crate::tasks::Task;
 
 /// A labelled development set.
@@ -50,8 +51,10 @@ pub struct Job {
     pub answers: Option<Answers>,
     /// Draws batches.
     pub sampler: Sampler,
-    /// What linears keep.
+    /// What linears keep; at sites whose ratio the run chooses, where it starts.
     pub policy: Arc<Policy>,
+    /// Those sites, and what their rows are.
+    pub auto: Vec<(String, RowsOf)>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -135,14 +138,20 @@ fn preset(policy: PolicyName, site: &Site) -> SiteKeep {
     }
 }
 
-/// What one site keeps, by the recipe.
-pub fn site_keep(keep: &recipe::Keep, site: &Site) -> Keep {
+/// What the recipe says of a site: what is kept, and for rows how they are sampled.
+fn said_of(keep: &recipe::Keep, site: &Site) -> (SiteKeep, recipe::Estimator, Ratio, recipe::NormSource) {
     let applies = |e: &recipe::Site| e.keep.map_or(site.kind == SiteKind::Linear, |keep| fits(site.kind, keep));
     let exception = keep.exception(&site.name, applies);
     let kind = exception.and_then(|e| e.keep).unwrap_or_else(|| preset(keep.policy, site));
     let estimator = exception.and_then(|e| e.estimator).unwrap_or(keep.estimator);
     let ratio = exception.and_then(|e| e.ratio).unwrap_or(keep.ratio);
     let norms = exception.and_then(|e| e.norms).unwrap_or(keep.norms());
+    (kind, estimator, ratio, norms)
+}
+
+/// What one site keeps, by the recipe; where the run chooses the ratio, what it starts with.
+pub fn site_keep(keep: &recipe::Keep, site: &Site) -> Keep {
+    let (kind, estimator, ratio, norms) = said_of(keep, site);
     let estimator = match (kind, estimator) {
         (SiteKeep::Rebuild, _) => return Keep::Nothing,
         (SiteKeep::Recompute, _) => return Keep::Recompute,
@@ -160,6 +169,10 @@ pub fn site_keep(keep: &recipe::Keep, site: &Site) -> Keep {
         recipe::NormSource::Cached => NormSource::Cached,
         recipe::NormSource::Running => NormSource::Running,
         recipe::NormSource::Uniform => NormSource::Uniform,
+    };
+    let ratio = match ratio {
+        Ratio::Fixed(ratio) => ratio,
+        Ratio::Auto => ratios::START,
     };
     Keep::Rows(Sampling { estimator, ratio: ratio as f32, norms, uniform: keep.uniform as f32 })
 }
@@ -185,6 +198,41 @@ pub fn policy(keep: &recipe::Keep, sites: &[Site]) -> Result<Policy> {
         }
     }
     Policy::new(sites.iter().map(|s| (s.name.clone(), site_keep(keep, s))))
+}
+
+/// Sites whose ratio the run chooses, and what their rows are.
+///
+/// # Errors
+/// No such site where the recipe asks for one, one whose estimator has no ratio to choose, one sequence a step.
+pub fn auto_sites(recipe: &Recipe, sites: &[Site]) -> Result<Vec<(String, RowsOf)>> {
+    let (keep, train) = (&recipe.keep, &recipe.train);
+    if !keep.chooses_ratios() {
+        return Ok(Vec::new());
+    }
+    let mut auto = Vec::new();
+    for site in sites {
+        let (SiteKeep::Rows, estimator, Ratio::Auto, _) = said_of(keep, site) else { continue };
+        if let recipe::Estimator::Exact | recipe::Estimator::TopK = estimator {
+            let why =
+                if estimator == recipe::Estimator::TopK { "has a bias that it does not see" } else { "keeps all rows" };
+            return Err(Error::usage(format!("keep.ratio: \"auto\" weighs variances; `{estimator}` {why}"))
+                .at(&site.name)
+                .hint("choose keep.estimator pps, wta or crs, or a number"));
+        }
+        auto.push((site.name.clone(), site.rows));
+    }
+    if auto.is_empty() {
+        return Err(Error::usage(format!(
+            "keep.ratio: \"auto\" has nothing to choose: under keep.policy = \"{}\" no site draws rows",
+            keep.policy
+        ))
+        .hint("set keep.policy to lean, leanest or paper"));
+    }
+    if train.batch == recipe::Batch::Sequences(1) && train.accumulate == 1 {
+        return Err(Error::usage("keep.ratio: \"auto\" compares the sequences of a step, and there is one")
+            .hint("set train.batch or train.accumulate to 2 or more, or keep.ratio to a number"));
+    }
+    Ok(auto)
 }
 
 /// Modules that are trained whole beside adapters or biases: the recipe's, else the head.
@@ -312,7 +360,8 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
     choose_trained(&mut blank, &recipe)?;
     let policy = Arc::new(policy(&recipe.keep, &blank.sites())?);
-    Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, warnings })
+    let auto = auto_sites(&recipe, &blank.sites())?;
+    Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, auto, warnings })
 }
 
 impl Job {
@@ -335,17 +384,53 @@ impl Job {
         Lengths { sources, targets }
     }
 
-    /// The plan of the largest step that the sampler can produce.
+    /// The plan of the largest step that the sampler can produce; where the run chooses ratios, of one that measures and keeps all rows
+    /// there, though no more than `keep.bytes`.
     ///
     /// # Errors
-    /// Frozen keys that split a stacked weight.
+    /// Frozen keys that split a stacked weight; a `keep.bytes` that no ratios meet.
     pub fn plan(&self) -> Result<Plan> {
+        let mut plan = self.plan_of_all_rows()?;
+        if let (Some(_), Some(limit)) = (self.ratios(&plan)?, self.recipe.keep.bytes) {
+            plan.kept_bytes = plan.kept_bytes.min(limit as usize);
+        }
+        Ok(plan)
+    }
+
+    /// What chooses ratios, if the recipe leaves any to the run, by the plan of all rows.
+    fn ratios(&self, plan: &Plan) -> Result<Option<Ratios>> {
+        let keep = &self.recipe.keep;
+        if self.auto.is_empty() {
+            return Ok(None);
+        }
+        // a frozen linear keeps nothing and has no gradient to follow
+        let learns = |site: &str| plan.ledger.entries.iter().any(|e| e.site == site && e.what == "projections");
+        let sites: Vec<_> = self.auto.iter().filter(|(site, _)| learns(site)).cloned().collect();
+        let settings = ratios::Settings { every: keep.auto_every, share: keep.auto_share };
+        let mut ratios = Ratios::new(settings, &sites);
+        if let Some(limit) = keep.bytes {
+            let longest = self.longest_batch();
+            let sum = |lengths: &[u32]| lengths.iter().map(|&l| l as usize).sum();
+            let rows = sites.iter().map(|(_, rows)| match rows {
+                RowsOf::Tokens => sum(&longest.sources),
+                RowsOf::Targets => sum(longest.targets.as_deref().unwrap_or_default()),
+                RowsOf::Sequences => longest.sources.len(),
+            });
+            ratios.limit(limit as usize, &plan.ledger, &rows.collect::<Vec<_>>())?;
+        }
+        Ok(Some(ratios))
+    }
+
+    fn plan_of_all_rows(&self) -> Result<Plan> {
         let longest = self.longest_batch();
+        let mut policy = self.policy.clone();
+        self.auto.iter().for_each(|(site, _)| Arc::make_mut(&mut policy).set_ratio(site, 1.0));
         plan::plan(&Shape {
             config: &self.config,
             choose_trained: &|model| choose_trained(model, &self.recipe),
             optim: Settings::from(&self.recipe.optim),
-            policy: self.policy.clone(),
+            policy,
+            auto: &self.auto,
             micros: &vec![longest; self.recipe.train.accumulate],
             cached_tokens: if self.recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
             regression: self.task.is_regression(),
@@ -394,11 +479,17 @@ impl Job {
             }
             false => None,
         };
+        let ratios = self.ratios(&self.plan_of_all_rows()?)?;
+        let mut policy = self.policy.clone();
+        if let Some(ratios) = &ratios {
+            ratios.apply(&mut policy);
+        }
         Ok(Engine {
             optimizer: Optimizer::new(Settings::from(&self.recipe.optim), &model.registry.params),
             model,
-            policy: self.policy.clone(),
+            policy,
             norms,
+            ratios,
             probe: None,
             key: Key::new(self.recipe.seed).named("run"),
             dropout: true,

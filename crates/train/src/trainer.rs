@@ -16,6 +16,7 @@ use crate::evaluate::{Evaluation, evaluate};
 use crate::folder::RunFolder;
 use crate::metrics::Metric;
 use crate::plan;
+use crate::ratios::Ratios;
 use crate::recipe::{Batch, Every, Recipe};
 use crate::schedule::{lr_at, warmup_steps};
 use crate::setup::{Job, batch_by, lora_config};
@@ -99,6 +100,9 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
         last: None,
         tokens: 0,
     };
+    if run.state.step == 0 {
+        run.log_ratios(|_| None)?;
+    }
     observer.start(run.state.step, run.total);
     let clock = Instant::now();
     let seconds_before = run.state.seconds;
@@ -216,6 +220,7 @@ impl Run {
         let optim = &self.job.recipe.optim;
         let warmup = warmup_steps(optim.warmup, self.total);
         let lr = lr_at(optim.schedule, optim.lr, self.state.step, warmup, self.total);
+        let before: Vec<f64> = self.engine.ratios.iter().flat_map(Ratios::sites).map(|s| s.ratio).collect();
         let clock = Instant::now();
         let mut stats = self.engine.step(&micros, lr, self.state.step + 1, true)?;
         let seconds = clock.elapsed().as_secs_f64();
@@ -241,7 +246,22 @@ impl Run {
                 "kept_bytes": stats.kept_bytes, "peak_bytes": stats.peak.total(),
             }))?;
         }
+        if stats.measured {
+            self.log_ratios(|i| Some(before[i]))?;
+        }
         Ok(stats)
+    }
+
+    /// Logs the ratios that the run chooses, to three digits, where those are not what they were before.
+    fn log_ratios(&mut self, before: impl Fn(usize) -> Option<f64>) -> Result<()> {
+        let digits = |ratio: f64| (ratio * 1e3).round() / 1e3;
+        let sites = self.engine.ratios.iter().flat_map(Ratios::sites).enumerate();
+        let changed = sites.filter(|(i, site)| before(*i).is_none_or(|b| digits(b) != digits(site.ratio)));
+        let ratios: Map<_, _> = changed.map(|(_, site)| (site.site.clone(), json!(digits(site.ratio)))).collect();
+        if ratios.is_empty() {
+            return Ok(());
+        }
+        self.folder.log(&json!({"kind": "ratios", "step": self.state.step, "ratios": ratios}))
     }
 
     /// Metrics of all development sets, and of the first of them by itself; `None` if there is none.
@@ -330,7 +350,7 @@ impl Run {
         let seconds: f64 = self.times.iter().sum();
         let fin = self.last.as_ref().map(|e| e.to_json(""));
         let name = self.folder.path().file_name().map(|n| n.to_string_lossy().into_owned());
-        let sites = plan::sites(&self.job.policy, &self.engine.model.sites(), &self.state.ledger);
+        let sites = plan::sites(&self.engine.policy, &self.job.auto, &self.engine.model.sites(), &self.state.ledger);
         let policy: Vec<_> = sites.iter().map(|s| json!({"site": s.name, "keep": s.policy})).collect();
         json!({
             "name": name,

@@ -48,7 +48,14 @@ fn run(problem: Problem, states: States) -> (Vec<f64>, Vec<f64>) {
         let x = normal(&device, key, [BATCH, D], |column| 10_f64.powf(-2.0 * column as f64 / D as f64));
         let mut target = normal(&device, key.child(1), [BATCH, D], |_| 0.1);
         device.kernels().matmul(&x, false, &truth, true, 1.0, &mut target);
-        let mode = Mode::Training { key, dropout: false, policy: Arc::new(Policy::exact()), norms: None, probe: None };
+        let mode = Mode::Training {
+            key,
+            dropout: false,
+            policy: Arc::new(Policy::exact()),
+            norms: None,
+            variances: None,
+            probe: None,
+        };
         let mut tape = Tape::new(&params, mode);
         let y = tape.linear("linear", &tape.constant(x), w, None);
         let loss = problem(&mut tape, &y, &target);

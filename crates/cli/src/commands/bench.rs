@@ -105,7 +105,7 @@ impl Args {
         recipe::Keep {
             policy: self.keep,
             estimator: self.estimator,
-            ratio: self.ratio,
+            ratio: recipe::Ratio::Fixed(self.ratio),
             norms: self.norms,
             ..recipe::Keep::default()
         }
@@ -191,6 +191,7 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
         choose_trained: &choose_trained,
         optim: args.optim(),
         policy: policy.clone(),
+        auto: &[],
         micros: &[lengths],
         cached_tokens: n + of_targets,
         regression,
@@ -209,7 +210,8 @@ fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
         false => None,
     };
     let optimizer = Optimizer::new(args.optim(), &model.registry.params);
-    let mut engine = Engine { model, optimizer, policy, norms, probe: None, key: Key::new(args.seed), dropout: true };
+    let mut engine =
+        Engine { model, optimizer, policy, norms, ratios: None, probe: None, key: Key::new(args.seed), dropout: true };
     let micros = [micro];
     let (mut times, mut optimizer_times) = (Vec::new(), Vec::new());
     let mut last = None;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use colrow_tensor::{Error, Result};
 use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
-use colrow_train::setup;
+use colrow_train::recipe::Ratio;
+use colrow_train::{ratios, setup};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{RecipeArgs, print, print_json};
@@ -52,7 +53,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(out) = &args.out {
         report::write_evidence(&evidence, out)?;
     }
-    let ratio = job.recipe.keep.ratio;
+    let ratio = match job.recipe.keep.ratio {
+        Ratio::Fixed(ratio) => ratio,
+        Ratio::Auto => ratios::START,
+    };
     if args.json { print_json(&evidence) } else { print(&text(&evidence, ratio)) }
 }
 

@@ -131,6 +131,7 @@ pub(crate) fn predictor(args: &ModelArgs) -> Result<Predictor> {
         model,
         policy: std::sync::Arc::default(),
         norms: None,
+        ratios: None,
         probe: None,
         key: Key::new(0),
         dropout: false,

@@ -19,6 +19,8 @@ pub(crate) struct Run {
     pub(crate) train: Vec<TrainPoint>,
     /// Evaluations, in increasing order of step.
     pub(crate) evals: Vec<EvalPoint>,
+    /// Ratios that the run chose, in increasing order of step.
+    pub(crate) ratios: Vec<RatioPoint>,
     /// `summary.json`.
     pub(crate) summary: Option<Summary>,
     /// What reading the folder showed that the reader should know.
@@ -48,6 +50,14 @@ pub(crate) struct EvalPoint {
     pub(crate) epoch: Option<f64>,
     pub(crate) loss: Option<f64>,
     pub(crate) metrics: BTreeMap<String, Option<f64>>,
+}
+
+/// A line of `metrics.jsonl` with `"kind":"ratios"`: the sites whose ratio is another than before.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RatioPoint {
+    pub(crate) step: u64,
+    pub(crate) ratios: serde_json::Map<String, Value>,
 }
 
 /// `summary.json`; bytes are integers, times are seconds.
@@ -194,6 +204,7 @@ impl Run {
                 if self.train.last().is_some_and(|last| last.step >= point.step) {
                     self.train.retain(|p| p.step < point.step);
                     self.evals.retain(|p| p.step < point.step);
+                    self.ratios.retain(|p| p.step < point.step);
                 }
                 self.train.push(point);
             }
@@ -201,6 +212,11 @@ impl Run {
                 let Ok(point) = serde_json::from_value::<EvalPoint>(value) else { return false };
                 self.evals.retain(|p| p.step < point.step);
                 self.evals.push(point);
+            }
+            Some("ratios") => {
+                let Ok(point) = serde_json::from_value::<RatioPoint>(value) else { return false };
+                self.ratios.retain(|p| p.step < point.step);
+                self.ratios.push(point);
             }
             // Other kinds may be added.
             Some(_) => {}

@@ -5,6 +5,7 @@ mod groups;
 mod load;
 mod memory;
 mod overview;
+mod ratios;
 #[cfg(test)]
 mod sample;
 mod scatter;
@@ -43,6 +44,7 @@ pub(crate) fn render(title: &str, runs: &[Run]) -> String {
     body += &costs;
     body += &overview::figures(runs);
     body += &curves(runs);
+    body += &ratios::section(runs);
     body += &memory::section(runs);
     body += &policies(runs);
     body += &notes("<h2>Warnings</h2>", runs, warnings);
@@ -318,6 +320,8 @@ mod tests {
         let runs = load(&dir, &names);
         write("Movie reviews, three ways", &runs, &dir.join("three.html")).unwrap();
         write("Movie reviews", &runs[..1], &dir.join("one.html")).unwrap();
+        super::sample::write_run(&dir.join("pps@auto"), "pps@auto", 3, 0.38);
+        write("Ratios that the run chose", &load(&dir, &["pps@auto"]), &dir.join("auto.html")).unwrap();
         fs::remove_file(dir.join("pps@0.3/summary.json")).unwrap();
         write("An interrupted run", &load(&dir, &["pps@0.3"]), &dir.join("interrupted.html")).unwrap();
 
@@ -349,6 +353,11 @@ mod tests {
         let one = fs::read_to_string(dir.join("one.html")).unwrap();
         assert_eq!(unbalanced(&one), None);
         assert!(one.contains("class=\"tiles\"") && one.contains("<details open>"));
+
+        let auto = fs::read_to_string(dir.join("auto.html")).unwrap();
+        assert_eq!(unbalanced(&auto), None);
+        assert!(auto.contains("<h2>Ratios</h2>") && auto.contains("<span>encoder.layer.*.ffn.up</span>"));
+        assert!(!one.contains("<h2>Ratios</h2>"));
 
         let interrupted = fs::read_to_string(dir.join("interrupted.html")).unwrap();
         assert_eq!(unbalanced(&interrupted), None);

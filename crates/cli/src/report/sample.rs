@@ -35,7 +35,8 @@ pub(super) fn write_run(dir: &Path, name: &str, seed: u64, rows: f64) {
         "name = \"{name}\"\ntask = \"movie reviews\"\n\n[model]\npath = \"models/minilm\"\n\n[keep]\nestimator = \"{estimator}\"\nratio = {rows}\n\n[optim]\nlr = 2e-5\nweight_decay = 0.01\n"
     );
     fs::write(dir.join("summary.json"), serde_json::to_string_pretty(&summary).unwrap()).unwrap();
-    fs::write(dir.join("metrics.jsonl"), metrics).unwrap();
+    let ratios = if name.ends_with("@auto") { ratios() } else { String::new() };
+    fs::write(dir.join("metrics.jsonl"), metrics + &ratios).unwrap();
     fs::write(dir.join("recipe.toml"), recipe).unwrap();
 }
 
@@ -87,6 +88,23 @@ fn timeline(ledger: &[Value]) -> Vec<Value> {
     }
     moment("optimizer", &json!("adamw"), WEIGHTS, 0, 1 << 20);
     timeline
+}
+
+/// The lines of `metrics.jsonl` about ratios: from 0.3 to a level by kind and layer.
+fn ratios() -> String {
+    let mut lines = String::new();
+    for step in (0..=STEPS).step_by(10) {
+        let sites =
+            (0..LAYERS).flat_map(|i| [("attention.out", 0.12), ("ffn.up", 0.35), ("ffn.down", 0.55)].map(|s| (i, s)));
+        let ratio = |(i, (part, level)): (usize, (&str, f64))| {
+            let level = level * (0.8 + 0.08 * i as f64) + 0.02 * (step as f64 / 40.0 + i as f64).sin();
+            let value = level + (0.3 - level) * (-(step as f64) / 60.0).exp();
+            (format!("encoder.layer.{i}.{part}"), json!((value * 1e3).round() / 1e3))
+        };
+        let ratios: serde_json::Map<_, _> = sites.map(ratio).collect();
+        let _ = writeln!(lines, "{}", json!({"kind": "ratios", "step": step, "ratios": ratios}));
+    }
+    lines
 }
 
 /// The lines of `metrics.jsonl`, and the accuracy by step.

@@ -87,6 +87,11 @@ pub(super) fn join_layers<T: PartialEq>(sites: Vec<(String, T)>) -> Vec<(String,
     joined.collect()
 }
 
+/// What a site is, whichever its layer: `encoder.layer.*.ffn.up`.
+pub(super) fn kind(site: &str) -> String {
+    split_layer(site).map_or_else(|| site.to_owned(), |(before, _, after)| format!("{before}*{after}"))
+}
+
 /// A policy as the summary tells it: text as it is, anything else as JSON.
 pub(super) fn keep_words(keep: &Value) -> String {
     match keep {

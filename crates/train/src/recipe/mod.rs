@@ -20,6 +20,7 @@ use serde::{Serialize, Serializer};
 pub use choice::{
     CacheIn, Choice, Estimator, Method, NormSource, PolicyName, Precision, Schedule, SiteKeep, States, Update,
 };
+pub use rules::parse_bytes;
 
 /// Everything a run is told.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -259,8 +260,15 @@ pub struct Keep {
     pub policy: PolicyName,
     /// How the rows of a sampled site are chosen and weighted.
     pub estimator: Estimator,
-    /// Share of the rows that a sampled site keeps; in (0, 1].
-    pub ratio: f64,
+    /// Share of the rows that a sampled site keeps.
+    pub ratio: Ratio,
+    /// Steps between two measurements of what the ratios that the run chooses follow; at least 1.
+    pub auto_every: u64,
+    /// Share of the minibatch's variance that sampling may add where the run chooses the ratio; above 0.
+    pub auto_share: f64,
+    /// Most bytes that the largest batch may keep where the run chooses ratios.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// Where the norms of the output gradients come from; without it `cached` under the policies `exact` and `paper`, else `current`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norms: Option<NormSource>,
@@ -278,7 +286,10 @@ impl Default for Keep {
         Self {
             policy: PolicyName::Exact,
             estimator: Estimator::Pps,
-            ratio: 0.3,
+            ratio: Ratio::Fixed(0.3),
+            auto_every: 10,
+            auto_share: 0.025,
+            bytes: None,
             norms: None,
             uniform: 0.1,
             cache: CacheIn::Memory,
@@ -294,6 +305,11 @@ impl Keep {
             PolicyName::Lean | PolicyName::Leanest | PolicyName::Recompute => NormSource::Current,
             PolicyName::Exact | PolicyName::Paper => NormSource::Cached,
         })
+    }
+
+    /// Whether any ratio is left to the run.
+    pub fn chooses_ratios(&self) -> bool {
+        self.ratio == Ratio::Auto || self.sites.iter().any(|site| site.ratio == Some(Ratio::Auto))
     }
 
     /// The first exception that names a site and that `fits` it.
@@ -316,7 +332,7 @@ pub struct Site {
     pub estimator: Option<Estimator>,
     /// See [`Keep::ratio`].
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ratio: Option<f64>,
+    pub ratio: Option<Ratio>,
     /// See [`Keep::norms`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norms: Option<NormSource>,
@@ -324,6 +340,24 @@ pub struct Site {
 
 fn sites_as_table<S: Serializer>(sites: &[Site], s: S) -> Result<S::Ok, S::Error> {
     s.collect_map(sites.iter().map(|site| (&site.pattern, site)))
+}
+
+/// Share of the rows that a site keeps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ratio {
+    /// A number in (0, 1].
+    Fixed(f64),
+    /// What the run finds by measuring: `"auto"`.
+    Auto,
+}
+
+impl Serialize for Ratio {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Fixed(ratio) => s.serialize_f64(*ratio),
+            Self::Auto => s.serialize_str(rules::AUTO),
+        }
+    }
 }
 
 /// Whether a glob of a recipe (`*` also crosses dots) names `name`.
@@ -460,7 +494,10 @@ mod tests {
         [keep]
         policy = "paper"
         estimator = "wta"
-        ratio = 0.1
+        ratio = "auto"
+        auto_every = 5
+        auto_share = 0.1
+        bytes = "1.5 MiB"
         norms = "running"
         uniform = 0.2
         cache = "file"
@@ -470,8 +507,8 @@ mod tests {
         "é \"q\"" = {}
     "#;
 
-    /// There is no other precision, and updates in the backward pass exclude accumulation.
-    const ONLY_DEFAULT: [&str; 2] = ["train.precision", "optim.update"];
+    /// Updates in the backward pass exclude accumulation.
+    const ONLY_DEFAULT: [&str; 1] = ["optim.update"];
 
     fn parse(text: &str) -> Recipe {
         Recipe::parse(text, "test", &[]).unwrap()
@@ -557,7 +594,7 @@ mod tests {
         let keep = Recipe::parse(FULL, "test", &sets).unwrap().keep;
         let patterns: Vec<_> = keep.sites.iter().map(|s| s.pattern.as_str()).collect();
         assert_eq!(patterns, ["q*", "z.*.dense", "a.*", "é \"q\""]);
-        assert_eq!(keep.sites[1].ratio, Some(0.9));
+        assert_eq!(keep.sites[1].ratio, Some(Ratio::Fixed(0.9)));
         assert_eq!(keep.sites[1].estimator, Some(Estimator::Crs));
     }
 
@@ -565,7 +602,7 @@ mod tests {
     fn exceptions_match_by_glob() {
         let keep = parse(FULL).keep;
         let dense = keep.exception("z.layer.3.output.dense", |_| true).unwrap();
-        assert_eq!((dense.keep, dense.ratio), (Some(SiteKeep::Rows), Some(0.5)));
+        assert_eq!((dense.keep, dense.ratio), (Some(SiteKeep::Rows), Some(Ratio::Fixed(0.5))));
         assert_eq!(keep.exception("a.b", |_| true).unwrap().keep, Some(SiteKeep::Exact));
         assert_eq!((keep.exception("b.a", |_| true), keep.exception("a.b", |_| false)), (None, None));
         let train = parse(FULL).train;

@@ -7,7 +7,7 @@ use colrow_tensor::Result;
 use globset::Glob;
 
 use super::document::{At, Document, Entries, Node, Problem, Value, report};
-use super::rules::{choice, every, flag, glob, nearest, number, ratio, text, whole_number, wrong};
+use super::rules::{bytes, choice, every, flag, glob, nearest, number, ratio, text, whole_number, wrong};
 use super::{Batch, Data, Keep, Lora, Model, Optim, Recipe, Site, Train};
 use crate::optim::Settings;
 
@@ -146,15 +146,23 @@ fn optim(t: &mut Table<'_, '_>) -> Optim {
 
 fn keep(t: &mut Table<'_, '_>) -> Keep {
     let d = Keep::default();
-    Keep {
+    let limit = t.at_of("bytes");
+    let keep = Keep {
         policy: t.get("policy", choice).unwrap_or(d.policy),
         estimator: t.get("estimator", choice).unwrap_or(d.estimator),
-        ratio: t.get("ratio", ratio()).unwrap_or(d.ratio),
+        ratio: t.get("ratio", ratio).unwrap_or(d.ratio),
+        auto_every: t.get("auto_every", whole_number(1)).unwrap_or(d.auto_every),
+        auto_share: t.get("auto_share", number("a number above 0", |x| x > 0.0)).unwrap_or(d.auto_share),
+        bytes: t.get("bytes", bytes),
         norms: t.get("norms", choice),
         uniform: t.get("uniform", number("a number in [0, 1]", |x| (0.0..=1.0).contains(&x))).unwrap_or(d.uniform),
         cache: t.get("cache", choice).unwrap_or(d.cache),
         sites: t.table("sites", sites),
+    };
+    if let (Some(at), Some(_), false) = (limit, keep.bytes, keep.chooses_ratios()) {
+        t.problem(at, "keep.bytes: limits ratios that the run chooses; set `keep.ratio` to \"auto\"");
     }
+    keep
 }
 
 fn sites(t: &mut Table<'_, '_>) -> Vec<Site> {
@@ -176,7 +184,7 @@ fn site(t: &mut Table<'_, '_>, pattern: String) -> Site {
         pattern,
         keep: t.get("keep", choice),
         estimator: t.get("estimator", choice),
-        ratio: t.get("ratio", ratio()),
+        ratio: t.get("ratio", ratio),
         norms: t.get("norms", choice),
     }
 }
@@ -360,7 +368,7 @@ mod tests {
         let expected = "9 problems in recipe
   r.toml:1: not TOML: string values must be quoted, expected literal string
   r.toml:2: unknown key `lr`; did you mean `optim.lr`?
-  r.toml:8: keep.ratio: expected a number in (0, 1], found 1.5
+  r.toml:8: keep.ratio: expected a number in (0, 1] or \"auto\", found 1.5
   r.toml:9: keep.norms: expected one of \"current\", \"cached\", \"running\", \"uniform\", \
                         found the string \"cashed\"; did you mean \"cached\"?
   r.toml:11: train.freeze: expected a string that is not empty, found 1
@@ -433,11 +441,23 @@ mod tests {
                 "optim.update: expected one of \"after-backward\", \"in-backward\", found the string \"in_backward\"; did you mean \"in-backward\"?",
             ),
             ("optim=3", "optim: expected a table, found 3"),
-            ("keep.ratio=0", "keep.ratio: expected a number in (0, 1], found 0"),
+            ("keep.ratio=0", "keep.ratio: expected a number in (0, 1] or \"auto\", found 0"),
+            (
+                "keep.ratio=automatic",
+                "keep.ratio: expected a number in (0, 1] or \"auto\", found the string \"automatic\"",
+            ),
+            ("keep.auto_every=0", "keep.auto_every: expected a whole number of at least 1, found 0"),
+            ("keep.auto_share=0", "keep.auto_share: expected a number above 0, found 0"),
+            (
+                "keep.bytes=many",
+                "keep.bytes: expected a size such as \"200MiB\" or a number of bytes, found the string \"many\"",
+            ),
+            ("keep.bytes=0", "keep.bytes: expected a size such as \"200MiB\" or a number of bytes, found 0"),
+            ("keep.bytes=1MiB", "keep.bytes: limits ratios that the run chooses; set `keep.ratio` to \"auto\""),
             ("keep.uniform=1.1", "keep.uniform: expected a number in [0, 1], found 1.1"),
             ("keep.cache={}", "keep.cache: expected one of \"memory\", \"file\", found a table"),
             ("keep.sites.\"a*\"=1", "keep.sites.\"a*\": expected a table, found 1"),
-            ("keep.sites.\"a*\".ratio=2", "keep.sites.\"a*\".ratio: expected a number in (0, 1], found 2"),
+            ("keep.sites.\"a*\".ratio=2", "keep.sites.\"a*\".ratio: expected a number in (0, 1] or \"auto\", found 2"),
             (
                 "keep.sites.a.keep=all",
                 "keep.sites.a.keep: expected one of \"rows\", \"exact\", \"rebuild\", \"int8\", \"int4\", \"bf16\", \"recompute\", found the string \"all\"",

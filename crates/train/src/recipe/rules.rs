@@ -3,10 +3,13 @@
 use globset::Glob;
 
 use super::document::{At, Node, Value};
-use super::{Choice, Every};
+use super::{Choice, Every, Ratio};
 
 /// How a recipe writes [`Every::Epoch`].
 pub(super) const EPOCH: &str = "epoch";
+
+/// How a recipe writes [`Ratio::Auto`].
+pub(super) const AUTO: &str = "auto";
 
 /// The error of a value that is not what was expected.
 pub(super) fn wrong<T>(expected: &str, node: &Node) -> Result<T, String> {
@@ -34,9 +37,36 @@ pub(super) fn number(expected: &'static str, ok: impl Fn(f64) -> bool) -> impl F
     }
 }
 
-/// A share of rows.
-pub(super) fn ratio() -> impl Fn(&Node) -> Result<f64, String> {
-    number("a number in (0, 1]", |x| x > 0.0 && x <= 1.0)
+/// See [`Ratio`].
+pub(super) fn ratio(node: &Node) -> Result<Ratio, String> {
+    match &node.value {
+        Value::Text(s) if s == AUTO => Ok(Ratio::Auto),
+        _ => number("a number in (0, 1] or \"auto\"", |x| x > 0.0 && x <= 1.0)(node).map(Ratio::Fixed),
+    }
+}
+
+/// A number of bytes.
+pub(super) fn bytes(node: &Node) -> Result<u64, String> {
+    let value = match &node.value {
+        Value::Whole { value, .. } => u64::try_from(*value).ok(),
+        Value::Text(s) => parse_bytes(s),
+        _ => None,
+    };
+    value.filter(|&n| n > 0).map_or_else(|| wrong("a size such as \"200MiB\" or a number of bytes", node), Ok)
+}
+
+/// Reads bytes as people write them: `8GiB`, `1.5 GiB`, `512MiB` (binary), `8GB` (decimal), `4096`, `4096 B`; letters in any case.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
+    let unit = unit.trim_start().to_ascii_lowercase();
+    let powers = ["", "k", "m", "g", "t", "p"].into_iter().zip(0..);
+    let factors = powers.flat_map(|(prefix, power)| {
+        [(format!("{prefix}ib"), 1024_f64.powi(power)), (format!("{prefix}b"), 1000_f64.powi(power))]
+    });
+    let factor = if unit.is_empty() { 1.0 } else { factors.skip(1).find(|(name, _)| *name == unit)?.1 };
+    let value = number.parse::<f64>().ok()? * factor;
+    (value < u64::MAX as f64).then_some(value as u64)
 }
 
 /// A whole number that fits `T`.
@@ -115,4 +145,29 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>)
         .filter(|(likeness, _)| *likeness >= 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, c)| c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        for (text, bytes) in [
+            ("200MiB", 200 << 20),
+            ("1.5 GiB", 3 << 29),
+            ("8gb", 8_000_000_000),
+            ("4 kB", 4000),
+            ("4096", 4096),
+            (" 12 B ", 12),
+            ("0", 0),
+        ] {
+            assert_eq!(parse_bytes(text), Some(bytes), "{text}");
+        }
+        for text in
+            ["", "MiB", "8G", "ib", "8 ib", "-1B", "1e3", "1.2.3B", "16EiB", "99999PiB", "8 8B", "1,5GiB", "8MiB/s"]
+        {
+            assert_eq!(parse_bytes(text), None, "{text}");
+        }
+    }
 }

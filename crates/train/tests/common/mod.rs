@@ -50,6 +50,7 @@ pub(crate) fn engine_of(model: Model, settings: Settings) -> Engine {
         model,
         policy: Arc::new(Policy::exact()),
         norms: None,
+        ratios: None,
         probe: None,
         key: Key::new(1),
         dropout: false,
