@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_serves_again_and_the_pool_never_outgrows_the_peak() {
+    fn a_small_buffer_serves_again() {
         let pool = Pool::default();
         let a = pool.take(1000);
         let first = a.as_ptr();
@@ -210,5 +210,54 @@ mod tests {
         let s = pool.state();
         assert_eq!(s.free_bytes, 0, "free buffers made room");
         assert_eq!(s.used_bytes, c.capacity);
+    }
+
+    /// A large buffer is as large as what was asked for, to the page, whatever served it before; one that is far smaller or larger stays.
+    #[test]
+    fn a_large_buffer_changes_its_size() {
+        let pool = Pool::default();
+        let ask = |bytes: usize| {
+            let buffer = pool.take(bytes);
+            assert_eq!(buffer.capacity, bytes.next_multiple_of(PAGE));
+            // the last byte is there
+            unsafe { buffer.as_ptr().add(bytes - 1).write(1) };
+            buffer
+        };
+        let far = [ask(LARGE * 8), ask(LARGE * 40)];
+        far.into_iter().for_each(|buffer| pool.give(buffer));
+        let before = pool.state().free_bytes;
+        pool.give(ask(LARGE * 20));
+        assert_eq!(pool.state().free_bytes, LARGE * 28, "the larger one shrank");
+        pool.give(ask(LARGE * 20 + 1));
+        pool.give(ask(LARGE * 15));
+        pool.give(ask(LARGE * 3));
+        let s = pool.state();
+        assert_eq!(s.free.values().map(Vec::len).sum::<usize>(), 3, "the last was far from both, and is new");
+        assert!(s.free_bytes <= before);
+    }
+
+    /// Whatever is asked for in whatever order, free and used bytes together stay under the most that was in use.
+    #[test]
+    fn the_pool_never_outgrows_the_peak() {
+        let pool = Pool::default();
+        let key = crate::rng::Key::new(3);
+        let mut held: Vec<Buffer> = Vec::new();
+        let mut most = 0;
+        for i in 0..3000 {
+            let draw = |k: u64| key.uniform(3 * i + k);
+            if draw(0) < 0.5 || held.is_empty() {
+                // sizes from 1 to about 4 million bytes
+                held.push(pool.take(2_f64.powf(22.0 * draw(1)) as usize));
+            } else {
+                pool.give(held.swap_remove((draw(2) * held.len() as f64) as usize));
+            }
+            let s = pool.state();
+            let sum = |buffers: &[Buffer]| buffers.iter().map(|b| b.capacity).sum::<usize>();
+            assert_eq!(s.used_bytes, sum(&held));
+            assert_eq!(s.free_bytes, s.free.values().map(|list| sum(list)).sum::<usize>());
+            assert!(s.free.iter().all(|(&size, list)| list.iter().all(|b| b.capacity == size)));
+            most = most.max(s.used_bytes);
+            assert!(s.used_bytes + s.free_bytes <= most, "{} used, {} free, {most} at most", s.used_bytes, s.free_bytes);
+        }
     }
 }

@@ -16,6 +16,8 @@ use crate::data::{
     self, Answers, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser, Wording,
 };
 use crate::engine::Engine;
+use crate::fit::{self, Fit};
+use crate::machine;
 use crate::optim::{Optimizer, Settings};
 use crate::plan::{self, Lengths, Plan, Shape, remembering_sites};
 use crate::recipe::{self, CacheIn, Method, PolicyName, Recipe, SiteKeep};
@@ -55,6 +57,10 @@ pub struct Job {
     pub policy: Arc<Policy>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// Sites of the model.
+    sites: Vec<Site>,
+    /// Bytes that the process holds with all of this read.
+    resident: usize,
 }
 
 /// How batches are cut.
@@ -273,8 +279,10 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
     let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
     choose_trained(&mut blank, &recipe)?;
-    let policy = Arc::new(policy(&recipe.keep, &blank.sites())?);
-    Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, warnings })
+    let sites = blank.sites();
+    let policy = Arc::new(policy(&recipe.keep, &sites)?);
+    let resident = machine::resident().unwrap_or(0);
+    Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, warnings, sites, resident })
 }
 
 impl Job {
@@ -282,36 +290,63 @@ impl Job {
         self.train.ids.len() + self.train.target_bounds.last().unwrap_or(&0)
     }
 
-    /// The lengths of the largest batch that the sampler can produce; with the longest targets, whose ever they are.
-    fn longest_batch(&self) -> Lengths {
-        let sources = self.sampler.longest_batch();
-        let targets = match &self.train.labels {
-            Some(Labels::Text(targets)) => {
-                let mut lengths: Vec<u32> = targets.iter().map(|t| t.len() as u32).collect();
-                lengths.sort_unstable_by(|a, b| b.cmp(a));
-                lengths.truncate(sources.len());
-                Some(lengths)
-            }
-            _ => None,
-        };
-        Lengths { sources, targets }
-    }
-
-    /// The plan of the largest step that the sampler can produce.
+    /// The plan of the largest step that the sampler can produce, and of the evaluations.
     ///
     /// # Errors
-    /// Frozen keys that split a stacked weight.
+    /// Those of [`Job::plan_as`].
     pub fn plan(&self) -> Result<Plan> {
-        let longest = self.longest_batch();
+        self.plan_as(&self.recipe)
+    }
+
+    /// The plan with another recipe over the same model and data, which differs in `[keep]` or `[train]`.
+    ///
+    /// For a model that answers in text, the largest step has the longest sources and the longest targets, whose ever they are: no step
+    /// needs more.
+    ///
+    /// # Errors
+    /// Frozen keys that split a stacked weight; examples longer than a batch by tokens may be.
+    pub fn plan_as(&self, recipe: &Recipe) -> Result<Plan> {
+        let by = batch_by(recipe.train.batch);
+        let sources = Sampler::new(self.train.lengths(), by, Some(recipe.seed))?.largest_batch();
+        let mut targets = self.train.target_lengths();
+        if let Some(targets) = &mut targets {
+            targets.sort_unstable_by(|a, b| b.cmp(a));
+            targets.truncate(sources.len());
+        }
+        let mut evaluated = Vec::new();
+        for DevSet { set, .. } in &self.dev {
+            let (lengths, targets) = (set.lengths(), set.target_lengths());
+            let of = |batch: &[u32], lengths: &[u32]| batch.iter().map(|&i| lengths[i as usize]).collect();
+            evaluated.extend(Sampler::new(lengths.clone(), by, None)?.epoch(0).iter().map(|batch| Lengths {
+                sources: of(batch, &lengths),
+                targets: targets.as_ref().map(|targets| of(batch, targets)),
+            }));
+        }
         plan::plan(&Shape {
             config: &self.config,
-            choose_trained: &|model| choose_trained(model, &self.recipe),
-            policy: self.policy.clone(),
-            micros: &vec![longest; self.recipe.train.accumulate],
-            cached_tokens: if self.recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
+            choose_trained: &|model| choose_trained(model, recipe),
+            policy: Arc::new(policy(&recipe.keep, &self.sites)?),
+            micros: &vec![Lengths { sources, targets }; recipe.train.accumulate],
+            evaluated: &plan::outermost(evaluated),
+            longest_answer: recipe.data.max_target_length,
+            cached_tokens: if recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
             regression: self.task.is_regression(),
             threads: rayon::current_num_threads(),
+            resident: self.resident,
         })
+    }
+
+    /// What of the recipe fits into `memory` bytes of this process; see [`fit::search`].
+    ///
+    /// # Errors
+    /// Those of [`Job::plan_as`].
+    pub fn fits(&self, memory: usize) -> Result<Vec<Fit>> {
+        let lengths = [&self.train].into_iter().chain(self.dev.iter().map(|dev| &dev.set)).flat_map(TokenisedSet::lengths);
+        let batches = match self.recipe.train.batch {
+            recipe::Batch::Sequences(_) => 1..=self.train.len(),
+            recipe::Batch::Tokens(_) => lengths.max().unwrap_or(1) as usize..=self.train.ids.len(),
+        };
+        fit::search(&self.recipe, memory, batches, &|recipe| self.plan_as(recipe))
     }
 
     /// The model with its weights.

@@ -77,6 +77,16 @@ pub(super) unsafe fn gemm<T: Float>(
     call(if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None });
 }
 
+/// Bytes of the copy that the GEMM crate makes of one operand for a product (m, k)·(k, n) of elements of `size` bytes. It computes the
+/// transpose, as rows are contiguous, and copies blocks of `a` that fill the last-level cache.
+pub(crate) fn packing(m: usize, n: usize, k: usize, size: usize) -> usize {
+    // its largest tile; a smaller one rounds less
+    let (tile_rows, tile_cols) = (48, 8);
+    let blocks = gemm_common::cache::kernel_params(n, m, k, tile_rows, tile_cols, size);
+    let rows = if blocks.nc > 0 { blocks.nc } else { m.next_multiple_of(tile_cols) };
+    blocks.kc * rows * size
+}
+
 /// See [`crate::kernels::Kernels::matmul`].
 pub(super) fn matmul<T: Float>(a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor) {
     let view = |t: &Tensor, transposed: bool| {

@@ -5,7 +5,7 @@ mod activation;
 pub(crate) mod attention;
 mod columns;
 mod loss;
-mod matmul;
+pub(crate) mod matmul;
 mod optim;
 mod quant;
 mod rows;

@@ -172,6 +172,14 @@ impl TokenisedSet {
         self.bounds.windows(2).map(|w| (w[1] - w[0]) as u32).collect()
     }
 
+    /// The lengths of the examples' targets, where the labels are texts.
+    pub fn target_lengths(&self) -> Option<Vec<u32>> {
+        match &self.labels {
+            Some(Labels::Text(targets)) => Some(targets.iter().map(|target| target.len() as u32).collect()),
+            _ => None,
+        }
+    }
+
     /// Errors if a token id or type is outside the model's embedding tables.
     pub fn check_vocab(&self, vocab_size: usize, type_vocab_size: usize) -> Result<()> {
         let hint = "do tokenizer.json and config.json belong to the same model?";
