@@ -257,7 +257,12 @@ mod tests {
             assert_eq!(s.free_bytes, s.free.values().map(|list| sum(list)).sum::<usize>());
             assert!(s.free.iter().all(|(&size, list)| list.iter().all(|b| b.capacity == size)));
             most = most.max(s.used_bytes);
-            assert!(s.used_bytes + s.free_bytes <= most, "{} used, {} free, {most} at most", s.used_bytes, s.free_bytes);
+            assert!(
+                s.used_bytes + s.free_bytes <= most,
+                "{} used, {} free, {most} at most",
+                s.used_bytes,
+                s.free_bytes
+            );
         }
     }
 }

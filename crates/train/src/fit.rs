@@ -95,7 +95,9 @@ pub fn search(
         let Some(base) = base else { continue };
         let sized = |size| base.with_batch(size);
         let fits_in = |size| Ok(plan(&sized(size))?.process_bytes <= memory);
-        if let Some(size) = largest(batches.clone(), fits_in)?.filter(|&size| sized(size).train.batch != recipe.train.batch) {
+        if let Some(size) =
+            largest(batches.clone(), fits_in)?.filter(|&size| sized(size).train.batch != recipe.train.batch)
+        {
             fits.extend(try_out(found, &sized(size))?);
         }
     }

@@ -99,7 +99,9 @@ mod tests {
         let status = "Name:\tcolrow\nVmPeak:\t  900 kB\nVmHWM:\t   800 kB\nVmRSS:\t   700 kB\n";
         assert_eq!((size(status, "VmRSS:"), size(status, "VmHWM:")), (Some(700 << 10), Some(800 << 10)));
         assert_eq!((size(status, "VmSize:"), size("VmRSS: 7 pages\n", "VmRSS:")), (None, None));
-        let limits = |soft: &str| format!("Limit   Soft Limit   Hard Limit   Units\nMax address space   {soft}   unlimited   bytes\n");
+        let limits = |soft: &str| {
+            format!("Limit   Soft Limit   Hard Limit   Units\nMax address space   {soft}   unlimited   bytes\n")
+        };
         assert_eq!(address_space(&limits("4096")), Some(4096));
         assert_eq!((address_space(&limits("unlimited")), address_space("")), (None, None));
     }

@@ -47,6 +47,12 @@ pub struct Lengths {
 }
 
 impl Lengths {
+    /// Tokens of all sources and targets.
+    pub fn tokens(&self) -> usize {
+        let [sources, _, _, targets, ..] = self.figures();
+        sources + targets
+    }
+
     /// All that memory depends on: tokens, sequences and the longest, of sources and of targets.
     fn figures(&self) -> [usize; 6] {
         let of = |lengths: &[u32]| {
@@ -108,7 +114,7 @@ pub struct Plan {
 
 /// Memory that a run needs beside the meter and beside what a program holds that has read its data: pages of the program
 /// itself, small host buffers, what the allocator holds back.
-pub const BESIDE: usize = 8 << 20;
+pub const BESIDE: usize = 12 << 20;
 /// The same for each thread: its stack, its share of packed matrices (the second-level cache), its part of the allocator.
 pub const BESIDE_PER_THREAD: usize = 2 << 20;
 

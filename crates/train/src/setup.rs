@@ -341,7 +341,8 @@ impl Job {
     /// # Errors
     /// Those of [`Job::plan_as`].
     pub fn fits(&self, memory: usize) -> Result<Vec<Fit>> {
-        let lengths = [&self.train].into_iter().chain(self.dev.iter().map(|dev| &dev.set)).flat_map(TokenisedSet::lengths);
+        let lengths =
+            [&self.train].into_iter().chain(self.dev.iter().map(|dev| &dev.set)).flat_map(TokenisedSet::lengths);
         let batches = match self.recipe.train.batch {
             recipe::Batch::Sequences(_) => 1..=self.train.len(),
             recipe::Batch::Tokens(_) => lengths.max().unwrap_or(1) as usize..=self.train.ids.len(),

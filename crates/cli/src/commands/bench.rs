@@ -5,20 +5,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use colrow_autograd::{NormMemory, Store};
+use colrow_autograd::{NormMemory, Policy, Store};
 use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
-use colrow_train::plan::{self, Lengths, Shape, remembering_sites};
+use colrow_train::plan::{self, Lengths, Plan, Shape, remembering_sites};
 use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName, Recipe};
-use colrow_train::{setup, trainer};
+use colrow_train::{fit, machine, setup};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{print, print_json};
-use crate::units;
+use crate::{memory, units};
 
 /// Time training steps of a model with random weights: forward, backward, clipping, AdamW.
 #[derive(clap::Args)]
@@ -56,6 +57,12 @@ pub(crate) struct Args {
     /// Where the norms of dZ come from.
     #[arg(long, value_parser = choice::<NormSource>(), default_value = "cached")]
     norms: NormSource,
+    /// Take the largest batch whose plan fits into so much memory of the process (8GiB, 512MiB, 8GB) instead of --batch.
+    #[arg(long, value_name = "SIZE", conflicts_with = "batch", value_parser = memory::size())]
+    memory: Option<usize>,
+    /// Plan a step, run none.
+    #[arg(long)]
+    plan: bool,
     /// Timed steps.
     #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
@@ -82,24 +89,13 @@ fn choice<T: Choice + Send + Sync>() -> impl TypedValueParser<Value = T> {
     names.try_map(|name| T::ALL.iter().copied().find(|c| c.name() == name).ok_or("no such name"))
 }
 
-impl Args {
-    fn policy(&self) -> recipe::Keep {
-        recipe::Keep {
-            policy: self.keep,
-            estimator: self.estimator,
-            ratio: self.ratio,
-            norms: self.norms,
-            ..recipe::Keep::default()
-        }
-    }
-
-    fn sequence_lengths(&self) -> Vec<u32> {
-        let key = Key::new(self.seed).named("lengths");
-        let shortest = self.seq.min(16);
-        let uniform = |i: usize| shortest + (key.uniform(i as u64) * (self.seq - shortest + 1) as f64) as usize;
-        let length = |i| if self.lengths == Spread::Uniform { uniform(i) } else { self.seq };
-        (0..self.batch).map(|i| length(i) as u32).collect()
-    }
+/// A benchmark, but for its number of sequences.
+struct Bench<'a> {
+    args: &'a Args,
+    config: Config,
+    recipe: Recipe,
+    policy: Arc<Policy>,
+    resident: usize,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -118,102 +114,162 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args.seq
         )));
     }
-    let result = bench(args, config)?;
-    if args.json { print_json(&result) } else { print(&text_of(&result)) }
+    let bench = Bench::new(args, config)?;
+    let batch = bench.batch()?;
+    let plan = bench.plan(batch)?;
+    match (args.plan, args.json) {
+        (true, true) => print_json(&Planned { batch, plan: &plan }),
+        (true, false) => print(&format!("batch         {batch} sequences\n{}", super::plan::summary(&plan))),
+        (false, true) => print_json(&bench.measure(batch, &plan)?),
+        (false, false) => print(&text_of(&bench.measure(batch, &plan)?)),
+    }
 }
 
-fn bench(args: &Args, config: Config) -> Result<Value> {
-    let keep = args.policy();
-    let device = Device::cpu();
-    let sources = args.sequence_lengths();
-    let targets = config.is_text_to_text().then(|| vec![args.target as u32; sources.len()]);
-    let lengths = Lengths { sources, targets };
-    let regression = config.num_labels() == 1;
-    let mut micro = plan::blank(&lengths, regression);
-    let key = Key::new(args.seed).named("ids");
-    let vocabulary = config.vocab_size() as f64;
-    for (i, id) in micro.batch.ids.iter_mut().enumerate() {
-        *id = (key.uniform(i as u64) * vocabulary) as u32;
+#[derive(Serialize)]
+struct Planned<'a> {
+    batch: usize,
+    #[serde(flatten)]
+    plan: &'a Plan,
+}
+
+impl<'a> Bench<'a> {
+    fn new(args: &'a Args, config: Config) -> Result<Self> {
+        let keep = recipe::Keep {
+            policy: args.keep,
+            estimator: args.estimator,
+            ratio: args.ratio,
+            norms: args.norms,
+            ..recipe::Keep::default()
+        };
+        let train = recipe::Train { method: args.method, ..recipe::Train::default() };
+        let lora = recipe::Lora { rank: args.lora_rank as usize, ..recipe::Lora::default() };
+        let recipe = Recipe { train, lora, keep, seed: args.seed, ..Recipe::default() };
+        let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
+        setup::choose_trained(&mut blank, &recipe)?;
+        let policy = Arc::new(setup::policy(&recipe.keep, &blank.sites())?);
+        Ok(Self { args, config, recipe, policy, resident: machine::resident().unwrap_or(0) })
     }
-    let n = micro.batch.ids.len();
-    let of_targets = lengths.targets.iter().flatten().map(|&l| l as usize).sum::<usize>();
-    micro.places = Some((0..n as u64).collect());
-    micro.target_places = Some((n as u64..(n + of_targets) as u64).collect());
-    let train = recipe::Train { method: args.method, ..recipe::Train::default() };
-    let lora = recipe::Lora { rank: args.lora_rank as usize, ..recipe::Lora::default() };
-    let recipe = Recipe { train, lora, seed: args.seed, ..Recipe::default() };
-    let choose_trained = |model: &mut Model| setup::choose_trained(model, &recipe);
-    let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
-    choose_trained(&mut blank)?;
-    let policy = Arc::new(setup::policy(&keep, &blank.sites())?);
-    let plan = plan::plan(&Shape {
-        config: &config,
-        choose_trained: &choose_trained,
-        policy: policy.clone(),
-        micros: &[lengths],
-        cached_tokens: n + of_targets,
-        regression,
-        threads: rayon::current_num_threads(),
-    })?;
-    let mut model = Model::new(config, &device, DType::F32);
-    model.init(args.seed);
-    choose_trained(&mut model)?;
-    let norms = match policy.remembers_norms() {
-        true => Some(Arc::new(NormMemory::new(
-            &device,
-            &remembering_sites(&policy, &model),
-            n + of_targets,
-            Store::Memory,
-        )?)),
-        false => None,
-    };
-    let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
-    let optimizer = Optimizer::new(settings, &model.registry.params);
-    let mut engine = Engine { model, optimizer, policy, norms, probe: None, key: Key::new(args.seed), dropout: true };
-    let micros = [micro];
-    let mut times = Vec::new();
-    let mut last = None;
-    for step in 1..=(args.warmup + args.steps) as u64 {
-        let clock = Instant::now();
-        let stats = engine.step(&micros, 1e-5, step, false)?;
-        if step > args.warmup as u64 {
-            times.push(clock.elapsed().as_secs_f64());
+
+    /// The number of sequences: `--batch`, or the largest that fits into `--memory`.
+    fn batch(&self) -> Result<usize> {
+        let Some(memory) = self.args.memory else { return Ok(self.args.batch) };
+        let most = (u32::MAX as usize / self.args.seq.max(self.args.target)).min(1 << 20);
+        fit::largest(1..=most, |batch| Ok(self.plan(batch)?.process_bytes <= memory))?.map_or_else(
+            || {
+                let least = units::bytes(self.plan(1)?.process_bytes as u64);
+                let given = units::bytes(memory as u64);
+                Err(Error::usage(format!("--memory: expected at least {least}, for one sequence, found {given}")))
+            },
+            Ok,
+        )
+    }
+
+    fn lengths(&self, batch: usize) -> Lengths {
+        let Args { seq, target, lengths, seed, .. } = *self.args;
+        let key = Key::new(seed).named("lengths");
+        let shortest = seq.min(16);
+        let uniform = |i: usize| shortest + (key.uniform(i as u64) * (seq - shortest + 1) as f64) as usize;
+        let length = |i| if lengths == Spread::Uniform { uniform(i) } else { seq };
+        let sources = (0..batch).map(|i| length(i) as u32).collect();
+        Lengths { sources, targets: self.config.is_text_to_text().then(|| vec![target as u32; batch]) }
+    }
+
+    fn regression(&self) -> bool {
+        self.config.num_labels() == 1
+    }
+
+    fn plan(&self, batch: usize) -> Result<Plan> {
+        let lengths = self.lengths(batch);
+        plan::plan(&Shape {
+            config: &self.config,
+            choose_trained: &|model| setup::choose_trained(model, &self.recipe),
+            policy: self.policy.clone(),
+            cached_tokens: lengths.tokens(),
+            micros: &[lengths],
+            evaluated: &[],
+            longest_answer: 0,
+            regression: self.regression(),
+            threads: rayon::current_num_threads(),
+            resident: self.resident,
+        })
+    }
+
+    fn measure(&self, batch: usize, plan: &Plan) -> Result<Value> {
+        let args = self.args;
+        let device = Device::cpu();
+        let lengths = self.lengths(batch);
+        let mut micro = plan::blank(&lengths, self.regression());
+        let key = Key::new(args.seed).named("ids");
+        let vocabulary = self.config.vocab_size() as f64;
+        for (i, id) in micro.batch.ids.iter_mut().enumerate() {
+            *id = (key.uniform(i as u64) * vocabulary) as u32;
         }
-        last = Some(stats);
+        let (n, all) = (micro.batch.ids.len(), lengths.tokens());
+        micro.places = Some((0..n as u64).collect());
+        micro.target_places = Some((n as u64..all as u64).collect());
+        let mut model = Model::new(self.config.clone(), &device, DType::F32);
+        model.init(args.seed);
+        setup::choose_trained(&mut model, &self.recipe)?;
+        let policy = self.policy.clone();
+        let norms = match policy.remembers_norms() {
+            true => Some(Arc::new(NormMemory::new(&device, &remembering_sites(&policy, &model), all, Store::Memory)?)),
+            false => None,
+        };
+        let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, clip: 1.0 };
+        let optimizer = Optimizer::new(settings, &model.registry.params);
+        let key = Key::new(args.seed);
+        let mut engine = Engine { model, optimizer, policy, norms, probe: None, key, dropout: true };
+        let micros = [micro];
+        let mut times = Vec::new();
+        let mut last = None;
+        for step in 1..=(args.warmup + args.steps) as u64 {
+            let clock = Instant::now();
+            let stats = engine.step(&micros, 1e-5, step, false)?;
+            if step > args.warmup as u64 {
+                times.push(clock.elapsed().as_secs_f64());
+            }
+            last = Some(stats);
+        }
+        let stats = last.ok_or_else(|| Error::new("no step was run"))?;
+        let in_order = times.clone();
+        times.sort_by(f64::total_cmp);
+        Ok(json!({
+            "step_seconds_min": times[0],
+            "step_seconds_median": times[times.len() / 2],
+            "step_seconds": in_order,
+            "batch": batch,
+            "tokens": n,
+            "tokens_per_second": n as f64 / times[times.len() / 2],
+            "kept_bytes": stats.kept_bytes,
+            "peak_bytes": stats.peak.total(),
+            "peak_bytes_by_class": stats.peak,
+            "planned_kept_bytes": plan.kept_bytes,
+            "planned_peak_bytes": plan.peak_bytes,
+            "planned_process_bytes": plan.process_bytes,
+            "peak_rss_bytes": machine::peak_rss(),
+            "threads": rayon::current_num_threads(),
+            "keep": self.recipe.keep.policy,
+            "method": args.method,
+        }))
     }
-    let stats = last.ok_or_else(|| Error::new("no step was run"))?;
-    let in_order = times.clone();
-    times.sort_by(f64::total_cmp);
-    Ok(json!({
-        "step_seconds_min": times[0],
-        "step_seconds_median": times[times.len() / 2],
-        "step_seconds": in_order,
-        "tokens": n,
-        "tokens_per_second": n as f64 / times[times.len() / 2],
-        "kept_bytes": stats.kept_bytes,
-        "peak_bytes": stats.peak.total(),
-        "peak_bytes_by_class": stats.peak,
-        "planned_kept_bytes": plan.kept_bytes,
-        "planned_peak_bytes": plan.peak_bytes,
-        "peak_rss_bytes": trainer::peak_rss(),
-        "threads": rayon::current_num_threads(),
-        "keep": keep.policy,
-        "method": args.method,
-    }))
 }
 
 fn text_of(result: &Value) -> String {
     let size = |key: &str| units::bytes(result[key].as_u64().unwrap_or(0));
     let time = |key: &str| units::duration(result[key].as_f64().unwrap_or(f64::NAN));
     format!(
-        "step   {} (fastest {}), {} tokens\nkept   {} (planned {})\npeak   {} on the meter (planned {}), {} of the process",
+        "step   {} (fastest {}), {} sequences, {} tokens\n\
+         kept   {} (planned {})\n\
+         peak   {} on the meter (planned {}), {} of the process (planned {})",
         time("step_seconds_median"),
         time("step_seconds_min"),
+        result["batch"],
         result["tokens"],
         size("kept_bytes"),
         size("planned_kept_bytes"),
         size("peak_bytes"),
         size("planned_peak_bytes"),
         size("peak_rss_bytes"),
+        size("planned_process_bytes"),
     )
 }
