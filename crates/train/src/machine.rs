@@ -13,6 +13,9 @@ pub fn peak_rss() -> Option<u64> {
     size(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:").map(|n| n as u64)
 }
 
+/// Addresses that are yet to be mapped and hardly touched: by the allocator for threads that start with the run, and their stacks.
+const UNTOUCHED: usize = 256 << 20;
+
 /// How much memory a process can have, and who says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
@@ -33,7 +36,8 @@ pub fn limit() -> Option<Limit> {
     let groups = read("/proc/self/cgroup").and_then(|text| group_room(Path::new("/sys/fs/cgroup"), &text));
     let addresses = read("/proc/self/limits").and_then(|text| address_space(&text));
     // a mapping counts whether it is touched or not
-    let addresses = addresses.zip(size(&status, "VmSize:")).map(|(limit, mapped)| limit.saturating_sub(mapped));
+    let mapped = size(&status, "VmSize:").map(|mapped| mapped.saturating_add(UNTOUCHED));
+    let addresses = addresses.zip(mapped).map(|(limit, mapped)| limit.saturating_sub(mapped));
     let rooms = [
         ("MemAvailable of /proc/meminfo", available),
         ("the memory limit of its control group", groups),

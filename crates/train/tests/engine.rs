@@ -125,7 +125,7 @@ fn steps() -> [Vec<Vec<u32>>; 4] {
 }
 
 #[test]
-fn plan_meter_and_ledger_agree_to_the_byte() {
+fn plan_equals_meter() {
     for sizes in [[32, 2, 4, 64, 2], [36, 1, 3, 150, 3], [20, 3, 5, 17, 1]] {
         let config = config(sizes);
         for ((name, policy), (frozen_name, frozen), micros) in policies()
@@ -140,7 +140,7 @@ fn plan_meter_and_ledger_agree_to_the_byte() {
 }
 
 #[test]
-fn plan_meter_and_ledger_agree_with_adapters() {
+fn plan_equals_meter_with_adapters() {
     let config = config([36, 2, 3, 150, 3]);
     for (targets, dropout, learn_a) in
         [(&["query", "value"][..], 0.1, true), (&["*.dense", "key"], 0.0, true), (&["key"], 0.1, false)]
@@ -176,7 +176,7 @@ fn t5(gated: bool) -> Config {
 }
 
 #[test]
-fn plan_meter_and_ledger_agree_for_t5() {
+fn plan_equals_meter_for_t5() {
     let frozen: [Frozen; 4] = [
         ("nothing", |_| false),
         ("encoder", |key| key.starts_with("encoder")),
