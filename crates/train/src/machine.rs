@@ -3,9 +3,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The process's resident set in bytes, where the system tells it (Linux).
-pub fn resident() -> Option<usize> {
-    size(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+/// This process's resident set in bytes; 0 where the system does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resident {
+    /// Now.
+    pub now: usize,
+    /// The most so far.
+    pub most: usize,
+}
+
+/// What the process holds, and held.
+pub fn resident() -> Resident {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let of = |name: &str| size(&status, name).unwrap_or(0);
+    Resident { now: of("VmRSS:"), most: of("VmHWM:") }
 }
 
 /// The process's peak resident set in bytes, where the system tells it (Linux).
@@ -134,8 +145,8 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn this_process_has_memory_and_a_limit() {
-        let (resident, peak) = (resident().unwrap(), peak_rss().unwrap() as usize);
-        assert!(0 < resident && resident <= peak);
-        assert!(limit().unwrap().bytes > resident);
+        let Resident { now, most } = resident();
+        assert!(0 < now && now <= most && most as u64 <= peak_rss().unwrap());
+        assert!(limit().unwrap().bytes > now);
     }
 }

@@ -11,6 +11,7 @@ use colrow_tensor::{Bytes, DType, Device, Result};
 use crate::data::{Batch, Labels};
 use crate::engine::{Engine, Micro};
 use crate::evaluate;
+use crate::machine::Resident;
 use crate::optim::{Optimizer, Settings};
 
 /// What a run is made of, as far as memory is concerned.
@@ -33,8 +34,8 @@ pub struct Shape<'a> {
     pub regression: bool,
     /// Threads of the processor that will run.
     pub threads: usize,
-    /// Bytes that the process holds already: the program, tokenizer, data.
-    pub resident: usize,
+    /// What the process holds already: the program, tokenizer, data.
+    pub resident: Resident,
 }
 
 /// Lengths of a batch's sequences.
@@ -101,8 +102,8 @@ pub struct Plan {
     pub peak_bytes_by_class: Bytes,
     /// Most bytes alive at once in an evaluation; 0 if there is none.
     pub evaluation_peak_bytes: usize,
-    /// The process's resident set at the peak: what it holds already ([`Shape::resident`]), the peak, and what stands beside the meter
-    /// ([`BESIDE`], [`BESIDE_PER_THREAD`], the operand that a matrix product copies).
+    /// The process's largest resident set: what it holds already ([`Shape::resident`]), the peak, and what stands beside the meter
+    /// ([`BESIDE`], [`BESIDE_PER_THREAD`], the operand that a matrix product copies); or what reading the data took, if that was more.
     pub process_bytes: usize,
     /// Every site that keeps something, or could.
     pub sites: Vec<SitePlan>,
@@ -190,7 +191,7 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
         peak_bytes: peak.total(),
         peak_bytes_by_class: peak,
         evaluation_peak_bytes: evaluation.total(),
-        process_bytes: shape.resident + peak.total() + beside,
+        process_bytes: shape.resident.most.max(shape.resident.now + peak.total() + beside),
         sites: sites(&shape.policy, &linears, &stats.ledger),
         tokens: stats.tokens,
         ledger: stats.ledger,

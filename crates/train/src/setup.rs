@@ -17,7 +17,7 @@ use crate::data::{
 };
 use crate::engine::Engine;
 use crate::fit::{self, Fit};
-use crate::machine;
+use crate::machine::{self, Resident};
 use crate::optim::{Optimizer, Settings};
 use crate::plan::{self, Lengths, Plan, Shape, remembering_sites};
 use crate::recipe::{self, CacheIn, Method, PolicyName, Recipe, SiteKeep};
@@ -59,8 +59,8 @@ pub struct Job {
     pub warnings: Vec<String>,
     /// Sites of the model.
     sites: Vec<Site>,
-    /// Bytes that the process holds with all of this read.
-    resident: usize,
+    /// What the process holds with all of this read.
+    resident: Resident,
 }
 
 /// How batches are cut.
@@ -259,19 +259,20 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     }
     let tokeniser = Tokeniser::load(&model_dir.join(hub::TOKENIZER_FILE))?;
     let answers = answers(&config, task, &map, &tokeniser, recipe.data.max_target_length);
-    let mut tokens = |examples: &Examples, name: &str| -> Result<(TokenisedSet, Labels)> {
-        let labels = map.resolve(examples)?;
+    // takes the texts, so that they are gone when the next are tokenised
+    let mut tokens = |examples: Examples, name: &str| -> Result<(TokenisedSet, Labels)> {
+        let labels = map.resolve(&examples)?;
         let set = match &answers {
-            Some(answers) => answers.tokenise(examples, Some(&labels), recipe.data.max_length)?,
+            Some(answers) => answers.tokenise(&examples, Some(&labels), recipe.data.max_length)?,
             None => tokeniser.tokenise(&examples.rows, Some(labels.clone()), recipe.data.max_length)?,
         };
         set.check_vocab(config.vocab_size(), config.type_vocab_size()).map_err(|e| e.at(model_dir.display()))?;
         warnings.extend(set.warning(recipe.data.max_length).map(|w| format!("{name}: {w}")));
         Ok((set, labels))
     };
-    let (train, _) = tokens(&train, "training data")?;
+    let (train, _) = tokens(train, "training data")?;
     let dev = dev
-        .iter()
+        .into_iter()
         .map(|(prefix, examples)| {
             tokens(examples, "development data").map(|(set, labels)| DevSet { prefix, set, labels })
         })
@@ -281,7 +282,7 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     choose_trained(&mut blank, &recipe)?;
     let sites = blank.sites();
     let policy = Arc::new(policy(&recipe.keep, &sites)?);
-    let resident = machine::resident().unwrap_or(0);
+    let resident = machine::resident();
     Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, warnings, sites, resident })
 }
 

@@ -10,6 +10,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
+use colrow_train::machine::Resident;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{Lengths, Shape, blank, plan, remembering_sites};
 
@@ -228,7 +229,7 @@ fn agree(
         micros: &micros.iter().map(with_targets).collect::<Vec<_>>(),
         evaluated: &[],
         longest_answer: 0,
-        resident: 0,
+        resident: Resident::default(),
         cached_tokens: 1000,
         regression: labels == 1,
         threads,
@@ -301,7 +302,7 @@ fn what_is_not_needed_is_not_kept() {
             micros: &micros.iter().map(|lengths| sources(lengths)).collect::<Vec<_>>(),
             evaluated: &[],
             longest_answer: 0,
-            resident: 0,
+            resident: Resident::default(),
             cached_tokens: 0,
             regression: false,
             threads: 2,

@@ -10,6 +10,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator};
 use colrow_train::data::{BatchBy, Sampler};
 use colrow_train::engine::Engine;
+use colrow_train::machine::Resident;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{Lengths, Plan, Shape, blank, outermost, plan, remembering_sites};
 use proptest::prelude::*;
@@ -57,7 +58,7 @@ fn plan_of(config: &Config, policy: &Arc<Policy>, micros: &[Lengths], evaluated:
         cached_tokens: 1000,
         regression: false,
         threads: THREADS,
-        resident: 0,
+        resident: Resident::default(),
     })
     .unwrap()
 }

@@ -11,10 +11,11 @@ use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 use colrow_train::engine::Engine;
+use colrow_train::machine::{self, Resident};
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{self, Lengths, Plan, Shape, remembering_sites};
 use colrow_train::recipe::{self, Choice, Estimator, Method, NormSource, PolicyName, Recipe};
-use colrow_train::{fit, machine, setup};
+use colrow_train::{fit, setup};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -95,7 +96,7 @@ struct Bench<'a> {
     config: Config,
     recipe: Recipe,
     policy: Arc<Policy>,
-    resident: usize,
+    resident: Resident,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -147,7 +148,7 @@ impl<'a> Bench<'a> {
         let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
         setup::choose_trained(&mut blank, &recipe)?;
         let policy = Arc::new(setup::policy(&recipe.keep, &blank.sites())?);
-        Ok(Self { args, config, recipe, policy, resident: machine::resident().unwrap_or(0) })
+        Ok(Self { args, config, recipe, policy, resident: machine::resident() })
     }
 
     /// The number of sequences: `--batch`, or the largest that fits into `--memory`.
