@@ -226,10 +226,15 @@ impl NormMemory {
         }
     }
 
-    /// The running averages and the cache's bytes, for a checkpoint.
-    pub fn snapshot(&self) -> (Running, Vec<u8>) {
+    /// Hands the running averages and the cache's bytes to `save`, for a checkpoint; a copy would double the cache's memory.
+    pub fn save<T>(&self, save: impl FnOnce(&Running, &[u8]) -> T) -> T {
         let state = self.state();
-        (state.running.clone(), state.codes.bytes().to_vec())
+        save(&state.running, state.codes.bytes())
+    }
+
+    /// The running averages and the cache's bytes.
+    pub fn snapshot(&self) -> (Running, Vec<u8>) {
+        self.save(|running, codes| (running.clone(), codes.to_vec()))
     }
 
     /// Puts a snapshot back.

@@ -2,6 +2,7 @@
 
 mod commands;
 mod fetch;
+mod memory;
 mod npy;
 mod progress;
 mod report;

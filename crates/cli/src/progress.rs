@@ -2,24 +2,29 @@
 
 use std::time::Duration;
 
+use colrow_tensor::Result;
 use colrow_train::engine::StepStats;
 use colrow_train::evaluate::Evaluation;
+use colrow_train::machine;
+use colrow_train::plan::Plan;
+use colrow_train::setup::Job;
 use colrow_train::trainer::Observer;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::units;
+use crate::{memory, units};
 
 /// A bar where standard error is a terminal, nothing but warnings and evaluations elsewhere.
 pub(crate) struct Progress {
     bar: ProgressBar,
     name: String,
     loss: f64,
+    checks_memory: bool,
 }
 
 impl Progress {
-    /// For the run `name`.
-    pub(crate) fn new(name: &str) -> Self {
-        Self { bar: ProgressBar::hidden(), name: name.to_owned(), loss: f64::NAN }
+    /// For the run `name`, which is refused if `checks_memory` and it needs more than there is.
+    pub(crate) fn new(name: &str, checks_memory: bool) -> Self {
+        Self { bar: ProgressBar::hidden(), name: name.to_owned(), loss: f64::NAN, checks_memory }
     }
 
     fn say(&self, line: &str) {
@@ -37,6 +42,13 @@ impl Progress {
 }
 
 impl Observer for Progress {
+    fn planned(&mut self, job: &Job, plan: &Plan) -> Result<()> {
+        match machine::limit().filter(|_| self.checks_memory) {
+            Some(limit) => memory::check(job, plan, limit),
+            None => Ok(()),
+        }
+    }
+
     fn start(&mut self, step: u64, steps: u64) {
         let style = ProgressStyle::with_template("{prefix:>12} {bar:30} {pos}/{len} steps  {msg}  {eta} left")
             .unwrap_or_else(|_| ProgressStyle::default_bar());

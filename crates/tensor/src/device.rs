@@ -85,6 +85,15 @@ impl Device {
         }
     }
 
+    /// On the shape-only device, the most bytes that one matrix product so far would copy of an operand: memory that the meter does not
+    /// see. 0 elsewhere.
+    pub fn packing(&self) -> usize {
+        match &self.0.backend {
+            Backend::Cpu(..) => 0,
+            Backend::Meta(meta) => meta.packing(),
+        }
+    }
+
     pub(crate) fn take(&self, bytes: usize) -> Option<Buffer> {
         match &self.0.backend {
             Backend::Cpu(_, pool) => Some(pool.take(bytes)),

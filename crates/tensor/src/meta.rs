@@ -1,5 +1,7 @@
 //! The shape-only device: every primitive does nothing.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::codes::{Coded, Rows, Store, Stored};
 use crate::cpu;
 use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels, Norm};
@@ -9,11 +11,17 @@ use crate::tensor::Tensor;
 #[derive(Debug)]
 pub(crate) struct Meta {
     threads: usize,
+    packing: AtomicUsize,
 }
 
 impl Meta {
     pub(crate) fn new(threads: usize) -> Self {
-        Self { threads }
+        Self { threads, packing: AtomicUsize::new(0) }
+    }
+
+    /// Most bytes that one matrix product so far would copy of an operand, beside the meter.
+    pub(crate) fn packing(&self) -> usize {
+        self.packing.load(Ordering::Relaxed)
     }
 }
 
@@ -22,7 +30,11 @@ type Out<'a> = &'a mut Tensor;
 
 #[rustfmt::skip]
 impl Kernels for Meta {
-    fn matmul(&self, _: In, _: bool, _: In, _: bool, _: f64, _: Out) {}
+    fn matmul(&self, a: In, ta: bool, _: In, _: bool, _: f64, c: Out) {
+        let k = if ta { a.rows() } else { a.cols() };
+        let bytes = cpu::matmul::packing(c.rows(), c.cols(), k, c.dtype().size());
+        self.packing.fetch_max(bytes, Ordering::Relaxed);
+    }
     fn zero(&self, _: Out) {}
     fn copy(&self, _: In, _: Out) {}
     fn scale(&self, _: f64, _: Out) {}

@@ -70,16 +70,17 @@ pub fn list(folder: &Path) -> Vec<(u64, PathBuf)> {
 pub fn write(folder: &Path, engine: &Engine, state: &State, keep: usize) -> Result<PathBuf> {
     fs::create_dir_all(folder).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(folder.display()))?;
     let target = folder.join(format!("step-{}", state.step));
-    let snapshot = engine.norms.as_ref().map(|n| n.snapshot());
-    let running = snapshot.as_ref().map(|(running, _)| running.clone());
+    let running = engine.norms.as_ref().map(|norms| norms.save(|running, _| running.clone()));
     let state = State { running, ratios: engine.ratios.as_ref().map(|r| r.sites().to_vec()), ..state.clone() };
     replace_dir_atomic(&target, |new| {
         let registry = &engine.model.registry;
         weights::write(&new.join(WEIGHTS), &registry.saved(|e| registry.is_trainable(e)), &[])?;
         weights::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
-        if let Some((_, codes)) = &snapshot {
-            let norms = Saved { name: "codes".into(), shape: vec![codes.len()], data: Data::U8(codes) };
-            weights::write(&new.join(NORMS), &[norms], &[])?;
+        if let Some(norms) = &engine.norms {
+            norms.save(|_, codes| {
+                let codes = Saved { name: "codes".into(), shape: vec![codes.len()], data: Data::U8(codes) };
+                weights::write(&new.join(NORMS), &[codes], &[])
+            })?;
         }
         let text = serde_json::to_string_pretty(&state).map_err(|e| Error::new(e.to_string()))?;
         write_file_atomic(&new.join(STATE), |f| Ok(f.write_all(text.as_bytes())?))

@@ -3,7 +3,7 @@
 use colrow_tensor::Result;
 use serde_json::{Map, Value, json};
 
-use crate::data::{Answers, BatchBy, Labels, Sampler, TokenisedSet, collate};
+use crate::data::{Answers, Batch, BatchBy, Labels, Sampler, TokenisedSet, collate};
 use crate::engine::Engine;
 use crate::metrics::{self, Metric};
 use crate::tasks::Task;
@@ -70,6 +70,20 @@ fn mean_loss(engine: &Engine, set: &TokenisedSet, by: BatchBy) -> Result<f64> {
         count += losses;
     }
     Ok(sum / count as f64)
+}
+
+/// What [`evaluate`] runs of one batch, for plans: the same passes, their results dropped.
+///
+/// # Errors
+/// Labels of another kind than the model's.
+pub(crate) fn batch(engine: &Engine, batch: Batch, longest_answer: usize) -> Result<()> {
+    if engine.model.config.is_text_to_text() {
+        engine.generate(&batch, longest_answer)?;
+        engine.loss(batch)?;
+    } else {
+        engine.logits(&batch)?;
+    }
+    Ok(())
 }
 
 /// Loss and metrics of a labelled set; `words` for a model that answers in text.

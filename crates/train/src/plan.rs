@@ -1,4 +1,4 @@
-//! The memory plan: the real step on the shape-only device, before any weight is read.
+//! The memory plan: the real step and the real evaluation on the shape-only device, before any weight is read.
 
 use std::sync::Arc;
 
@@ -10,6 +10,8 @@ use colrow_tensor::{Bytes, DType, Device, Result};
 
 use crate::data::{Batch, Labels};
 use crate::engine::{Engine, Micro};
+use crate::evaluate;
+use crate::machine::Resident;
 use crate::optim::{Optimizer, Settings};
 use crate::ratios::{self, Ratios};
 
@@ -27,12 +29,18 @@ pub struct Shape<'a> {
     pub auto: &'a [(String, RowsOf)],
     /// Lengths of each micro-batch's sequences.
     pub micros: &'a [Lengths],
+    /// Lengths of the batches that are evaluated between steps.
+    pub evaluated: &'a [Lengths],
+    /// Most tokens of an answer, for models that answer in text.
+    pub longest_answer: usize,
     /// Tokens of the training set, targets included, if norms are cached in memory.
     pub cached_tokens: usize,
     /// Whether the target is a number.
     pub regression: bool,
     /// Threads of the processor that will run.
     pub threads: usize,
+    /// What the process holds already: the program, tokenizer, data.
+    pub resident: Resident,
 }
 
 /// Lengths of a batch's sequences.
@@ -42,6 +50,39 @@ pub struct Lengths {
     pub sources: Vec<u32>,
     /// Tokens of each target, for models that answer in text.
     pub targets: Option<Vec<u32>>,
+}
+
+impl Lengths {
+    /// Tokens of all sources and targets.
+    pub fn tokens(&self) -> usize {
+        let [sources, _, _, targets, ..] = self.figures();
+        sources + targets
+    }
+
+    /// All that memory depends on: tokens, sequences and the longest, of sources and of targets.
+    fn figures(&self) -> [usize; 6] {
+        let of = |lengths: &[u32]| {
+            let tokens = lengths.iter().map(|&l| l as usize).sum();
+            [tokens, lengths.len(), lengths.iter().copied().max().unwrap_or(0) as usize]
+        };
+        let [a, b, c] = of(&self.sources);
+        let [d, e, f] = of(self.targets.as_deref().unwrap_or_default());
+        [a, b, c, d, e, f]
+    }
+}
+
+/// The batches that no other exceeds in every figure: one of them needs most memory.
+pub fn outermost(batches: impl IntoIterator<Item = Lengths>) -> Vec<Lengths> {
+    let mut outermost: Vec<([usize; 6], Lengths)> = Vec::new();
+    let within = |a: &[usize; 6], b: &[usize; 6]| a.iter().zip(b).all(|(a, b)| a <= b);
+    for batch in batches {
+        let figures = batch.figures();
+        if !outermost.iter().any(|(other, _)| within(&figures, other)) {
+            outermost.retain(|(other, _)| !within(other, &figures));
+            outermost.push((figures, batch));
+        }
+    }
+    outermost.into_iter().map(|(_, batch)| batch).collect()
 }
 
 /// What one linear keeps.
@@ -55,15 +96,20 @@ pub struct SitePlan {
     pub kept_bytes: usize,
 }
 
-/// The plan of a step.
+/// The plan of a run.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Plan {
     /// Bytes kept for the backward pass.
     pub kept_bytes: usize,
-    /// Most bytes alive at once.
+    /// Most bytes alive at once, on the meter, in a step or an evaluation.
     pub peak_bytes: usize,
     /// Those by class.
     pub peak_bytes_by_class: Bytes,
+    /// Most bytes alive at once in an evaluation; 0 if there is none.
+    pub evaluation_peak_bytes: usize,
+    /// The process's largest resident set: what it holds already ([`Shape::resident`]), the peak, and what stands beside the meter
+    /// ([`BESIDE`], [`BESIDE_PER_THREAD`], the operand that a matrix product copies); or what reading the data took, if that was more.
+    pub process_bytes: usize,
     /// Every site that keeps something, or could.
     pub sites: Vec<SitePlan>,
     /// Tokens of the step.
@@ -71,6 +117,12 @@ pub struct Plan {
     /// Kept bytes by site and op.
     pub ledger: Ledger,
 }
+
+/// Memory that a run needs beside the meter and beside what a program holds that has read its data: pages of the program
+/// itself, small host buffers, what the allocator holds back.
+pub const BESIDE: usize = 12 << 20;
+/// The same for each thread: its stack, its share of packed matrices (the second-level cache), its part of the allocator.
+pub const BESIDE_PER_THREAD: usize = 2 << 20;
 
 /// A policy in words, as reports print it; `auto` if the run chooses the ratio.
 pub fn keep_name(keep: Keep, auto: bool) -> String {
@@ -111,7 +163,7 @@ pub fn remembering_sites(policy: &Policy, model: &Model) -> Vec<(String, RowsOf)
     model.sites().into_iter().filter(draws).map(|site| (site.name, site.rows)).collect()
 }
 
-/// Plans one step.
+/// Plans a run: its largest step, and its evaluations.
 ///
 /// # Errors
 /// Those of `choose_trained`; settings of the optimizer that exclude each other.
@@ -134,14 +186,29 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let ratios = Some(ratios).filter(|_| !shape.auto.is_empty());
     let mut engine = Engine { model, optimizer, policy, norms, ratios, probe: None, key: Key::new(0), dropout: true };
     let stats = engine.step(&micros, 0.0, 1, false)?;
+    let mut evaluation = Bytes::default();
+    for lengths in shape.evaluated {
+        device.meter().reset_peak();
+        evaluate::batch(&engine, blank(lengths, shape.regression).batch, shape.longest_answer)?;
+        evaluation = larger(evaluation, device.meter().peak());
+    }
+    let peak = larger(stats.peak, evaluation);
+    let beside = BESIDE + shape.threads * BESIDE_PER_THREAD + device.packing();
     Ok(Plan {
         kept_bytes: stats.kept_bytes,
-        peak_bytes: stats.peak.total(),
-        peak_bytes_by_class: stats.peak,
+        peak_bytes: peak.total(),
+        peak_bytes_by_class: peak,
+        evaluation_peak_bytes: evaluation.total(),
+        process_bytes: shape.resident.most.max(shape.resident.now + peak.total() + beside),
         sites: sites(&shape.policy, shape.auto, &linears, &stats.ledger),
         tokens: stats.tokens,
         ledger: stats.ledger,
     })
+}
+
+/// The one with the larger total, the first of equals.
+pub(crate) fn larger(a: Bytes, b: Bytes) -> Bytes {
+    if b.total() > a.total() { b } else { a }
 }
 
 /// A batch of sequences of these lengths, all of token 0 and label 0: what plans and benchmarks need.

@@ -15,6 +15,8 @@ use crate::data::{
     self, Answers, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser, Wording,
 };
 use crate::engine::Engine;
+use crate::fit::{self, Fit};
+use crate::machine::{self, Resident};
 use crate::optim::{Optimizer, Settings};
 use crate::plan::{self, Lengths, Plan, Shape, remembering_sites};
 use crate::ratios::{self, Ratios};
@@ -57,6 +59,10 @@ pub struct Job {
     pub auto: Vec<(String, RowsOf)>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// Sites of the model.
+    sites: Vec<Site>,
+    /// What the process holds with all of this read.
+    resident: Resident,
 }
 
 /// This machine's processor, multiplying as the recipe says.
@@ -339,19 +345,20 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     }
     let tokeniser = Tokeniser::load(&model_dir.join(hub::TOKENIZER_FILE))?;
     let answers = answers(&config, task, &map, &tokeniser, recipe.data.max_target_length);
-    let mut tokens = |examples: &Examples, name: &str| -> Result<(TokenisedSet, Labels)> {
-        let labels = map.resolve(examples)?;
+    // takes the texts, so that they are gone when the next are tokenised
+    let mut tokens = |examples: Examples, name: &str| -> Result<(TokenisedSet, Labels)> {
+        let labels = map.resolve(&examples)?;
         let set = match &answers {
-            Some(answers) => answers.tokenise(examples, Some(&labels), recipe.data.max_length)?,
+            Some(answers) => answers.tokenise(&examples, Some(&labels), recipe.data.max_length)?,
             None => tokeniser.tokenise(&examples.rows, Some(labels.clone()), recipe.data.max_length)?,
         };
         set.check_vocab(config.vocab_size(), config.type_vocab_size()).map_err(|e| e.at(model_dir.display()))?;
         warnings.extend(set.warning(recipe.data.max_length).map(|w| format!("{name}: {w}")));
         Ok((set, labels))
     };
-    let (train, _) = tokens(&train, "training data")?;
+    let (train, _) = tokens(train, "training data")?;
     let dev = dev
-        .iter()
+        .into_iter()
         .map(|(prefix, examples)| {
             tokens(examples, "development data").map(|(set, labels)| DevSet { prefix, set, labels })
         })
@@ -359,9 +366,11 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
     let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
     choose_trained(&mut blank, &recipe)?;
-    let policy = Arc::new(policy(&recipe.keep, &blank.sites())?);
-    let auto = auto_sites(&recipe, &blank.sites())?;
-    Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, auto, warnings })
+    let sites = blank.sites();
+    let policy = Arc::new(policy(&recipe.keep, &sites)?);
+    let auto = auto_sites(&recipe, &sites)?;
+    let resident = machine::resident();
+    Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, auto, warnings, sites, resident })
 }
 
 impl Job {
@@ -369,32 +378,17 @@ impl Job {
         self.train.ids.len() + self.train.target_bounds.last().unwrap_or(&0)
     }
 
-    /// The lengths of the largest batch that the sampler can produce; with the longest targets, whose ever they are.
-    fn longest_batch(&self) -> Lengths {
-        let sources = self.sampler.longest_batch();
-        let targets = match &self.train.labels {
-            Some(Labels::Text(targets)) => {
-                let mut lengths: Vec<u32> = targets.iter().map(|t| t.len() as u32).collect();
-                lengths.sort_unstable_by(|a, b| b.cmp(a));
-                lengths.truncate(sources.len());
-                Some(lengths)
-            }
-            _ => None,
-        };
-        Lengths { sources, targets }
-    }
-
-    /// The plan of the largest step that the sampler can produce; where the run chooses ratios, of one that measures and keeps all rows
-    /// there, though no more than `keep.bytes`.
-    ///
-    /// # Errors
-    /// Frozen keys that split a stacked weight; a `keep.bytes` that no ratios meet.
-    pub fn plan(&self) -> Result<Plan> {
-        let mut plan = self.plan_of_all_rows()?;
-        if let (Some(_), Some(limit)) = (self.ratios(&plan)?, self.recipe.keep.bytes) {
-            plan.kept_bytes = plan.kept_bytes.min(limit as usize);
+    /// The lengths of the largest batch that the sampler can produce. For a model that answers in text, of the longest sources and
+    /// the longest targets, whose ever they are: no batch needs more.
+    fn largest_batch(&self, recipe: &Recipe) -> Result<Lengths> {
+        let by = batch_by(recipe.train.batch);
+        let sources = Sampler::new(self.train.lengths(), by, Some(recipe.seed))?.largest_batch();
+        let mut targets = self.train.target_lengths();
+        if let Some(targets) = &mut targets {
+            targets.sort_unstable_by(|a, b| b.cmp(a));
+            targets.truncate(sources.len());
         }
-        Ok(plan)
+        Ok(Lengths { sources, targets })
     }
 
     /// What chooses ratios, if the recipe leaves any to the run, by the plan of all rows.
@@ -409,33 +403,78 @@ impl Job {
         let settings = ratios::Settings { every: keep.auto_every, share: keep.auto_share };
         let mut ratios = Ratios::new(settings, &sites);
         if let Some(limit) = keep.bytes {
-            let longest = self.longest_batch();
+            let largest = self.largest_batch(&self.recipe)?;
             let sum = |lengths: &[u32]| lengths.iter().map(|&l| l as usize).sum();
             let rows = sites.iter().map(|(_, rows)| match rows {
-                RowsOf::Tokens => sum(&longest.sources),
-                RowsOf::Targets => sum(longest.targets.as_deref().unwrap_or_default()),
-                RowsOf::Sequences => longest.sources.len(),
+                RowsOf::Tokens => sum(&largest.sources),
+                RowsOf::Targets => sum(largest.targets.as_deref().unwrap_or_default()),
+                RowsOf::Sequences => largest.sources.len(),
             });
             ratios.limit(limit as usize, &plan.ledger, &rows.collect::<Vec<_>>())?;
         }
         Ok(Some(ratios))
     }
 
-    fn plan_of_all_rows(&self) -> Result<Plan> {
-        let longest = self.longest_batch();
-        let mut policy = self.policy.clone();
-        self.auto.iter().for_each(|(site, _)| Arc::make_mut(&mut policy).set_ratio(site, 1.0));
+    /// The plan of the largest step that the sampler can produce, and of the evaluations; where the run chooses ratios, of a step that
+    /// measures and keeps all rows there, though no more than `keep.bytes`.
+    ///
+    /// # Errors
+    /// Those of [`Job::plan_as`]; a `keep.bytes` that no ratios meet.
+    pub fn plan(&self) -> Result<Plan> {
+        let mut plan = self.plan_as(&self.recipe)?;
+        if let (Some(_), Some(limit)) = (self.ratios(&plan)?, self.recipe.keep.bytes) {
+            plan.kept_bytes = plan.kept_bytes.min(limit as usize);
+        }
+        Ok(plan)
+    }
+
+    /// The plan with another recipe over the same model and data, which differs in `[keep]` or `[train]`.
+    ///
+    /// # Errors
+    /// Frozen keys that split a stacked weight; examples longer than a batch by tokens may be; settings of the optimizer that exclude each
+    /// other.
+    pub fn plan_as(&self, recipe: &Recipe) -> Result<Plan> {
+        let by = batch_by(recipe.train.batch);
+        let mut evaluated = Vec::new();
+        for DevSet { set, .. } in &self.dev {
+            let (lengths, targets) = (set.lengths(), set.target_lengths());
+            let of = |batch: &[u32], lengths: &[u32]| batch.iter().map(|&i| lengths[i as usize]).collect();
+            evaluated.extend(Sampler::new(lengths.clone(), by, None)?.epoch(0).iter().map(|batch| Lengths {
+                sources: of(batch, &lengths),
+                targets: targets.as_ref().map(|targets| of(batch, targets)),
+            }));
+        }
+        let mut policy = policy(&recipe.keep, &self.sites)?;
+        let auto = auto_sites(recipe, &self.sites)?;
+        auto.iter().for_each(|(site, _)| policy.set_ratio(site, 1.0));
         plan::plan(&Shape {
             config: &self.config,
-            choose_trained: &|model| choose_trained(model, &self.recipe),
-            optim: Settings::from(&self.recipe.optim),
-            policy,
-            auto: &self.auto,
-            micros: &vec![longest; self.recipe.train.accumulate],
-            cached_tokens: if self.recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
+            choose_trained: &|model| choose_trained(model, recipe),
+            optim: Settings::from(&recipe.optim),
+            policy: Arc::new(policy),
+            auto: &auto,
+            micros: &vec![self.largest_batch(recipe)?; recipe.train.accumulate],
+            evaluated: &plan::outermost(evaluated),
+            longest_answer: recipe.data.max_target_length,
+            cached_tokens: if recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
             regression: self.task.is_regression(),
             threads: rayon::current_num_threads(),
+            resident: self.resident,
         })
+    }
+
+    /// What of the recipe fits into `memory` bytes of this process; see [`fit::search`].
+    ///
+    /// # Errors
+    /// Those of [`Job::plan_as`].
+    pub fn fits(&self, memory: usize) -> Result<Vec<Fit>> {
+        let lengths =
+            [&self.train].into_iter().chain(self.dev.iter().map(|dev| &dev.set)).flat_map(TokenisedSet::lengths);
+        let batches = match self.recipe.train.batch {
+            recipe::Batch::Sequences(_) => 1..=self.train.len(),
+            recipe::Batch::Tokens(_) => lengths.max().unwrap_or(1) as usize..=self.train.ids.len(),
+        };
+        fit::search(&self.recipe, memory, batches, &|recipe| self.plan_as(recipe))
     }
 
     /// The model with its weights.
@@ -479,7 +518,7 @@ impl Job {
             }
             false => None,
         };
-        let ratios = self.ratios(&self.plan_of_all_rows()?)?;
+        let ratios = self.ratios(&self.plan_as(&self.recipe)?)?;
         let mut policy = self.policy.clone();
         if let Some(ratios) = &ratios {
             ratios.apply(&mut policy);

@@ -14,8 +14,9 @@ use crate::data::{collate, places};
 use crate::engine::{Engine, Micro, StepStats};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::folder::RunFolder;
+use crate::machine;
 use crate::metrics::Metric;
-use crate::plan;
+use crate::plan::{self, Plan};
 use crate::ratios::Ratios;
 use crate::recipe::{Batch, Every, Recipe};
 use crate::schedule::{lr_at, warmup_steps};
@@ -23,6 +24,13 @@ use crate::setup::{Job, batch_by, lora_config};
 
 /// What a run tells while it runs.
 pub trait Observer {
+    /// What the run needs is known, and nothing is written or read in yet.
+    ///
+    /// # Errors
+    /// One that ends the run here.
+    fn planned(&mut self, _job: &Job, _plan: &Plan) -> Result<()> {
+        Ok(())
+    }
     /// A run is about to start or go on at `step` of `steps`.
     fn start(&mut self, step: u64, steps: u64);
     /// A step was done.
@@ -63,6 +71,7 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     let mut job = crate::setup::prepare(recipe)?;
     let metric = best_metric(&job)?;
     let plan = job.plan()?;
+    observer.planned(&job, &plan)?;
     // before the folder, so that a model that cannot be read leaves no run behind
     let model = job.model()?;
     let mut folder = RunFolder::open(&output, &job.recipe, resume)?;
@@ -232,9 +241,7 @@ impl Run {
             self.state.kept_bytes = stats.kept_bytes;
             self.state.ledger = stats.ledger.clone();
         }
-        if stats.peak.total() > self.state.peak.total() {
-            self.state.peak = stats.peak;
-        }
+        self.state.peak = plan::larger(self.state.peak, stats.peak);
         if stats.peak.total() > self.timeline_peak {
             self.timeline_peak = stats.peak.total();
             self.timeline = std::mem::take(&mut stats.timeline);
@@ -265,7 +272,9 @@ impl Run {
     }
 
     /// Metrics of all development sets, and of the first of them by itself; `None` if there is none.
-    fn measure(&self, observer: &mut dyn Observer) -> Result<Option<(Map<String, Value>, Evaluation)>> {
+    fn measure(&mut self, observer: &mut dyn Observer) -> Result<Option<(Map<String, Value>, Evaluation)>> {
+        let device = self.engine.model.registry.params.device().clone();
+        device.meter().reset_peak();
         let by = batch_by(self.job.recipe.train.batch);
         let mut metrics = Map::new();
         let mut first = None;
@@ -279,6 +288,7 @@ impl Run {
             metrics.extend(evaluation.to_json(dev.prefix));
             first.get_or_insert(evaluation);
         }
+        self.state.peak = plan::larger(self.state.peak, device.meter().peak());
         Ok(first.map(|first| (metrics, first)))
     }
 
@@ -344,7 +354,7 @@ impl Run {
         }
     }
 
-    fn summary(&self, plan: &plan::Plan, steps_here: u64) -> Value {
+    fn summary(&self, plan: &Plan, steps_here: u64) -> Value {
         let mut times = self.times.clone();
         times.sort_by(f64::total_cmp);
         let seconds: f64 = self.times.iter().sum();
@@ -370,9 +380,10 @@ impl Run {
             "kept_bytes": self.state.kept_bytes,
             "peak_bytes": self.state.peak.total(),
             "peak_bytes_by_class": self.state.peak,
-            "peak_rss_bytes": peak_rss(),
+            "peak_rss_bytes": machine::peak_rss(),
             "planned_kept_bytes": plan.kept_bytes,
             "planned_peak_bytes": plan.peak_bytes,
+            "planned_process_bytes": plan.process_bytes,
             "truncated_examples": self.job.train.truncated,
             "warnings": self.job.warnings,
             "policy": policy,
@@ -384,11 +395,4 @@ impl Run {
             "version": env!("CARGO_PKG_VERSION"),
         })
     }
-}
-
-/// The process's peak resident set in bytes, where the system tells it (Linux).
-pub fn peak_rss() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -10,6 +10,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
+use colrow_train::machine::Resident;
 use colrow_train::optim::{Moments, Optimizer, Settings};
 use colrow_train::plan::{Lengths, Shape, blank, plan, remembering_sites};
 use colrow_train::recipe::{self, PolicyName, States, Update};
@@ -158,7 +159,7 @@ fn steps() -> [Vec<Vec<u32>>; 4] {
 }
 
 #[test]
-fn plan_meter_and_ledger_agree_to_the_byte() {
+fn plan_equals_meter() {
     for sizes in [[32, 2, 4, 64, 2], [36, 1, 3, 150, 3], [20, 3, 5, 17, 1]] {
         let config = config(sizes);
         for ((name, policy), (frozen_name, frozen), micros) in [policies(), presets(&config, &|_| Ok(()))]
@@ -174,7 +175,7 @@ fn plan_meter_and_ledger_agree_to_the_byte() {
 }
 
 #[test]
-fn plan_meter_and_ledger_agree_with_adapters() {
+fn plan_equals_meter_with_adapters() {
     let config = config([36, 2, 3, 150, 3]);
     for (targets, dropout, learn_a) in
         [(&["query", "value"][..], 0.1, true), (&["*.dense", "key"], 0.0, true), (&["key"], 0.1, false)]
@@ -211,7 +212,7 @@ fn t5(gated: bool) -> Config {
 }
 
 #[test]
-fn plan_meter_and_ledger_agree_for_t5() {
+fn plan_equals_meter_for_t5() {
     let frozen: [Frozen; 4] = [
         ("nothing", |_| false),
         ("encoder", |key| key.starts_with("encoder")),
@@ -291,6 +292,9 @@ fn agree_with(
         policy: policy.clone(),
         auto: &[],
         micros: &micros.iter().map(with_targets).collect::<Vec<_>>(),
+        evaluated: &[],
+        longest_answer: 0,
+        resident: Resident::default(),
         cached_tokens: 1000,
         regression: labels == 1,
         threads,
@@ -496,6 +500,9 @@ fn what_is_not_needed_is_not_kept() {
             policy,
             auto: &[],
             micros: &micros.iter().map(|lengths| sources(lengths)).collect::<Vec<_>>(),
+            evaluated: &[],
+            longest_answer: 0,
+            resident: Resident::default(),
             cached_tokens: 0,
             regression: false,
             threads: 2,

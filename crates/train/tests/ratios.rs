@@ -12,6 +12,7 @@ use colrow_models::model::{Model, PAPER_SITES};
 use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
+use colrow_train::machine::Resident;
 use colrow_train::plan::{Lengths, Plan, Shape, blank, plan, remembering_sites};
 use colrow_train::ratios::{Ratios, Settings};
 
@@ -88,6 +89,9 @@ impl Case {
             optim: common::ADAMW,
             policy: self.policy(ratio),
             auto: &self.auto(),
+            evaluated: &[],
+            longest_answer: 0,
+            resident: Resident::default(),
             micros: &micros.iter().map(|sources| self.lengths(sources)).collect::<Vec<_>>(),
             cached_tokens: TOKENS,
             regression: false,

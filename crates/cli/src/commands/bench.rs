@@ -6,22 +6,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use colrow_autograd::{NormMemory, Store};
+use colrow_autograd::{NormMemory, Policy, Store};
 use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Cost, DType, Device, Error, Result};
 use colrow_train::engine::Engine;
+use colrow_train::machine::{self, Resident};
 use colrow_train::optim::{Optimizer, Settings};
-use colrow_train::plan::{self, Lengths, Shape, remembering_sites};
+use colrow_train::plan::{self, Lengths, Plan, Shape, remembering_sites};
 use colrow_train::recipe::{
     self, Choice, Estimator, Method, NormSource, PolicyName, Precision, Recipe, States, Update,
 };
-use colrow_train::{setup, trainer};
+use colrow_train::{fit, setup};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{print, print_json};
-use crate::units;
+use crate::{memory, units};
 
 /// Time training steps of a model with random weights: forward, backward, clipping, AdamW.
 #[derive(clap::Args)]
@@ -71,6 +73,12 @@ pub(crate) struct Args {
     /// When weights are updated; in the backward pass, without clipping.
     #[arg(long, value_parser = choice::<Update>(), default_value = "after-backward")]
     update: Update,
+    /// Take the largest batch whose plan fits into so much memory of the process (8GiB, 512MiB, 8GB) instead of --batch.
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["batch", "lengths_file"], value_parser = memory::size())]
+    memory: Option<usize>,
+    /// Plan a step, run none.
+    #[arg(long)]
+    plan: bool,
     /// Timed steps.
     #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
@@ -101,32 +109,21 @@ fn choice<T: Choice + Send + Sync>() -> impl TypedValueParser<Value = T> {
 }
 
 impl Args {
-    fn policy(&self) -> recipe::Keep {
-        recipe::Keep {
-            policy: self.keep,
-            estimator: self.estimator,
-            ratio: recipe::Ratio::Fixed(self.ratio),
-            norms: self.norms,
-            ..recipe::Keep::default()
-        }
-    }
-
-    fn optim(&self) -> Settings {
+    fn optim(&self) -> recipe::Optim {
         let clip = if self.update == Update::InBackward { 0.0 } else { 1.0 };
-        let (states, update) = (self.optimizer_states, self.update);
-        Settings::from(&recipe::Optim { clip, states, update, ..recipe::Optim::default() })
+        recipe::Optim { clip, states: self.optimizer_states, update: self.update, ..recipe::Optim::default() }
     }
+}
 
-    fn sequence_lengths(&self) -> Result<Vec<u32>> {
-        if let Some(file) = &self.lengths_file {
-            return read_lengths(file);
-        }
-        let key = Key::new(self.seed).named("lengths");
-        let shortest = self.seq.min(16);
-        let uniform = |i: usize| shortest + (key.uniform(i as u64) * (self.seq - shortest + 1) as f64) as usize;
-        let length = |i| if self.lengths == Spread::Uniform { uniform(i) } else { self.seq };
-        Ok((0..self.batch).map(|i| length(i) as u32).collect())
-    }
+/// A benchmark, but for its number of sequences.
+struct Bench<'a> {
+    args: &'a Args,
+    config: Config,
+    recipe: Recipe,
+    policy: Arc<Policy>,
+    resident: Resident,
+    /// Those of `--lengths-file`.
+    lengths: Option<Vec<u32>>,
 }
 
 fn read_lengths(file: &Path) -> Result<Vec<u32>> {
@@ -150,117 +147,177 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let text = std::fs::read(&args.model_config)
         .map_err(|e| Error::usage(format!("--model-config: {e}")).at(args.model_config.display()))?;
     let config = Config::from_json(&text, &args.model_config)?;
-    let sources = args.sequence_lengths()?;
-    let (name, longest) = match &args.lengths_file {
-        Some(_) => ("--lengths-file", sources.iter().max().map_or(0, |&length| length as usize)),
+    let given = args.lengths_file.as_deref().map(read_lengths).transpose()?;
+    let (name, longest) = match &given {
+        Some(lengths) => ("--lengths-file", lengths.iter().max().map_or(0, |&length| length as usize)),
         None => ("--seq", args.seq),
     };
     if let Some(limit) = config.longest().filter(|&limit| longest > limit) {
         let what = format!("{name}: expected at most {limit} (max_position_embeddings), found {longest}");
         return Err(Error::usage(what));
     }
-    let result = bench(args, config, sources)?;
-    if args.json { print_json(&result) } else { print(&text_of(&result)) }
+    let bench = Bench::new(args, config, given)?;
+    let batch = bench.batch()?;
+    let plan = bench.plan(batch)?;
+    match (args.plan, args.json) {
+        (true, true) => print_json(&Planned { batch, plan: &plan }),
+        (true, false) => print(&format!("batch         {batch} sequences\n{}", super::plan::summary(&plan))),
+        (false, true) => print_json(&bench.measure(batch, &plan)?),
+        (false, false) => print(&text_of(&bench.measure(batch, &plan)?)),
+    }
 }
 
-fn bench(args: &Args, config: Config, sources: Vec<u32>) -> Result<Value> {
-    let keep = args.policy();
-    let device = setup::device(args.precision);
-    let targets = config.is_text_to_text().then(|| vec![args.target as u32; sources.len()]);
-    let lengths = Lengths { sources, targets };
-    let regression = config.num_labels() == 1;
-    let mut micro = plan::blank(&lengths, regression);
-    let key = Key::new(args.seed).named("ids");
-    let vocabulary = config.vocab_size() as f64;
-    for (i, id) in micro.batch.ids.iter_mut().enumerate() {
-        *id = (key.uniform(i as u64) * vocabulary) as u32;
+#[derive(Serialize)]
+struct Planned<'a> {
+    batch: usize,
+    #[serde(flatten)]
+    plan: &'a Plan,
+}
+
+impl<'a> Bench<'a> {
+    fn new(args: &'a Args, config: Config, lengths: Option<Vec<u32>>) -> Result<Self> {
+        let keep = recipe::Keep {
+            policy: args.keep,
+            estimator: args.estimator,
+            ratio: recipe::Ratio::Fixed(args.ratio),
+            norms: args.norms,
+            ..recipe::Keep::default()
+        };
+        let train = recipe::Train { method: args.method, precision: args.precision, ..recipe::Train::default() };
+        let lora = recipe::Lora { rank: args.lora_rank as usize, ..recipe::Lora::default() };
+        let recipe = Recipe { train, lora, keep, optim: args.optim(), seed: args.seed, ..Recipe::default() };
+        let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
+        setup::choose_trained(&mut blank, &recipe)?;
+        let policy = Arc::new(setup::policy(&recipe.keep, &blank.sites())?);
+        Ok(Self { args, config, recipe, policy, resident: machine::resident(), lengths })
     }
-    let n = micro.batch.ids.len();
-    let of_targets = lengths.targets.iter().flatten().map(|&l| l as usize).sum::<usize>();
-    micro.places = Some((0..n as u64).collect());
-    micro.target_places = Some((n as u64..(n + of_targets) as u64).collect());
-    let train = recipe::Train { method: args.method, ..recipe::Train::default() };
-    let lora = recipe::Lora { rank: args.lora_rank as usize, ..recipe::Lora::default() };
-    let recipe = Recipe { train, lora, seed: args.seed, ..Recipe::default() };
-    let choose_trained = |model: &mut Model| setup::choose_trained(model, &recipe);
-    let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
-    choose_trained(&mut blank)?;
-    let policy = Arc::new(setup::policy(&keep, &blank.sites())?);
-    let plan = plan::plan(&Shape {
-        config: &config,
-        choose_trained: &choose_trained,
-        optim: args.optim(),
-        policy: policy.clone(),
-        auto: &[],
-        micros: &[lengths],
-        cached_tokens: n + of_targets,
-        regression,
-        threads: rayon::current_num_threads(),
-    })?;
-    let mut model = Model::new(config, &device, DType::F32);
-    model.init(args.seed);
-    choose_trained(&mut model)?;
-    let norms = match policy.remembers_norms() {
-        true => Some(Arc::new(NormMemory::new(
-            &device,
-            &remembering_sites(&policy, &model),
-            n + of_targets,
-            Store::Memory,
-        )?)),
-        false => None,
-    };
-    let optimizer = Optimizer::new(args.optim(), &model.registry.params);
-    let mut engine =
-        Engine { model, optimizer, policy, norms, ratios: None, probe: None, key: Key::new(args.seed), dropout: true };
-    let micros = [micro];
-    let (mut times, mut optimizer_times) = (Vec::new(), Vec::new());
-    let mut last = None;
-    for step in 1..=(args.warmup + args.steps) as u64 {
-        if args.profile && step == args.warmup as u64 + 1 {
-            device.profile().start();
+
+    /// The number of sequences: of `--lengths-file`, `--batch`, or the largest that fits into `--memory`.
+    fn batch(&self) -> Result<usize> {
+        if let Some(lengths) = &self.lengths {
+            return Ok(lengths.len());
         }
-        let clock = Instant::now();
-        let stats = engine.step(&micros, 1e-5, step, false)?;
-        if step > args.warmup as u64 {
-            times.push(clock.elapsed().as_secs_f64());
-            optimizer_times.push(stats.optimizer_seconds);
-        }
-        last = Some(stats);
+        let Some(memory) = self.args.memory else { return Ok(self.args.batch) };
+        let most = (u32::MAX as usize / self.args.seq.max(self.args.target)).min(1 << 20);
+        fit::largest(1..=most, |batch| Ok(self.plan(batch)?.process_bytes <= memory))?.map_or_else(
+            || {
+                let least = units::bytes(self.plan(1)?.process_bytes as u64);
+                let given = units::bytes(memory as u64);
+                Err(Error::usage(format!("--memory: expected at least {least}, for one sequence, found {given}")))
+            },
+            Ok,
+        )
     }
-    let stats = last.ok_or_else(|| Error::new("no step was run"))?;
-    let total: f64 = times.iter().sum();
-    let profile = args.profile.then(|| profile_of(&device.profile().stop(), total, args.steps));
-    let parameters = |trainable: bool| {
-        let some = engine.model.registry.params.iter().filter(|(_, p)| p.trainable == trainable);
-        some.map(|(_, p)| p.value.len()).sum::<usize>()
-    };
-    let in_order = times.clone();
-    times.sort_by(f64::total_cmp);
-    optimizer_times.sort_by(f64::total_cmp);
-    Ok(json!({
-        "step_seconds_min": times[0],
-        "step_seconds_median": times[times.len() / 2],
-        "step_seconds": in_order,
-        "optimizer_seconds_min": optimizer_times[0],
-        "optimizer_seconds_median": optimizer_times[optimizer_times.len() / 2],
-        "tokens": n,
-        "tokens_per_second": n as f64 / times[times.len() / 2],
-        "kept_bytes": stats.kept_bytes,
-        "peak_bytes": stats.peak.total(),
-        "peak_bytes_by_class": stats.peak,
-        "planned_kept_bytes": plan.kept_bytes,
-        "planned_peak_bytes": plan.peak_bytes,
-        "peak_rss_bytes": trainer::peak_rss(),
-        "trainable_parameters": parameters(true),
-        "frozen_parameters": parameters(false),
-        "threads": rayon::current_num_threads(),
-        "precision": args.precision,
-        "keep": keep.policy,
-        "method": args.method,
-        "profile": profile,
-        "optimizer_states": args.optimizer_states,
-        "update": args.update,
-    }))
+
+    fn lengths(&self, batch: usize) -> Lengths {
+        let Args { seq, target, lengths, seed, .. } = *self.args;
+        let key = Key::new(seed).named("lengths");
+        let shortest = seq.min(16);
+        let uniform = |i: usize| shortest + (key.uniform(i as u64) * (seq - shortest + 1) as f64) as usize;
+        let length = |i| if lengths == Spread::Uniform { uniform(i) } else { seq };
+        let drawn = || (0..batch).map(|i| length(i) as u32).collect();
+        let sources = self.lengths.clone().unwrap_or_else(drawn);
+        Lengths { sources, targets: self.config.is_text_to_text().then(|| vec![target as u32; batch]) }
+    }
+
+    fn regression(&self) -> bool {
+        self.config.num_labels() == 1
+    }
+
+    fn plan(&self, batch: usize) -> Result<Plan> {
+        let lengths = self.lengths(batch);
+        plan::plan(&Shape {
+            config: &self.config,
+            choose_trained: &|model| setup::choose_trained(model, &self.recipe),
+            optim: Settings::from(&self.recipe.optim),
+            policy: self.policy.clone(),
+            auto: &[],
+            cached_tokens: lengths.tokens(),
+            micros: &[lengths],
+            evaluated: &[],
+            longest_answer: 0,
+            regression: self.regression(),
+            threads: rayon::current_num_threads(),
+            resident: self.resident,
+        })
+    }
+
+    fn measure(&self, batch: usize, plan: &Plan) -> Result<Value> {
+        let args = self.args;
+        let device = setup::device(args.precision);
+        let lengths = self.lengths(batch);
+        let mut micro = plan::blank(&lengths, self.regression());
+        let key = Key::new(args.seed).named("ids");
+        let vocabulary = self.config.vocab_size() as f64;
+        for (i, id) in micro.batch.ids.iter_mut().enumerate() {
+            *id = (key.uniform(i as u64) * vocabulary) as u32;
+        }
+        let (n, all) = (micro.batch.ids.len(), lengths.tokens());
+        micro.places = Some((0..n as u64).collect());
+        micro.target_places = Some((n as u64..all as u64).collect());
+        let mut model = Model::new(self.config.clone(), &device, DType::F32);
+        model.init(args.seed);
+        setup::choose_trained(&mut model, &self.recipe)?;
+        let policy = self.policy.clone();
+        let norms = match policy.remembers_norms() {
+            true => Some(Arc::new(NormMemory::new(&device, &remembering_sites(&policy, &model), all, Store::Memory)?)),
+            false => None,
+        };
+        let optimizer = Optimizer::new(Settings::from(&self.recipe.optim), &model.registry.params);
+        let key = Key::new(args.seed);
+        let mut engine = Engine { model, optimizer, policy, norms, ratios: None, probe: None, key, dropout: true };
+        let micros = [micro];
+        let (mut times, mut optimizer_times) = (Vec::new(), Vec::new());
+        let mut last = None;
+        for step in 1..=(args.warmup + args.steps) as u64 {
+            if args.profile && step == args.warmup as u64 + 1 {
+                device.profile().start();
+            }
+            let clock = Instant::now();
+            let stats = engine.step(&micros, 1e-5, step, false)?;
+            if step > args.warmup as u64 {
+                times.push(clock.elapsed().as_secs_f64());
+                optimizer_times.push(stats.optimizer_seconds);
+            }
+            last = Some(stats);
+        }
+        let stats = last.ok_or_else(|| Error::new("no step was run"))?;
+        let total: f64 = times.iter().sum();
+        let profile = args.profile.then(|| profile_of(&device.profile().stop(), total, args.steps));
+        let parameters = |trainable: bool| {
+            let some = engine.model.registry.params.iter().filter(|(_, p)| p.trainable == trainable);
+            some.map(|(_, p)| p.value.len()).sum::<usize>()
+        };
+        let in_order = times.clone();
+        times.sort_by(f64::total_cmp);
+        optimizer_times.sort_by(f64::total_cmp);
+        Ok(json!({
+            "step_seconds_min": times[0],
+            "step_seconds_median": times[times.len() / 2],
+            "step_seconds": in_order,
+            "optimizer_seconds_min": optimizer_times[0],
+            "optimizer_seconds_median": optimizer_times[optimizer_times.len() / 2],
+            "batch": batch,
+            "tokens": n,
+            "tokens_per_second": n as f64 / times[times.len() / 2],
+            "kept_bytes": stats.kept_bytes,
+            "peak_bytes": stats.peak.total(),
+            "peak_bytes_by_class": stats.peak,
+            "planned_kept_bytes": plan.kept_bytes,
+            "planned_peak_bytes": plan.peak_bytes,
+            "planned_process_bytes": plan.process_bytes,
+            "peak_rss_bytes": machine::peak_rss(),
+            "trainable_parameters": parameters(true),
+            "frozen_parameters": parameters(false),
+            "threads": rayon::current_num_threads(),
+            "precision": args.precision,
+            "keep": self.recipe.keep.policy,
+            "method": args.method,
+            "profile": profile,
+            "optimizer_states": args.optimizer_states,
+            "update": args.update,
+        }))
+    }
 }
 
 /// A row a kernel, of one step; what no kernel took is `other`.
@@ -298,9 +355,13 @@ fn text_of(result: &Value) -> String {
     let size = |key: &str| units::bytes(result[key].as_u64().unwrap_or(0));
     let time = |key: &str| units::duration(result[key].as_f64().unwrap_or(f64::NAN));
     format!(
-        "step   {} (fastest {}), {} tokens\nadamw  {} of it (fastest {})\nkept   {} (planned {})\npeak   {} on the meter (planned {}), {} of the process",
+        "step   {} (fastest {}), {} sequences, {} tokens\n\
+         adamw  {} of it (fastest {})\n\
+         kept   {} (planned {})\n\
+         peak   {} on the meter (planned {}), {} of the process (planned {})",
         time("step_seconds_median"),
         time("step_seconds_min"),
+        result["batch"],
         result["tokens"],
         time("optimizer_seconds_median"),
         time("optimizer_seconds_min"),
@@ -309,5 +370,6 @@ fn text_of(result: &Value) -> String {
         size("peak_bytes"),
         size("planned_peak_bytes"),
         size("peak_rss_bytes"),
+        size("planned_process_bytes"),
     ) + &if result["profile"].is_null() { String::new() } else { profile_text(&result["profile"]) }
 }

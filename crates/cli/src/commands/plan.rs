@@ -1,31 +1,67 @@
 //! `colrow plan`: kept bytes and peak of a recipe before any weight is read.
 
 use colrow_tensor::Result;
+use colrow_train::fit::Fit;
 use colrow_train::plan::Plan;
 use colrow_train::setup;
+use serde::Serialize;
 
 use super::{RecipeArgs, print, print_json};
-use crate::units;
+use crate::{memory, units};
 
-/// Say what a recipe's largest step will keep and need at its peak, before any weight is read.
+/// Say what a recipe's largest step and its evaluations will keep and need at their peak, before any weight is read.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
+    /// Also find what fits into so much memory of the process (8GiB, 512MiB, 8GB): the cheapest policy and ratio, and the largest batch.
+    #[arg(long, value_name = "SIZE", value_parser = memory::size())]
+    memory: Option<usize>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Serialize)]
+struct Planned<'a> {
+    #[serde(flatten)]
+    plan: &'a Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fits: Option<&'a [Fit]>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let job = setup::prepare(args.recipe.load()?)?;
     job.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
     let plan = job.plan()?;
-    if args.json { print_json(&plan) } else { print(&text(&plan)) }
+    let fits = args.memory.map(|memory| job.fits(memory)).transpose()?;
+    if args.json {
+        return print_json(&Planned { plan: &plan, memory_bytes: args.memory, fits: fits.as_deref() });
+    }
+    print(&text(&plan))?;
+    match (fits, args.memory) {
+        (Some(fits), Some(memory)) => {
+            print(&format!("\nwithin {}:\n{}", units::bytes(memory as u64), memory::table(&fits, memory)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The plan as a table.
-pub(crate) fn text(plan: &Plan) -> String {
+fn text(plan: &Plan) -> String {
+    let size = |n: usize| units::bytes(n as u64);
+    let width = plan.sites.iter().map(|s| s.name.len()).max().unwrap_or(0);
+    let mut lines = vec![format!("{:width$}  {:>10}  policy", "site", "kept")];
+    lines.extend(plan.sites.iter().map(|s| format!("{:width$}  {:>10}  {}", s.name, size(s.kept_bytes), s.policy)));
+    lines.push(String::new());
+    lines.push(summary(plan));
+    lines.join("\n")
+}
+
+/// The plan without its sites.
+pub(crate) fn summary(plan: &Plan) -> String {
     let c = &plan.peak_bytes_by_class;
     let classes = [
         ("weights", c.weights),
@@ -36,13 +72,13 @@ pub(crate) fn text(plan: &Plan) -> String {
         ("cache", c.cache),
     ];
     let size = |n: usize| units::bytes(n as u64);
-    let width = plan.sites.iter().map(|s| s.name.len()).max().unwrap_or(0);
-    let mut lines = vec![format!("{:width$}  {:>10}  policy", "site", "kept")];
-    lines.extend(plan.sites.iter().map(|s| format!("{:width$}  {:>10}  {}", s.name, size(s.kept_bytes), s.policy)));
-    lines.push(String::new());
-    lines.push(format!("largest step  {} tokens", plan.tokens));
-    lines.push(format!("kept          {} for the backward pass", size(plan.kept_bytes)));
-    lines.push(format!("peak          {}", size(plan.peak_bytes)));
+    let when = if plan.peak_bytes == plan.evaluation_peak_bytes { " in an evaluation" } else { "" };
+    let mut lines = vec![
+        format!("largest step  {} tokens", plan.tokens),
+        format!("kept          {} for the backward pass", size(plan.kept_bytes)),
+        format!("peak          {}{when}", size(plan.peak_bytes)),
+    ];
     lines.extend(classes.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("  {name:<10}  {}", size(*n))));
+    lines.push(format!("process       {}, with the program and its data", size(plan.process_bytes)));
     lines.join("\n")
 }

@@ -19,6 +19,9 @@ pub(crate) struct Args {
     /// Go on from the newest checkpoint of the run folder.
     #[arg(long)]
     resume: bool,
+    /// Start even if the plan exceeds the memory that the process can have.
+    #[arg(long)]
+    ignore_memory: bool,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -29,7 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     recipe.check_train(&args.recipe.recipe.display().to_string())?;
     let stop = signals::stop_flag()?;
     let output = PathBuf::from(recipe.output.clone().unwrap_or_default());
-    let mut progress = Progress::new(&name_of(&output));
+    let mut progress = Progress::new(&name_of(&output), !args.ignore_memory);
     let outcome = trainer::train(recipe, args.resume, &mut progress, &stop);
     progress.finish();
     match outcome? {

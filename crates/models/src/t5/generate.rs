@@ -87,7 +87,8 @@ impl T5 {
                     texts[s].push(token);
                 }
             }
-            if ended.iter().all(|&e| e) {
+            // every position takes the same memory
+            if ended.iter().all(|&e| e) || device.is_meta() {
                 break;
             }
         }
@@ -99,8 +100,17 @@ impl T5 {
         let (device, weight) = (params.device(), &params[self.head.weight].value);
         let mut logits = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
         device.kernels().matmul(&x, false, weight, true, 0.0, &mut logits);
-        let all = logits.to_f64();
-        let largest = |row: &[f64]| (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32;
-        all.chunks_exact(weight.rows()).map(largest).collect()
+        let columns = weight.rows();
+        match logits.dtype() {
+            // without a copy: b·v numbers are many
+            DType::F32 => largest(logits.as_slice::<f32>(), columns),
+            _ => largest(&logits.to_f64(), columns),
+        }
     }
+}
+
+/// For each row the first column with the largest number.
+fn largest<T: PartialOrd>(all: &[T], columns: usize) -> Vec<u32> {
+    let of = |row: &[T]| (1..columns).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32;
+    all.chunks_exact(columns).map(of).collect()
 }

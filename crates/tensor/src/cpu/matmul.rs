@@ -114,6 +114,16 @@ pub(super) unsafe fn gemm<T: Float>(
     call(if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None });
 }
 
+/// Bytes of the copy that the GEMM crate makes of one operand for a product (m, k)·(k, n) of elements of `size` bytes. It computes the
+/// transpose, as rows are contiguous, and copies blocks of `a` that fill the last-level cache.
+pub(crate) fn packing(m: usize, n: usize, k: usize, size: usize) -> usize {
+    // its largest tile; a smaller one rounds less
+    let (tile_rows, tile_cols) = (48, 8);
+    let blocks = gemm_common::cache::kernel_params(n, m, k, tile_rows, tile_cols, size);
+    let rows = if blocks.nc > 0 { blocks.nc } else { m.next_multiple_of(tile_cols) };
+    blocks.kc * rows * size
+}
+
 /// The operands and the result as views, a and b transposed if so asked.
 fn views<T: Float>([a, b]: [(&Tensor, bool); 2], c: &mut Tensor) -> (View<*const T>, View<*const T>, View<*mut T>) {
     let [a, b] = [a, b].map(|(t, transposed)| {

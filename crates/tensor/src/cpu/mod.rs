@@ -7,7 +7,7 @@ mod bf16;
 mod codes;
 mod columns;
 mod loss;
-mod matmul;
+pub(crate) mod matmul;
 mod norm;
 mod optim;
 mod optim8;

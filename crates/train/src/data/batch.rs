@@ -74,34 +74,52 @@ impl Sampler {
         }
     }
 
-    /// Lengths, longest first, of a batch with as many tokens as any batch of any epoch can have.
-    pub fn longest_batch(&self) -> Vec<u32> {
-        let mut lengths = match (self.seed, self.by) {
-            (None, _) => {
-                let lengths =
-                    |batch: Vec<u32>| -> Vec<u32> { batch.iter().map(|&i| self.lengths[i as usize]).collect() };
-                let batches = self.epoch(0).into_iter().map(lengths);
-                batches.max_by_key(|batch| batch.iter().map(|&n| u64::from(n)).sum::<u64>()).unwrap_or_default()
-            }
-            (Some(_), _) => self.lengths.clone(),
-        };
+    /// Lengths, longest first, of a batch that no batch of any epoch exceeds: not in tokens, not in sequences, not in its longest sequence.
+    ///
+    /// With a batch by examples it can be drawn: it is that of the longest. With a batch by tokens its figures may come from different
+    /// batches (the fullest; that of the shortest examples; any with the longest), and it has less than one sequence more than one
+    /// that can be drawn; sequences of 0 tokens stand in it where no real lengths have all three figures.
+    pub fn largest_batch(&self) -> Vec<u32> {
+        let mut lengths = self.lengths.clone();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         match (self.seed, self.by) {
-            (None, _) => lengths,
+            (None, _) => {
+                let batches = self.epoch(0);
+                let tokens = |batch: &Vec<u32>| batch.iter().map(|&i| self.lengths[i as usize] as usize).sum();
+                let most = batches.iter().map(tokens).max();
+                spread(most.unwrap_or(0), batches.iter().map(Vec::len).max().unwrap_or(0), lengths.first())
+            }
             (Some(_), BatchBy::Examples(size)) => {
                 lengths.truncate(size);
                 lengths
             }
-            // Every set of examples that fits begins some order, so the fullest batch is the fullest set.
-            (Some(_), BatchBy::Tokens(budget)) => fullest(&lengths, budget),
+            // Every set of examples that fits begins some order.
+            (Some(_), BatchBy::Tokens(budget)) => {
+                let fits = |sum: &mut usize, &length: &u32| {
+                    *sum += length as usize;
+                    (*sum <= budget).then_some(())
+                };
+                spread(fullest(&lengths, budget), lengths.iter().rev().scan(0, fits).count(), lengths.first())
+            }
         }
     }
 }
 
-/// A selection from `lengths` (longest first) with the largest sum that is at most `budget`.
+/// Lengths of so many sequences with so many tokens together, the longest first and the others as equal as can be.
+fn spread(tokens: usize, sequences: usize, longest: Option<&u32>) -> Vec<u32> {
+    let Some(&longest) = longest.filter(|_| sequences > 0) else { return Vec::new() };
+    let (rest, others) = (tokens - longest as usize, sequences - 1);
+    let each = |i: usize| (rest * (i + 1) / others - rest * i / others) as u32;
+    let mut lengths = vec![longest];
+    lengths.extend((0..others).map(each));
+    lengths[1..].sort_unstable_by(|a, b| b.cmp(a));
+    lengths
+}
+
+/// The largest sum of a selection from `lengths` (longest first) that is at most `budget`.
 ///
 /// Dynamic programme over the sums that can be reached, length by length: time O(distinct lengths × budget).
-fn fullest(lengths: &[u32], budget: usize) -> Vec<u32> {
+fn fullest(lengths: &[u32], budget: usize) -> usize {
     const UNREACHED: u32 = u32::MAX;
     let budget = budget.min(lengths.iter().map(|&n| n as usize).sum());
     // The length that first reached a sum, and how many of it the sum holds.
@@ -122,14 +140,7 @@ fn fullest(lengths: &[u32], budget: usize) -> Vec<u32> {
             }
         }
     }
-    let mut sum = (0..=budget).rev().find(|&sum| last[sum] != UNREACHED).unwrap_or(0);
-    let mut chosen = Vec::new();
-    while sum > 0 {
-        chosen.push(last[sum]);
-        sum -= last[sum] as usize;
-    }
-    chosen.reverse();
-    chosen
+    (0..=budget).rev().find(|&sum| last[sum] != UNREACHED).unwrap_or(0)
 }
 
 /// A ragged batch of `b` examples with `n` tokens together.
@@ -196,10 +207,10 @@ mod tests {
         let want: [&[u32]; 3] = [&[0, 1], &[2], &[3, 4]];
         assert_eq!(sampler.epoch(0), want);
         assert_eq!(sampler.epoch(7), want);
-        assert_eq!(sampler.longest_batch(), [5, 1]);
+        assert_eq!(sampler.largest_batch(), [5, 1]);
         let sampler = Sampler::new(vec![4, 2, 3, 5, 1], BatchBy::Examples(2), None).unwrap();
         assert_eq!(sampler.epoch(0), [&[0, 1][..], &[2, 3], &[4]]);
-        assert_eq!(sampler.longest_batch(), [5, 3]);
+        assert_eq!(sampler.largest_batch(), [5, 3]);
     }
 
     #[test]
@@ -211,7 +222,7 @@ mod tests {
             message(vec![8, 9], BatchBy::Tokens(8)).contains("example 2 has 9 tokens, more than a batch may hold (8)")
         );
         let none = Sampler::new(vec![], BatchBy::Tokens(8), Some(1)).unwrap();
-        assert!(none.epoch(0).is_empty() && none.longest_batch().is_empty());
+        assert!(none.epoch(0).is_empty() && none.largest_batch().is_empty());
     }
 
     /// The tokens of targets are numbered after those of all sources, so that none shares a place with another.
@@ -268,9 +279,11 @@ mod tests {
             let mut seen: Vec<u32> = batches.concat();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..sampler.lengths.len() as u32).collect::<Vec<_>>());
-            let most = sampler.longest_batch().iter().sum::<u32>() as usize;
+            let largest = sampler.largest_batch();
+            let most = largest.iter().sum::<u32>() as usize;
             for (i, batch) in batches.iter().enumerate() {
-                prop_assert!(!batch.is_empty() && tokens(&sampler, batch) <= most);
+                prop_assert!(!batch.is_empty() && tokens(&sampler, batch) <= most && batch.len() <= largest.len());
+                prop_assert!(batch.iter().all(|&i| sampler.lengths[i as usize] <= largest[0]));
                 match sampler.by {
                     BatchBy::Examples(size) => prop_assert!(batch.len() == size || i + 1 == batches.len()),
                     BatchBy::Tokens(budget) => {
@@ -290,16 +303,31 @@ mod tests {
             lengths.sort_unstable_by(|a, b| b.cmp(a));
             let sum = |set: u32| -> usize { (0..lengths.len()).filter(|i| set >> i & 1 == 1).map(|i| lengths[i] as usize).sum() };
             let best = (0..1_u32 << lengths.len()).map(sum).filter(|&s| s <= budget).max().unwrap();
-            let chosen = fullest(&lengths, budget);
-            prop_assert_eq!(chosen.iter().sum::<u32>() as usize, best);
-            // every chosen example exists
-            let mut left = lengths.clone();
-            for length in &chosen {
-                let at = left.iter().position(|l| l == length);
-                prop_assert!(at.is_some());
-                left.swap_remove(at.unwrap());
+            prop_assert_eq!(fullest(&lengths, budget), best);
+        }
+
+        /// Over all sets of examples that fit, each of which some order draws: none is larger in any way, each figure is that of one, and
+        /// one of them is less than one example smaller.
+        #[test]
+        fn the_largest_batch_is_as_small_as_can_be(
+            lengths in proptest::collection::vec(1..12_u32, 1..9), budget in 11..60_usize, by_tokens in any::<bool>(),
+        ) {
+            let by = if by_tokens { BatchBy::Tokens(budget) } else { BatchBy::Examples(budget / 8) };
+            let sampler = Sampler::new(lengths.clone(), by, Some(0)).unwrap();
+            let of = |set: u32| -> Vec<u32> { (0..lengths.len()).filter(|i| set >> i & 1 == 1).map(|i| lengths[i]).collect() };
+            let figures = |set: &[u32]| [set.iter().sum::<u32>() as usize, set.len(), set.iter().copied().max().unwrap_or(0) as usize];
+            let fits = |set: &Vec<u32>| match by {
+                BatchBy::Tokens(budget) => figures(set)[0] <= budget,
+                BatchBy::Examples(size) => set.len() <= size,
+            };
+            let sets: Vec<_> = (1..1_u32 << lengths.len()).map(of).filter(fits).map(|set| figures(&set)).collect();
+            let largest = figures(&sampler.largest_batch());
+            for i in 0..3 {
+                prop_assert_eq!(Some(largest[i]), sets.iter().map(|set| set[i]).max());
             }
-            prop_assert!(chosen.is_sorted_by(|a, b| a >= b));
+            let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+            prop_assert!(sets.iter().any(|set| set[1] == largest[1] && set[0] + longest > largest[0]));
+            prop_assert!(by_tokens || sets.contains(&largest));
         }
     }
 

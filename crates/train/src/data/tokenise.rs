@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use tokenizers::utils::truncation::TruncationDirection;
 use tokenizers::{Encoding, PostProcessor, Tokenizer};
 
+/// Texts that are encoded at a time: encodings hold strings and offsets, many times the size of the ids.
+const CHUNK: usize = 4096;
+
 /// A model's tokenizer, without the padding and truncation that its file may ask for.
 #[derive(Clone, Debug)]
 pub struct Tokeniser {
@@ -78,8 +81,7 @@ impl Tokeniser {
             )));
         }
         let mut set = TokenisedSet { bounds: vec![0], labels, ..TokenisedSet::default() };
-        // Encodings hold strings and offsets, many times the size of the ids: few live at a time.
-        for chunk in examples.chunks(4096) {
+        for chunk in examples.chunks(CHUNK) {
             let encode = |texts: Vec<&str>| self.inner.encode_batch_fast(texts, false).map_err(|e| self.failed(&*e));
             let mut pairs = encode(chunk.iter().filter_map(|e| e.pair.as_deref()).collect())?.into_iter();
             let texts = encode(chunk.iter().map(|e| e.text.as_str()).collect())?;
@@ -93,9 +95,13 @@ impl Tokeniser {
 
     /// The token ids of each text, with the special tokens that the tokenizer adds.
     pub fn texts(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
-        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let encodings = self.inner.encode_batch_fast(texts, true).map_err(|e| self.failed(&*e))?;
-        Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
+        let mut all = Vec::with_capacity(texts.len());
+        for chunk in texts.chunks(CHUNK) {
+            let texts: Vec<&str> = chunk.iter().map(String::as_str).collect();
+            let encodings = self.inner.encode_batch_fast(texts, true).map_err(|e| self.failed(&*e))?;
+            all.extend(encodings.iter().map(|encoding| encoding.get_ids().to_vec()));
+        }
+        Ok(all)
     }
 
     /// The text of token ids, without special tokens and surrounding white space.
@@ -170,6 +176,14 @@ impl TokenisedSet {
     /// Number of tokens of each example.
     pub fn lengths(&self) -> Vec<u32> {
         self.bounds.windows(2).map(|w| (w[1] - w[0]) as u32).collect()
+    }
+
+    /// The lengths of the examples' targets, where the labels are texts.
+    pub fn target_lengths(&self) -> Option<Vec<u32>> {
+        match &self.labels {
+            Some(Labels::Text(targets)) => Some(targets.iter().map(|target| target.len() as u32).collect()),
+            _ => None,
+        }
     }
 
     /// Errors if a token id or type is outside the model's embedding tables.

@@ -351,6 +351,15 @@ pub enum Ratio {
     Auto,
 }
 
+impl std::fmt::Display for Ratio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(ratio) => ratio.fmt(f),
+            Self::Auto => f.write_str(rules::AUTO),
+        }
+    }
+}
+
 impl Serialize for Ratio {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         match self {

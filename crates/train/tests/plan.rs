@@ -1,0 +1,193 @@
+//! The plan against all that a run can do: no batch that the sampler can produce needs more, evaluations are covered, and what more
+//! needs more.
+
+use std::sync::Arc;
+
+use colrow_autograd::{Keep, NormMemory, NormSource, Policy, Sampling, Store};
+use colrow_models::config::Config;
+use colrow_models::model::{Model, PAPER_SITES};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{DType, Device, Estimator};
+use colrow_train::data::{BatchBy, Sampler};
+use colrow_train::engine::Engine;
+use colrow_train::machine::Resident;
+use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::plan::{Lengths, Plan, Shape, blank, outermost, plan, remembering_sites};
+use proptest::prelude::*;
+
+/// Threads that are planned for, so that attention's scratch counts.
+const THREADS: usize = 3;
+const LONGEST_ANSWER: usize = 9;
+
+fn config(json: &serde_json::Value) -> Config {
+    Config::from_json(json.to_string().as_bytes(), "config.json".as_ref()).unwrap()
+}
+
+/// Narrow, so that what depends on sequences and on the longest of them weighs as much as it can beside what depends on tokens.
+fn bert() -> Config {
+    config(&serde_json::json!({
+        "model_type": "bert", "hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 6,
+        "vocab_size": 30, "max_position_embeddings": 80, "num_labels": 3,
+    }))
+}
+
+fn t5() -> Config {
+    config(&serde_json::json!({
+        "model_type": "t5", "d_model": 4, "d_kv": 2, "num_heads": 2, "d_ff": 6, "num_layers": 2, "vocab_size": 30,
+        "relative_attention_num_buckets": 8, "eos_token_id": 1, "decoder_start_token_id": 0,
+    }))
+}
+
+fn policies() -> [Arc<Policy>; 4] {
+    let paper = |norms| {
+        let keep = Keep::Rows(Sampling { estimator: Estimator::Pps, ratio: 0.3, norms, uniform: 0.1 });
+        Policy::new(PAPER_SITES.map(|site| (site.to_owned(), keep))).unwrap()
+    };
+    let rebuild = Policy::new([("*".to_owned(), Keep::Nothing)]).unwrap();
+    [Policy::exact(), paper(NormSource::Cached), paper(NormSource::Current), rebuild].map(Arc::new)
+}
+
+fn plan_of(config: &Config, policy: &Arc<Policy>, micros: &[Lengths], evaluated: &[Lengths]) -> Plan {
+    plan(&Shape {
+        config,
+        choose_trained: &|_| Ok(()),
+        policy: policy.clone(),
+        micros,
+        evaluated,
+        longest_answer: LONGEST_ANSWER,
+        cached_tokens: 1000,
+        regression: false,
+        threads: THREADS,
+        resident: Resident::default(),
+    })
+    .unwrap()
+}
+
+/// Sources and targets of these lengths, the latter if the model answers in text.
+fn lengths(config: &Config, sources: Vec<u32>, targets: Vec<u32>) -> Lengths {
+    Lengths { sources, targets: config.is_text_to_text().then_some(targets) }
+}
+
+/// The largest step's lengths as a job plans them: the longest targets, whose ever they are.
+fn largest(config: &Config, sampler: &Sampler, targets: &[u32]) -> Lengths {
+    let sources = sampler.largest_batch();
+    let mut targets = targets.to_vec();
+    targets.sort_unstable_by(|a, b| b.cmp(a));
+    targets.truncate(sources.len());
+    lengths(config, sources, targets)
+}
+
+/// Examples (tokens of source and target), how batches are cut, and a seed.
+fn data() -> impl Strategy<Value = (Vec<(u32, u32)>, BatchBy, u64)> {
+    let examples = proptest::collection::vec((1..70_u32, 1..6_u32), 1..30);
+    (examples, any::<bool>(), 1..12_usize, any::<u64>()).prop_map(|(examples, by_tokens, size, seed)| {
+        let by = if by_tokens { BatchBy::Tokens(69 + 10 * size) } else { BatchBy::Examples(size) };
+        (examples, by, seed)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        rng_seed: proptest::test_runner::RngSeed::Fixed(1), failure_persistence: None, cases: 40, ..Default::default()
+    })]
+
+    #[test]
+    fn no_batch_of_any_epoch_exceeds_the_plan((examples, by, seed) in data()) {
+        let (sources, targets): (Vec<u32>, Vec<u32>) = examples.iter().copied().unzip();
+        let sampler = Sampler::new(sources.clone(), by, Some(seed)).unwrap();
+        let longest = sources.iter().copied().max().unwrap();
+        for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies().map(|p| (c, p))) {
+            let bound = largest(config, &sampler, &targets);
+            let planned = plan_of(config, &policy, &[bound.clone(), bound.clone()], &[]);
+            let of = |batch: &Vec<u32>| {
+                let pick = |all: &[u32]| batch.iter().map(|&i| all[i as usize]).collect();
+                lengths(config, pick(&sources), pick(&targets))
+            };
+            let batches: Vec<Lengths> = (0..20).flat_map(|epoch| sampler.epoch(epoch)).map(|batch| of(&batch)).collect();
+            for batch in outermost(batches.iter().cloned()) {
+                for micros in [vec![batch.clone()], vec![batch.clone(), batch.clone()], vec![bound.clone(), batch]] {
+                    let step = plan_of(config, &policy, &micros, &[]);
+                    prop_assert!(step.peak_bytes <= planned.peak_bytes, "{micros:?}: {} above {}", step.peak_bytes, planned.peak_bytes);
+                    prop_assert!(step.kept_bytes <= planned.kept_bytes);
+                    prop_assert!(step.tokens <= planned.tokens);
+                }
+            }
+            // batches of classifiers by sequences are planned to the byte; those by tokens for less than a sequence more than can be drawn
+            if !config.is_text_to_text() {
+                let mut drawn = sources.clone();
+                drawn.sort_unstable_by_key(|&l| if matches!(by, BatchBy::Tokens(_)) { l } else { u32::MAX - l });
+                drawn.truncate(bound.sources.len());
+                if matches!(by, BatchBy::Tokens(_)) {
+                    drawn.push(longest);
+                }
+                let drawn = lengths(config, drawn, vec![]);
+                let drawn = plan_of(config, &policy, &[drawn.clone(), drawn], &[]);
+                prop_assert!(planned.peak_bytes <= drawn.peak_bytes);
+                prop_assert!(matches!(by, BatchBy::Tokens(_)) || planned.peak_bytes == drawn.peak_bytes);
+            }
+        }
+    }
+
+    /// What bisection over batch sizes relies on.
+    #[test]
+    fn a_larger_batch_never_needs_less((examples, by, seed) in data()) {
+        let (sources, targets): (Vec<u32>, Vec<u32>) = examples.iter().copied().unzip();
+        for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies().map(|p| (c, p))) {
+            let mut before = 0;
+            for more in 0..8 {
+                let by = match by {
+                    BatchBy::Examples(size) => BatchBy::Examples(size + more),
+                    BatchBy::Tokens(budget) => BatchBy::Tokens(budget + 3 * more),
+                };
+                let sampler = Sampler::new(sources.clone(), by, Some(seed)).unwrap();
+                let plan = plan_of(config, &policy, &[largest(config, &sampler, &targets)], &[]);
+                prop_assert!(plan.peak_bytes >= before && plan.process_bytes > plan.peak_bytes, "{by:?}");
+                before = plan.peak_bytes;
+            }
+        }
+    }
+}
+
+/// The meter's peak in an evaluation is the planned one to the byte, wherever answers end; the largest of several batches is found among the
+/// outermost.
+#[test]
+fn plan_equals_meter_in_evaluations() {
+    let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: 1.0 };
+    let batches = [(vec![50, 3, 7], vec![1, 2, 1]), (vec![20; 4], vec![5; 4]), (vec![70], vec![1]), (vec![3], vec![1])];
+    for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies().map(|p| (c, p))) {
+        let evaluated: Vec<Lengths> = batches.iter().map(|(s, t)| lengths(config, s.clone(), t.clone())).collect();
+        assert_eq!(outermost(evaluated.clone()), evaluated[..3]);
+        let step = [lengths(config, vec![1], vec![1])];
+        let plan = plan_of(config, &policy, &step, &outermost(evaluated.clone()));
+        assert_eq!(plan.peak_bytes, plan.evaluation_peak_bytes, "the step is small");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().unwrap();
+        pool.install(|| {
+            let device = Device::cpu();
+            let mut model = Model::new(config.clone(), &device, DType::F32);
+            model.init(3);
+            let sites = remembering_sites(&policy, &model);
+            let norms = || Arc::new(NormMemory::new(&device, &sites, 1000, Store::Memory).unwrap());
+            let mut engine = Engine {
+                optimizer: Optimizer::new(settings, &model.registry.params),
+                norms: policy.remembers_norms().then(norms),
+                model,
+                policy: policy.clone(),
+                probe: None,
+                key: Key::new(0),
+                dropout: true,
+            };
+            engine.step(&step.each_ref().map(|lengths| blank(lengths, false)), 1e-3, 1, false).unwrap();
+            device.meter().reset_peak();
+            for batch in evaluated.iter().map(|lengths| blank(lengths, false).batch) {
+                match config.is_text_to_text() {
+                    true => {
+                        engine.generate(&batch, LONGEST_ANSWER).unwrap();
+                        engine.loss(batch).unwrap();
+                    }
+                    false => drop(engine.logits(&batch).unwrap()),
+                }
+            }
+            assert_eq!(device.meter().peak(), plan.peak_bytes_by_class);
+        });
+    }
+}
