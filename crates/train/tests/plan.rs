@@ -13,6 +13,7 @@ use colrow_train::engine::Engine;
 use colrow_train::machine::Resident;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{Lengths, Plan, Shape, blank, outermost, plan, remembering_sites};
+use colrow_train::recipe;
 use proptest::prelude::*;
 
 /// Threads that are planned for, so that attention's scratch counts.
@@ -47,11 +48,17 @@ fn policies() -> [Arc<Policy>; 4] {
     [Policy::exact(), paper(NormSource::Cached), paper(NormSource::Current), rebuild].map(Arc::new)
 }
 
+fn settings() -> Settings {
+    Settings::from(&recipe::Optim::default())
+}
+
 fn plan_of(config: &Config, policy: &Arc<Policy>, micros: &[Lengths], evaluated: &[Lengths]) -> Plan {
     plan(&Shape {
         config,
         choose_trained: &|_| Ok(()),
+        optim: settings(),
         policy: policy.clone(),
+        auto: &[],
         micros,
         evaluated,
         longest_answer: LONGEST_ANSWER,
@@ -152,7 +159,6 @@ proptest! {
 /// outermost.
 #[test]
 fn plan_equals_meter_in_evaluations() {
-    let settings = Settings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, clip: 1.0 };
     let batches = [(vec![50, 3, 7], vec![1, 2, 1]), (vec![20; 4], vec![5; 4]), (vec![70], vec![1]), (vec![3], vec![1])];
     for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies().map(|p| (c, p))) {
         let evaluated: Vec<Lengths> = batches.iter().map(|(s, t)| lengths(config, s.clone(), t.clone())).collect();
@@ -168,10 +174,11 @@ fn plan_equals_meter_in_evaluations() {
             let sites = remembering_sites(&policy, &model);
             let norms = || Arc::new(NormMemory::new(&device, &sites, 1000, Store::Memory).unwrap());
             let mut engine = Engine {
-                optimizer: Optimizer::new(settings, &model.registry.params),
+                optimizer: Optimizer::new(settings(), &model.registry.params),
                 norms: policy.remembers_norms().then(norms),
                 model,
                 policy: policy.clone(),
+                ratios: None,
                 probe: None,
                 key: Key::new(0),
                 dropout: true,
