@@ -428,9 +428,12 @@ fn updates_in_the_backward_pass_need_the_gradients_of_one_op() {
         assert!(of(&after).gradients > of(&after).weights * 9 / 10);
         assert!(of(&during).gradients > 0 && of(&during).gradients <= largest_op(&config), "{:?}", of(&during));
         assert!(during.peak_bytes < after.peak_bytes - of(&after).gradients / 2);
+        // two codes an element and two scales a block, in large parameters
+        let moments = |n: usize| if n < 4096 { 8 * n } else { 2 * n + 8 * n.div_ceil(256) };
+        let model = Model::new(config.clone(), &Device::meta(1), DType::F32);
+        let bytes = model.registry.params.iter().map(|(_, p)| moments(p.value.len())).sum::<usize>();
         let eight_bit = plan_of(EIGHT_BIT);
-        assert!(of(&eight_bit).optimizer < of(&after).optimizer / 2, "{:?}", of(&eight_bit));
-        assert_eq!(of(&eight_bit).gradients, of(&after).gradients);
+        assert_eq!(of(&eight_bit), colrow_tensor::Bytes { optimizer: bytes, ..of(&after) });
     }
 }
 
