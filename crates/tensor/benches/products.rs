@@ -1,7 +1,8 @@
 //! Seconds of matrix products: `cargo bench -p colrow-tensor --bench products`.
 //!
 //! Reads lines `m k n op precision` and answers each with the seconds of its fastest call; `op` says which operands are stored
-//! transposed (`nn`, `nt`, `tn`, `tt`), `precision` is `f32` or `bf16`. `benches/gemm_bf16.py` asks, between calls of PyTorch.
+//! transposed (`nn`, `nt`, `tn`, `tt`), `precision` is `f32` or `bf16`. The line `roof` is answered with the seconds of 10¹⁰
+//! operations of `vdpbf16ps` that wait for nothing. `benches/gemm_bf16.py` asks, between calls of PyTorch.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -33,7 +34,47 @@ fn seconds(device: &Device, [m, k, n]: [usize; 3], [ta, tb]: [bool; 2]) -> f64 {
     (0..CALLS).map(|_| call()).fold(f64::INFINITY, f64::min)
 }
 
+/// Of all threads together; `None` where there is no such instruction.
+fn roof() -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+        use std::arch::x86_64::*;
+        use std::hint::black_box;
+
+        const SUMS: usize = 24;
+        const OPERATIONS: usize = 10_000_000_000;
+
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        fn turns(count: usize) {
+            // SAFETY: every bit pattern is a vector.
+            let ones: __m512bh = unsafe { std::mem::transmute([0x3f80_u16; 32]) };
+            let mut sums = [_mm512_setzero_ps(); SUMS];
+            for _ in 0..count {
+                // keeps the loop from being computed at compile time
+                let factor = black_box(ones);
+                sums.iter_mut().for_each(|sum| *sum = _mm512_dpbf16_ps(*sum, factor, ones));
+            }
+            black_box(sums);
+        }
+
+        let threads = rayon::current_num_threads();
+        let count = OPERATIONS / threads / (SUMS * 64);
+        return (0..CALLS)
+            .map(|_| {
+                let clock = Instant::now();
+                // SAFETY: the instructions are there.
+                rayon::broadcast(|_| unsafe { turns(count) });
+                clock.elapsed().as_secs_f64()
+            })
+            .reduce(f64::min);
+    }
+    None
+}
+
 fn answer(line: &str, devices: &[Device; 2]) -> Option<f64> {
+    if line == "roof" {
+        return roof();
+    }
     let words: Vec<_> = line.split_whitespace().collect();
     let [m, k, n, op, precision] = words[..] else { return None };
     let size = [m.parse().ok()?, k.parse().ok()?, n.parse().ok()?];
@@ -59,6 +100,7 @@ fn main() -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
         match answer(&line, &devices) {
             Some(seconds) => writeln!(out, "{seconds:e}")?,
+            None if line == "roof" => writeln!(out, "nan")?,
             None => writeln!(out, "expected `m k n op precision`, found `{line}`")?,
         }
         out.flush()?;
