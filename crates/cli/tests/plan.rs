@@ -60,7 +60,7 @@ fn the_process_holds_what_bench_plans() {
     let place = Place::new();
     place.write("bert.json", wide_bert().to_string());
     place.write("t5.json", wide_t5().to_string());
-    for (model, batch) in [("bert.json", "24"), ("t5.json", "32")] {
+    for (model, batch) in [("bert.json", "40"), ("t5.json", "40")] {
         for (method, keep, lengths) in [
             ("full", "exact", "equal"),
             ("full", "paper", "uniform"),

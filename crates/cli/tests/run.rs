@@ -84,8 +84,10 @@ fn the_plan_is_what_the_run_needs() {
         assert_eq!(plan["kept_bytes"], kept, "{set}");
         let policy = |name: &str| sites.iter().find(|s| s["name"] == name).unwrap()["policy"].as_str().unwrap();
         let sampled = if i == 1 { "pps@0.5 (cached norms)" } else { "exact" };
-        assert_eq!(policy("encoder.layer.1.intermediate.dense"), sampled);
-        assert_eq!(policy("encoder.layer.1.attention.self.qkv"), "exact");
+        assert_eq!(policy("encoder.layer.0.intermediate.dense"), sampled);
+        assert_eq!(policy("encoder.layer.0.attention.self.qkv"), "exact");
+        // one row a sequence
+        assert_eq!(policy("encoder.layer.1.intermediate.dense"), "exact");
     }
     let text = place.ok(&["plan", "recipe.toml"]);
     assert!(text.contains("encoder.layer.0.output.dense") && text.contains("largest step"), "{text}");
@@ -97,17 +99,17 @@ fn exceptions_by_site() {
     let place = Place::new();
     let sets = [
         "keep.policy=paper",
-        "keep.sites.'encoder.layer.0.*'.keep=exact",
-        "keep.sites.'encoder.layer.1.output.dense'.ratio=0.1",
-        "keep.sites.'encoder.layer.1.output.dense'.estimator=wta",
+        "keep.sites.'encoder.layer.1.*'.keep=exact",
+        "keep.sites.'encoder.layer.0.output.dense'.ratio=0.1",
+        "keep.sites.'encoder.layer.0.output.dense'.estimator=wta",
         "train.steps=2",
     ];
     let summary = place.train(&sets);
     let policy: Vec<_> = summary["policy"].as_array().unwrap().iter().map(|p| (&p["site"], &p["keep"])).collect();
     let keep = |site: &str| policy.iter().find(|(name, _)| *name == site).unwrap().1.as_str().unwrap();
-    assert_eq!(keep("encoder.layer.0.output.dense"), "exact");
-    assert_eq!(keep("encoder.layer.1.output.dense"), "wta@0.1 (cached norms)");
-    assert_eq!(keep("encoder.layer.1.intermediate.dense"), "pps@0.3 (cached norms)");
+    assert_eq!(keep("encoder.layer.1.output.dense"), "exact");
+    assert_eq!(keep("encoder.layer.0.output.dense"), "wta@0.1 (cached norms)");
+    assert_eq!(keep("encoder.layer.0.intermediate.dense"), "pps@0.3 (cached norms)");
 }
 
 #[test]

@@ -227,6 +227,7 @@ mod tests {
             let buffer = pool.take(bytes);
             assert_eq!(buffer.capacity, bytes.next_multiple_of(PAGE));
             // the last byte is there
+            // SAFETY: the buffer holds at least `bytes` bytes and is this one's alone.
             unsafe { buffer.as_ptr().add(bytes - 1).write(1) };
             buffer
         };
