@@ -38,6 +38,8 @@ BENCH_FLAGS = {
     "train.method": "--method",
     "train.precision": "--precision",
     "lora.rank": "--lora-rank",
+    "optim.states": "--optimizer-states",
+    "optim.update": "--update",
 }
 
 # arguments that pytorch_step.py and pytorch_epoch.py share
