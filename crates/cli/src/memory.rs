@@ -5,7 +5,7 @@ use colrow_tensor::{Error, Result};
 use colrow_train::fit::{Fit, Found};
 use colrow_train::machine::Limit;
 use colrow_train::plan::Plan;
-use colrow_train::recipe::{Batch, PolicyName};
+use colrow_train::recipe::{Batch, PolicyName, parse_bytes};
 use colrow_train::setup::Job;
 
 use crate::units;
@@ -13,7 +13,7 @@ use crate::units;
 /// A size of memory as an argument's value.
 pub(crate) fn size() -> impl TypedValueParser<Value = usize> {
     StringValueParser::new().try_map(|text| {
-        let bytes = units::parse_bytes(&text).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
+        let bytes = parse_bytes(&text).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
         bytes.ok_or("expected a size such as 8GiB, 512MiB, 8GB or a number of bytes")
     })
 }

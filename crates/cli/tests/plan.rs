@@ -178,6 +178,11 @@ fn what_fits_is_what_is_planned() {
     assert_eq!(found(&tokens), ["largest_batch", "leanest_policy"]);
     assert!(tokens.iter().all(|fit| fit["batch_tokens"].as_u64() < Some(1000) && fit["batch"].is_null()), "{tokens:?}");
 
+    // ratios that the run chooses, of at least two sequences, under policies that draw rows
+    let auto = fits(&[&base[..], &["keep.policy=lean", "keep.ratio=auto"]].concat(), process - 0.2 * kept);
+    assert_eq!(found(&auto)[..2], ["as_it_is", "largest_batch"], "{auto:?}");
+    assert!(auto.iter().all(|fit| fit["ratio"] == "auto" && fit["policy"] != "exact"), "{auto:?}");
+
     assert_eq!(fits(&base, 1000.0), [Value::Null; 0]);
     let text = |memory: &str| place.ok(&["plan", "recipe.toml", "--memory", memory]);
     assert!(text("1KiB").contains("within 1.00 KiB:\nnothing fits into 1.00 KiB"));

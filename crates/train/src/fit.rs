@@ -58,7 +58,9 @@ pub fn candidates(recipe: &Recipe) -> Vec<Recipe> {
         }
         Recipe { keep, ..recipe.clone() }
     };
-    POLICIES.into_iter().map(with).collect()
+    // a recipe that leaves ratios to the run wants rows drawn
+    let sensible = |policy: &PolicyName| *policy != PolicyName::Exact || !recipe.keep.chooses_ratios();
+    POLICIES.into_iter().filter(sensible).map(with).collect()
 }
 
 /// What fits into `memory` bytes of a process, best first: the recipe as it is; the cheapest policy and ratio, if it is another; the largest

@@ -207,38 +207,47 @@ pub fn policy(keep: &recipe::Keep, sites: &[Site]) -> Result<Policy> {
 }
 
 /// Sites whose ratio the run chooses, and what their rows are.
+fn auto_sites(keep: &recipe::Keep, sites: &[Site]) -> Vec<(String, RowsOf)> {
+    let auto = |site: &&Site| matches!(said_of(keep, site), (SiteKeep::Rows, _, Ratio::Auto, _));
+    sites.iter().filter(auto).map(|site| (site.name.clone(), site.rows)).collect()
+}
+
+/// Whether the run can choose the ratios that the recipe leaves to it.
 ///
 /// # Errors
-/// No such site where the recipe asks for one, one whose estimator has no ratio to choose, one sequence a step.
-pub fn auto_sites(recipe: &Recipe, sites: &[Site]) -> Result<Vec<(String, RowsOf)>> {
+/// No such site, one whose estimator has no ratio to choose, one sequence a step.
+fn check_auto(recipe: &Recipe, sites: &[Site]) -> Result<()> {
     let (keep, train) = (&recipe.keep, &recipe.train);
     if !keep.chooses_ratios() {
-        return Ok(Vec::new());
+        return Ok(());
     }
-    let mut auto = Vec::new();
-    for site in sites {
-        let (SiteKeep::Rows, estimator, Ratio::Auto, _) = said_of(keep, site) else { continue };
-        if let recipe::Estimator::Exact | recipe::Estimator::TopK = estimator {
-            let why =
-                if estimator == recipe::Estimator::TopK { "has a bias that it does not see" } else { "keeps all rows" };
-            return Err(Error::usage(format!("keep.ratio: \"auto\" weighs variances; `{estimator}` {why}"))
-                .at(&site.name)
-                .hint("choose keep.estimator pps, wta or crs, or a number"));
-        }
-        auto.push((site.name.clone(), site.rows));
-    }
-    if auto.is_empty() {
+    let estimators = sites.iter().filter_map(|site| match said_of(keep, site) {
+        (SiteKeep::Rows, estimator, Ratio::Auto, _) => Some((site, estimator)),
+        _ => None,
+    });
+    let mut estimators = estimators.peekable();
+    if estimators.peek().is_none() {
         return Err(Error::usage(format!(
             "keep.ratio: \"auto\" has nothing to choose: under keep.policy = \"{}\" no site draws rows",
             keep.policy
         ))
         .hint("set keep.policy to lean, leanest or paper"));
     }
+    for (site, estimator) in estimators {
+        let why = match estimator {
+            recipe::Estimator::TopK => "has a bias that it does not see",
+            recipe::Estimator::Exact => "keeps all rows",
+            _ => continue,
+        };
+        return Err(Error::usage(format!("keep.ratio: \"auto\" weighs variances; `{estimator}` {why}"))
+            .at(&site.name)
+            .hint("choose keep.estimator pps, wta or crs, or a number"));
+    }
     if train.batch == recipe::Batch::Sequences(1) && train.accumulate == 1 {
         return Err(Error::usage("keep.ratio: \"auto\" compares the sequences of a step, and there is one")
             .hint("set train.batch or train.accumulate to 2 or more, or keep.ratio to a number"));
     }
-    Ok(auto)
+    Ok(())
 }
 
 /// Modules that are trained whole beside adapters or biases: the recipe's, else the head.
@@ -368,7 +377,8 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     choose_trained(&mut blank, &recipe)?;
     let sites = blank.sites();
     let policy = Arc::new(policy(&recipe.keep, &sites)?);
-    let auto = auto_sites(&recipe, &sites)?;
+    check_auto(&recipe, &sites)?;
+    let auto = auto_sites(&recipe.keep, &sites);
     let resident = machine::resident();
     Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, auto, warnings, sites, resident })
 }
@@ -445,7 +455,7 @@ impl Job {
             }));
         }
         let mut policy = policy(&recipe.keep, &self.sites)?;
-        let auto = auto_sites(recipe, &self.sites)?;
+        let auto = auto_sites(&recipe.keep, &self.sites);
         auto.iter().for_each(|(site, _)| policy.set_ratio(site, 1.0));
         plan::plan(&Shape {
             config: &self.config,
@@ -471,6 +481,10 @@ impl Job {
         let lengths =
             [&self.train].into_iter().chain(self.dev.iter().map(|dev| &dev.set)).flat_map(TokenisedSet::lengths);
         let batches = match self.recipe.train.batch {
+            // one sequence a step says nothing about a ratio
+            recipe::Batch::Sequences(_) if !self.auto.is_empty() && self.recipe.train.accumulate == 1 => {
+                2..=self.train.len()
+            }
             recipe::Batch::Sequences(_) => 1..=self.train.len(),
             recipe::Batch::Tokens(_) => lengths.max().unwrap_or(1) as usize..=self.train.ids.len(),
         };

@@ -60,7 +60,7 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len()));
     let unit = unit.trim_start().to_ascii_lowercase();
-    let powers = ["", "k", "m", "g", "t", "p"].into_iter().zip(0..);
+    let powers = ["", "k", "m", "g", "t", "p", "e"].into_iter().zip(0..);
     let factors = powers.flat_map(|(prefix, power)| {
         [(format!("{prefix}ib"), 1024_f64.powi(power)), (format!("{prefix}b"), 1000_f64.powi(power))]
     });
@@ -158,6 +158,8 @@ mod tests {
             ("1.5 GiB", 3 << 29),
             ("8gb", 8_000_000_000),
             ("4 kB", 4000),
+            ("2TiB", 2 << 40),
+            ("8 gib", 8 << 30),
             ("4096", 4096),
             (" 12 B ", 12),
             ("0", 0),
