@@ -17,6 +17,10 @@ const ALIGN: usize = 64;
 const PAGE: usize = 4096;
 /// From here on a buffer is a map of its own. Rounding up to a page then costs at most 3 %.
 const LARGE: usize = 32 * PAGE;
+/// A huge page of x86-64 and of most others. From here on a map asks for them: products read and write it in strides that would miss the
+/// translation buffer page by page.
+#[cfg(target_os = "linux")]
+const HUGE: usize = 2 << 20;
 /// A large free buffer serves a request that is at most this many times smaller or larger.
 const STRETCH: usize = 2;
 /// A small free buffer serves a request that is at least this share of its size.
@@ -60,6 +64,11 @@ impl Buffer {
             Memory::Heap(NonNull::new(ptr).unwrap_or_else(|| handle_alloc_error(layout)))
         } else {
             let map = MmapMut::map_anon(capacity).unwrap_or_else(|_| handle_alloc_error(layout(capacity)));
+            #[cfg(target_os = "linux")]
+            if capacity >= HUGE {
+                // only a hint: where it is refused, pages stay small
+                let _ = map.advise(memmap2::Advice::HugePage);
+            }
             Memory::Map(map.into())
         };
         Self { memory, capacity }
