@@ -44,11 +44,7 @@ impl Rebuild for Output {
 fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let device = x.device();
     let mut y = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
-    if let Some(bias) = bias {
-        device.kernels().broadcast_row(bias, &mut y);
-    }
-    let beta = if bias.is_some() { 1.0 } else { 0.0 };
-    device.kernels().matmul(x, false, weight, true, beta, &mut y);
+    device.kernels().linear(x, weight, bias, &mut y);
     y
 }
 

@@ -153,6 +153,8 @@ pub trait Kernels {
     /// `c = beta·c + op(a)·op(b)`, op(x) = xᵀ where `ta`, `tb` say so; op(a) (m, k), op(b) (k, n), c (m, n). With beta 0, c need
     /// not be initialised. With [`Precision::Bf16`](crate::Precision::Bf16), f32 operands are rounded first.
     fn matmul(&self, a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor);
+    /// `y_i = weight·x_i + bias`, x (n, in), weight (out, in), bias (out), y (n, out), which need not be initialised; rounds as `matmul`.
+    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor);
     /// `x = 0`, any element type.
     fn zero(&self, x: &mut Tensor);
     /// `y = x`, any element type.
@@ -161,8 +163,6 @@ pub trait Kernels {
     fn scale(&self, factor: f64, x: &mut Tensor);
     /// `y += x`.
     fn add(&self, x: &Tensor, y: &mut Tensor);
-    /// Every row of `y` (n, d) = `row` (d).
-    fn broadcast_row(&self, row: &Tensor, y: &mut Tensor);
     /// `y (d) += Σ_i x_i`, x (n, d), rows in order.
     fn add_column_sum(&self, x: &Tensor, y: &mut Tensor);
     /// `y_i = ‖x_i‖₂`, x (n, d), y (n).

@@ -35,11 +35,13 @@ impl Kernels for Meta {
         let bytes = cpu::matmul::packing(c.rows(), c.cols(), k, c.dtype().size());
         self.packing.fetch_max(bytes, Ordering::Relaxed);
     }
+    fn linear(&self, x: In, weight: In, _: Option<In>, y: Out) {
+        self.matmul(x, false, weight, true, 0.0, y);
+    }
     fn zero(&self, _: Out) {}
     fn copy(&self, _: In, _: Out) {}
     fn scale(&self, _: f64, _: Out) {}
     fn add(&self, _: In, _: Out) {}
-    fn broadcast_row(&self, _: In, _: Out) {}
     fn add_column_sum(&self, _: In, _: Out) {}
     fn row_norms(&self, _: In, _: Out) {}
     fn gelu(&self, _: Gelu, _: Option<&Rows<'_>>, _: Out) {}

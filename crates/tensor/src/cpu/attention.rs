@@ -8,6 +8,7 @@ use super::codes::Reader;
 use super::matmul::{View, gemm};
 use super::rowwise::{largest, mask_row, sum, threshold};
 use super::vectorised;
+use crate::Precision;
 use crate::dtype::Float;
 use crate::kernels::{Attention, AttentionInput, Dropout};
 use crate::rng::Key;
@@ -89,6 +90,7 @@ vectorised! {
 /// What attention reads, and where q, k and v stand in it.
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a, T> {
+    precision: Precision,
     q: Reader<'a, T>,
     kv: Reader<'a, T>,
     bounds: &'a [u32],
@@ -102,7 +104,7 @@ pub(super) struct Input<'a, T> {
 }
 
 impl<'a, T: Float> Input<'a, T> {
-    pub(super) fn new(spec: &Attention, input: &AttentionInput<'a>) -> Self {
+    pub(super) fn new(precision: Precision, spec: &Attention, input: &AttentionInput<'a>) -> Self {
         let AttentionInput { q, kv, bounds, bias } = *input;
         let inner = input.inner();
         let bounds = bounds.as_slice();
@@ -111,7 +113,17 @@ impl<'a, T: Float> Input<'a, T> {
             None => (q, bounds, [inner, 2 * inner]),
             Some((kv, kv_bounds)) => (Reader::new(&kv.into()), kv_bounds.as_slice(), [0, inner]),
         };
-        Self { q, kv, bounds, kv_bounds, bias: bias.map(Tensor::as_slice), inner, h: inner / spec.heads, kv_columns }
+        let (bias, h) = (bias.map(Tensor::as_slice), inner / spec.heads);
+        Self { precision, q, kv, bounds, kv_bounds, bias, inner, h, kv_columns }
+    }
+
+    /// `c = beta·c + alpha·a·b` on this thread.
+    ///
+    /// # Safety
+    /// As [`gemm`].
+    unsafe fn multiply(&self, alpha: f64, a: View<*const T>, b: View<*const T>, beta: f64, c: View<*mut T>) {
+        // SAFETY: as this function requires.
+        unsafe { gemm(self.precision, alpha, a, b, beta, c, false) }
     }
 
     /// Where a task's gradients of q, k and v stand.
@@ -306,7 +318,7 @@ pub(super) fn forward<T: Float>(
             let scores = &mut tiles[..rows * keys];
             let s = View::new(scores.as_mut_ptr(), rows, keys, keys);
             // SAFETY: the views lie in q, k and in this thread's scratch.
-            unsafe { gemm(spec.scale, q, tile(k, 0, keys).t(), 0.0, s, false) };
+            unsafe { input.multiply(spec.scale, q, tile(k, 0, keys).t(), 0.0, s) };
             for (j, s) in scores.chunks_exact_mut(keys).enumerate() {
                 let (i, out_row) = task.query(first + j);
                 finish_scores(spec, task, i, line, s);
@@ -325,11 +337,11 @@ pub(super) fn forward<T: Float>(
             let at = |row: usize| unsafe { out.0.add(row * d + task.head * h) };
             if task.picked.is_none() {
                 // SAFETY: as above.
-                unsafe { gemm(1.0, p, tile(v, 0, keys), 0.0, View::new(at(task.start + first), rows, h, d), false) };
+                unsafe { input.multiply(1.0, p, tile(v, 0, keys), 0.0, View::new(at(task.start + first), rows, h, d)) };
                 continue;
             }
             // SAFETY: the tile is this thread's.
-            unsafe { gemm(1.0, p, tile(v, 0, keys), 0.0, View::new(tile_out.as_mut_ptr(), rows, h, h), false) };
+            unsafe { input.multiply(1.0, p, tile(v, 0, keys), 0.0, View::new(tile_out.as_mut_ptr(), rows, h, h)) };
             for (j, row) in tile_out.chunks_exact(h).take(rows).enumerate() {
                 // SAFETY: as above; `row` is scratch.
                 unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), at(task.query(first + j).1), h) };
@@ -376,8 +388,8 @@ pub(super) fn backward<T: Float>(
             let dot = View::new(dot, rows, h, d);
             // SAFETY: the views lie in q, k, v, `dout` and this thread's scratch.
             unsafe {
-                gemm(spec.scale, qt, kt.t(), 0.0, s, false);
-                gemm(1.0, dot, vt.t(), 0.0, ds, false);
+                input.multiply(spec.scale, qt, kt.t(), 0.0, s);
+                input.multiply(1.0, dot, vt.t(), 0.0, ds);
             }
             for (i, (s, ds)) in scores.chunks_exact_mut(keys).zip(dscores.chunks_exact_mut(keys)).enumerate() {
                 finish_scores(spec, task, first + i, line, s);
@@ -403,9 +415,9 @@ pub(super) fn backward<T: Float>(
             unsafe {
                 let grad = |at: *mut T, rows: usize, stride: usize| View::new(at, rows, h, stride);
                 let dq = grad(dq.0.add(dq_at + first * input.q.cols()), rows, input.q.cols());
-                gemm(spec.scale, ds, kt, 0.0, dq, false);
-                gemm(spec.scale, ds.t(), qt, beta, grad(dkv.0.add(dk_at), keys, input.kv.cols()), false);
-                gemm(1.0, p.t(), dot, beta, grad(dkv.0.add(dv_at), keys, input.kv.cols()), false);
+                input.multiply(spec.scale, ds, kt, 0.0, dq);
+                input.multiply(spec.scale, ds.t(), qt, beta, grad(dkv.0.add(dk_at), keys, input.kv.cols()));
+                input.multiply(1.0, p.t(), dot, beta, grad(dkv.0.add(dv_at), keys, input.kv.cols()));
             }
             // the tile that ran first wrote all of dk and dv, later ones add
             beta = 1.0;
@@ -423,7 +435,7 @@ pub(super) fn backward<T: Float>(
 
 #[cfg(test)]
 mod tests {
-    use crate::{Attention, AttentionInput, Class, DType, Device, Dropout, rng::Key};
+    use crate::{Attention, AttentionInput, Class, DType, Device, Dropout, Precision, rng::Key};
 
     fn spec(heads: usize, h: usize, dropout: Option<Dropout>) -> Attention {
         let scale = 1.0 / (h as f64).sqrt();
@@ -464,6 +476,43 @@ mod tests {
                 assert!((lse.as_slice::<f64>()[i * heads + head] - total.ln()).abs() < 1e-12);
             }
         }
+    }
+
+    /// In bf16 each factor is off by at most u = 2⁻⁸ of itself. Scores are off by δ ≤ ((1 + u)² − 1)·scale·max Σ|q||k|, probabilities then by
+    /// a factor within e^±2δ, so that the output is off by at most ((1 + u)²·e^2δ − 1)·max |v|. f32's own rounding is far below.
+    #[test]
+    fn bf16_is_within_its_bound_and_picked_rows_are_those_of_the_whole() {
+        let (heads, h, n) = (2, 8, 70);
+        let d = heads * h;
+        let numbers: Vec<f32> = (0..n * 3 * d).map(|i| Key::new(4).normal(i as u64) as f32).collect();
+        let picked = [1_u32, 5, 64, 69];
+        let run = |precision, index: Option<&[u32]>| {
+            let device = Device::cpu_with(precision);
+            let k = device.kernels();
+            let spec = spec(heads, h, None);
+            let qkv = device.tensor(Class::Workspace, &[n, 3 * d], &numbers);
+            let bounds = device.tensor(Class::Workspace, &[2], &[0, n as u32]);
+            let mut scratch = device.empty(Class::Workspace, DType::F32, &[k.attention_scratch(&spec, h, n, n)]);
+            let mut out = device.empty(Class::Workspace, DType::F32, &[index.map_or(n, <[_]>::len), d]);
+            let input = AttentionInput { q: (&qkv).into(), kv: None, bounds: &bounds, bias: None };
+            let index = index.map(|index| device.tensor(Class::Workspace, &[index.len()], index));
+            k.attention(&spec, &input, index.as_ref(), &mut scratch, &mut out, None);
+            out.as_slice::<f32>().to_vec()
+        };
+        let (exact, rounded) = (run(Precision::F32, None), run(Precision::Bf16, None));
+        let row = |i: usize, part: usize, head: usize| &numbers[i * 3 * d + part * d + head * h..][..h];
+        let relative = (1.0 + 2.0_f32.powi(-8)).powi(2);
+        for (i, head) in (0..n).flat_map(|i| (0..heads).map(move |head| (i, head))) {
+            let sizes = (0..n).map(|j| row(i, 0, head).iter().zip(row(j, 1, head)).map(|(q, k)| (q * k).abs()).sum());
+            let delta = (relative - 1.0) / (h as f32).sqrt() * sizes.fold(0.0, f32::max);
+            let largest = (0..n).flat_map(|j| row(j, 2, head)).fold(0.0, |m: f32, v| m.max(v.abs()));
+            for c in i * d + head * h..i * d + (head + 1) * h {
+                assert!((exact[c] - rounded[c]).abs() <= (relative * (2.0 * delta).exp() - 1.0) * largest);
+            }
+        }
+        assert_ne!(exact, rounded);
+        let rows: Vec<f32> = picked.iter().flat_map(|&i| &rounded[i as usize * d..][..d]).copied().collect();
+        assert_eq!(run(Precision::Bf16, Some(&picked)), rows);
     }
 
     #[test]

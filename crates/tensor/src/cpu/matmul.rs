@@ -3,7 +3,8 @@
 use std::any::TypeId;
 use std::ops::Range;
 
-use super::bf16;
+use super::{bf16, rowwise};
+use crate::Precision;
 use crate::dtype::Float;
 use crate::tensor::Tensor;
 
@@ -52,29 +53,39 @@ impl<P: Pointer> View<P> {
     }
 }
 
+impl<T> View<*mut T> {
+    /// The same matrix, to read.
+    pub(super) fn read(self) -> View<*const T> {
+        self.with(self.ptr.cast_const())
+    }
+}
+
 impl<P> View<P> {
     /// A row-major matrix whose rows are `row_stride` elements apart.
     pub(super) fn new(ptr: P, rows: usize, cols: usize, row_stride: usize) -> Self {
         Self { ptr, rows, cols, row_stride, col_stride: 1 }
     }
 
+    /// The same places from another address.
+    fn with<Q>(self, ptr: Q) -> View<Q> {
+        let Self { rows, cols, row_stride, col_stride, .. } = self;
+        View { ptr, rows, cols, row_stride, col_stride }
+    }
+
     /// The transpose, in place.
     pub(super) fn t(self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ptr: self.ptr,
-        }
+        let Self { ptr, rows, cols, row_stride, col_stride } = self;
+        Self { ptr, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
     }
 }
 
-/// `c = beta·c + alpha·a·b`; with beta 0, c is not read.
+/// `c = beta·c + alpha·a·b`, of f32 operands as `precision` rounds them; with beta 0, c is not read.
 ///
 /// # Safety
-/// The views must lie in memory that is valid to read (a, b) and to write by this call alone (c).
+/// The views must lie in memory that is valid to read (a, b) and to write by this call alone (c). In a and b the elements of each row or
+/// those of each column are neighbours, in c those of each row.
 pub(super) unsafe fn gemm<T: Float>(
+    precision: Precision,
     alpha: f64,
     a: View<*const T>,
     b: View<*const T>,
@@ -83,6 +94,11 @@ pub(super) unsafe fn gemm<T: Float>(
     parallel: bool,
 ) {
     debug_assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols);
+    if precision == Precision::Bf16 && TypeId::of::<T>() == TypeId::of::<f32>() {
+        let ([a, b], c) = ([a, b].map(|x| x.with(x.ptr.cast())), c.with(c.ptr.cast()));
+        // SAFETY: as this function requires; T is f32.
+        return unsafe { bf16::gemm(alpha as f32, a, b, (beta as f32, c.read()), c, parallel) };
+    }
     // the crate's own naming: alpha scales the destination, beta the product
     let call = |threads| {
         // SAFETY: as this function requires; strides are those of the views.
@@ -136,17 +152,25 @@ fn views<T: Float>([a, b]: [(&Tensor, bool); 2], c: &mut Tensor) -> (View<*const
 }
 
 /// See [`crate::kernels::Kernels::matmul`].
-pub(super) fn matmul<T: Float>(operands: [(&Tensor, bool); 2], beta: f64, c: &mut Tensor) {
+pub(super) fn matmul<T: Float>(precision: Precision, operands: [(&Tensor, bool); 2], beta: f64, c: &mut Tensor) {
     let (a, b, c) = views::<T>(operands, c);
-    // SAFETY: the views cover live tensors of these shapes, and `c` is borrowed mutably.
-    unsafe { gemm(1.0, a, b, beta, c, true) }
+    // SAFETY: the views cover live row-major tensors of these shapes, and `c` is borrowed mutably.
+    unsafe { gemm(precision, 1.0, a, b, beta, c, true) }
 }
 
-/// As [`matmul`], of f32 tensors rounded to bf16.
-pub(super) fn matmul_bf16(operands: [(&Tensor, bool); 2], beta: f64, c: &mut Tensor) {
-    let (a, b, c) = views::<f32>(operands, c);
-    // SAFETY: as above; tensors are row-major.
-    unsafe { bf16::gemm(1.0, a, b, beta as f32, c, true) }
+/// See [`crate::kernels::Kernels::linear`], with a bias.
+pub(super) fn linear<T: Float>(x: &Tensor, weight: &Tensor, bias: &Tensor, y: &mut Tensor) {
+    rowwise::broadcast_row::<T>(bias.as_slice(), y.as_mut_slice());
+    matmul::<T>(Precision::F32, [(x, false), (weight, true)], 1.0, y);
+}
+
+/// As [`linear`], of f32 tensors rounded to bf16. The product itself adds the bias.
+pub(super) fn linear_bf16(x: &Tensor, weight: &Tensor, bias: &Tensor, y: &mut Tensor) {
+    let (a, b, c) = views::<f32>([(x, false), (weight, true)], y);
+    assert_eq!(bias.len(), c.cols, "shapes of a linear layer");
+    let from = View::new(bias.as_slice().as_ptr(), c.rows, c.cols, 0);
+    // SAFETY: as above; the bias is read as every row.
+    unsafe { bf16::gemm(1.0, a, b, (1.0, from), c, true) }
 }
 
 #[cfg(test)]
@@ -198,6 +222,23 @@ mod tests {
         assert_eq!(product(&device.tensor(Class::Workspace, &[1, 1], &[x as f32])), 1.0);
         assert_eq!(product(&device.tensor(Class::Workspace, &[1, 1], &[x])), x * x);
         assert_eq!(device.tensor(Class::Workspace, &[1, 1], &[x as f32]).to_f64()[0], x);
+    }
+
+    #[test]
+    fn a_linear_adds_its_bias_to_every_row() {
+        for device in [crate::Precision::F32, crate::Precision::Bf16].map(Device::cpu_with) {
+            let (x, w) = (random(&device, Key::new(1), 70, 1000), random(&device, Key::new(2), 33, 1000));
+            let bias = random(&device, Key::new(3), 1, 33);
+            let bias = device.tensor(Class::Workspace, &[33], bias.as_slice::<f32>());
+            let mut want = device.tensor(Class::Workspace, &[70, 33], &bias.as_slice::<f32>().repeat(70));
+            device.kernels().matmul(&x, false, &w, true, 1.0, &mut want);
+            let mut y = device.tensor(Class::Workspace, &[70, 33], &[f32::NAN; 70 * 33]);
+            device.kernels().linear(&x, &w, Some(&bias), &mut y);
+            assert_eq!(y.as_slice::<f32>(), want.as_slice::<f32>());
+            device.kernels().matmul(&x, false, &w, true, 0.0, &mut want);
+            device.kernels().linear(&x, &w, None, &mut y);
+            assert_eq!(y.as_slice::<f32>(), want.as_slice::<f32>());
+        }
     }
 
     #[test]

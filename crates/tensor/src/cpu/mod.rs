@@ -83,13 +83,18 @@ fn norm_parameters<'a, T: Float>(norm: &Norm<'a>) -> norm::Parameters<'a, T> {
 
 impl Kernels for Cpu {
     fn matmul(&self, a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor) {
-        let operands = [(a, ta), (b, tb)];
-        let flops = matmul_flops(a, c);
-        match (self.precision, c.dtype()) {
+        let (operands, flops) = ([(a, ta), (b, tb)], matmul_flops(a, c));
+        by_float!(self, "matmul", flops, c, T => matmul::matmul::<T>(self.precision, operands, beta, c));
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
+        let Some(bias) = bias else { return self.matmul(x, false, weight, true, 0.0, y) };
+        let flops = matmul_flops(x, y);
+        match (self.precision, y.dtype()) {
             (Precision::Bf16, DType::F32) => {
-                self.profile.time("matmul", flops, || matmul::matmul_bf16(operands, beta, c));
+                self.profile.time("matmul", flops, || matmul::linear_bf16(x, weight, bias, y));
             }
-            _ => by_float!(self, "matmul", flops, c, T => matmul::matmul::<T>(operands, beta, c)),
+            _ => by_float!(self, "matmul", flops, y, T => matmul::linear::<T>(x, weight, bias, y)),
         }
     }
 
@@ -120,10 +125,6 @@ impl Kernels for Cpu {
 
     fn add(&self, x: &Tensor, y: &mut Tensor) {
         by_float!(self, "add", x, T => rowwise::add::<T>(x.as_slice(), y.as_mut_slice()));
-    }
-
-    fn broadcast_row(&self, row: &Tensor, y: &mut Tensor) {
-        by_float!(self, "broadcast_row", row, T => rowwise::broadcast_row::<T>(row.as_slice(), y.as_mut_slice()));
     }
 
     fn add_column_sum(&self, x: &Tensor, y: &mut Tensor) {
@@ -256,7 +257,7 @@ impl Kernels for Cpu {
     ) {
         by_float!(self, "attention", out, T => attention::forward::<T>(
             spec,
-            &attention::Input::new(spec, input),
+            &attention::Input::new(self.precision, spec, input),
             index.map(Tensor::as_slice),
             scratch.as_mut_slice(),
             out.as_mut_slice(),
@@ -279,7 +280,7 @@ impl Kernels for Cpu {
                 dkv: kv.map(Tensor::as_mut_slice),
                 dbias: bias.map(Tensor::as_mut_slice),
             };
-            let input = attention::Input::<T>::new(spec, input);
+            let input = attention::Input::<T>::new(self.precision, spec, input);
             let given = (lse.map(Tensor::as_slice), dout.as_slice());
             attention::backward(spec, &input, given, scratch.as_mut_slice(), gradients);
         });

@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{GROUP, LANES};
+use super::{From, GROUP, LANES};
 use crate::cpu::matmul::View;
 
 /// Rows of c in a tile of the micro-kernel. A tile's 8 · 3 sums stay in registers and are several times as many as the latency of
@@ -144,7 +144,13 @@ fn transpose(x: [__m512i; LANES]) -> [__m512i; LANES] {
 
 /// See [`super::Unit::multiply`].
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn multiply(alpha: f32, [a, b]: [*const u32; 2], depth: usize, beta: f32, c: View<*mut f32>) {
+pub(super) unsafe fn multiply(
+    alpha: f32,
+    [a, b]: [*const u32; 2],
+    depth: usize,
+    (beta, from): From,
+    c: View<*mut f32>,
+) {
     let steps = depth.div_ceil(2);
     for column in (0..c.cols).step_by(GROUP) {
         for row in (0..c.rows).step_by(TILE) {
@@ -152,11 +158,13 @@ pub(super) unsafe fn multiply(alpha: f32, [a, b]: [*const u32; 2], depth: usize,
             unsafe {
                 let a = a.add(row / LANES * LANES * steps + row % LANES);
                 let b = b.add(column * steps);
-                let c = c.part(row..c.rows.min(row + TILE), column..c.cols.min(column + GROUP));
+                let (rows, columns) = (row..c.rows.min(row + TILE), column..c.cols.min(column + GROUP));
+                let from = (beta, from.part(rows.clone(), columns.clone()));
+                let c = c.part(rows, columns);
                 match c.cols.div_ceil(LANES) {
-                    1 => tile::<1>(alpha, [a, b], steps, beta, c),
-                    2 => tile::<2>(alpha, [a, b], steps, beta, c),
-                    _ => tile::<3>(alpha, [a, b], steps, beta, c),
+                    1 => tile::<1>(alpha, [a, b], steps, from, c),
+                    2 => tile::<2>(alpha, [a, b], steps, from, c),
+                    _ => tile::<3>(alpha, [a, b], steps, from, c),
                 }
             }
         }
@@ -168,7 +176,13 @@ pub(super) unsafe fn multiply(alpha: f32, [a, b]: [*const u32; 2], depth: usize,
 /// # Safety
 /// As [`super::Unit::multiply`]; a is the place of the first row in its panel.
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn tile<const N: usize>(alpha: f32, [a, b]: [*const u32; 2], steps: usize, beta: f32, c: View<*mut f32>) {
+unsafe fn tile<const N: usize>(
+    alpha: f32,
+    [a, b]: [*const u32; 2],
+    steps: usize,
+    (beta, from): From,
+    c: View<*mut f32>,
+) {
     // SAFETY: vectors of one size, in which every bit pattern is valid.
     let pairs = |x: __m512i| unsafe { transmute::<__m512i, __m512bh>(x) };
     let place = |i: usize, j: usize| c.at(i, j * LANES);
@@ -194,14 +208,14 @@ unsafe fn tile<const N: usize>(alpha: f32, [a, b]: [*const u32; 2], steps: usize
     let scale = _mm512_set1_ps(beta);
     for (i, sums) in sums.iter().enumerate().take(c.rows) {
         for (j, &sum) in sums.iter().enumerate() {
-            let (place, lanes) = (place(i, j), first(c.cols - j * LANES));
+            let lanes = first(c.cols - j * LANES);
             let mut y = _mm512_mul_ps(_mm512_set1_ps(alpha), sum);
-            // SAFETY: these lanes are elements of c.
+            // SAFETY: these lanes are elements of c, and of what it is added to.
             unsafe {
                 if beta != 0.0 {
-                    y = _mm512_fmadd_ps(scale, _mm512_maskz_loadu_ps(lanes, place), y);
+                    y = _mm512_fmadd_ps(scale, _mm512_maskz_loadu_ps(lanes, from.at(i, j * LANES)), y);
                 }
-                _mm512_mask_storeu_ps(place, lanes, y);
+                _mm512_mask_storeu_ps(place(i, j), lanes, y);
             }
         }
     }

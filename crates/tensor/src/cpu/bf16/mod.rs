@@ -77,38 +77,42 @@ impl Unit {
         }
     }
 
-    /// `c = beta·c + alpha·a·bᵀ`.
+    /// `c = beta·from + alpha·a·bᵀ`.
     ///
     /// # Safety
     /// This machine has the unit. a and b hold the panels of c's rows and of its columns, one behind the other, packed from `depth`
-    /// columns. c is valid to write, the elements of its rows are neighbours.
-    unsafe fn multiply(self, alpha: f32, [a, b]: [*const u32; 2], depth: usize, beta: f32, c: View<*mut f32>) {
+    /// columns. from is valid to read and c to write, the elements of their rows are neighbours.
+    unsafe fn multiply(self, alpha: f32, [a, b]: [*const u32; 2], depth: usize, (beta, from): From, c: View<*mut f32>) {
         // SAFETY: as this function requires.
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 => avx512::multiply(alpha, [a, b], depth, beta, c),
-                Self::Portable => portable::multiply(alpha, [a.cast(), b.cast()], depth, beta, c),
+                Self::Avx512 => avx512::multiply(alpha, [a, b], depth, (beta, from), c),
+                Self::Portable => portable::multiply(alpha, [a.cast(), b.cast()], depth, (beta, from), c),
             }
         }
     }
 }
 
-/// `c = beta·c + alpha·a·b` with a and b rounded to bf16; with beta 0, c is not read.
+/// What a product is added to: a factor, and numbers of the product's shape, the product's own places among them, or one row for all
+/// (a stride of 0). With the factor 0 they are not read.
+type From = (f32, View<*const f32>);
+
+/// `c = beta·from + alpha·a·b` with a and b rounded to bf16.
 ///
 /// # Safety
-/// The views must lie in memory that is valid to read (a, b) and to write by this call alone (c). In a and b the elements of
-/// each row or those of each column are neighbours, in c those of each row.
+/// The views must lie in memory that is valid to read (a, b, from) and to write by this call alone (c). In a and b the elements of
+/// each row or those of each column are neighbours, in c and from those of each row.
 pub(super) unsafe fn gemm(
     alpha: f32,
     a: View<*const f32>,
     b: View<*const f32>,
-    beta: f32,
+    (beta, from): From,
     c: View<*mut f32>,
     parallel: bool,
 ) {
     // SAFETY: as this function requires; the unit was found on this machine.
-    unsafe { gemm_on(Unit::detect(), alpha, a, b, beta, c, parallel) }
+    unsafe { gemm_on(Unit::detect(), alpha, a, b, (beta, from), c, parallel) }
 }
 
 /// [`gemm`] on a unit that this machine has.
@@ -117,7 +121,7 @@ unsafe fn gemm_on(
     alpha: f32,
     a: View<*const f32>,
     b: View<*const f32>,
-    beta: f32,
+    (beta, from): From,
     c: View<*mut f32>,
     parallel: bool,
 ) {
@@ -136,15 +140,17 @@ unsafe fn gemm_on(
                 let each = unit.panel_words(slice.len());
                 let panels = View::new(room.ptr, of_a + of_b, each, each);
                 let (panels_a, panels_b) = (panels.part(0..of_a, 0..each), panels.part(of_a..of_a + of_b, 0..each));
-                let beta = if slice.start == 0 { beta } else { 1.0 };
+                let (beta, from) = if slice.start == 0 { (beta, from) } else { (1.0, c.read()) };
                 // SAFETY: as this function requires, and there is room for the panels of the longest parts.
                 unsafe { pack(unit, b.part(slice.clone(), columns.clone()).t(), panels_b, parallel) };
                 for rows in rows.iter() {
-                    let (a, c) = (a.part(rows.clone(), slice.clone()), c.part(rows, columns.clone()));
+                    let a = a.part(rows.clone(), slice.clone());
+                    let from = (beta, from.part(rows.clone(), columns.clone()));
+                    let c = c.part(rows, columns.clone());
                     // SAFETY: as above; both blocks are packed before they are multiplied.
                     unsafe {
                         pack(unit, a, panels_a, parallel);
-                        multiply(unit, alpha, [panels_a, panels_b], slice.len(), beta, c, parallel);
+                        multiply(unit, alpha, [panels_a, panels_b], slice.len(), from, c, parallel);
                     }
                 }
             }
@@ -183,7 +189,7 @@ unsafe fn multiply(
     alpha: f32,
     [a, b]: [View<*mut u32>; 2],
     depth: usize,
-    beta: f32,
+    (beta, from): From,
     c: View<*mut f32>,
     parallel: bool,
 ) {
@@ -192,7 +198,10 @@ unsafe fn multiply(
         let (rows, columns) = (rows.get(task % rows.count()), columns.get(task / rows.count()));
         let panels = [a.at(rows.start / LANES, 0), b.at(columns.start / LANES, 0)].map(<*mut u32>::cast_const);
         // SAFETY: as this function requires; a part of c is written by one task.
-        unsafe { unit.multiply(alpha, panels, depth, beta, c.part(rows, columns)) };
+        unsafe {
+            let from = (beta, from.part(rows.clone(), columns.clone()));
+            unit.multiply(alpha, panels, depth, from, c.part(rows, columns));
+        };
     });
 }
 
@@ -322,7 +331,7 @@ mod tests {
             let (a, b) = (view(a, self.transposed[0]), view(b, self.transposed[1]));
             let to = View::new(c.data.as_mut_ptr(), c.rows, c.cols, c.stride);
             // SAFETY: the views are those of live matrices of matching sizes, and `c` is ours.
-            unsafe { gemm_on(unit, self.alpha, a, b, self.beta, to, true) };
+            unsafe { gemm_on(unit, self.alpha, a, b, (self.beta, to.read()), to, true) };
             c
         }
 
@@ -414,6 +423,23 @@ mod tests {
             let halves: Vec<f32> = c.data.iter().map(|x| 0.5 * x).collect();
             assert_eq!(case.run(unit, &a, &b, &c).data, halves, "{unit:?}");
             assert!(Case { beta: 0.0, ..case }.run(unit, &a, &b, &c).data.iter().all(|&x| x == 0.0), "{unit:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_added_may_stand_elsewhere() {
+        // several blocks of rows, of columns and of the inner dimension
+        let case = Case { beta: 0.5, ..Case::plain(BLOCK + 21, BLOCK + 50, DEPTH + 40) };
+        let [a, b, mut c] = case.operands();
+        let row = c.data[..c.cols].to_vec();
+        c.data.chunks_exact_mut(c.cols).for_each(|to| to.copy_from_slice(&row));
+        for unit in units() {
+            let mut y = Matrix::filled(f32::NAN, c.rows, c.cols);
+            let from = (case.beta, View::new(row.as_ptr(), c.rows, c.cols, 0));
+            let to = View::new(y.data.as_mut_ptr(), c.rows, c.cols, c.cols);
+            // SAFETY: the views are those of live matrices of matching sizes, and `y` is ours.
+            unsafe { gemm_on(unit, case.alpha, a.view(), b.view(), from, to, true) };
+            assert_eq!(y.bits(), case.run(unit, &a, &b, &c).bits(), "{unit:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The same product on any machine: panels hold the rounded operand in f32, row by row, and the f32 product multiplies them.
 
-use super::LANES;
+use super::{From, LANES};
 use crate::cpu::matmul::{self, View};
 
 pub(super) fn panel_words(depth: usize) -> usize {
@@ -32,8 +32,21 @@ pub(super) unsafe fn pack(rows: View<*const f32>, panel: *mut f32) {
 }
 
 /// See [`super::Unit::multiply`].
-pub(super) unsafe fn multiply(alpha: f32, [a, b]: [*const f32; 2], depth: usize, beta: f32, c: View<*mut f32>) {
+pub(super) unsafe fn multiply(
+    alpha: f32,
+    [a, b]: [*const f32; 2],
+    depth: usize,
+    (beta, from): From,
+    c: View<*mut f32>,
+) {
+    // the f32 product adds to its own places alone
+    if beta != 0.0 && from.ptr != c.ptr.cast_const() {
+        for i in 0..c.rows {
+            // SAFETY: rows of what is added and of c, which share no place.
+            unsafe { std::ptr::copy_nonoverlapping(from.at(i, 0), c.at(i, 0), c.cols) };
+        }
+    }
     let (a, b) = (View::new(a, c.rows, depth, depth), View::new(b, c.cols, depth, depth));
     // SAFETY: as this function requires.
-    unsafe { matmul::gemm(f64::from(alpha), a, b.t(), f64::from(beta), c, false) }
+    unsafe { matmul::gemm(crate::Precision::F32, f64::from(alpha), a, b.t(), f64::from(beta), c, false) }
 }
