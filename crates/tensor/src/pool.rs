@@ -118,7 +118,9 @@ impl Drop for Buffer {
 
 #[derive(Debug, Default)]
 struct State {
-    free: BTreeMap<usize, Vec<Buffer>>,
+    /// By size; of one size with the number of buffers that had been given back before, ascending.
+    free: BTreeMap<usize, Vec<(u64, Buffer)>>,
+    given: u64,
     free_bytes: usize,
     used_bytes: usize,
     most_used: usize,
@@ -143,14 +145,16 @@ impl Pool {
     pub(crate) fn give(&self, buffer: Buffer) {
         let mut s = self.state();
         s.used_bytes -= buffer.capacity;
-        s.push(buffer);
+        s.given += 1;
+        let given = s.given;
+        s.push(given, buffer);
     }
 }
 
 impl State {
     fn take(&mut self, capacity: usize) -> Buffer {
         let found = if capacity < LARGE { self.small(capacity) } else { self.large(capacity) };
-        let free = found.and_then(|size| self.pop(size));
+        let free = found.and_then(|size| self.pop(size, true)).map(|(_, buffer)| buffer);
         let size = free.as_ref().filter(|_| capacity < LARGE).map_or(capacity, |small| small.capacity);
         self.make_room(size);
         let buffer = match free {
@@ -176,31 +180,36 @@ impl State {
         above.into_iter().chain(below).map(|(&size, _)| size).min_by_key(|&size| size.abs_diff(capacity))
     }
 
-    fn push(&mut self, buffer: Buffer) {
+    fn push(&mut self, given: u64, buffer: Buffer) {
         self.free_bytes += buffer.capacity;
-        self.free.entry(buffer.capacity).or_default().push(buffer);
+        let list = self.free.entry(buffer.capacity).or_default();
+        list.insert(list.partition_point(|&(other, _)| other < given), (given, buffer));
     }
 
-    fn pop(&mut self, size: usize) -> Option<Buffer> {
+    /// The free buffer of this size that was given back last, or first.
+    fn pop(&mut self, size: usize, last: bool) -> Option<(u64, Buffer)> {
         let list = self.free.get_mut(&size)?;
-        let buffer = list.pop()?;
+        let found = if last { list.pop()? } else { list.remove(0) };
         if list.is_empty() {
             self.free.remove(&size);
         }
         self.free_bytes -= size;
-        Some(buffer)
+        Some(found)
     }
 
-    /// Cuts or drops free buffers, largest first, until `bytes` more fit under the most that was ever in use.
+    /// Cuts or drops free buffers until `bytes` more fit under the most that was ever in use. What has been free for longest goes first: a
+    /// step's layers use the same few buffers in turns, and those of another part of the step, as gradients, lie idle.
     fn make_room(&mut self, bytes: usize) {
         let limit = self.most_used.max(self.used_bytes + bytes);
         loop {
             let excess = (self.used_bytes + self.free_bytes + bytes).saturating_sub(limit);
-            let Some(largest) = self.free.keys().next_back().copied().filter(|_| excess > 0) else { break };
-            let Some(buffer) = self.pop(largest) else { break };
-            let rest = largest.saturating_sub(excess.next_multiple_of(PAGE));
-            if largest >= LARGE && rest >= LARGE {
-                self.push(buffer.resized(rest));
+            let oldest = self.free.iter().min_by_key(|(_, list)| list[0].0).filter(|_| excess > 0);
+            let Some((given, buffer)) = oldest.map(|(&size, _)| size).and_then(|size| self.pop(size, false)) else {
+                break;
+            };
+            let rest = buffer.capacity.saturating_sub(excess.next_multiple_of(PAGE));
+            if rest >= LARGE {
+                self.push(given, buffer.resized(rest));
             }
         }
     }
@@ -271,8 +280,8 @@ mod tests {
             let s = pool.state();
             let sum = |buffers: &[Buffer]| buffers.iter().map(|b| b.capacity).sum::<usize>();
             assert_eq!(s.used_bytes, sum(&held));
-            assert_eq!(s.free_bytes, s.free.values().map(|list| sum(list)).sum::<usize>());
-            assert!(s.free.iter().all(|(&size, list)| list.iter().all(|b| b.capacity == size)));
+            assert_eq!(s.free_bytes, s.free.iter().map(|(size, list)| size * list.len()).sum::<usize>());
+            assert!(s.free.iter().all(|(&size, list)| list.iter().all(|(_, b)| b.capacity == size)));
             most = most.max(s.used_bytes);
             assert!(
                 s.used_bytes + s.free_bytes <= most,
