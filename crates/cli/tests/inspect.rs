@@ -35,6 +35,29 @@ fn every_linear_is_looked_at() {
     assert!(table.lines().last().unwrap().starts_with("mean"));
 }
 
+/// What a recipe keeps in full is exact; codes of eight bits cost a few per cent, rows beside them about what drawn rows cost alone.
+#[test]
+fn the_recipes_own_error() {
+    let place = Place::new();
+    place.write("train.tsv", tsv(&rows(64, 1, None)));
+    let inspect = |sets: &[&str]| {
+        let args = ["inspect", "recipe.toml", "--steps", "4", "--draws", "4", "--json"];
+        place.ok_json(&args.into_iter().chain(sets.iter().flat_map(|set| ["--set", set])).collect::<Vec<_>>())
+    };
+    let recipe = |json: &serde_json::Value| json["mean"]["recipe"]["rmse"].as_f64().unwrap();
+    let exact = inspect(&["keep.policy=exact"]);
+    assert!(exact["sites"].as_array().unwrap().iter().all(|site| site["recipe"]["rmse"] == 0.0));
+    let codes = inspect(&["keep.policy=lean", "keep.ratio=1.0"]);
+    assert!((1e-4..0.05).contains(&recipe(&codes)), "{}", codes["mean"]["recipe"]);
+    let rows = inspect(&["keep.policy=lean", "keep.ratio=0.3"]);
+    // not the mean: linears of one row a sequence are exact under `lean`
+    let first = &rows["sites"][0];
+    let alone = first["ratios"][1]["estimators"].as_array().unwrap();
+    let alone = alone.iter().find(|e| e["estimator"] == "pps" && e["norms"] == "current").unwrap();
+    let share = first["recipe"]["rmse"].as_f64().unwrap() / alone["rmse"].as_f64().unwrap();
+    assert!((0.5..1.5).contains(&share), "{share} of {alone}");
+}
+
 #[test]
 fn what_cannot_be_inspected() {
     let place = Place::new();

@@ -1,8 +1,7 @@
 //! The evidence for sampling on a real model and data: how the probability mass is spread over rows, and what every estimator's
-//! error is, site by site (Liu et al. 2023, section 3.2 and figures 3 to 5).
+//! error is, site by site (Liu et al. 2023, section 3.2 and figures 3 to 5); and the error of what the recipe itself keeps.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use colrow_autograd::{Draw, NormMemory, NormSource, Policy, Probe, Sampling, Store, estimate_by, row_norms};
@@ -61,6 +60,16 @@ pub struct EstimatorError {
     pub variance_to_minibatch: Option<f64>,
 }
 
+/// The error of the weight gradients that the recipe's own `keep` gives, whatever it does to their operands and to the gradients that
+/// come from above.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RecipeError {
+    /// `√(E‖Ĝ − G‖²)/‖G‖`.
+    pub rmse: f64,
+    /// `E‖Ĝ − G‖²` over the variance of the minibatch gradient; `None` with a single batch.
+    pub variance_to_minibatch: Option<f64>,
+}
+
 /// What holds when a share of the rows is kept.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AtRatio {
@@ -85,6 +94,8 @@ pub struct SiteEvidence {
     pub mass: Vec<Mass>,
     /// By ratio.
     pub ratios: Vec<AtRatio>,
+    /// Of the recipe as it is.
+    pub recipe: RecipeError,
 }
 
 /// All that was found.
@@ -112,13 +123,27 @@ struct SiteSums {
     /// Σ‖G‖² and ΣG over batches.
     squares: f64,
     sum: Option<Tensor>,
+    /// The exact gradient of the batch, and the squared error of the recipe's over batches.
+    gradient: Option<Tensor>,
+    recipe: f64,
 }
 
-/// Sums over batches, site by site; while it is not measuring it only remembers norms.
+/// What a step is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Look {
+    /// Only norms are remembered.
+    Train,
+    /// Everything is kept: the estimators are measured.
+    Exact,
+    /// The same batch as the recipe keeps it.
+    Recipe,
+}
+
+/// Sums over batches, site by site.
 #[derive(Debug)]
 struct Collector {
     memory: Arc<NormMemory>,
-    measuring: AtomicBool,
+    look: Mutex<Look>,
     uniform: f32,
     draws: u64,
     key: Key,
@@ -198,6 +223,7 @@ impl Collector {
         sums.batches += 1;
         sums.rows += n;
         sums.squares += kernels.sum_squares(&g);
+        sums.gradient = Some(g.copied());
         match &mut sums.sum {
             Some(sum) => kernels.add(&g, sum),
             None => sums.sum = Some(g),
@@ -205,10 +231,30 @@ impl Collector {
     }
 }
 
+impl Collector {
+    /// Operands as the recipe keeps them: all rows or the drawn ones.
+    fn compare(&self, site: &str, x: &Tensor, dz: &Tensor) {
+        let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((sums, g)) = sites.get_mut(site).and_then(|sums| sums.gradient.take().map(|g| (sums, g))) {
+            let (kernels, mut difference) = (x.device().kernels(), product(x, dz));
+            kernels.scale(-1.0, &mut difference);
+            kernels.add(&g, &mut difference);
+            sums.recipe += kernels.sum_squares(&difference);
+        }
+    }
+
+    fn look(&self, look: Look) {
+        *self.look.lock().unwrap_or_else(PoisonError::into_inner) = look;
+    }
+}
+
 impl Probe for Collector {
     fn linear(&self, site: &str, x: &Tensor, dz: &Tensor) {
-        if self.measuring.load(Ordering::Relaxed) {
-            self.measure(site, x, dz);
+        let look = *self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        match look {
+            Look::Train => {}
+            Look::Exact => self.measure(site, x, dz),
+            Look::Recipe => return self.compare(site, x, dz),
         }
         self.memory.record(site, &row_norms(dz));
     }
@@ -238,6 +284,10 @@ impl SiteSums {
             rows: self.rows as f64 / n,
             mass: TOPS.iter().zip(self.mass).map(|(&top, sum)| Mass { top, share: sum / n }).collect(),
             ratios: (0..RATIOS.len()).map(at).collect(),
+            recipe: RecipeError {
+                rmse: (self.recipe / self.squares).sqrt(),
+                variance_to_minibatch: minibatch.map(|v| self.recipe / n / v),
+            },
         }
     }
 }
@@ -248,21 +298,21 @@ fn all_pairs() -> impl Iterator<Item = (usize, usize)> {
 
 fn mean_of(sites: &[SiteEvidence]) -> SiteEvidence {
     let mean = |of: &dyn Fn(&SiteEvidence) -> f64| sites.iter().map(of).sum::<f64>() / sites.len() as f64;
+    let mean_known = |of: &dyn Fn(&SiteEvidence) -> Option<f64>| {
+        let known: Option<Vec<f64>> = sites.iter().map(of).collect();
+        known.map(|v| v.iter().sum::<f64>() / v.len() as f64)
+    };
     let at = |r: usize| AtRatio {
         ratio: RATIOS[r],
         certain_share: mean(&|s| s.ratios[r].certain_share),
         condition: mean(&|s| s.ratios[r].condition),
         estimators: all_pairs()
             .enumerate()
-            .map(|(i, (e, s))| {
-                let variances: Option<Vec<f64>> =
-                    sites.iter().map(|site| site.ratios[r].estimators[i].variance_to_minibatch).collect();
-                EstimatorError {
-                    estimator: ESTIMATORS[e].0,
-                    norms: SOURCES[s].0,
-                    rmse: mean(&|site| site.ratios[r].estimators[i].rmse),
-                    variance_to_minibatch: variances.map(|v| v.iter().sum::<f64>() / v.len() as f64),
-                }
+            .map(|(i, (e, s))| EstimatorError {
+                estimator: ESTIMATORS[e].0,
+                norms: SOURCES[s].0,
+                rmse: mean(&|site| site.ratios[r].estimators[i].rmse),
+                variance_to_minibatch: mean_known(&|site| site.ratios[r].estimators[i].variance_to_minibatch),
             })
             .collect(),
     };
@@ -271,16 +321,21 @@ fn mean_of(sites: &[SiteEvidence]) -> SiteEvidence {
         rows: mean(&|s| s.rows),
         mass: (0..TOPS.len()).map(|i| Mass { top: TOPS[i], share: mean(&|s| s.mass[i].share) }).collect(),
         ratios: (0..RATIOS.len()).map(at).collect(),
+        recipe: RecipeError {
+            rmse: mean(&|s| s.recipe.rmse),
+            variance_to_minibatch: mean_known(&|s| s.recipe.variance_to_minibatch),
+        },
     }
 }
 
 /// Trains `passes` times over the first `steps` batches of the recipe's data, keeping everything, then looks at those batches without
-/// learning. `done` is told of every batch.
+/// learning: keeping everything, and once more, with the same dropout, as the recipe keeps it. `done` is told of every batch.
 ///
 /// # Errors
 /// Anything that is wrong with model or data; a recipe that trains no linear's weight.
 pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, usize)) -> Result<Evidence> {
-    job.policy = Arc::new(Policy::exact());
+    let policies = [(Look::Exact, Arc::new(Policy::exact())), (Look::Recipe, job.policy.clone())];
+    job.policy = policies[0].1.clone();
     // the errors of estimators, not of rounding
     job.recipe.train.precision = crate::recipe::Precision::F32;
     job.auto.clear();
@@ -292,7 +347,7 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
     let mut engine = job.engine(model, std::path::Path::new(""))?;
     let collector = Arc::new(Collector {
         memory: memory.clone(),
-        measuring: AtomicBool::new(false),
+        look: Mutex::new(Look::Train),
         uniform: job.recipe.keep.uniform.max(0.01) as f32,
         draws: settings.draws,
         key: Key::new(job.recipe.seed).named("inspect"),
@@ -306,14 +361,20 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
     let (mut step, mut tokens) = (0, 0);
     for pass in 0..=settings.passes {
         let measuring = pass == settings.passes;
-        collector.measuring.store(measuring, Ordering::Relaxed);
-        let lr = if measuring { 0.0 } else { job.recipe.optim.lr };
         for examples in batches {
             let (places, target_places) = places(&job.train, examples);
             let micro = Micro { batch: collate(&job.train, examples), places: Some(places), target_places };
             step += 1;
-            let stats = engine.step(&[micro], lr, step as u64, false)?;
-            tokens += if measuring { stats.tokens } else { 0 };
+            if measuring {
+                tokens += micro.batch.ids.len();
+                for (look, policy) in &policies {
+                    collector.look(*look);
+                    engine.policy = policy.clone();
+                    engine.step(std::slice::from_ref(&micro), 0.0, step as u64, false)?;
+                }
+            } else {
+                engine.step(&[micro], job.recipe.optim.lr, step as u64, false)?;
+            }
             done(step, total);
         }
     }
@@ -359,7 +420,7 @@ mod tests {
         memory.begin(BatchPlaces { tokens, targets: Places::default(), losses: 1 });
         Collector {
             memory,
-            measuring: AtomicBool::new(true),
+            look: Mutex::new(Look::Exact),
             uniform: 0.1,
             draws,
             key: Key::new(3),
@@ -418,10 +479,10 @@ mod tests {
         let device = Device::cpu();
         let (x, dz) = (matrix(&device, 1, 3), matrix(&device, 2, 2));
         let collector = collector(&device, 500);
-        collector.measuring.store(false, Ordering::Relaxed);
+        collector.look(Look::Train);
         collector.linear("site", &x, &dz);
         assert!(collector.sites.lock().unwrap().is_empty());
-        collector.measuring.store(true, Ordering::Relaxed);
+        collector.look(Look::Exact);
         collector.linear("site", &x, &dz);
         let evidence = collector.sites.lock().unwrap()["site"].evidence("site");
         let error = |norms: &str| {
@@ -431,6 +492,26 @@ mod tests {
         assert!(error("cached") < 1.3 * error("current"), "{} {}", error("cached"), error("current"));
         assert!(error("uniform") > 1.5 * error("cached"));
         assert_eq!(evidence.ratios[0].estimators[0].variance_to_minibatch, None, "one batch has no variance");
+    }
+
+    /// Operands 10 % too large beside exact ones: an error of 10 %, measured once for each exact gradient.
+    #[test]
+    fn the_recipes_error_by_hand() {
+        let device = Device::cpu();
+        let (x, dz) = (matrix(&device, 1, 3), matrix(&device, 2, 2));
+        let collector = collector(&device, 1);
+        let mut larger = dz.copied();
+        device.kernels().scale(1.1, &mut larger);
+        for _ in 0..2 {
+            collector.look(Look::Exact);
+            collector.linear("site", &x, &dz);
+            collector.look(Look::Recipe);
+            collector.linear("site", &x, &larger);
+            collector.linear("site", &x, &larger);
+        }
+        let evidence = collector.sites.lock().unwrap()["site"].evidence("site");
+        assert!((evidence.recipe.rmse - 0.1).abs() < 1e-12, "{:?}", evidence.recipe);
+        assert_eq!(evidence.rows, N as f64);
     }
 
     /// Two gradients G and 3G: variance 2‖G‖² (n − 1 = 1), Σ‖G‖² = 10‖G‖².

@@ -74,22 +74,32 @@ fn text(evidence: &Evidence, ratio: f64) -> String {
         ("pps", "uniform"),
     ];
     let width = evidence.sites.iter().map(|s| s.name.len()).max().unwrap_or(0).max(4);
-    let head: String = columns.iter().map(|(e, n)| format!("  {:>11}", format!("{e} {n}"))).collect();
+    let heads = columns.iter().map(|(e, n)| format!("{e} {n}")).chain(["recipe".into()]);
+    let head: String = heads.map(|head| format!("  {head:>11}")).collect();
     let mut lines = vec![
-        format!("relative error of dW at {} of the rows; in brackets its variance over the minibatch's", RATIOS[r]),
+        format!(
+            "relative error of dW at {} of the rows, and as the recipe keeps them; in brackets its variance over the minibatch's",
+            RATIOS[r]
+        ),
         format!("{:width$}  top 10 %  |C|/k  condition{head}", "site"),
     ];
     let line = |site: &SiteEvidence| {
         let at = &site.ratios[r];
-        let cell = |(e, n): &(&str, &str)| {
-            let found = at.estimators.iter().find(|x| x.estimator == *e && x.norms == *n);
-            let text = found.map_or(String::new(), |x| match x.variance_to_minibatch {
-                Some(v) => format!("{:.2} ({v:.2})", x.rmse),
-                None => format!("{:.2}", x.rmse),
+        let found = |(e, n): &(&str, &str)| at.estimators.iter().find(|x| x.estimator == *e && x.norms == *n);
+        let estimators = columns.iter().map(|c| found(c).map(|x| (x.rmse, x.variance_to_minibatch)));
+        let recipe = (site.recipe.rmse, site.recipe.variance_to_minibatch);
+        let cell = |error: Option<(f64, Option<f64>)>| {
+            let text = error.map_or(String::new(), |(rmse, variance)| {
+                // codes of eight bits are off by a few thousandths
+                let digits = if rmse < 0.1 { 4 } else { 2 };
+                match variance {
+                    Some(v) => format!("{rmse:.digits$} ({v:.2})"),
+                    None => format!("{rmse:.digits$}"),
+                }
             });
             format!("  {text:>11}")
         };
-        let cells: String = columns.iter().map(cell).collect();
+        let cells: String = estimators.chain([Some(recipe)]).map(cell).collect();
         let top = 100.0 * site.mass[2].share;
         format!("{:width$}  {top:>6.1} %  {:>5.2}  {:>7.0} %{cells}", site.name, at.certain_share, 100.0 * at.condition)
     };

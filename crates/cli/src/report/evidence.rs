@@ -90,7 +90,8 @@ fn errors(evidence: &Evidence, source: &str) -> String {
 }
 
 fn table(evidence: &Evidence) -> String {
-    let mut html = String::from("<div class=\"scroll\"><table><thead><tr><th>Site</th><th>Top 10 %</th>");
+    let mut html =
+        String::from("<div class=\"scroll\"><table><thead><tr><th>Site</th><th>Top 10 %</th><th>recipe</th>");
     let ratios: Vec<f64> = evidence.mean.ratios.iter().map(|at| at.ratio).collect();
     for ratio in &ratios {
         let _ = write!(html, "<th>|C|/k at {ratio}</th><th>wta, cached</th><th>pps, cached</th><th>pps, current</th>");
@@ -98,21 +99,19 @@ fn table(evidence: &Evidence) -> String {
     html += "</tr></thead><tbody>";
     for site in evidence.sites.iter().chain([&evidence.mean]) {
         let _ = write!(html, "<tr><th>{}</th><td>{:.1} %</td>", escape(&site.name), 100.0 * site.mass[2].share);
+        let small = |v: Option<f64>| v.map_or(String::new(), |v| format!("<small>{v:.2}</small>"));
+        let _ = write!(html, "<td>{:.4}{}</td>", site.recipe.rmse, small(site.recipe.variance_to_minibatch));
         for at in &site.ratios {
             let _ = write!(html, "<td>{:.2}</td>", at.certain_share);
             for (estimator, norms) in [("wta", "cached"), ("pps", "cached"), ("pps", "current")] {
                 let found = at.estimators.iter().find(|e| e.estimator == estimator && e.norms == norms);
-                let small = found
-                    .and_then(|e| e.variance_to_minibatch)
-                    .map_or(String::new(), |v| format!("<small>{v:.2}</small>"));
-                let _ = write!(
-                    html,
-                    "<td>{}{small}</td>",
-                    found.map_or(units::ABSENT.into(), |e| format!("{:.3}", e.rmse))
-                );
+                let small = small(found.and_then(|e| e.variance_to_minibatch));
+                let rmse = found.map_or(units::ABSENT.into(), |e| format!("{:.3}", e.rmse));
+                let _ = write!(html, "<td>{rmse}{small}</td>");
             }
         }
         html += "</tr>";
     }
-    html + "</tbody></table></div><p class=\"small soft\">Small: the variance that sampling adds, as a multiple of the minibatch gradient's.</p>"
+    html + "</tbody></table></div><p class=\"small soft\">Recipe: the error of what the recipe itself keeps. Small: squared \
+            errors as a multiple of the minibatch gradient's variance.</p>"
 }
