@@ -262,6 +262,16 @@ mod tests {
         assert!(s.free_bytes <= before);
     }
 
+    #[test]
+    fn what_lay_idle_for_longest_makes_room() {
+        let pool = Pool::default();
+        let held = [pool.take(LARGE * 8), pool.take(LARGE * 40)];
+        held.into_iter().for_each(|buffer| pool.give(buffer));
+        // near neither, so a new one, beside which both no longer fit
+        let _new = pool.take(LARGE * 3);
+        assert_eq!(pool.state().free.keys().copied().collect::<Vec<_>>(), [LARGE * 5, LARGE * 40]);
+    }
+
     /// Whatever is asked for in whatever order, free and used bytes together stay under the most that was in use.
     #[test]
     fn the_pool_never_outgrows_the_peak() {

@@ -514,6 +514,28 @@ mod tests {
         assert_eq!(evidence.rows, N as f64);
     }
 
+    /// Else the recipe would draw by the norms of the very batch that it is measured on.
+    #[test]
+    fn what_is_measured_is_not_remembered() {
+        let device = Device::cpu();
+        let (x, dz) = (matrix(&device, 1, 3), matrix(&device, 2, 2));
+        let collector = collector(&device, 1);
+        let remembered = || collector.memory.estimate("site", NormSource::Cached, &row_norms(&x)).unwrap().to_f64();
+        collector.look(Look::Train);
+        collector.linear("site", &x, &dz);
+        let before = remembered();
+        let mut larger = dz.copied();
+        device.kernels().scale(9.0, &mut larger);
+        for look in [Look::Exact, Look::Recipe] {
+            collector.look(look);
+            collector.linear("site", &x, &larger);
+            assert_eq!(remembered(), before, "{look:?}");
+        }
+        collector.look(Look::Train);
+        collector.linear("site", &x, &larger);
+        assert_ne!(remembered(), before);
+    }
+
     /// Two gradients G and 3G: variance 2‖G‖² (n − 1 = 1), Σ‖G‖² = 10‖G‖².
     #[test]
     fn the_minibatch_variance_by_hand() {
