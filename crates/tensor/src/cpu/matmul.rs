@@ -1,9 +1,10 @@
-//! Matrix products: the only caller of the GEMM crate, and of our own for bf16.
+//! Matrix products: the only caller of the GEMM crate, and of our own.
 
 use std::any::TypeId;
 use std::ops::Range;
 
-use super::{bf16, rowwise};
+use super::product::{Target, Unit};
+use super::rowwise;
 use crate::Precision;
 use crate::dtype::Float;
 use crate::tensor::Tensor;
@@ -94,10 +95,12 @@ pub(super) unsafe fn gemm<T: Float>(
     parallel: bool,
 ) {
     debug_assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols);
-    if precision == Precision::Bf16 && TypeId::of::<T>() == TypeId::of::<f32>() {
+    // without threads f32 products are small: packing would take longer than what it saves
+    if let Some(unit) = own::<T>(precision).filter(|_| parallel || precision == Precision::Bf16) {
         let ([a, b], c) = ([a, b].map(|x| x.with(x.ptr.cast())), c.with(c.ptr.cast()));
+        let to = Target { alpha: alpha as f32, from: (beta as f32, c.read()), c };
         // SAFETY: as this function requires; T is f32.
-        return unsafe { bf16::gemm(alpha as f32, a, b, (beta as f32, c.read()), c, parallel) };
+        return unsafe { unit.gemm(a, b, to, parallel) };
     }
     // the crate's own naming: alpha scales the destination, beta the product
     let call = |threads| {
@@ -130,10 +133,19 @@ pub(super) unsafe fn gemm<T: Float>(
     call(if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None });
 }
 
-/// Bytes of the copy that the GEMM crate makes of one operand for a product (m, k)·(k, n) of elements of `size` bytes. It computes the
-/// transpose, as rows are contiguous, and copies blocks of `a` that fill the last-level cache.
+/// What multiplies operands of this type, unless it is the GEMM crate.
+fn own<T: Float>(precision: Precision) -> Option<Unit> {
+    (TypeId::of::<T>() == TypeId::of::<f32>()).then(|| Unit::of(precision)).flatten()
+}
+
+/// Bytes of the copies of operands that a product (m, k)·(k, n) of elements of `size` bytes makes.
 pub(crate) fn packing(m: usize, n: usize, k: usize, size: usize) -> usize {
-    // its largest tile; a smaller one rounds less
+    // those of bf16 are smaller
+    if let Some(unit) = Unit::of(Precision::F32).filter(|_| size == size_of::<f32>()) {
+        return unit.packing(m, n, k);
+    }
+    // the crate computes the transpose, as rows are contiguous, and copies blocks of `a` that fill the last-level cache; this is its
+    // largest tile: a smaller one rounds less
     let (tile_rows, tile_cols) = (48, 8);
     let blocks = gemm_common::cache::kernel_params(n, m, k, tile_rows, tile_cols, size);
     let rows = if blocks.nc > 0 { blocks.nc } else { m.next_multiple_of(tile_cols) };
@@ -159,18 +171,18 @@ pub(super) fn matmul<T: Float>(precision: Precision, operands: [(&Tensor, bool);
 }
 
 /// See [`crate::kernels::Kernels::linear`], with a bias.
-pub(super) fn linear<T: Float>(x: &Tensor, weight: &Tensor, bias: &Tensor, y: &mut Tensor) {
-    rowwise::broadcast_row::<T>(bias.as_slice(), y.as_mut_slice());
-    matmul::<T>(Precision::F32, [(x, false), (weight, true)], 1.0, y);
-}
-
-/// As [`linear`], of f32 tensors rounded to bf16. The product itself adds the bias.
-pub(super) fn linear_bf16(x: &Tensor, weight: &Tensor, bias: &Tensor, y: &mut Tensor) {
-    let (a, b, c) = views::<f32>([(x, false), (weight, true)], y);
+pub(super) fn linear<T: Float>(precision: Precision, x: &Tensor, weight: &Tensor, bias: &Tensor, y: &mut Tensor) {
+    let operands = [(x, false), (weight, true)];
+    let Some(unit) = own::<T>(precision) else {
+        rowwise::broadcast_row::<T>(bias.as_slice(), y.as_mut_slice());
+        return matmul::<T>(precision, operands, 1.0, y);
+    };
+    let (a, b, c) = views::<f32>(operands, y);
     assert_eq!(bias.len(), c.cols, "shapes of a linear layer");
-    let from = View::new(bias.as_slice().as_ptr(), c.rows, c.cols, 0);
-    // SAFETY: as above; the bias is read as every row.
-    unsafe { bf16::gemm(1.0, a, b, (1.0, from), c, true) }
+    // the bias is read as every row
+    let from = (1.0, View::new(bias.as_slice().as_ptr(), c.rows, c.cols, 0));
+    // SAFETY: the views cover live row-major tensors of these shapes, and `y` is borrowed mutably.
+    unsafe { unit.gemm(a, b, Target { alpha: 1.0, from, c }, true) }
 }
 
 #[cfg(test)]

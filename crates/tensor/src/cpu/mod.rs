@@ -3,7 +3,6 @@
 
 mod activation;
 pub(crate) mod attention;
-mod bf16;
 mod codes;
 mod columns;
 mod loss;
@@ -11,6 +10,7 @@ pub(crate) mod matmul;
 mod norm;
 mod optim;
 mod optim8;
+mod product;
 mod rows;
 mod rowwise;
 mod select;
@@ -90,12 +90,7 @@ impl Kernels for Cpu {
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
         let Some(bias) = bias else { return self.matmul(x, false, weight, true, 0.0, y) };
         let flops = matmul_flops(x, y);
-        match (self.precision, y.dtype()) {
-            (Precision::Bf16, DType::F32) => {
-                self.profile.time("matmul", flops, || matmul::linear_bf16(x, weight, bias, y));
-            }
-            _ => by_float!(self, "matmul", flops, y, T => matmul::linear::<T>(x, weight, bias, y)),
-        }
+        by_float!(self, "matmul", flops, y, T => matmul::linear::<T>(self.precision, x, weight, bias, y));
     }
 
     fn zero(&self, x: &mut Tensor) {

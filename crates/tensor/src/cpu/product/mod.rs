@@ -1,0 +1,401 @@
+//! Matrix products of f32 tensors on vector units that we know, with operands as they are or rounded to bf16.
+//!
+//! Blocking is that of Goto and van de Geijn (2008): all threads pack a slice of b's inner dimension into the last-level cache, then each
+//! packs rows of a into its own and multiplies them with all of that. An element of c is summed in the order of the inner dimension,
+//! whichever threads do it, so that its bits do not depend on their number. Packing for bf16 rounds the operands (to nearest, ties to
+//! even, subnormal numbers to zero); products are summed in f32.
+//!
+//! Packing may also add matrices, and a product may go to several places: that is what [`strassen`] asks for.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+mod strassen;
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::matmul::View;
+use crate::Precision;
+use crate::pool::Buffer;
+
+/// Rows of an operand in a panel: as many as the widest vector has f32.
+const LANES: usize = 16;
+/// Words of a row in a packed block: long enough to hide reading and writing c, short enough for a second-level cache to hold
+/// the panels of a task's rows beside those of a few columns.
+const DEPTH: usize = 384;
+/// Words of the panels of a task's rows, of all planes.
+const ROWS_WORDS: usize = strassen::PRODUCTS * 32 * DEPTH;
+/// Rows of a task at most.
+const TASK_ROWS: usize = 128;
+/// Words of the panels of columns that are packed at once, in a last-level cache; few in tests, whose matrices are small.
+const COLUMNS_WORDS: usize = if cfg!(test) { 1 << 16 } else { 1 << 22 };
+/// Panels of columns that a task packs: where elements of columns are neighbours, reading goes across panels.
+const TASK_PANELS: usize = 4;
+/// Tasks that a slice of a product is cut into at least, where its size allows.
+const TASKS: usize = 16;
+/// Columns that the micro-kernel takes at once, three panels.
+const GROUP: usize = 3 * LANES;
+/// Multiplications below which other threads cost more than they gain.
+const WORTH_THREADS: usize = 1 << 20;
+
+/// What multiplies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Unit {
+    /// AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    F32,
+    /// AVX512-BF16.
+    #[cfg(target_arch = "x86_64")]
+    Bf16,
+    /// The f32 product of operands rounded to bf16.
+    Rounded,
+}
+
+/// A factor of one product or of several at once, each of which takes a plane: a source, or the sum of two with signs, the first of
+/// them plus. Sources need not be of one size: what one has not got is zero.
+struct Operand {
+    sources: Sources,
+    /// Signs and indices of sources.
+    planes: &'static [&'static [(f32, usize)]],
+}
+
+impl Operand {
+    fn whole(matrix: View<*const f32>) -> Self {
+        Self { sources: Sources::One(matrix), planes: &[&[(1.0, 0)]] }
+    }
+}
+
+/// A matrix, or the quarters of one.
+enum Sources {
+    One(View<*const f32>),
+    Quarters([View<*const f32>; 4]),
+}
+
+/// Room for packed planes; the panels of a plane follow one another.
+#[derive(Clone, Copy)]
+struct Panels {
+    ptr: *mut u32,
+    /// Words of a panel.
+    each: usize,
+    per_plane: usize,
+}
+
+// SAFETY: an address; whoever reads or writes there says why that is sound.
+unsafe impl Sync for Panels {}
+
+impl Panels {
+    fn at(self, plane: usize, panel: usize) -> *mut u32 {
+        self.ptr.wrapping_add((plane * self.per_plane + panel) * self.each)
+    }
+}
+
+/// Rows and columns.
+#[derive(Clone, Debug)]
+struct Place {
+    rows: Range<usize>,
+    cols: Range<usize>,
+}
+
+/// What a product is added to: a factor, and numbers of the product's shape, the product's own places among them, or one row for all
+/// (a stride of 0). With the factor 0 they are not read.
+pub(super) type From = (f32, View<*const f32>);
+
+/// Where a product goes: `c = beta·from + alpha·product`. What of the product is beyond c is lost.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    pub(super) alpha: f32,
+    pub(super) from: From,
+    pub(super) c: View<*mut f32>,
+}
+
+impl Target {
+    /// What a slice of the inner dimension is added to.
+    fn added_to(&self, slice: &Range<usize>) -> From {
+        if slice.start == 0 { self.from } else { (1.0, self.c.read()) }
+    }
+}
+
+impl Unit {
+    /// The one for products of f32 operands as `precision` rounds them; without one, others multiply.
+    pub(super) fn of(precision: Precision) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        match precision {
+            Precision::F32 if avx512::available() => return Some(Self::F32),
+            Precision::Bf16 if avx512::bf16_available() => return Some(Self::Bf16),
+            _ => {}
+        }
+        (precision == Precision::Bf16).then_some(Self::Rounded)
+    }
+
+    /// Columns of an operand in a word of four bytes.
+    fn columns_per_word(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16 => 2,
+            _ => 1,
+        }
+    }
+
+    /// The inner dimension, in parts that are packed at once.
+    fn slices(self, k: usize) -> Parts {
+        Parts::new(k, DEPTH * self.columns_per_word(), 2 * LANES)
+    }
+
+    /// Words of four bytes in a panel.
+    fn panel_words(self, depth: usize) -> usize {
+        LANES * depth.div_ceil(self.columns_per_word())
+    }
+
+    /// Packs a part of an operand, [`LANES`] rows into each panel.
+    ///
+    /// # Safety
+    /// This machine has the unit. The sources are valid to read, the elements of each row or those of each column are neighbours. There
+    /// is room for the panels of every plane, aligned to a vector.
+    unsafe fn pack(self, operand: &Operand, place: Place, panels: Panels) {
+        // SAFETY: as this function requires.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::F32 => avx512::pack_f32(operand, place, panels),
+                #[cfg(target_arch = "x86_64")]
+                Self::Bf16 => avx512::pack_bf16(operand, place, panels),
+                Self::Rounded => portable::pack(operand, place, panels),
+            }
+        }
+    }
+
+    /// A part of a·bᵀ, to its place in every target; of slices of the inner dimension all but the first are added to c.
+    ///
+    /// # Safety
+    /// This machine has the unit. The panels are those of the place's rows and of its columns, one behind the other, packed from a slice
+    /// of their columns. What targets are from is valid to read, they are to write, the elements of their rows are neighbours.
+    unsafe fn multiply(self, panels: [*const u32; 2], slice: Range<usize>, targets: &[Target], place: Place) {
+        // SAFETY: as this function requires.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::F32 => avx512::multiply_f32(panels, slice, targets, place),
+                #[cfg(target_arch = "x86_64")]
+                Self::Bf16 => avx512::multiply_bf16(panels, slice, targets, place),
+                Self::Rounded => portable::multiply(panels.map(<*const u32>::cast), slice, targets, place),
+            }
+        }
+    }
+
+    /// `c = beta·from + alpha·a·b`, of the operands that the unit is for.
+    ///
+    /// # Safety
+    /// This machine has the unit. The views must lie in memory that is valid to read (a, b, from) and to write by this call alone (c). In
+    /// a and b the elements of each row or those of each column are neighbours, in c and from those of each row.
+    pub(super) unsafe fn gemm(self, a: View<*const f32>, b: View<*const f32>, to: Target, parallel: bool) {
+        debug_assert!(a.cols == b.rows && a.rows == to.c.rows && b.cols == to.c.cols);
+        debug_assert!([a, b].iter().all(|v| v.row_stride == 1 || v.col_stride == 1) && to.c.col_stride == 1);
+        let size = Size { m: a.rows, n: b.cols, k: a.cols };
+        if self.halves(size) {
+            let half = size.half();
+            let ([a, b], targets) = strassen::quarters(half, a, b.t(), to);
+            // SAFETY: as this function requires; quarters are parts of what they are of, and have no place in common.
+            unsafe { blocked(self, half, [&a, &b], &targets, parallel) };
+        } else {
+            let [a, b] = [a, b.t()].map(Operand::whole);
+            // SAFETY: as this function requires.
+            unsafe { blocked(self, size, [&a, &b], &[[to]], parallel) };
+        }
+    }
+
+    /// Whether a product is one of quarters: rounding to bf16 is for the numbers themselves, not for their sums.
+    fn halves(self, size: Size) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::F32 => size.worth_halving(),
+            _ => false,
+        }
+    }
+
+    /// Bytes of the packed operands of a product (m, k)·(k, n).
+    pub(super) fn packing(self, m: usize, n: usize, k: usize) -> usize {
+        let size = Size { m, n, k };
+        let halves = self.halves(size);
+        let (size, planes) = if halves { (size.half(), strassen::PRODUCTS) } else { (size, 1) };
+        let blocks = Blocks::new(self, planes, size);
+        planes * blocks.panels() * self.panel_words(blocks.slices.longest()) * size_of::<u32>()
+    }
+}
+
+/// Of a product (m, k)·(k, n).
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+/// How a product is cut.
+struct Blocks {
+    /// Of a, which the thread that multiplies them packs.
+    rows: Parts,
+    /// Of b, which all threads pack.
+    columns: Parts,
+    slices: Parts,
+}
+
+impl Blocks {
+    fn new(unit: Unit, planes: usize, Size { m, n, k }: Size) -> Self {
+        let slices = unit.slices(k);
+        let words = planes * unit.panel_words(slices.longest()) / LANES;
+        let [rows, columns] = [ROWS_WORDS, COLUMNS_WORDS].map(|room| (room / words.max(1)).next_multiple_of(LANES));
+        Self { rows: Parts::new(m, rows.min(TASK_ROWS), LANES), columns: Parts::new(n, columns, GROUP), slices }
+    }
+
+    /// Panels of a plane of b that are packed at once.
+    fn panels(&self) -> usize {
+        self.columns.longest().div_ceil(LANES)
+    }
+}
+
+/// The products of planes of a and of b, `aᵢ·bᵢᵀ`, each to its targets, one after the other at every place.
+///
+/// # Safety
+/// As [`Unit::gemm`], for every source and target; targets of one product have no place in common.
+unsafe fn blocked(
+    unit: Unit,
+    size: Size,
+    [a, b]: [&Operand; 2],
+    targets: &[impl AsRef<[Target]> + Sync],
+    parallel: bool,
+) {
+    let Size { m, n, k } = size;
+    if m == 0 || n == 0 {
+        return;
+    }
+    let planes = targets.len();
+    let parallel = parallel && m * n * k >= WORTH_THREADS;
+    let blocks = Blocks::new(unit, planes, size);
+    let product = |room: Panels| {
+        for columns in blocks.columns.iter() {
+            for slice in blocks.slices.iter() {
+                let each = unit.panel_words(slice.len());
+                let panels = Panels { each, ..room };
+                // SAFETY: as this function requires, and there is room for the panels of the longest part; b is packed before it
+                // is multiplied.
+                unsafe {
+                    pack(unit, b, Place { rows: columns.clone(), cols: slice.clone() }, panels, parallel);
+                    multiply(unit, a, panels, (blocks.rows, columns.clone(), slice), targets, parallel);
+                }
+            }
+        }
+    };
+    with_buffer(planes * blocks.panels() * unit.panel_words(blocks.slices.longest()), |ptr| {
+        let room = Panels { ptr, each: 0, per_plane: blocks.panels() };
+        if parallel {
+            // from within the pool, one phase follows another without waking anyone
+            rayon::scope(|_| product(room));
+        } else {
+            product(room);
+        }
+    });
+}
+
+/// Packs a block.
+///
+/// # Safety
+/// As [`Unit::pack`], for all panels.
+unsafe fn pack(unit: Unit, operand: &Operand, Place { rows, cols }: Place, panels: Panels, parallel: bool) {
+    for_each(parallel, rows.len().div_ceil(TASK_PANELS * LANES), |i| {
+        let start = rows.start + i * TASK_PANELS * LANES;
+        let place = Place { rows: start..rows.end.min(start + TASK_PANELS * LANES), cols: cols.clone() };
+        // SAFETY: as this function requires; a panel is written by one task.
+        unsafe { unit.pack(operand, place, Panels { ptr: panels.at(0, i * TASK_PANELS), ..panels }) };
+    });
+}
+
+/// Multiplies packed columns.
+///
+/// # Safety
+/// As [`Unit::pack`] for a, and as [`Unit::multiply`].
+unsafe fn multiply(
+    unit: Unit,
+    a: &Operand,
+    b: Panels,
+    (rows, columns, slice): (Parts, Range<usize>, Range<usize>),
+    targets: &[impl AsRef<[Target]> + Sync],
+    parallel: bool,
+) {
+    // few rows are packed again for parts of the columns, so that there is work for all threads
+    let tasks = if parallel { TASKS.div_ceil(rows.count()) } else { 1 };
+    let parts = Parts::new(columns.len(), (columns.len() / tasks).max(1), GROUP);
+    for_each(parallel, rows.count() * parts.count(), |task| {
+        let (rows, part) = (rows.get(task / parts.count()), parts.get(task % parts.count()));
+        let words = b.each * rows.len().div_ceil(LANES);
+        with_buffer(targets.len() * words, |ptr| {
+            let panels = Panels { ptr, per_plane: rows.len().div_ceil(LANES), ..b };
+            let place = Place { rows: rows.clone(), cols: slice.clone() };
+            // SAFETY: as this function requires; a part of c is written by one task.
+            unsafe { unit.pack(a, place, panels) };
+            let place = Place { rows, cols: columns.start + part.start..columns.start + part.end };
+            for (plane, targets) in targets.iter().enumerate() {
+                let panels = [panels.at(plane, 0), b.at(plane, part.start / LANES)].map(<*mut u32>::cast_const);
+                // SAFETY: as above.
+                unsafe { unit.multiply(panels, slice.clone(), targets.as_ref(), place.clone()) };
+            }
+        });
+    });
+}
+
+fn for_each(parallel: bool, count: usize, body: impl Fn(usize) + Sync) {
+    if parallel && count > 1 {
+        (0..count).into_par_iter().with_max_len(1).for_each(&body);
+    } else {
+        (0..count).for_each(body);
+    }
+}
+
+/// A range in parts of nearly equal size, as few as `most` allows, each but the last a multiple of `unit`.
+#[derive(Clone, Copy)]
+struct Parts {
+    len: usize,
+    size: usize,
+}
+
+impl Parts {
+    fn new(len: usize, most: usize, unit: usize) -> Self {
+        let count = len.div_ceil(most).max(1);
+        Self { len, size: len.div_ceil(count).next_multiple_of(unit).max(unit) }
+    }
+
+    fn longest(self) -> usize {
+        self.size.min(self.len)
+    }
+
+    /// At least one: c is scaled though the inner dimension be empty.
+    fn count(self) -> usize {
+        self.len.div_ceil(self.size).max(1)
+    }
+
+    fn get(self, i: usize) -> Range<usize> {
+        i * self.size..self.len.min((i + 1) * self.size)
+    }
+
+    fn iter(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.count()).map(move |i| self.get(i))
+    }
+}
+
+/// Runs `body` with room for `words`, which the thread keeps for its next product.
+fn with_buffer(words: usize, body: impl FnOnce(*mut u32)) {
+    thread_local! {
+        static KEPT: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::new()) };
+    }
+    let bytes = words * size_of::<u32>();
+    // taken out while in use: rows are packed beside columns, and a thread that waits for others may begin another product
+    let kept = KEPT.with_borrow_mut(Vec::pop);
+    let buffer = kept.filter(|buffer| buffer.capacity() >= bytes).unwrap_or_else(|| Buffer::new(bytes));
+    body(buffer.as_ptr().cast());
+    KEPT.with_borrow_mut(|kept| kept.push(buffer));
+}
+
+#[cfg(test)]
+mod tests;

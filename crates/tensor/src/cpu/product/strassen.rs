@@ -1,0 +1,98 @@
+//! Fewer multiplications: seven products of quarters for eight (Strassen 1969).
+//!
+//! Sums of quarters are made while they are packed, and a product's tiles go from registers to every quarter of c that they belong to
+//! (Huang, Smith, Henry and van de Geijn, 2016), so that nothing is kept between the products.
+//!
+//! Errors are small beside the largest elements of a and b, not beside each element of the product: with ‖·‖ the largest absolute value
+//! and u = 2⁻²⁴, |ĉ − c| ≤ (3·k² + 25·k)·u·‖a‖·‖b‖ to first order, where the plain product has k² (Higham 2002, section 23.2.2, one
+//! level of the recurrence).
+
+use super::{Operand, Size, Sources, Target};
+use crate::cpu::matmul::{Pointer, View};
+
+/// Signed quarters of each sum: 0 and 1 are the upper ones, the first sign is plus.
+type Sums = [&'static [(f32, usize)]; 7];
+
+const OF_A: Sums = [
+    &[(1.0, 0), (1.0, 3)],
+    &[(1.0, 2), (1.0, 3)],
+    &[(1.0, 0)],
+    &[(1.0, 3)],
+    &[(1.0, 0), (1.0, 1)],
+    &[(1.0, 2), (-1.0, 0)],
+    &[(1.0, 1), (-1.0, 3)],
+];
+/// Of the transpose.
+const OF_B: Sums = [
+    &[(1.0, 0), (1.0, 3)],
+    &[(1.0, 0)],
+    &[(1.0, 2), (-1.0, 3)],
+    &[(1.0, 1), (-1.0, 0)],
+    &[(1.0, 3)],
+    &[(1.0, 0), (1.0, 2)],
+    &[(1.0, 1), (1.0, 3)],
+];
+/// What each product is added to.
+const OF_C: Sums = [
+    &[(1.0, 0), (1.0, 3)],
+    &[(1.0, 2), (-1.0, 3)],
+    &[(1.0, 1), (1.0, 3)],
+    &[(1.0, 0), (1.0, 2)],
+    &[(-1.0, 0), (1.0, 1)],
+    &[(1.0, 3)],
+    &[(1.0, 0)],
+];
+
+pub(super) const PRODUCTS: usize = OF_C.len();
+/// The least size of a quarter: below it, packing sums and writing products to two quarters takes more than an eighth of the work.
+const LEAST: usize = 192;
+
+impl Size {
+    /// Whether seven products are faster than eight.
+    pub(super) fn worth_halving(self) -> bool {
+        self.m.min(self.n).min(self.k) >= 2 * LEAST
+    }
+
+    /// Of the first quarter, whole panels; the others are as large or smaller.
+    pub(super) fn half(self) -> Self {
+        let Self { m, n, k } = self;
+        let [m, n, k] = [m, n, k].map(|length| length.div_ceil(2).next_multiple_of(super::LANES));
+        Self { m, n, k }
+    }
+}
+
+/// The sums of quarters of a and of bᵀ, and to where each product of two of them goes, for quarters of a size.
+pub(super) fn quarters(
+    Size { m, n, k }: Size,
+    a: View<*const f32>,
+    bt: View<*const f32>,
+    to: Target,
+) -> ([Operand; 2], Vec<Vec<Target>>) {
+    let mut met = [false; 4];
+    let targets = OF_C.map(|sum| {
+        let target = |&(sign, quarter): &(f32, usize)| {
+            let c = to.c.quarter(quarter, m, n);
+            let (beta, from) = to.from;
+            let from = if met[quarter] { (1.0, c.read()) } else { (beta, from.quarter(quarter, m, n)) };
+            met[quarter] = true;
+            Target { alpha: sign * to.alpha, from, c }
+        };
+        sum.iter().map(target).collect()
+    });
+    let of = |matrix: View<_>, rows, planes| Operand {
+        sources: Sources::Quarters([0, 1, 2, 3].map(|i| matrix.quarter(i, rows, k))),
+        planes,
+    };
+    ([of(a, m, &OF_A), of(bt, n, &OF_B)], targets.into())
+}
+
+impl<P: Pointer> View<P> {
+    /// One of its quarters, the first of which has so many rows and columns.
+    fn quarter(self, quarter: usize, rows: usize, cols: usize) -> Self {
+        let half = |second: bool, first: usize, all: usize| {
+            let first = first.min(all);
+            if second { first..all } else { 0..first }
+        };
+        self.part(half(quarter >= 2, rows, self.rows), half(quarter % 2 == 1, cols, self.cols))
+    }
+}
