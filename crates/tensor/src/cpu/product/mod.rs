@@ -35,7 +35,7 @@ const COLUMNS_WORDS: usize = if cfg!(test) { 1 << 16 } else { 1 << 22 };
 /// Panels of columns that a task packs: where elements of columns are neighbours, reading goes across panels.
 const TASK_PANELS: usize = 4;
 /// Tasks that a slice of a product is cut into at least, where its size allows.
-const TASKS: usize = 16;
+const TASKS: usize = 8;
 /// Columns that the micro-kernel takes at once, three panels.
 const GROUP: usize = 3 * LANES;
 /// Multiplications below which other threads cost more than they gain.
