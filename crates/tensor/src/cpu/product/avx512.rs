@@ -338,7 +338,13 @@ unsafe fn tile<F: Format, const N: usize>(
         for target in targets {
             let (c, (beta, from)) = (target.c, target.added_to(slice));
             let (alpha, scale) = (_mm512_set1_ps(target.alpha), _mm512_set1_ps(beta));
-            for (row, sums) in (rows.start..rows.end.min(c.rows)).zip(&sums) {
+            let count = rows.end.min(c.rows).saturating_sub(rows.start);
+            // a count known to the compiler, so that sums are registers all along
+            for (i, sums) in sums.iter().enumerate() {
+                if i >= count {
+                    break;
+                }
+                let row = rows.start + i;
                 for (j, &sum) in sums.iter().enumerate() {
                     let column = cols.start + j * LANES;
                     let lanes = first(cols.end.min(c.cols).saturating_sub(column));
