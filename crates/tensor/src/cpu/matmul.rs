@@ -138,14 +138,18 @@ fn own<T: Float>(precision: Precision) -> Option<Unit> {
     (TypeId::of::<T>() == TypeId::of::<f32>()).then(|| Unit::of(precision)).flatten()
 }
 
-/// Bytes of the copies of operands that a product (m, k)·(k, n) of elements of `size` bytes makes.
+/// Bytes of the copies of operands that a product (m, k)·(k, n) of elements of `size` bytes makes, the most of any precision.
 pub(crate) fn packing(m: usize, n: usize, k: usize, size: usize) -> usize {
-    // those of bf16 are smaller
-    if let Some(unit) = Unit::of(Precision::F32).filter(|_| size == size_of::<f32>()) {
-        return unit.packing(m, n, k);
-    }
-    // the crate computes the transpose, as rows are contiguous, and copies blocks of `a` that fill the last-level cache; this is its
-    // largest tile: a smaller one rounds less
+    let units =
+        [Precision::F32, Precision::Bf16].map(|precision| Unit::of(precision).filter(|_| size == size_of::<f32>()));
+    let ours = units.iter().flatten().map(|unit| unit.packing(m, n, k)).max().unwrap_or(0);
+    let [Some(_), _] = units else { return ours.max(packing_of_crate(m, n, k, size)) };
+    ours
+}
+
+/// The GEMM crate computes the transpose, as rows are contiguous, and copies blocks of `a` that fill the last-level cache.
+fn packing_of_crate(m: usize, n: usize, k: usize, size: usize) -> usize {
+    // its largest tile; a smaller one rounds less
     let (tile_rows, tile_cols) = (48, 8);
     let blocks = gemm_common::cache::kernel_params(n, m, k, tile_rows, tile_cols, size);
     let rows = if blocks.nc > 0 { blocks.nc } else { m.next_multiple_of(tile_cols) };
