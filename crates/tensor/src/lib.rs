@@ -6,6 +6,7 @@ mod device;
 mod dtype;
 mod error;
 pub mod kernels;
+mod map;
 mod meta;
 mod meter;
 mod pool;

@@ -1,216 +1,210 @@
-//! Host memory that is used again: a step's buffers serve the next step, which then hardly page-faults and does not fragment.
+//! Host memory that is used again: a step's buffers serve the next step, which then does not page-fault.
 //!
-//! Large buffers are memory maps of their own. A free one changes its size to serve a request (on Linux its pages stay, and only the
-//! difference is given back or faulted in), so that what is in use is what was asked for, to the page, also where
-//! batches differ from step to step. That is what makes a process's memory predictable from the meter.
+//! Buffers are ranges of a few large maps. A free range joins its free neighbours and serves whatever fits into it, so that kept
+//! tensors that die in the backward pass make room for gradients, whatever their sizes. What is in use is
+//! what was asked for, to the cache line, and pages that are not in use go back to the system before more would be resident than at some time
+//! were in use at once: that is what makes a process's memory predictable from the meter.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::collections::BTreeMap;
-use std::ptr::NonNull;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use memmap2::{MmapMut, MmapRaw};
+use crate::map::{HUGE, Map};
 
 /// A cache line, and a full vector register.
 const ALIGN: usize = 64;
-/// Sizes of maps are multiples of this; the system rounds up where its pages are larger.
-const PAGE: usize = 4096;
-/// From here on a buffer is a map of its own. Rounding up to a page then costs at most 3 %.
-const LARGE: usize = 32 * PAGE;
-/// A huge page of x86-64 and of most others. From here on a map asks for them: products read and write it in strides that would miss the
-/// translation buffer page by page.
-#[cfg(target_os = "linux")]
-const HUGE: usize = 2 << 20;
-/// A large free buffer serves a request that is at most this many times smaller or larger.
-const STRETCH: usize = 2;
-/// A small free buffer serves a request that is at least this share of its size.
-const FIT: f64 = 0.8;
+/// Bytes of a region, unless one buffer is larger. They are addresses only, where the system takes it so; others count them as in use.
+const REGION: usize = if cfg!(target_os = "linux") { 1 << 30 } else { 64 << 20 };
 
-#[derive(Debug)]
-enum Memory {
-    Heap(NonNull<u8>),
-    Map(MmapRaw),
+/// A region, and an offset in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    region: usize,
+    offset: usize,
+}
+
+impl Place {
+    fn forward(self, bytes: usize) -> Self {
+        Self { offset: self.offset + bytes, ..self }
+    }
+
+    /// The huge pages that so many bytes from here lie on.
+    fn pages(self, bytes: usize) -> Range<usize> {
+        self.offset / HUGE..(self.offset + bytes).div_ceil(HUGE)
+    }
 }
 
 /// Aligned host memory, always initialised.
 #[derive(Debug)]
 pub(crate) struct Buffer {
-    memory: Memory,
-    capacity: usize,
-}
-
-// SAFETY: a buffer owns its memory; shared access is read-only through `&self`.
-unsafe impl Send for Buffer {}
-// SAFETY: as above.
-unsafe impl Sync for Buffer {}
-
-/// The size of the buffer for a request.
-fn capacity_for(bytes: usize) -> usize {
-    bytes.max(1).next_multiple_of(if bytes < LARGE { ALIGN } else { PAGE })
-}
-
-fn layout(capacity: usize) -> Layout {
-    Layout::from_size_align(capacity, ALIGN).expect("a tensor is smaller than the address space")
+    map: Arc<Map>,
+    place: Place,
+    bytes: usize,
 }
 
 impl Buffer {
-    /// Zeros.
-    pub(crate) fn new(bytes: usize) -> Self {
-        let capacity = capacity_for(bytes);
-        let memory = if capacity < LARGE {
-            let layout = layout(capacity);
-            // SAFETY: the layout's size is not zero.
-            let ptr = unsafe { alloc_zeroed(layout) };
-            Memory::Heap(NonNull::new(ptr).unwrap_or_else(|| handle_alloc_error(layout)))
-        } else {
-            let map = MmapMut::map_anon(capacity).unwrap_or_else(|_| handle_alloc_error(layout(capacity)));
-            #[cfg(target_os = "linux")]
-            if capacity >= HUGE {
-                // only a hint: where it is refused, pages stay small
-                let _ = map.advise(memmap2::Advice::HugePage);
-            }
-            Memory::Map(map.into())
-        };
-        Self { memory, capacity }
-    }
-
-    /// This buffer, both large, with another size and unspecified content.
-    #[cfg(target_os = "linux")]
-    fn resized(mut self, capacity: usize) -> Self {
-        match &mut self.memory {
-            // SAFETY: the buffer is owned, so nothing points into the map.
-            Memory::Map(map) => match unsafe { map.remap(capacity, memmap2::RemapOptions::new().may_move(true)) } {
-                Ok(()) => self.capacity = capacity,
-                Err(_) => handle_alloc_error(layout(capacity)),
-            },
-            Memory::Heap(_) => unreachable!("a large buffer is a map"),
-        }
-        self
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn resized(self, capacity: usize) -> Self {
-        drop(self);
-        Self::new(capacity)
-    }
-
-    /// In bytes.
-    pub(crate) fn capacity(&self) -> usize {
-        self.capacity
-    }
-
     pub(crate) fn as_ptr(&self) -> *mut u8 {
-        match &self.memory {
-            Memory::Heap(ptr) => ptr.as_ptr(),
-            Memory::Map(map) => map.as_mut_ptr(),
-        }
+        self.map.as_ptr().wrapping_add(self.place.offset)
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Memory::Heap(ptr) = &self.memory {
-            // SAFETY: allocated with this layout in `new`.
-            unsafe { dealloc(ptr.as_ptr(), layout(self.capacity)) }
-        }
+/// A huge page of a region.
+#[derive(Clone, Debug, Default)]
+struct Page {
+    /// Buffers that lie on it.
+    buffers: usize,
+    resident: bool,
+    /// How many buffers had been given back when it became idle.
+    since: u64,
+}
+
+impl Page {
+    fn idle(&self) -> bool {
+        self.resident && self.buffers == 0
+    }
+}
+
+#[derive(Debug)]
+struct Region {
+    map: Arc<Map>,
+    pages: Vec<Page>,
+}
+
+impl Region {
+    fn new(bytes: usize) -> Self {
+        let bytes = bytes.next_multiple_of(HUGE);
+        // where addresses are counted, what is asked for may be there though a region is not
+        let map = Map::reserve(bytes.max(REGION)).unwrap_or_else(|_| Map::new(bytes));
+        let pages = vec![Page::default(); map.len() / HUGE];
+        Self { map: map.into(), pages }
     }
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// By size; of one size with the number of buffers that had been given back before, ascending.
-    free: BTreeMap<usize, Vec<(u64, Buffer)>>,
+    regions: Vec<Region>,
+    /// Bytes of each free range; neighbours are one.
+    free: BTreeMap<Place, usize>,
+    /// The same by size.
+    by_size: BTreeSet<(usize, Place)>,
     given: u64,
-    free_bytes: usize,
-    used_bytes: usize,
-    most_used: usize,
+    /// Huge pages with buffers, the most there were, and those that are resident.
+    occupied: usize,
+    most_occupied: usize,
+    resident: usize,
 }
 
-/// Free buffers by size. Free and used bytes together never exceed the most that was ever in use at once, so that keeping
-/// buffers costs no memory at the peak.
+/// Buffers and the free ranges between them. Never are more huge pages resident than at some time had buffers on them, so that
+/// keeping free ranges costs no memory at the peak.
 #[derive(Debug, Default)]
 pub(crate) struct Pool(Mutex<State>);
 
 impl Pool {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A buffer of at least `bytes`, its content unspecified.
     pub(crate) fn take(&self, bytes: usize) -> Buffer {
-        self.state().take(capacity_for(bytes))
+        self.state().take(bytes.max(1).next_multiple_of(ALIGN))
     }
 
     /// Takes a buffer back.
     pub(crate) fn give(&self, buffer: Buffer) {
-        let mut s = self.state();
-        s.used_bytes -= buffer.capacity;
-        s.given += 1;
-        let given = s.given;
-        s.push(given, buffer);
+        self.state().give(buffer.place, buffer.bytes);
     }
 }
 
 impl State {
-    fn take(&mut self, capacity: usize) -> Buffer {
-        let found = if capacity < LARGE { self.small(capacity) } else { self.large(capacity) };
-        let free = found.and_then(|size| self.pop(size, true)).map(|(_, buffer)| buffer);
-        let size = free.as_ref().filter(|_| capacity < LARGE).map_or(capacity, |small| small.capacity);
-        self.make_room(size);
-        let buffer = match free {
-            Some(buffer) if buffer.capacity == size => buffer,
-            Some(buffer) => buffer.resized(size),
-            None => Buffer::new(size),
-        };
-        self.used_bytes += buffer.capacity;
-        self.most_used = self.most_used.max(self.used_bytes);
-        buffer
-    }
-
-    /// The size of a small free buffer for a request.
-    fn small(&self, capacity: usize) -> Option<usize> {
-        let most = ((capacity as f64 / FIT) as usize + ALIGN).min(LARGE - 1);
-        self.free.range(capacity..=most).next().map(|(&size, _)| size)
-    }
-
-    /// The size of the large free buffer that is nearest to a request.
-    fn large(&self, capacity: usize) -> Option<usize> {
-        let above = self.free.range(capacity..=capacity * STRETCH).next();
-        let below = self.free.range((capacity / STRETCH).max(LARGE)..capacity).next_back();
-        above.into_iter().chain(below).map(|(&size, _)| size).min_by_key(|&size| size.abs_diff(capacity))
-    }
-
-    fn push(&mut self, given: u64, buffer: Buffer) {
-        self.free_bytes += buffer.capacity;
-        let list = self.free.entry(buffer.capacity).or_default();
-        list.insert(list.partition_point(|&(other, _)| other < given), (given, buffer));
-    }
-
-    /// The free buffer of this size that was given back last, or first.
-    fn pop(&mut self, size: usize, last: bool) -> Option<(u64, Buffer)> {
-        let list = self.free.get_mut(&size)?;
-        let found = if last { list.pop()? } else { list.remove(0) };
-        if list.is_empty() {
-            self.free.remove(&size);
+    fn take(&mut self, bytes: usize) -> Buffer {
+        let place = self.find(bytes).unwrap_or_else(|| self.add_region(bytes));
+        let found = self.remove(place);
+        if found > bytes {
+            self.insert(place.forward(bytes), found - bytes);
         }
-        self.free_bytes -= size;
-        Some(found)
+        let region = &mut self.regions[place.region];
+        for page in &mut region.pages[place.pages(bytes)] {
+            self.occupied += usize::from(page.buffers == 0);
+            self.resident += usize::from(!page.resident);
+            page.buffers += 1;
+            page.resident = true;
+        }
+        let map = region.map.clone();
+        self.most_occupied = self.most_occupied.max(self.occupied);
+        self.release();
+        Buffer { map, place, bytes }
     }
 
-    /// Cuts or drops free buffers until `bytes` more fit under the most that was ever in use. What has been free for longest goes first: a
-    /// step's layers use the same few buffers in turns, and those of another part of the step, as gradients, lie idle.
-    fn make_room(&mut self, bytes: usize) {
-        let limit = self.most_used.max(self.used_bytes + bytes);
-        loop {
-            let excess = (self.used_bytes + self.free_bytes + bytes).saturating_sub(limit);
-            let oldest = self.free.iter().min_by_key(|(_, list)| list[0].0).filter(|_| excess > 0);
-            let Some((given, buffer)) = oldest.map(|(&size, _)| size).and_then(|size| self.pop(size, false)) else {
+    fn give(&mut self, place: Place, bytes: usize) {
+        self.given += 1;
+        for page in &mut self.regions[place.region].pages[place.pages(bytes)] {
+            page.buffers -= 1;
+            page.since = self.given;
+            self.occupied -= usize::from(page.buffers == 0);
+        }
+        let (mut start, mut end) = (place, place.forward(bytes));
+        if let Some((&before, &len)) = self.free.range(..place).next_back().filter(|(p, len)| p.forward(**len) == place)
+        {
+            self.remove(before);
+            start = before;
+            debug_assert_eq!(before.forward(len), place);
+        }
+        if self.free.contains_key(&end) {
+            end = end.forward(self.remove(end));
+        }
+        self.insert(start, end.offset - start.offset);
+    }
+
+    fn insert(&mut self, place: Place, bytes: usize) {
+        self.free.insert(place, bytes);
+        self.by_size.insert((bytes, place));
+    }
+
+    /// Bytes of the free range there.
+    fn remove(&mut self, place: Place) -> usize {
+        let bytes = self.free.remove(&place).expect("a free range");
+        self.by_size.remove(&(bytes, place));
+        bytes
+    }
+
+    /// The free range that needs the fewest new pages, the smallest of those.
+    fn find(&self, bytes: usize) -> Option<Place> {
+        let mut least = None;
+        for &(_, place) in self.by_size.range((bytes, Place::default())..) {
+            let pages = &self.regions[place.region].pages[place.pages(bytes)];
+            let new = pages.iter().filter(|page| !page.resident).count();
+            if least.is_none_or(|(n, _)| new < n) {
+                least = Some((new, place));
+            }
+            if new == 0 {
+                break;
+            }
+        }
+        least.map(|(_, place)| place)
+    }
+
+    fn add_region(&mut self, bytes: usize) -> Place {
+        let region = Region::new(bytes);
+        let place = Place { region: self.regions.len(), offset: 0 };
+        self.insert(place, region.map.len());
+        self.regions.push(region);
+        place
+    }
+
+    /// Gives idle pages back to the system until no more are resident than ever had buffers, those first that have been idle for longest: a
+    /// step's layers use the same few pages in turns, and those of another part of the step, as gradients, lie idle.
+    fn release(&mut self) {
+        while self.resident > self.most_occupied {
+            let pages =
+                self.regions.iter_mut().flat_map(|r| r.pages.iter_mut().enumerate().map(|(i, page)| (&r.map, i, page)));
+            let Some((map, i, page)) = pages.filter(|(.., page)| page.idle()).min_by_key(|(.., page)| page.since)
+            else {
                 break;
             };
-            let rest = buffer.capacity.saturating_sub(excess.next_multiple_of(PAGE));
-            if rest >= LARGE {
-                self.push(given, buffer.resized(rest));
-            }
+            page.resident = false;
+            // SAFETY: no buffer lies on the page.
+            unsafe { map.release(i * HUGE..(i + 1) * HUGE) };
+            self.resident -= 1;
         }
     }
 }
@@ -219,60 +213,61 @@ impl State {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_small_buffer_serves_again() {
-        let pool = Pool::default();
-        let a = pool.take(1000);
-        let first = a.as_ptr();
-        pool.give(a);
-        let a = pool.take(960);
-        assert_eq!(a.as_ptr(), first, "a close fit is used again");
-        let b = pool.take(100);
-        assert_ne!(b.as_ptr(), first);
-        pool.give(a);
-        pool.give(b);
-        let c = pool.take(1_000_000);
-        let s = pool.state();
-        assert_eq!(s.free_bytes, 0, "free buffers made room");
-        assert_eq!(s.used_bytes, c.capacity);
+    /// Writes a buffer's first and last byte.
+    fn touch(buffer: &Buffer) {
+        // SAFETY: the buffer's bytes, which are this test's alone.
+        unsafe {
+            buffer.as_ptr().write(1);
+            buffer.as_ptr().add(buffer.bytes - 1).write(1);
+        }
     }
 
-    /// A large buffer is as large as what was asked for, to the page, whatever served it before; one that is far smaller or larger stays.
     #[test]
-    fn a_large_buffer_changes_its_size() {
+    fn free_neighbours_are_one_range_and_serve_what_fits() {
         let pool = Pool::default();
-        let ask = |bytes: usize| {
-            let buffer = pool.take(bytes);
-            assert_eq!(buffer.capacity, bytes.next_multiple_of(PAGE));
-            // the last byte is there
-            // SAFETY: the buffer holds at least `bytes` bytes and is this one's alone.
-            unsafe { buffer.as_ptr().add(bytes - 1).write(1) };
-            buffer
-        };
-        let far = [ask(LARGE * 8), ask(LARGE * 40)];
-        far.into_iter().for_each(|buffer| pool.give(buffer));
-        let before = pool.state().free_bytes;
-        pool.give(ask(LARGE * 20));
-        assert_eq!(pool.state().free_bytes, LARGE * 28, "the larger one shrank");
-        pool.give(ask(LARGE * 20 + 1));
-        pool.give(ask(LARGE * 15));
-        pool.give(ask(LARGE * 3));
-        let s = pool.state();
-        assert_eq!(s.free.values().map(Vec::len).sum::<usize>(), 3, "the last was far from both, and is new");
-        assert!(s.free_bytes <= before);
+        let buffers = [1000, 2000, 3000, 4000].map(|bytes| pool.take(bytes));
+        let starts = buffers.each_ref().map(Buffer::as_ptr);
+        let [a, b, c, d] = buffers;
+        assert_eq!(a.bytes, 1024);
+        [c, a, b].into_iter().for_each(|buffer| pool.give(buffer));
+        let whole = pool.take(1024 + 2048 + 3008);
+        assert_eq!(whole.as_ptr(), starts[0], "three ranges have become one");
+        pool.give(whole);
+        let first = pool.take(5000);
+        assert_eq!(first.as_ptr(), starts[0]);
+        assert_eq!(pool.take(1024).as_ptr(), starts[0].wrapping_add(5056), "the rest serves as well");
+        pool.give(first);
+        pool.give(d);
+        assert_eq!(pool.state().resident, 1);
+    }
+
+    /// What has pages is taken before what has none, whichever fits better.
+    #[test]
+    fn resident_pages_are_used_first() {
+        let pool = Pool::default();
+        let large = pool.take(10 * HUGE);
+        let (start, _wall) = (large.as_ptr(), pool.take(64));
+        pool.give(large);
+        assert_eq!(pool.take(3 * HUGE).as_ptr(), start);
     }
 
     #[test]
     fn what_lay_idle_for_longest_makes_room() {
         let pool = Pool::default();
-        let held = [pool.take(LARGE * 8), pool.take(LARGE * 40)];
-        held.into_iter().for_each(|buffer| pool.give(buffer));
-        // near neither, so a new one, beside which both no longer fit
-        let _new = pool.take(LARGE * 3);
-        assert_eq!(pool.state().free.keys().copied().collect::<Vec<_>>(), [LARGE * 5, LARGE * 40]);
+        let [a, _wall, b, _other] = [4 * HUGE, 64, 4 * HUGE, 64].map(|bytes| pool.take(bytes));
+        pool.give(b);
+        pool.give(a);
+        assert_eq!(pool.state().resident, 9);
+        // fits into neither: five new pages, and nine were once in use together
+        let _new = pool.take(6 * HUGE - 128);
+        let s = pool.state();
+        assert_eq!((s.resident, s.most_occupied), (9, 9));
+        let idle: Vec<_> = s.regions[0].pages.iter().enumerate().filter(|(_, p)| p.idle()).map(|(i, _)| i).collect();
+        assert_eq!(idle, [2, 3], "of the one that was given back last");
     }
 
-    /// Whatever is asked for in whatever order, free and used bytes together stay under the most that was in use.
+    /// Whatever is asked for in whatever order: buffers do not overlap, free ranges are the rest, and no more pages are resident than were
+    /// in use at once.
     #[test]
     fn the_pool_never_outgrows_the_peak() {
         let pool = Pool::default();
@@ -282,23 +277,26 @@ mod tests {
         for i in 0..3000 {
             let draw = |k: u64| key.uniform(3 * i + k);
             if draw(0) < 0.5 || held.is_empty() {
-                // sizes from 1 to about 4 million bytes
-                held.push(pool.take(2_f64.powf(22.0 * draw(1)) as usize));
+                // sizes from 1 to about 16 million bytes
+                held.push(pool.take(2_f64.powf(24.0 * draw(1)) as usize));
+                touch(&held[held.len() - 1]);
             } else {
                 pool.give(held.swap_remove((draw(2) * held.len() as f64) as usize));
             }
             let s = pool.state();
-            let sum = |buffers: &[Buffer]| buffers.iter().map(|b| b.capacity).sum::<usize>();
-            assert_eq!(s.used_bytes, sum(&held));
-            assert_eq!(s.free_bytes, s.free.iter().map(|(size, list)| size * list.len()).sum::<usize>());
-            assert!(s.free.iter().all(|(&size, list)| list.iter().all(|(_, b)| b.capacity == size)));
-            most = most.max(s.used_bytes);
-            assert!(
-                s.used_bytes + s.free_bytes <= most,
-                "{} used, {} free, {most} at most",
-                s.used_bytes,
-                s.free_bytes
-            );
+            let mut ranges: Vec<_> = held.iter().map(|b| (b.place, b.bytes)).collect();
+            let pages: BTreeSet<_> = ranges
+                .iter()
+                .flat_map(|&(place, bytes)| place.pages(bytes).map(move |page| (place.region, page)))
+                .collect();
+            ranges.extend(s.free.iter().map(|(&place, &bytes)| (place, bytes)));
+            ranges.sort_unstable();
+            assert!(ranges.windows(2).all(|w| w[0].0.forward(w[0].1) == w[1].0 || w[0].0.region < w[1].0.region));
+            assert_eq!(ranges.iter().map(|(_, bytes)| bytes).sum::<usize>(), s.regions.len() * REGION);
+            assert_eq!(s.free.iter().map(|(&place, &bytes)| (bytes, place)).collect::<BTreeSet<_>>(), s.by_size);
+            most = most.max(pages.len());
+            assert_eq!((s.occupied, s.most_occupied), (pages.len(), most));
+            assert!(s.occupied <= s.resident && s.resident <= most);
         }
     }
 }

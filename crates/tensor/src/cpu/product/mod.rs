@@ -19,7 +19,7 @@ use rayon::prelude::*;
 
 use super::matmul::View;
 use crate::Precision;
-use crate::pool::Buffer;
+use crate::map::Map;
 
 /// Rows of an operand in a panel: as many as the widest vector has f32.
 const LANES: usize = 16;
@@ -288,7 +288,7 @@ unsafe fn blocked(
             }
         }
     };
-    with_buffer(planes * blocks.panels() * unit.panel_words(blocks.slices.longest()), |ptr| {
+    with_room(planes * blocks.panels() * unit.panel_words(blocks.slices.longest()), |ptr| {
         let room = Panels { ptr, each: 0, per_plane: blocks.panels() };
         if parallel {
             // from within the pool, one phase follows another without waking anyone
@@ -330,7 +330,7 @@ unsafe fn multiply(
     for_each(parallel, rows.count() * parts.count(), |task| {
         let (rows, part) = (rows.get(task / parts.count()), parts.get(task % parts.count()));
         let words = b.each * rows.len().div_ceil(LANES);
-        with_buffer(targets.len() * words, |ptr| {
+        with_room(targets.len() * words, |ptr| {
             let panels = Panels { ptr, per_plane: rows.len().div_ceil(LANES), ..b };
             let place = Place { rows: rows.clone(), cols: slice.clone() };
             // SAFETY: as this function requires; a part of c is written by one task.
@@ -385,16 +385,16 @@ impl Parts {
 }
 
 /// Runs `body` with room for `words`, which the thread keeps for its next product.
-fn with_buffer(words: usize, body: impl FnOnce(*mut u32)) {
+fn with_room(words: usize, body: impl FnOnce(*mut u32)) {
     thread_local! {
-        static KEPT: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::new()) };
+        static KEPT: RefCell<Vec<Map>> = const { RefCell::new(Vec::new()) };
     }
     let bytes = words * size_of::<u32>();
     // taken out while in use: rows are packed beside columns, and a thread that waits for others may begin another product
     let kept = KEPT.with_borrow_mut(Vec::pop);
-    let buffer = kept.filter(|buffer| buffer.capacity() >= bytes).unwrap_or_else(|| Buffer::new(bytes));
-    body(buffer.as_ptr().cast());
-    KEPT.with_borrow_mut(|kept| kept.push(buffer));
+    let map = kept.filter(|map| map.len() >= bytes).unwrap_or_else(|| Map::new(bytes));
+    body(map.as_ptr().cast());
+    KEPT.with_borrow_mut(|kept| kept.push(map));
 }
 
 #[cfg(test)]
