@@ -31,7 +31,7 @@ const ROWS_WORDS: usize = strassen::PRODUCTS * 32 * DEPTH;
 /// Rows of a task at most.
 const TASK_ROWS: usize = 128;
 /// Words of the panels of columns that are packed at once, in a last-level cache; few in tests, whose matrices are small.
-const COLUMNS_WORDS: usize = if cfg!(test) { 1 << 16 } else { 1 << 22 };
+const COLUMNS_WORDS: usize = if cfg!(test) { 1 << 16 } else { 1 << 21 };
 /// Panels of columns that a task packs: where elements of columns are neighbours, reading goes across panels.
 const TASK_PANELS: usize = 4;
 /// Tasks that a slice of a product is cut into at least, where its size allows.
