@@ -117,10 +117,12 @@ impl Pool {
 
 impl State {
     fn take(&mut self, bytes: usize) -> Buffer {
-        let place = self.find(bytes).unwrap_or_else(|| self.add_region(bytes));
-        let found = self.remove(place);
-        if found > bytes {
-            self.insert(place.forward(bytes), found - bytes);
+        let (range, place) = self.find(bytes).unwrap_or_else(|| self.add_region(bytes));
+        let (rest, end) = (place.forward(bytes), range.forward(self.remove(range)));
+        for (start, end) in [(range, place), (rest, end)] {
+            if start < end {
+                self.insert(start, end.offset - start.offset);
+            }
         }
         let region = &mut self.regions[place.region];
         for page in &mut region.pages[place.pages(bytes)] {
@@ -167,28 +169,32 @@ impl State {
         bytes
     }
 
-    /// The free range that needs the fewest new pages, the smallest of those.
-    fn find(&self, bytes: usize) -> Option<Place> {
+    /// A free range and the place at one of its ends where the fewest pages become occupied, of those the fewest resident; the smallest such
+    /// range.
+    fn find(&self, bytes: usize) -> Option<(Place, Place)> {
         let mut least = None;
-        for &(_, place) in self.by_size.range((bytes, Place::default())..) {
-            let pages = &self.regions[place.region].pages[place.pages(bytes)];
-            let new = pages.iter().filter(|page| !page.resident).count();
-            if least.is_none_or(|(n, _)| new < n) {
-                least = Some((new, place));
+        for &(len, range) in self.by_size.range((bytes, Place::default())..) {
+            for place in [range, range.forward(len - bytes)] {
+                let pages = &self.regions[place.region].pages[place.pages(bytes)];
+                let cost = [|page: &&Page| page.buffers == 0, |page: &&Page| !page.resident]
+                    .map(|new| pages.iter().filter(new).count());
+                if least.is_none_or(|(other, _)| cost < other) {
+                    least = Some((cost, (range, place)));
+                }
             }
-            if new == 0 {
+            if least.is_some_and(|(cost, _)| cost == [0, 0]) {
                 break;
             }
         }
-        least.map(|(_, place)| place)
+        least.map(|(_, found)| found)
     }
 
-    fn add_region(&mut self, bytes: usize) -> Place {
+    fn add_region(&mut self, bytes: usize) -> (Place, Place) {
         let region = Region::new(bytes);
         let place = Place { region: self.regions.len(), offset: 0 };
         self.insert(place, region.map.len());
         self.regions.push(region);
-        place
+        (place, place)
     }
 
     /// Gives idle pages back to the system until no more are resident than ever had buffers, those first that have been idle for longest: a
@@ -241,14 +247,16 @@ mod tests {
         assert_eq!(pool.state().resident, 1);
     }
 
-    /// What has pages is taken before what has none, whichever fits better.
+    /// Pages with buffers are taken before idle ones, those before what has none, whichever fits better.
     #[test]
-    fn resident_pages_are_used_first() {
+    fn occupied_and_resident_pages_are_used_first() {
         let pool = Pool::default();
         let large = pool.take(10 * HUGE);
         let (start, _wall) = (large.as_ptr(), pool.take(64));
         pool.give(large);
         assert_eq!(pool.take(3 * HUGE).as_ptr(), start);
+        let shared = pool.take(HUGE / 2);
+        assert_eq!(shared.place.pages(shared.bytes), 10..11, "beside the wall");
     }
 
     #[test]

@@ -119,8 +119,8 @@ pub struct Plan {
 }
 
 /// Memory that a run needs beside the meter and beside what a program holds that has read its data: pages of the program
-/// itself, small host buffers, what the allocator holds back.
-pub const BESIDE: usize = 12 << 20;
+/// itself, small host buffers, what the allocator holds back (12 MiB), and gaps between buffers (8 MiB).
+pub const BESIDE: usize = (12 + 8) << 20;
 /// The same for each thread: its stack, its share of packed matrices (the second-level cache), its part of the allocator.
 pub const BESIDE_PER_THREAD: usize = 2 << 20;
 
