@@ -145,11 +145,11 @@ impl State {
             self.occupied -= usize::from(page.buffers == 0);
         }
         let (mut start, mut end) = (place, place.forward(bytes));
-        if let Some((&before, &len)) = self.free.range(..place).next_back().filter(|(p, len)| p.forward(**len) == place)
+        if let Some((&before, &len)) = self.free.range(..place).next_back()
+            && before.forward(len) == place
         {
             self.remove(before);
             start = before;
-            debug_assert_eq!(before.forward(len), place);
         }
         if self.free.contains_key(&end) {
             end = end.forward(self.remove(end));

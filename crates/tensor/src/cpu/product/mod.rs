@@ -30,7 +30,8 @@ const DEPTH: usize = 384;
 const ROWS_WORDS: usize = strassen::PRODUCTS * 32 * DEPTH;
 /// Rows of a task at most.
 const TASK_ROWS: usize = 128;
-/// Words of the panels of columns that are packed at once, in a last-level cache; few in tests, whose matrices are small.
+/// Words of the panels of columns that are packed at once: 8 MiB, as a machine that shares its last-level cache with others may have no
+/// more of it. Few in tests, whose matrices are small.
 const COLUMNS_WORDS: usize = if cfg!(test) { 1 << 16 } else { 1 << 21 };
 /// Panels of columns that a task packs: where elements of columns are neighbours, reading goes across panels.
 const TASK_PANELS: usize = 4;
