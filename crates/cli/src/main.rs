@@ -4,6 +4,7 @@ mod commands;
 mod fetch;
 mod memory;
 mod npy;
+mod output;
 mod progress;
 mod report;
 mod reviews;
@@ -15,9 +16,12 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use colrow_tensor::{Error, Kind, Result};
 
+const AFTER_HELP: &str = "Exit codes: 0 success, 1 failure, 2 bad command line or recipe; of a run that a signal stopped, with its checkpoint written, \
+                          130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).\n\nStart with: colrow quickstart";
+
 /// Fine-tunes transformer language models in a fraction of the usual memory.
 #[derive(Parser)]
-#[command(name = "colrow", version, arg_required_else_help = true, after_help = "Start with: colrow quickstart")]
+#[command(name = "colrow", version, arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Cli {
     /// Number of threads [default: all processors].
     #[arg(long, global = true, value_name = "N", display_order = 100)]
@@ -72,19 +76,29 @@ fn run(cli: Cli) -> Result<()> {
             // into memory first: the generator does not survive a reader that closes its pipe
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "colrow", &mut script);
-            commands::print(String::from_utf8_lossy(&script).trim_end())
+            output::write_out(|out| out.write_all(&script))
         }
     }
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let ran = match Cli::try_parse() {
+        Ok(cli) => run(cli),
+        Err(e) if e.use_stderr() => {
+            output::say(e.render().to_string().trim_end());
+            return ExitCode::from(2);
+        }
+        // help and version
+        Err(e) => output::write_out(|_| e.print()),
+    };
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            output::say(&format!("error: {e}"));
             ExitCode::from(match e.kind() {
                 Kind::Usage => 2,
                 Kind::Failure => 1,
+                Kind::Stopped(signal) => 128 + signal,
             })
         }
     }

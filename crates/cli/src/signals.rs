@@ -1,26 +1,102 @@
-//! Ctrl-C and SIGTERM: the first asks the run to stop after its step, the second stops at once.
+//! Ctrl-C, SIGTERM, and the SIGHUP of a terminal that is closed.
+//!
+//! Where nothing would be lost, the first ends the process at once. A run asks to be spared ([`Stop::in_good_order`]): then the first asks it
+//! to stop, and the second ends the process. Either way the exit code is 128 and the signal's number.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use colrow_tensor::{Error, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 
-/// Exit code of a program that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
+/// Whether and by which signal the program was asked to stop.
+pub(crate) struct Stop {
+    asked: AtomicBool,
+    signal: AtomicU8,
+    /// What is said to the first signal, once it only asks.
+    words: Mutex<Option<&'static str>>,
+}
 
-/// A flag that the first Ctrl-C or SIGTERM sets; the second ends the process.
+static STOP: Stop = Stop { asked: AtomicBool::new(false), signal: AtomicU8::new(0), words: Mutex::new(None) };
+
+impl Stop {
+    /// From now on the first signal asks, is answered by these words, and does not end the process.
+    pub(crate) fn in_good_order(&self, words: &'static str) {
+        *self.words() = Some(words);
+    }
+
+    fn words(&self) -> MutexGuard<'_, Option<&'static str>> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The flag that the first signal sets.
+    pub(crate) fn flag(&self) -> &AtomicBool {
+        &self.asked
+    }
+
+    /// The signal that asked, if any did.
+    pub(crate) fn signal(&self) -> Option<u8> {
+        Some(self.signal.load(Ordering::SeqCst)).filter(|&signal| signal != 0)
+    }
+}
+
+/// Catches signals for the rest of the process.
 ///
 /// # Errors
 /// Signals that cannot be caught.
-pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // registered first, so that it sees the flag as it was before this signal
-        flag::register_conditional_shutdown(signal, INTERRUPTED, stop.clone())
-            .and_then(|_| flag::register(signal, stop.clone()))
-            .map_err(|e| Error::new(format!("cannot catch signals: {e}")))?;
+pub(crate) fn catch() -> Result<&'static Stop> {
+    os::catch().map_err(|e| Error::new(format!("cannot catch signals: {e}")))?;
+    Ok(&STOP)
+}
+
+#[cfg(unix)]
+mod os {
+    use std::time::{Duration, Instant};
+    use std::{fs, io, thread};
+
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+    use signal_hook::low_level;
+
+    use super::{Ordering, STOP};
+    use crate::output;
+
+    /// One order may come twice: `timeout` sends its signal to the process and to the process's group.
+    const TOGETHER: Duration = Duration::from_millis(200);
+
+    pub(super) fn catch() -> io::Result<()> {
+        let ignored = ignored();
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored & 1 << (s - 1) == 0))?;
+        thread::Builder::new().name("signals".into()).spawn(move || {
+            let mut first: Option<Instant> = None;
+            for signal in signals.forever() {
+                match (first, *STOP.words()) {
+                    (Some(at), _) if at.elapsed() < TOGETHER => {}
+                    (None, Some(words)) => {
+                        first = Some(Instant::now());
+                        STOP.signal.store(signal as u8, Ordering::SeqCst);
+                        STOP.asked.store(true, Ordering::SeqCst);
+                        output::say(words);
+                    }
+                    _ => low_level::exit(128 + signal),
+                }
+            }
+        })?;
+        Ok(())
     }
-    Ok(stop)
+
+    /// The signals, one a bit, that whoever started the process told it to ignore: `nohup` does so with SIGHUP, a shell with the SIGINT of
+    /// what it runs in the background. Known on Linux.
+    fn ignored() -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    }
+}
+
+/// Elsewhere Ctrl-C ends the process, which a run survives as it survives `kill -9`.
+#[cfg(not(unix))]
+mod os {
+    pub(super) fn catch() -> std::io::Result<()> {
+        Ok(())
+    }
 }

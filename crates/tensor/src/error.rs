@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::printable::{one_line, printable};
+
 /// Result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -12,9 +14,11 @@ pub enum Kind {
     Usage,
     /// A failure while running: exit code 1.
     Failure,
+    /// A signal, which the program followed in good order: exit code 128 and its number.
+    Stopped(u8),
 }
 
-/// An error as a user reads it.
+/// An error as a user reads it. Names in it may be anybody's: what would steer a terminal is shown as its escape, and a place is one line.
 ///
 /// ```
 /// use colrow_tensor::Error;
@@ -40,6 +44,11 @@ impl Error {
     /// A bad command line or recipe.
     pub fn usage(what: impl Into<String>) -> Self {
         Self { kind: Kind::Usage, ..Self::new(what) }
+    }
+
+    /// The program was asked to stop by this signal.
+    pub fn stopped(signal: u8, what: impl Into<String>) -> Self {
+        Self { kind: Kind::Stopped(signal), ..Self::new(what) }
     }
 
     /// Adds a place, innermost first: a file, a line, a site.
@@ -69,12 +78,12 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
+        f.write_str(&printable(&self.what))?;
         for place in &self.places {
-            write!(f, "\n  in {place}")?;
+            write!(f, "\n  in {}", one_line(place))?;
         }
         if let Some(hint) = &self.hint {
-            write!(f, "\n  hint: {hint}")?;
+            write!(f, "\n  hint: {}", printable(hint))?;
         }
         Ok(())
     }
@@ -83,5 +92,19 @@ impl fmt::Display for Error {
 impl From<std::io::Error> for Error {
     fn from(e: std::io::Error) -> Self {
         Self::new(e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_steer_a_terminal_or_forge_a_line() {
+        let e = Error::new("no column \u{1b}[31mx").at("a\n  hint: run this").hint("is \u{202e}y meant?");
+        let shown = r"no column \u{1b}[31mx
+  in a\n  hint: run this
+  hint: is \u{202e}y meant?";
+        assert_eq!(e.to_string(), shown);
     }
 }

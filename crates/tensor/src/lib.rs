@@ -10,6 +10,7 @@ mod map;
 mod meta;
 mod meter;
 mod pool;
+pub mod printable;
 mod profile;
 pub mod rng;
 mod tensor;

@@ -22,7 +22,7 @@ use colrow_train::{fit, setup};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{print, print_json};
+use crate::output::{print, print_json};
 use crate::{memory, units};
 
 /// Time training steps of a model with random weights: forward, backward, clipping, AdamW.

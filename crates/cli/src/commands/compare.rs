@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use colrow_tensor::{Error, Result};
 use serde_json::{Value, json};
 
-use super::{print, print_json};
+use crate::output::{print, print_json};
 use crate::report::{self, Group, Run, Spread, groups};
 use crate::units;
 

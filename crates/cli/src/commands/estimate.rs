@@ -8,7 +8,7 @@ use colrow_tensor::{Class, Device, Error, Estimator, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{print, print_json};
+use crate::output::{print, print_json};
 use crate::npy;
 
 /// Estimate the product dZᵀ·X from sampled rows, by every estimator with true norms, and compare with the exact product.

@@ -8,7 +8,8 @@ use colrow_train::evaluate::evaluate;
 use colrow_train::tasks::Task;
 use serde_json::{Value, json};
 
-use super::{ModelArgs, predictor, print, print_json};
+use super::{ModelArgs, predictor};
+use crate::output::{print, print_json};
 
 /// Evaluate a fine-tuned model on labelled data.
 #[derive(clap::Args)]

@@ -6,9 +6,9 @@ use colrow_tensor::{Error, Result};
 use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
 use colrow_train::recipe::Ratio;
 use colrow_train::{ratios, setup};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{RecipeArgs, print, print_json};
+use super::RecipeArgs;
+use crate::output::{self, Bar, print, print_json};
 use crate::report;
 
 /// Measure on a recipe's model and data how the rows' probability mass is spread and how far every estimator is from the exact
@@ -40,15 +40,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut job = setup::prepare(args.recipe.load()?)?;
     let settings = Settings { steps: args.steps, passes: args.passes, draws: args.draws };
-    let style = ProgressStyle::with_template("{prefix:>12} {bar:30} {pos}/{len} batches  {eta} left");
-    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_prefix("inspect");
+    let bar = Bar::new("inspect", 0, 0, "{pos}/{len} batches  {eta} left");
     let evidence = inspect(&mut job, &settings, |done, of| {
-        bar.set_length(of as u64);
-        bar.set_position(done as u64);
+        bar.of(of as u64);
+        bar.set(done as u64);
     });
-    bar.finish_and_clear();
-    job.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    drop(bar);
+    job.warnings.iter().for_each(|w| output::warn(w));
     let evidence = evidence?;
     if let Some(out) = &args.out {
         report::write_evidence(&evidence, out)?;

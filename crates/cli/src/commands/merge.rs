@@ -6,7 +6,8 @@ use colrow_models::lora::{self, ADAPTER_CONFIG_FILE};
 use colrow_models::save::save_model_folder;
 use colrow_tensor::{Error, Result};
 
-use super::{ModelArgs, print};
+use super::ModelArgs;
+use crate::output::print;
 
 /// Merge an adapter into its base model's weights, and write the model that results.
 #[derive(clap::Args)]

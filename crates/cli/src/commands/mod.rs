@@ -12,7 +12,6 @@ pub(crate) mod quickstart;
 pub(crate) mod report;
 pub(crate) mod train;
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use colrow_models::config::Config;
@@ -27,7 +26,8 @@ use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::recipe::{Optim, Recipe};
 use colrow_train::setup;
 use colrow_train::tasks::Task;
-use serde::Serialize;
+
+use crate::output;
 
 /// A recipe as commands take it.
 #[derive(clap::Args)]
@@ -48,27 +48,6 @@ impl RecipeArgs {
     fn again(&self) -> String {
         let sets = self.sets.iter().map(|s| format!(" --set '{s}'")).collect::<String>();
         format!("{}{sets}", self.recipe.display())
-    }
-}
-
-/// Prints a result as JSON.
-///
-/// # Errors
-/// Standard output that cannot be written.
-pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::new(e.to_string()))?;
-    print(&text)
-}
-
-/// Prints a result.
-///
-/// # Errors
-/// Standard output that cannot be written.
-pub(crate) fn print(text: &str) -> Result<()> {
-    match writeln!(std::io::stdout().lock(), "{text}") {
-        // a reader that has seen enough is no failure
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.map_err(|e| Error::new(format!("cannot write the result: {e}"))),
     }
 }
 
@@ -123,7 +102,7 @@ pub(crate) fn predictor(args: &ModelArgs) -> Result<Predictor> {
         .at(dir.display())
         .hint("fine-tune it first by colrow train; the run folder's model/ can predict"));
     }
-    loaded.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    loaded.warnings.iter().for_each(|w| output::warn(w));
     let mut model = loaded.model;
     model.registry.freeze(|_| true)?;
     let engine = Engine {
@@ -183,7 +162,7 @@ impl Predictor {
         };
         set.check_vocab(config.vocab_size(), config.type_vocab_size()).map_err(|e| e.at(self.dir.display()))?;
         if let Some(warning) = set.warning(max_length) {
-            eprintln!("warning: {warning}");
+            output::warn(&warning);
         }
         Ok(set)
     }

@@ -6,7 +6,8 @@ use colrow_train::plan::Plan;
 use colrow_train::setup;
 use serde::Serialize;
 
-use super::{RecipeArgs, print, print_json};
+use super::RecipeArgs;
+use crate::output::{self, print, print_json};
 use crate::{memory, units};
 
 /// Say what a recipe's largest step and its evaluations will keep and need at their peak, before any weight is read.
@@ -34,7 +35,7 @@ struct Planned<'a> {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let job = setup::prepare(args.recipe.load()?)?;
-    job.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    job.warnings.iter().for_each(|w| output::warn(w));
     let plan = job.plan()?;
     let fits = args.memory.map(|memory| job.fits(memory)).transpose()?;
     if args.json {

@@ -1,7 +1,7 @@
 //! `colrow predict`: one JSON line an example.
 
 use std::fs::File;
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 use colrow_models::atomic::write_file_atomic;
@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::eval::ColumnArgs;
 use super::{ModelArgs, predictor};
+use crate::output::write_out;
 
 /// Predict labels (or numbers) of texts, one JSON line an example.
 #[derive(clap::Args)]
@@ -80,10 +81,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let failed = |e: std::io::Error| Error::new(format!("cannot write the predictions: {e}"));
     match &args.out {
         Some(path) => write_file_atomic(path, |file: &mut File| lines(&mut BufWriter::new(file)).map_err(failed)),
-        None => match lines(&mut BufWriter::new(std::io::stdout().lock())) {
-            // a reader that has seen enough is no failure
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-            result => result.map_err(failed),
-        },
+        None => write_out(lines),
     }
 }

@@ -2,18 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use colrow_models::config::Config;
 use colrow_models::hub;
 use colrow_tensor::{Error, Result};
+use colrow_train::folder::RunFolder;
 use colrow_train::recipe::{Batch, Estimator, Keep, NormSource, PolicyName, Recipe};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{print, print_json};
+use crate::output::{self, print, print_json};
 use crate::report::{self, Run};
-use crate::{fetch, signals, units};
+use crate::signals::{self, Stop};
+use crate::{fetch, units};
 
 /// Fine-tune a small real model four times, exactly and with sampled rows, and compare accuracy, memory and time.
 ///
@@ -57,7 +60,7 @@ struct Table {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let stop = signals::stop_flag()?;
+    let stop = signals::catch()?;
     let out = args.out.clone().unwrap_or_else(free_folder);
     let paper =
         |estimator| Keep { policy: PolicyName::Paper, estimator, norms: Some(NormSource::Cached), ..Keep::default() };
@@ -74,6 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let base = base_recipe(args)?;
     std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
+    stop.in_good_order("stopping");
     let mut runs = Vec::new();
     for (name, keep) in &variants {
         let output = Some(out.join(name).to_string_lossy().into_owned());
@@ -81,7 +85,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let file = out.join(format!("{name}.toml"));
         std::fs::write(&file, recipe.to_toml())
             .map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
-        runs.push(row(name, &train(&file, &stop)?)?);
+        train(&file, stop)?;
+        let summary = RunFolder::summary(&out.join(name))?;
+        runs.push(row(name, &summary.unwrap_or_default())?);
     }
     let folders = variants.iter().map(|(name, _)| Run::load(&out.join(name)));
     let folders = folders.collect::<Result<Vec<_>>>()?;
@@ -91,7 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn base_recipe(args: &Args) -> Result<Recipe> {
-    let say = |message: &str| eprintln!("{message}");
+    let say = output::say;
     let give = |e: Error| e.hint("or pass --model DIR_OR_HUB_ID and --data FILE");
     let mut recipe = Recipe::default();
     recipe.model.path = match &args.model {
@@ -124,20 +130,30 @@ fn free_folder() -> PathBuf {
 }
 
 /// Runs `colrow train` as a process of its own, so that its peak memory is its own too.
-fn train(recipe: &Path, stop: &AtomicBool) -> Result<Value> {
+fn train(recipe: &Path, stop: &Stop) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| Error::new(format!("cannot run colrow train: {e}"));
     let program = std::env::current_exe().map_err(|e| failed(&e))?;
     let mut command = Command::new(program);
     command.arg("--threads").arg(rayon::current_num_threads().to_string());
-    command.arg("train").arg(recipe).arg("--json").stdin(Stdio::null()).stdout(Stdio::piped());
-    let output = command.spawn().and_then(|child| child.wait_with_output()).map_err(|e| failed(&e))?;
-    if stop.load(Ordering::Relaxed) {
-        return Err(Error::new("stopped").at(recipe.display()));
+    command.arg("train").arg(recipe).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut child = command.spawn().map_err(|e| failed(&e))?;
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(|e| failed(&e))? {
+            break status;
+        }
+        if stop.signal().is_some() {
+            // half a comparison is of no use to anybody, and a run survives this
+            let _ = child.kill();
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    if let Some(signal) = stop.signal() {
+        return Err(Error::stopped(signal, "stopped").at(recipe.display()));
     }
-    if !output.status.success() {
-        return Err(Error::new(format!("the run failed ({})", output.status)).at(recipe.display()));
+    if !status.success() {
+        return Err(Error::new(format!("the run failed ({status})")).at(recipe.display()));
     }
-    serde_json::from_slice(&output.stdout).map_err(|e| failed(&e))
+    Ok(())
 }
 
 fn row(name: &str, summary: &Value) -> Result<Row> {

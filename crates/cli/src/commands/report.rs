@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use colrow_tensor::Result;
 
-use super::print;
+use crate::output::print;
 use crate::report::{self, Run};
 
 /// Write one offline HTML page about one or several runs: curves, kept bytes, memory over a step.

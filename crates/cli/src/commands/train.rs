@@ -6,7 +6,8 @@ use colrow_tensor::{Error, Result};
 use colrow_train::trainer::{self, Outcome};
 use serde_json::Value;
 
-use super::{RecipeArgs, print, print_json};
+use super::RecipeArgs;
+use crate::output::{print, print_json};
 use crate::progress::Progress;
 use crate::report::{self, Run};
 use crate::{signals, units};
@@ -30,20 +31,31 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let recipe = args.recipe.load()?;
     recipe.check_train(&args.recipe.recipe.display().to_string())?;
-    let stop = signals::stop_flag()?;
+    let stop = signals::catch()?;
     let output = PathBuf::from(recipe.output.clone().unwrap_or_default());
-    let mut progress = Progress::new(&name_of(&output), !args.ignore_memory);
-    let outcome = trainer::train(recipe, args.resume, &mut progress, &stop);
-    progress.finish();
+    let mut progress = Progress::new(&name_of(&output), !args.ignore_memory, stop);
+    let outcome = trainer::train(recipe, args.resume, &mut progress, stop.flag());
+    drop(progress);
     match outcome? {
         Outcome::Finished(summary) => {
             write_report(&output)?;
-            if args.json { print_json(&summary) } else { print(&text(&summary, &output)) }
+            if args.json { print_json(&brief(summary)) } else { print(&text(&summary, &output)) }
         }
-        Outcome::Interrupted(step) => Err(Error::new(format!("stopped after step {step}; a checkpoint was written"))
-            .at(output.display())
-            .hint(format!("go on with: colrow train {} --resume", args.recipe.again()))),
+        Outcome::Interrupted(step) => {
+            let what = format!("stopped after step {step}; a checkpoint was written");
+            Err(Error::stopped(stop.signal().unwrap_or_default(), what)
+                .at(output.display())
+                .hint(format!("go on with: colrow train {} --resume", args.recipe.again())))
+        }
     }
+}
+
+/// The summary without what fills pages; summary.json in the run folder has it.
+fn brief(mut summary: Value) -> Value {
+    if let Some(fields) = summary.as_object_mut() {
+        fields.retain(|key, _| key != "ledger" && key != "timeline");
+    }
+    summary
 }
 
 fn name_of(output: &Path) -> String {

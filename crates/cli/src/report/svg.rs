@@ -1,6 +1,7 @@
 //! Charts as inline SVG. Colours, fonts and the dark scheme come from the page's style sheet.
 
 use crate::units::{self, BINARY_UNITS};
+use colrow_tensor::printable::steers;
 use std::fmt::Write;
 
 /// Distinct colours in the style sheet (`.s0` to `.s7`); further series repeat them with dashes.
@@ -17,7 +18,7 @@ const BOTTOM: f64 = 46.0;
 /// Values beyond this are drawn as missing: sums and differences of what is left stay finite.
 const LARGEST: f64 = 1e30;
 
-/// Text as HTML: markup escaped, control characters (not allowed in HTML) replaced.
+/// Text as HTML: markup escaped, and shown as escapes what HTML does not allow or what turns the reading order.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -28,7 +29,7 @@ pub(super) fn escape(text: &str) -> String {
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
             '\n' | '\t' => out.push(c),
-            c if c.is_control() => out.push('\u{fffd}'),
+            c if steers(c) => out.extend(c.escape_default()),
             c => out.push(c),
         }
     }
@@ -586,6 +587,6 @@ mod tests {
 
     #[test]
     fn markup_and_control_characters_are_escaped() {
-        assert_eq!(escape("<a b='\"&'>\u{0}\n"), "&lt;a b=&#39;&quot;&amp;&#39;&gt;\u{fffd}\n");
+        assert_eq!(escape("<a b='\"&'>\u{0}\n"), "&lt;a b=&#39;&quot;&amp;&#39;&gt;\\u{0}\n");
     }
 }

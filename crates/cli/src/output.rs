@@ -1,0 +1,113 @@
+//! All words of the program: results on standard output, everything else on standard error.
+//!
+//! Nothing else writes to either (a lint keeps it so), because here
+//! - a standard error that is closed, full or gone ends no run: words that cannot be said are dropped;
+//! - a reader of standard output that has seen enough is no failure, and a result that cannot be written is one;
+//! - names in files of others cannot steer the terminal;
+//! - lines go above a progress bar, not through it.
+
+#![allow(clippy::disallowed_methods, reason = "the one place that writes to the standard streams")]
+
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use colrow_tensor::printable::{one_line, printable};
+use colrow_tensor::{Error, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+/// Prints a result as JSON.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::new(e.to_string()))?;
+    write_out(|out| writeln!(out, "{text}"))
+}
+
+/// Prints a result for people.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub(crate) fn print(text: &str) -> Result<()> {
+    write_out(|out| writeln!(out, "{}", printable(text)))
+}
+
+/// Writes a result that another program reads, as it is.
+///
+/// # Errors
+/// Standard output that cannot be written.
+pub(crate) fn write_out(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|e| Error::new(format!("cannot write the result: {e}"))),
+    }
+}
+
+/// Says a line, or several, on standard error.
+pub(crate) fn say(text: &str) {
+    let text = printable(text);
+    match shown_bar().as_ref() {
+        Some(bar) if !bar.is_hidden() => bar.println(text),
+        _ => {
+            let _ = writeln!(io::stderr().lock(), "{text}");
+        }
+    }
+}
+
+/// Says something that the user should know.
+pub(crate) fn warn(message: &str) {
+    say(&format!("warning: {message}"));
+}
+
+/// The bar on the terminal.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+fn shown_bar() -> MutexGuard<'static, Option<ProgressBar>> {
+    BAR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A progress bar on standard error, gone when it is dropped. Shown only on a terminal; one at a time.
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    /// A bar `name`, `done` of `of` so far; `rest` is what indicatif's template says after the name and the bar itself.
+    pub(crate) fn new(name: &str, done: u64, of: u64, rest: &str) -> Self {
+        let style = ProgressStyle::with_template(&format!("{{prefix:>12}} {{bar:30}} {rest}"));
+        let bar = ProgressBar::new(of).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_prefix(one_line(name).into_owned());
+        bar.set_position(done);
+        bar.enable_steady_tick(Duration::from_millis(500));
+        *shown_bar() = Some(bar.clone());
+        Self(bar)
+    }
+
+    /// Whether there is a terminal to show it on.
+    pub(crate) fn is_shown(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
+    /// So much is done.
+    pub(crate) fn set(&self, done: u64) {
+        self.0.set_position(done);
+    }
+
+    /// So much is to be done.
+    pub(crate) fn of(&self, all: u64) {
+        self.0.set_length(all);
+    }
+
+    /// Sets the template's `{msg}`.
+    pub(crate) fn message(&self, text: &str) {
+        self.0.set_message(one_line(text).into_owned());
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        *shown_bar() = None;
+        self.0.finish_and_clear();
+    }
+}
