@@ -3,8 +3,8 @@
 //! Where nothing would be lost, the first ends the process at once. A run asks to be spared ([`Stop::in_good_order`]): then the first asks it
 //! to stop, and the second ends the process. Either way the exit code is 128 and the signal's number.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use colrow_tensor::{Error, Result};
 

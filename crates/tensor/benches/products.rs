@@ -4,6 +4,8 @@
 //! transposed (`nn`, `nt`, `tn`, `tt`), `precision` is `f32` or `bf16`. The line `roof` is answered with the seconds of 10¹⁰
 //! operations of `vdpbf16ps` that wait for nothing. `benches/gemm_bf16.py` asks, between calls of PyTorch.
 
+#![allow(clippy::disallowed_methods, reason = "a program of its own")]
+
 use std::io::{BufRead, Write};
 use std::time::Instant;
 

@@ -17,7 +17,11 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
 /// isolates of direction.
 pub fn steers(c: char) -> bool {
     let direction = ['\u{61c}', '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}'];
-    c.is_control() || ('\u{2066}'..='\u{2069}').contains(&c) || c == '\u{2028}' || c == '\u{2029}' || direction.contains(&c)
+    c.is_control()
+        || ('\u{2066}'..='\u{2069}').contains(&c)
+        || c == '\u{2028}'
+        || c == '\u{2029}'
+        || direction.contains(&c)
 }
 
 fn escape(text: &str, unwanted: impl Fn(char) -> bool) -> Cow<'_, str> {

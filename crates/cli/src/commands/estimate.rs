@@ -8,8 +8,8 @@ use colrow_tensor::{Class, Device, Error, Estimator, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::output::{print, print_json};
 use crate::npy;
+use crate::output::{print, print_json};
 
 /// Estimate the product dZᵀ·X from sampled rows, by every estimator with true norms, and compare with the exact product.
 #[derive(clap::Args)]
