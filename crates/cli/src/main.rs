@@ -5,6 +5,7 @@ mod fetch;
 mod memory;
 mod npy;
 mod output;
+mod predictor;
 mod progress;
 mod report;
 mod reviews;

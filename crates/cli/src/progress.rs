@@ -4,6 +4,7 @@ use colrow_tensor::Result;
 use colrow_train::engine::StepStats;
 use colrow_train::evaluate::Evaluation;
 use colrow_train::machine;
+use colrow_train::metrics::Metric;
 use colrow_train::plan::Plan;
 use colrow_train::setup::Job;
 use colrow_train::trainer::Observer;
@@ -63,7 +64,12 @@ impl Observer for Progress {
     }
 
     fn evaluation(&mut self, step: u64, evaluation: &Evaluation, best: bool) {
-        let metrics: Vec<_> = evaluation.metrics.iter().map(|(m, x)| format!("{} {x:.4}", m.name())).collect();
+        let of = |metric| match &evaluation.positive {
+            Some(name) if metric == Metric::F1 => format!(" of {name:?}"),
+            _ => String::new(),
+        };
+        let metrics: Vec<_> =
+            evaluation.metrics.iter().map(|&(m, x)| format!("{}{} {x:.4}", m.name(), of(m))).collect();
         let best = if best { "  (best so far)" } else { "" };
         output::say(&format!("{}: step {step}  {}{best}", self.name, metrics.join("  ")));
     }

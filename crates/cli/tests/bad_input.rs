@@ -106,7 +106,7 @@ fn recipes() {
         &place,
         &["train.best_metric=f2"],
         2,
-        &["train.best_metric: expected one of accuracy, f1, loss", "`f2`"],
+        &["train.best_metric: expected one of accuracy, f1, macro_f1, loss", "`f2`"],
     );
     let pattern = "keep.sites.'encoder.layer.9.*'.keep=rows";
     train_fails(&place, &[pattern], 2, &["`encoder.layer.9.*` names no site", "hint: sites are "]);

@@ -15,7 +15,7 @@ fn train_writes_the_run_folder_and_the_others_read_it() {
     assert_eq!(place.names("run"), layout);
     assert_eq!(place.names("run/checkpoints"), ["step-156", "step-160"]);
     assert_eq!(place.names("run/checkpoints/step-160"), ["model.safetensors", "optimizer.safetensors", "state.json"]);
-    assert_eq!(place.names("run/model"), ["config.json", "model.safetensors", "tokenizer.json"]);
+    assert_eq!(place.names("run/model"), ["colrow.json", "config.json", "model.safetensors", "tokenizer.json"]);
     let mut whole = place.json("run/summary.json");
     for page_filling in ["ledger", "timeline"] {
         assert!(
@@ -42,7 +42,7 @@ fn train_writes_the_run_folder_and_the_others_read_it() {
 
     let eval = place.ok_json(&["eval", "--model", "run/model", "--data", "dev.tsv", "--json"]);
     let keys: Vec<_> = eval.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["accuracy", "f1", "loss", "examples"]);
+    assert_eq!(keys, ["accuracy", "f1", "loss", "positive", "macro_f1", "classes", "confusion", "examples"]);
     assert_eq!(eval["accuracy"].as_f64().unwrap(), best);
     let logged = metrics.iter().find(|m| m["kind"] == "eval" && m["step"] == summary["best"]["step"]).unwrap();
     let (ours, theirs) = (eval["loss"].as_f64().unwrap(), logged["loss"].as_f64().unwrap());

@@ -8,6 +8,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::files::{first_ten, io_error, read_json_bytes};
+use crate::save::USAGE_FILE;
 use crate::weights::{INDEX_FILE, WEIGHTS_FILE, parse_index};
 
 /// The model's configuration.
@@ -181,7 +182,7 @@ impl Hub {
         // The branch may move on while the rest is fetched; all files have to be of one commit.
         let commit = folder.file_name().unwrap_or_default().to_string_lossy();
         let commit = api.repo(repo(model, &commit));
-        for name in OTHER_TOKENIZER_FILES {
+        for name in OTHER_TOKENIZER_FILES.into_iter().chain([USAGE_FILE]) {
             match get(&commit, name) {
                 Ok(_) | Err(Failure::Absent) => {}
                 Err(e) => return Err(e.explain(model, revision, name)),

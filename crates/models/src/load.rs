@@ -68,12 +68,18 @@ pub fn model(
     Ok(Loaded { model, tokenizer_dir: dir.to_owned(), initialised, warnings })
 }
 
-/// Reads the adapter in `dir` and its base model: `base` (a folder or hub id), or the one that the adapter names. The adapter stays
-/// beside the weights; see [`lora::merge`].
+/// Reads the adapter in `dir` and its base model: `base` (a folder or hub id), or the one that the adapter names. `relabel` gives the base
+/// model's configuration the adapter's labels. The adapter stays beside the weights; see [`lora::merge`].
 ///
 /// # Errors
 /// Those of [`model`]; an adapter of another base, or with settings that this program does not have.
-pub fn adapted(dir: &Path, base: Option<&str>, device: &Device, dtype: DType) -> Result<Loaded> {
+pub fn adapted(
+    dir: &Path,
+    base: Option<&str>,
+    relabel: impl FnOnce(&mut Config),
+    device: &Device,
+    dtype: DType,
+) -> Result<Loaded> {
     let (mut settings, named) = lora::read_config(dir)?;
     let (modules, labels) = lora::contents(dir)?;
     settings.targets = modules;
@@ -85,7 +91,9 @@ pub fn adapted(dir: &Path, base: Option<&str>, device: &Device, dtype: DType) ->
     let base = hub::resolve(base, "main").map_err(|e| {
         e.at(dir.join(lora::ADAPTER_CONFIG_FILE).display()).hint("name the adapter's base model by --base")
     })?;
+    // adapters of older versions of this program have the labels in a `config.json`
     let mut config = Config::open(if dir.join(CONFIG_FILE).exists() { dir } else { &base })?;
+    relabel(&mut config);
     if let Some(labels) = labels.filter(|&n| n != config.num_labels()) {
         config.labels = (0..labels).map(|i| format!("LABEL_{i}")).collect();
     }

@@ -8,43 +8,61 @@ use colrow_tensor::{Error, Result};
 
 use crate::atomic::{replace_dir_atomic, write_file_atomic};
 use crate::config::Config;
-use crate::files::{first_ten, io_error};
+use crate::files::{first_ten, io_error, read_json_bytes};
 use crate::hub::{CONFIG_FILE, OTHER_TOKENIZER_FILES, TOKENIZER_FILE};
 use crate::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 use crate::weights::{Saved, WEIGHTS_FILE, write};
 
-/// Writes `config.json`, `model.safetensors` and the tokenizer's files of `tokenizer_source` to the folder `dir`, which is replaced
-/// whole or not at all. A folder there that holds anything but such files is left alone, and that is an error.
-pub fn save_model_folder(dir: &Path, config: &Config, tensors: &[Saved<'_>], tokenizer_source: &Path) -> Result<()> {
-    save(dir, &[(CONFIG_FILE, config.to_json())], WEIGHTS_FILE, tensors, tokenizer_source)
+/// What a model's run was told and other programs have no use for, in the model's folder; see `Usage` of the training crate.
+pub const USAGE_FILE: &str = "colrow.json";
+
+/// Writes `config.json`, `model.safetensors`, the tokenizer's files of `tokenizer_source` and `usage` to the folder `dir`, which is
+/// replaced whole or not at all. A folder there that holds anything but such files is left alone, and that is an error.
+pub fn save_model_folder(
+    dir: &Path,
+    config: &Config,
+    tensors: &[Saved<'_>],
+    tokenizer_source: &Path,
+    usage: Option<String>,
+) -> Result<()> {
+    save(dir, (CONFIG_FILE, config.to_json()), usage, WEIGHTS_FILE, tensors, tokenizer_source)
 }
 
-/// As [`save_model_folder`] for an adapter: `adapter_config.json` with `settings`, `adapter_model.safetensors`, the tokenizer's files,
-/// and `config.json`, which PEFT does not need, for the names of the labels.
+/// As [`save_model_folder`] for an adapter: `adapter_config.json` with `settings` and `adapter_model.safetensors`, but no `config.json`:
+/// `transformers` would take the folder for a whole model's. The labels are in `usage`.
 ///
 /// # Errors
 /// As there.
 pub fn save_adapter_folder(
     dir: &Path,
-    config: &Config,
     settings: String,
     tensors: &[Saved<'_>],
     tokenizer_source: &Path,
+    usage: Option<String>,
 ) -> Result<()> {
-    let texts = [(CONFIG_FILE, config.to_json()), (ADAPTER_CONFIG_FILE, settings)];
-    save(dir, &texts, ADAPTER_WEIGHTS_FILE, tensors, tokenizer_source)
+    save(dir, (ADAPTER_CONFIG_FILE, settings), usage, ADAPTER_WEIGHTS_FILE, tensors, tokenizer_source)
+}
+
+/// The bytes of a folder's [`USAGE_FILE`]; `None` if it has none.
+///
+/// # Errors
+/// A file that cannot be read, or is too large to be one.
+pub fn usage_text(dir: &Path) -> Result<Option<Vec<u8>>> {
+    let path = dir.join(USAGE_FILE);
+    if path.symlink_metadata().is_ok() { read_json_bytes(&path).map(Some) } else { Ok(None) }
 }
 
 fn save(
     dir: &Path,
-    texts: &[(&str, String)],
+    config: (&str, String),
+    usage: Option<String>,
     weights: &str,
     tensors: &[Saved<'_>],
     tokenizer_source: &Path,
 ) -> Result<()> {
     check_replaceable(dir)?;
     replace_dir_atomic(dir, |new| {
-        for (name, text) in texts {
+        for (name, text) in std::iter::once(config).chain(usage.map(|text| (USAGE_FILE, text))) {
             write_file_atomic(&new.join(name), |file| {
                 file.write_all(text.as_bytes()).map_err(|e| io_error("cannot write", &e, &dir.join(name)))
             })?;
@@ -73,7 +91,7 @@ fn check_replaceable(dir: &Path) -> Result<()> {
         Err(e) => return Err(io_error("cannot write the model folder", &e, dir)),
     };
     let ours = |name: &str| {
-        let own = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE];
+        let own = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, USAGE_FILE];
         own.contains(&name) || OTHER_TOKENIZER_FILES.contains(&name)
     };
     let mut others: Vec<_> =
@@ -101,7 +119,7 @@ mod tests {
     fn save(dir: &Path, value: f32, source: &Path) -> Result<()> {
         let data = [value];
         let tensor = Saved { name: "a".to_string(), shape: vec![1], data: Data::F32(&data) };
-        save_model_folder(dir, &config(), &[tensor], source)
+        save_model_folder(dir, &config(), &[tensor], source, None)
     }
 
     fn saved(dir: &Path) -> f32 {

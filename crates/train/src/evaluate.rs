@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 
 use crate::data::{Answers, Batch, BatchBy, Labels, Sampler, TokenisedSet, collate};
 use crate::engine::Engine;
-use crate::metrics::{self, Metric};
-use crate::tasks::Task;
+use crate::metrics::Metric;
+use crate::score::{Classes, MOST_CONFUSED, Scorer, Tally};
 
 /// What an evaluation measured.
 #[derive(Clone, Debug)]
@@ -15,50 +15,83 @@ pub struct Evaluation {
     pub metrics: Vec<(Metric, f64)>,
     /// Number of examples.
     pub examples: usize,
+    /// The class that F1 is of, if F1 is among the metrics.
+    pub positive: Option<String>,
+    /// How each class fares; `None` for regression.
+    pub classes: Option<Classes>,
 }
 
 impl Evaluation {
     /// A metric's value.
     pub fn get(&self, metric: Metric) -> Option<f64> {
-        self.metrics.iter().find(|(m, _)| *m == metric).map(|&(_, x)| x)
+        let listed = self.metrics.iter().find(|(m, _)| *m == metric).map(|&(_, x)| x);
+        listed.or_else(|| self.classes.as_ref().filter(|_| metric == Metric::MacroF1).map(|c| c.macro_f1))
     }
 
     /// Metrics by name, each with `prefix` before it.
     pub fn to_json(&self, prefix: &str) -> Map<String, Value> {
         self.metrics.iter().map(|(m, x)| (format!("{prefix}{}", m.name()), json!(x))).collect()
     }
-}
 
-/// Logits of all examples in order, row-major (examples, labels).
-///
-/// # Errors
-/// An example longer than a batch by tokens may be; a model that answers in text.
-pub fn logits(engine: &Engine, set: &TokenisedSet, by: BatchBy, mut done: impl FnMut(usize)) -> Result<Vec<f32>> {
-    let mut all = Vec::new();
-    for examples in Sampler::new(set.lengths(), by, None)?.epoch(0) {
-        all.extend(engine.logits(&collate(set, &examples))?);
-        done(all.len() / engine.model.config.num_labels());
+    /// Class by class: `positive`, the class that F1 is of; `macro_f1`; `classes` (name, precision, recall, f1, support); `confusion`, see
+    /// [`Classes`].
+    pub fn by_class(&self) -> Map<String, Value> {
+        let mut all = Map::new();
+        all.extend(self.positive.iter().map(|name| ("positive".to_owned(), json!(name))));
+        if let Some(Value::Object(classes)) = self.classes.as_ref().map(|classes| json!(classes)) {
+            all.extend(classes);
+        }
+        all
     }
-    Ok(all)
+
+    /// As [`Evaluation::by_class`] for logs: no list of more than [`MOST_CONFUSED`] classes.
+    pub fn by_class_in_short(&self) -> Map<String, Value> {
+        let mut all = self.by_class();
+        if self.classes.as_ref().is_some_and(|c| c.classes.len() > MOST_CONFUSED) {
+            all.remove("classes");
+        }
+        all
+    }
+
+    /// What the user should know: that all predictions are one class.
+    pub fn warning(&self) -> Option<String> {
+        let classes = self.classes.as_ref()?;
+        let only = &classes.classes[classes.only?];
+        let others = classes.classes.iter().any(|c| c.support > 0 && c.name != only.name);
+        others.then(|| {
+            format!("every prediction is {:?}, the label of {} of {} examples", only.name, only.support, self.examples)
+        })
+    }
 }
 
-/// A text-to-text model's answers to all examples in order.
+/// What a model makes of a batch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outputs {
+    /// Logits, row-major (examples, labels).
+    Logits(Vec<f32>),
+    /// Answers in text.
+    Answers(Vec<String>),
+}
+
+/// Hands what a model makes of all examples to `each`, batch by batch in the examples' order; `words` for a model that answers in text.
 ///
 /// # Errors
-/// An example longer than a batch by tokens may be; a model that does not answer in text; those of the tokenizer.
-pub fn answers(
+/// An example longer than a batch by tokens may be; a model that answers in another way; those of the tokenizer and of `each`.
+pub fn outputs(
     engine: &Engine,
-    answers: &Answers,
+    words: Option<&Answers>,
     set: &TokenisedSet,
     by: BatchBy,
-    mut done: impl FnMut(usize),
-) -> Result<Vec<String>> {
-    let mut all = Vec::new();
+    mut each: impl FnMut(Outputs) -> Result<()>,
+) -> Result<()> {
     for examples in Sampler::new(set.lengths(), by, None)?.epoch(0) {
-        all.extend(answers.decode(&engine.generate(&collate(set, &examples), answers.longest)?)?);
-        done(all.len());
+        let batch = collate(set, &examples);
+        each(match words {
+            None => Outputs::Logits(engine.logits(&batch)?),
+            Some(words) => Outputs::Answers(words.decode(&engine.generate(&batch, words.longest)?)?),
+        })?;
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Mean loss of a set with its labels or targets.
@@ -89,25 +122,45 @@ pub(crate) fn batch(engine: &Engine, batch: Batch, longest_answer: usize) -> Res
 /// Loss and metrics of a labelled set; `words` for a model that answers in text.
 ///
 /// # Errors
-/// As [`logits`] and [`answers`], and those of the metrics.
+/// As [`outputs`], and those of the metrics.
 pub fn evaluate(
     engine: &Engine,
-    task: Task,
+    scorer: &Scorer,
     set: &TokenisedSet,
     labels: &Labels,
     words: Option<&Answers>,
     by: BatchBy,
-    done: impl FnMut(usize),
+    mut done: impl FnMut(usize),
 ) -> Result<Evaluation> {
-    let n_labels = engine.model.config.num_labels();
-    let metrics = match words {
-        None => metrics::evaluate(task, n_labels, &logits(engine, set, by, done)?, labels)?,
+    let (predictions, loss) = match words {
+        None => {
+            let mut tally = Tally::new(scorer, labels)?;
+            outputs(engine, None, set, by, |batch| {
+                if let Outputs::Logits(logits) = batch {
+                    done(tally.add(&logits)?);
+                }
+                Ok(())
+            })?;
+            tally.finish()?
+        }
         Some(words) => {
-            let predictions = words.wording.read(&answers(engine, words, set, by, done)?);
-            let mut metrics = metrics::score(task, n_labels, &predictions, labels)?;
-            metrics.push((Metric::Loss, mean_loss(engine, set, by)?));
-            metrics
+            let mut answers = Vec::new();
+            outputs(engine, Some(words), set, by, |batch| {
+                if let Outputs::Answers(batch) = batch {
+                    answers.extend(batch);
+                    done(answers.len());
+                }
+                Ok(())
+            })?;
+            (words.wording.read(&answers), mean_loss(engine, set, by)?)
         }
     };
-    Ok(Evaluation { metrics, examples: labels.len() })
+    let mut metrics = scorer.score(&predictions, labels)?;
+    metrics.push((Metric::Loss, loss));
+    Ok(Evaluation {
+        metrics,
+        examples: predictions.len(),
+        positive: scorer.positive().map(str::to_owned),
+        classes: scorer.classes(&predictions, labels),
+    })
 }

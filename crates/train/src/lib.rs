@@ -14,6 +14,8 @@ pub mod plan;
 pub mod ratios;
 pub mod recipe;
 pub mod schedule;
+pub mod score;
 pub mod setup;
 pub mod tasks;
 pub mod trainer;
+pub mod usage;

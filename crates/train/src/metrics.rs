@@ -1,7 +1,6 @@
 //! Metrics of a model's outputs against the labels, in f64.
 
-use crate::data::Labels;
-use crate::tasks::{Task, unknown};
+use crate::tasks::unknown;
 use colrow_tensor::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -13,8 +12,10 @@ use std::str::FromStr;
 pub enum Metric {
     /// Share of examples whose largest logit is that of their label.
     Accuracy,
-    /// Harmonic mean of precision and recall of class 1.
+    /// Harmonic mean of precision and recall of the positive class.
     F1,
+    /// Mean of the F1 of every class that a label or a prediction names.
+    MacroF1,
     /// Matthews correlation of predicted and true classes.
     Matthews,
     /// Linear correlation of predicted and true values.
@@ -27,14 +28,22 @@ pub enum Metric {
 
 impl Metric {
     /// Every metric.
-    pub const ALL: [Metric; 6] =
-        [Metric::Accuracy, Metric::F1, Metric::Matthews, Metric::Pearson, Metric::Spearman, Metric::Loss];
+    pub const ALL: [Metric; 7] = [
+        Metric::Accuracy,
+        Metric::F1,
+        Metric::MacroF1,
+        Metric::Matthews,
+        Metric::Pearson,
+        Metric::Spearman,
+        Metric::Loss,
+    ];
 
     /// The name in recipes and reports.
     pub fn name(self) -> &'static str {
         match self {
             Metric::Accuracy => "accuracy",
             Metric::F1 => "f1",
+            Metric::MacroF1 => "macro_f1",
             Metric::Matthews => "matthews",
             Metric::Pearson => "pearson",
             Metric::Spearman => "spearman",
@@ -89,73 +98,19 @@ pub enum Predictions {
     Values(Vec<f64>),
 }
 
-/// The task's metrics of predictions.
-///
-/// A metric that is undefined, such as a correlation with constant predictions, is 0. Errors if predictions and labels do not fit each
-/// other.
-pub fn score(task: Task, n_labels: usize, predictions: &Predictions, labels: &Labels) -> Result<Vec<(Metric, f64)>> {
-    let metrics = task.metrics(n_labels).iter();
-    match (predictions, labels) {
-        (Predictions::Classes(predicted), Labels::Class(truth)) if predicted.len() == truth.len() => {
-            let value = |metric| match metric {
-                Metric::Accuracy => Some(accuracy(predicted, truth)),
-                Metric::F1 => Some(f1(predicted, truth)),
-                // an answer that is no label is a class of its own
-                Metric::Matthews => Some(matthews(predicted, truth, n_labels + 1)),
-                Metric::Loss | Metric::Pearson | Metric::Spearman => None,
-            };
-            Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
+impl Predictions {
+    /// Number of examples.
+    pub fn len(&self) -> usize {
+        match self {
+            Predictions::Classes(classes) => classes.len(),
+            Predictions::Values(values) => values.len(),
         }
-        (Predictions::Values(x), Labels::Value(truth)) if x.len() == truth.len() => {
-            let y: Vec<f64> = truth.iter().map(|&v| v.into()).collect();
-            let value = |metric| match metric {
-                Metric::Pearson => Some(pearson(x, &y)),
-                Metric::Spearman => Some(spearman(x, &y)),
-                Metric::Loss | Metric::Accuracy | Metric::F1 | Metric::Matthews => None,
-            };
-            Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
-        }
-        _ => Err(Error::new(format!("the predictions do not fit the labels of task {task}"))),
     }
-}
 
-/// The task's metrics, then the loss, of `logits` (examples × labels, row-major; one column for regression).
-///
-/// A metric that is undefined, such as a correlation with constant predictions, is 0. Errors if the sizes of logits and
-/// labels do not fit each other or the task.
-pub fn evaluate(task: Task, n_labels: usize, logits: &[f32], labels: &Labels) -> Result<Vec<(Metric, f64)>> {
-    let columns = if task.is_regression() { 1 } else { n_labels };
-    if columns == 0 || logits.len() != labels.len() * columns {
-        return Err(Error::new(format!(
-            "expected {} logits ({} examples × {columns} labels), found {}",
-            labels.len() * columns,
-            labels.len(),
-            logits.len()
-        )));
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
-    let (predictions, loss) = match labels {
-        Labels::Class(truth) if !task.is_regression() => {
-            if let Some(label) = truth.iter().find(|&&label| label as usize >= n_labels) {
-                return Err(Error::new(format!("class {label} is not below the number of labels, {n_labels}")));
-            }
-            let rows = logits.chunks_exact(n_labels);
-            let loss = mean(rows.clone().zip(truth).map(|(row, &label)| cross_entropy(row, label)));
-            (Predictions::Classes(rows.map(argmax).collect()), loss)
-        }
-        Labels::Value(truth) if task.is_regression() => {
-            let x: Vec<f64> = logits.iter().map(|&v| v.into()).collect();
-            let square = |(x, &y): (&f64, &f32)| (x - f64::from(y)).powi(2);
-            let loss = mean(x.iter().zip(truth).map(square));
-            (Predictions::Values(x), loss)
-        }
-        Labels::Value(_) => {
-            return Err(Error::new(format!("task {task} needs labels that are classes, found numbers")));
-        }
-        _ => return Err(Error::new(format!("task {task} needs labels that are numbers, found classes"))),
-    };
-    let mut metrics = score(task, n_labels, &predictions, labels)?;
-    metrics.push((Metric::Loss, loss));
-    Ok(metrics)
 }
 
 /// Index of the largest value, the first one of equals; NaN is never the largest.
@@ -169,15 +124,23 @@ pub fn argmax(row: &[f32]) -> u32 {
     best as u32
 }
 
+/// `exp(x_i) / Σ exp(x_j)`, summed in f64.
+pub fn softmax(row: &[f32]) -> Vec<f32> {
+    let max = row.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(v.into()));
+    let exps: Vec<f64> = row.iter().map(|&v| (f64::from(v) - max).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.into_iter().map(|x| (x / sum) as f32).collect()
+}
+
 /// Share of equal entries; 0 without any.
 pub fn accuracy(predicted: &[u32], truth: &[u32]) -> f64 {
     mean(predicted.iter().zip(truth).map(|(p, t)| f64::from(p == t)))
 }
 
-/// `2·tp / (2·tp + fp + fn)` for class 1; 0 without a true positive.
-pub fn f1(predicted: &[u32], truth: &[u32]) -> f64 {
-    let both = predicted.iter().zip(truth).filter(|&(&p, &t)| p == 1 && t == 1).count();
-    let either = predicted.iter().chain(truth).filter(|&&v| v == 1).count();
+/// `2·tp / (2·tp + fp + fn)` for the class `positive`; 0 without a true positive.
+pub fn f1(predicted: &[u32], truth: &[u32], positive: u32) -> f64 {
+    let both = predicted.iter().zip(truth).filter(|&(&p, &t)| p == positive && t == positive).count();
+    let either = predicted.iter().chain(truth).filter(|&&v| v == positive).count();
     ratio(2.0 * both as f64, either as f64)
 }
 
@@ -227,18 +190,18 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     ranks
 }
 
-fn cross_entropy(row: &[f32], label: u32) -> f64 {
+pub(crate) fn cross_entropy(row: &[f32], label: u32) -> f64 {
     let max = row.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(v.into()));
     let sum: f64 = row.iter().map(|&v| (f64::from(v) - max).exp()).sum();
     max + sum.ln() - f64::from(row[label as usize])
 }
 
-fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+pub(crate) fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     let n = values.len() as f64;
     ratio(values.sum(), n)
 }
 
-fn ratio(numerator: f64, denominator: f64) -> f64 {
+pub(crate) fn ratio(numerator: f64, denominator: f64) -> f64 {
     if denominator == 0.0 { 0.0 } else { numerator / denominator }
 }
 
@@ -257,7 +220,8 @@ mod tests {
     #[test]
     fn counts_by_hand() {
         near(accuracy(&PREDICTED, &TRUTH), 0.7);
-        near(f1(&PREDICTED, &TRUTH), 6.0 / 9.0);
+        near(f1(&PREDICTED, &TRUTH, 1), 6.0 / 9.0);
+        near(f1(&PREDICTED, &TRUTH, 0), 8.0 / 11.0);
         // (tp·tn − fp·fn) / √((tp+fp)(tp+fn)(tn+fp)(tn+fn))
         near(matthews(&PREDICTED, &TRUTH, 2), 10.0 / (4.0_f64 * 5.0 * 5.0 * 6.0).sqrt());
     }
@@ -282,7 +246,7 @@ mod tests {
     #[test]
     fn undefined_is_zero() {
         near(matthews(&[1, 1, 1], &[0, 1, 1], 2), 0.0);
-        near(f1(&[0, 0], &[0, 0]), 0.0);
+        near(f1(&[0, 0], &[0, 0], 1), 0.0);
         near(pearson(&[2.0, 2.0], &[1.0, 3.0]), 0.0);
         near(spearman(&[], &[]), 0.0);
         near(accuracy(&[], &[]), 0.0);
@@ -290,53 +254,17 @@ mod tests {
     }
 
     #[test]
-    fn evaluates_logits() {
-        let labels = Labels::Class(vec![1, 0, 1]);
-        let got = evaluate(Task::Mrpc, 2, &[0.0, 1.0, 0.0, 2.0, 3.0, 5.0], &labels).unwrap();
-        let loss = [(1.0 + (-1.0_f64).exp()).ln(), (1.0 + 2.0_f64.exp()).ln(), (1.0 + (-2.0_f64).exp()).ln()];
-        let want = [(Metric::Accuracy, 2.0 / 3.0), (Metric::F1, 0.8), (Metric::Loss, loss.iter().sum::<f64>() / 3.0)];
-        assert_eq!(got.len(), want.len());
-        for (got, want) in got.iter().zip(want) {
-            assert_eq!(got.0, want.0);
-            near(got.1, want.1);
-        }
-
-        let got = evaluate(Task::Stsb, 1, &[1.0, 2.0, 4.0], &Labels::Value(vec![1.0, 2.0, 3.0])).unwrap();
-        assert_eq!(got.iter().map(|v| v.0.name()).collect::<Vec<_>>(), ["pearson", "spearman", "loss"]);
-        near(got[0].1, 3.0 / (14.0_f64 / 3.0 * 2.0).sqrt());
-        near(got[1].1, 1.0);
-        near(got[2].1, 1.0 / 3.0);
-    }
-
-    /// An answer that is no label is wrong in accuracy, not class 1 in F1, and a third class in Matthews: right 2 of 4, predicted
-    /// (1, 2, 1), true (2, 2, 0): (2·4 − 6) / √((16 − 6)(16 − 8)).
-    #[test]
-    fn answers_that_are_no_label() {
-        let (predicted, truth) = (Predictions::Classes(vec![0, 1, 1, 2]), Labels::Class(vec![0, 1, 0, 1]));
-        let of = |task| score(task, 2, &predicted, &truth).unwrap();
-        near(of(Task::Mrpc)[0].1, 0.5);
-        near(of(Task::Mrpc)[1].1, 0.5);
-        near(of(Task::Cola)[0].1, 2.0 / 80.0_f64.sqrt());
-        assert!(score(Task::Cola, 2, &predicted, &Labels::Class(vec![0])).is_err());
-        assert!(score(Task::Cola, 2, &predicted, &Labels::Value(vec![0.0; 4])).is_err());
-    }
-
-    #[test]
-    fn sizes_and_kinds_must_fit() {
-        let classes = Labels::Class(vec![0, 2]);
-        let message = |r: Result<_>| r.map(|_: Vec<(Metric, f64)>| ()).unwrap_err().to_string();
-        assert!(message(evaluate(Task::Rte, 2, &[0.0; 3], &classes)).contains("expected 4 logits"));
-        assert!(message(evaluate(Task::Rte, 2, &[0.0; 4], &classes)).contains("class 2 is not below"));
-        assert!(message(evaluate(Task::Regress, 1, &[0.0; 2], &classes)).contains("found classes"));
-        assert!(message(evaluate(Task::Rte, 1, &[0.0], &Labels::Value(vec![0.0]))).contains("found numbers"));
-        assert!(evaluate(Task::Classify, 0, &[], &Labels::Class(vec![])).is_err());
-    }
-
-    #[test]
     fn argmax_takes_the_first_and_skips_nan() {
         assert_eq!(argmax(&[1.0, 3.0, 3.0]), 1);
         assert_eq!(argmax(&[f32::NAN, -1.0, -2.0]), 1);
         assert_eq!(argmax(&[]), 0);
+    }
+
+    #[test]
+    fn probabilities_by_hand() {
+        assert_eq!(softmax(&[0.0, 3.0_f32.ln(), 0.0]), [0.2, 0.6, 0.2]);
+        assert_eq!(softmax(&[1e4, 1e4, -1e30]), [0.5, 0.5, 0.0]);
+        assert_eq!(softmax(&[-3.0]), [1.0]);
     }
 
     #[test]

@@ -21,7 +21,9 @@ use crate::optim::{Optimizer, Settings};
 use crate::plan::{self, Lengths, Plan, Shape, remembering_sites};
 use crate::ratios::{self, Ratios};
 use crate::recipe::{self, CacheIn, Method, PolicyName, Ratio, Recipe, SiteKeep};
+use crate::score::Scorer;
 use crate::tasks::Task;
+use crate::usage::Usage;
 
 /// A labelled development set.
 #[derive(Debug)]
@@ -49,6 +51,10 @@ pub struct Job {
     pub train: TokenisedSet,
     /// Development sets; the first decides which model is best.
     pub dev: Vec<DevSet>,
+    /// What evaluations measure.
+    pub scorer: Scorer,
+    /// What is written beside the model.
+    pub usage: Usage,
     /// The task in words, for a model that answers in text.
     pub answers: Option<Answers>,
     /// Draws batches.
@@ -82,7 +88,7 @@ pub fn batch_by(batch: recipe::Batch) -> BatchBy {
 }
 
 fn columns(data: &recipe::Data) -> Columns {
-    Columns { text: data.text.clone(), pair: data.pair.clone(), label: data.label.clone() }
+    Columns { text: data.text.clone(), pair: data.pair.clone(), label: data.label.clone(), known: None }
 }
 
 /// The model's configuration as the recipe changes it.
@@ -349,6 +355,8 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     warnings.extend(train.warning());
     let map = LabelMap::of(task, &train)?;
     set_labels(&mut config, &map);
+    let scorer = Scorer::new(task, map.names(), recipe.data.positive.as_deref(), "data.positive")?;
+    let usage = Usage::new(&recipe, &config, &scorer, train.columns.clone());
     if let Some(limit) = recipe.data.limit {
         train = train.subset(limit, recipe.seed)?;
     }
@@ -380,7 +388,23 @@ pub fn prepare(recipe: Recipe) -> Result<Job> {
     check_auto(&recipe, &sites)?;
     let auto = auto_sites(&recipe.keep, &sites);
     let resident = machine::resident();
-    Ok(Job { recipe, task, model_dir, config, train, dev, answers, sampler, policy, auto, warnings, sites, resident })
+    Ok(Job {
+        recipe,
+        task,
+        model_dir,
+        config,
+        train,
+        dev,
+        scorer,
+        usage,
+        answers,
+        sampler,
+        policy,
+        auto,
+        warnings,
+        sites,
+        resident,
+    })
 }
 
 impl Job {

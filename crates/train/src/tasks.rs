@@ -63,13 +63,14 @@ impl Task {
         }
     }
 
-    /// The metrics that are reported: GLUE's own for its tasks. `classify` reports F1 only with two labels.
+    /// The metrics that are reported: GLUE's own for its tasks. `classify` reports F1 with two labels, its mean over all with more.
     pub fn metrics(self, n_labels: usize) -> &'static [Metric] {
         match self {
             Task::Cola => &[Metric::Matthews],
             Task::Mrpc | Task::Qqp => &[Metric::Accuracy, Metric::F1],
             Task::Classify if n_labels == 2 => &[Metric::Accuracy, Metric::F1],
-            Task::Sst2 | Task::Mnli | Task::Qnli | Task::Rte | Task::Classify => &[Metric::Accuracy],
+            Task::Classify => &[Metric::Accuracy, Metric::MacroF1],
+            Task::Sst2 | Task::Mnli | Task::Qnli | Task::Rte => &[Metric::Accuracy],
             Task::Stsb | Task::Regress => &[Metric::Pearson, Metric::Spearman],
         }
     }
@@ -192,7 +193,7 @@ mod tests {
         assert_eq!(Task::Rte.metrics(2), [Metric::Accuracy]);
         assert_eq!(Task::Stsb.metrics(1), [Metric::Pearson, Metric::Spearman]);
         assert_eq!(Task::Classify.metrics(2), [Metric::Accuracy, Metric::F1]);
-        assert_eq!(Task::Classify.metrics(3), [Metric::Accuracy]);
+        assert_eq!(Task::Classify.metrics(3), [Metric::Accuracy, Metric::MacroF1]);
         assert_eq!(Task::Rte.labels().unwrap(), ["entailment", "not_entailment"]);
         assert_eq!(Task::Mnli.labels().unwrap(), ["entailment", "neutral", "contradiction"]);
         for task in Task::ALL {

@@ -127,7 +127,11 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
 fn best_metric(job: &Job) -> Result<Metric> {
     let main = job.task.main_metric();
     let Some(name) = &job.recipe.train.best_metric else { return Ok(main) };
-    let known: Vec<Metric> = job.task.metrics(job.config.num_labels()).iter().copied().chain([Metric::Loss]).collect();
+    let mut known = job.scorer.metrics().to_vec();
+    if !job.task.is_regression() && !known.contains(&Metric::MacroF1) {
+        known.push(Metric::MacroF1);
+    }
+    known.push(Metric::Loss);
     known.iter().find(|m| m.name() == name).copied().ok_or_else(|| {
         let names: Vec<_> = known.iter().map(|m| m.name()).collect();
         Error::usage(format!("train.best_metric: expected one of {}, found `{name}`", names.join(", ")))
@@ -281,7 +285,7 @@ impl Run {
         for dev in &self.job.dev {
             let done = |n| observer.evaluating(n, dev.labels.len());
             let evaluation =
-                evaluate(&self.engine, self.job.task, &dev.set, &dev.labels, self.job.answers.as_ref(), by, done)?;
+                evaluate(&self.engine, &self.job.scorer, &dev.set, &dev.labels, self.job.answers.as_ref(), by, done)?;
             if let Some(loss) = evaluation.get(Metric::Loss).filter(|loss| !loss.is_finite()) {
                 return Err(Error::new(format!("the loss of the development set is {loss}")));
             }
@@ -306,9 +310,11 @@ impl Run {
             self.save_model()?;
         }
         let loss = evaluation.get(Metric::Loss);
-        self.folder.log(&json!({
+        let mut line = json!({
             "kind": "eval", "step": self.state.step, "epoch": epoch, "loss": loss, "metrics": metrics,
-        }))?;
+        });
+        extend(&mut line, evaluation.by_class_in_short());
+        self.folder.log(&line)?;
         observer.evaluation(self.state.step, &evaluation, better);
         self.last = Some(evaluation);
         Ok(self.out_of_patience())
@@ -320,8 +326,9 @@ impl Run {
 
     fn save_model(&self) -> Result<()> {
         let (model, dir, tokenizer) = (&self.engine.model, self.folder.model(), &self.job.model_dir);
+        let usage = Some(self.job.usage.to_json());
         match lora_config(&self.job.recipe, &self.job.config) {
-            None => save_model_folder(&dir, &model.config, &model.registry.saved(|_| true), tokenizer),
+            None => save_model_folder(&dir, &model.config, &model.registry.saved(|_| true), tokenizer, usage),
             Some(settings) => {
                 // a folder's name means the same wherever the adapter is used from; a hub id does anyway
                 let base = match Path::new(&self.job.recipe.model.path).canonicalize() {
@@ -330,7 +337,7 @@ impl Run {
                 };
                 let tensors = lora::saved(&model.registry, &settings);
                 let settings = lora::to_json(&settings, model, &base);
-                save_adapter_folder(&dir, &model.config, settings, &tensors, tokenizer)
+                save_adapter_folder(&dir, settings, &tensors, tokenizer, usage)
             }
         }
     }
@@ -362,7 +369,7 @@ impl Run {
         let name = self.folder.path().file_name().map(|n| n.to_string_lossy().into_owned());
         let sites = plan::sites(&self.engine.policy, &self.job.auto, &self.engine.model.sites(), &self.state.ledger);
         let policy: Vec<_> = sites.iter().map(|s| json!({"site": s.name, "keep": s.policy})).collect();
-        json!({
+        let mut summary = json!({
             "name": name,
             "task": self.job.task.name(),
             "metric": self.metric.name(),
@@ -393,6 +400,15 @@ impl Run {
             "precision": self.job.recipe.train.precision,
             "threads": rayon::current_num_threads(),
             "version": env!("CARGO_PKG_VERSION"),
-        })
+        });
+        extend(&mut summary, self.last.iter().flat_map(Evaluation::by_class_in_short));
+        summary
+    }
+}
+
+/// Adds fields to a JSON object.
+fn extend(object: &mut Value, fields: impl IntoIterator<Item = (String, Value)>) {
+    if let Value::Object(object) = object {
+        object.extend(fields);
     }
 }

@@ -251,7 +251,7 @@ fn a_saved_model_is_read_back_to_the_bit() {
         let golden = Golden::open(case);
         let before = golden.engine(DType::F32, ADAMW);
         let dir = runs.path().join(case);
-        save_model_folder(&dir, &before.model.config, &before.model.registry.saved(|_| true), tokenizer.path())
+        save_model_folder(&dir, &before.model.config, &before.model.registry.saved(|_| true), tokenizer.path(), None)
             .unwrap();
         let after = engine(&dir, &Config::open(&dir).unwrap(), DType::F32, ADAMW);
         assert_eq!(weights(&before), weights(&after), "{case}");
@@ -296,7 +296,7 @@ fn a_missing_head_is_initialised_named_and_saved() {
 
     let runs = tempfile::tempdir().unwrap();
     let dir = runs.path().join("model");
-    save_model_folder(&dir, &before.model.config, &before.model.registry.saved(|_| true), bare.path()).unwrap();
+    save_model_folder(&dir, &before.model.config, &before.model.registry.saved(|_| true), bare.path(), None).unwrap();
     let after = engine(&dir, &Config::open(&dir).unwrap(), DType::F32, ADAMW);
     let batch = golden.all().batch;
     assert_eq!(before.logits(&batch).unwrap(), after.logits(&batch).unwrap());
@@ -308,7 +308,7 @@ fn adapted(case: &str, base: &str, dtype: DType) -> (Golden, PathBuf, Engine) {
     let dir = golden.dir.with_file_name(format!("lora-{case}"));
     let folder = with_tokenizer(&golden.dir);
     let base = folder.path().display().to_string();
-    let loaded = load::adapted(&dir, Some(&base), &Device::cpu(), dtype).unwrap();
+    let loaded = load::adapted(&dir, Some(&base), |_| {}, &Device::cpu(), dtype).unwrap();
     assert!(loaded.initialised.is_empty(), "{:?}", loaded.initialised);
     let mut model = loaded.model;
     let learned = |key: &str| lora::is_adapter_key(key) || key.starts_with("classifier.");
@@ -364,8 +364,7 @@ fn adapters_are_saved_as_peft_saves_them() {
         let folder = with_tokenizer(&golden.dir);
         let name = folder.path().display().to_string();
         let json = lora::to_json(&settings, model, &name);
-        save_adapter_folder(&ours, &model.config, json, &lora::saved(&model.registry, &settings), folder.path())
-            .unwrap();
+        save_adapter_folder(&ours, json, &lora::saved(&model.registry, &settings), folder.path(), None).unwrap();
         let file = |dir: &Path| Weights::open_file(&dir.join(lora::ADAPTER_WEIGHTS_FILE)).unwrap();
         let (found, expected) = (file(&ours), file(&theirs));
         assert_eq!(found.shapes().collect::<Vec<_>>(), expected.shapes().collect::<Vec<_>>());
@@ -377,7 +376,7 @@ fn adapters_are_saved_as_peft_saves_them() {
         }
         let (again, base) = lora::read_config(&ours).unwrap();
         assert_eq!((again, base), (settings, Some(name)));
-        let back = load::adapted(&ours, None, &Device::cpu(), DType::F32).unwrap();
+        let back = load::adapted(&ours, None, |_| {}, &Device::cpu(), DType::F32).unwrap();
         let (_, _, other) = adapted(case, tiny, DType::F32);
         let back = Engine { model: back.model, ..other };
         let batch = golden.all().batch;

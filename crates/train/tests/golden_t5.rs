@@ -149,7 +149,7 @@ fn a_saved_model_is_read_back_to_the_bit() {
         let dir = runs.path().join(case);
         let tensors = before.model.registry.saved(|_| true);
         let mut names: Vec<_> = tensors.iter().map(|t| t.name.clone()).collect();
-        save_model_folder(&dir, &before.model.config, &tensors, tokenizer.path()).unwrap();
+        save_model_folder(&dir, &before.model.config, &tensors, tokenizer.path(), None).unwrap();
         let theirs = Weights::open(&golden.dir).unwrap();
         let mut keys: Vec<_> = theirs.names().map(str::to_owned).collect();
         names.sort();
@@ -173,7 +173,7 @@ fn adapters_are_those_of_peft() {
     let of = |key: &str| numbers(&expected, key);
     let base = folder.path().display().to_string();
     for (dtype, limit) in [(DType::F64, REFERENCE), (DType::F32, 1e-4)] {
-        let loaded = load::adapted(&dir, Some(&base), &Device::cpu(), dtype).unwrap();
+        let loaded = load::adapted(&dir, Some(&base), |_| {}, &Device::cpu(), dtype).unwrap();
         assert!(loaded.initialised.is_empty(), "{:?}", loaded.initialised);
         let mut model = loaded.model;
         model.registry.freeze(|key| !lora::is_adapter_key(key)).unwrap();
@@ -189,7 +189,7 @@ fn adapters_are_those_of_peft() {
         assert_eq!(learned, 2 * (2 * 6 + 4));
     }
     let (settings, _) = lora::read_config(&dir).unwrap();
-    let model = load::adapted(&dir, Some(&base), &Device::cpu(), DType::F32).unwrap().model;
+    let model = load::adapted(&dir, Some(&base), |_| {}, &Device::cpu(), DType::F32).unwrap().model;
     let ours = folder.path().join("ours.safetensors");
     write(&ours, &lora::saved(&model.registry, &settings), &[]).unwrap();
     let (ours, theirs) =

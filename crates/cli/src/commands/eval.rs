@@ -3,62 +3,37 @@
 use std::path::PathBuf;
 
 use colrow_tensor::{Error, Result};
-use colrow_train::data::{self, BatchBy, Columns, Split};
-use colrow_train::evaluate::evaluate;
-use colrow_train::tasks::Task;
-use serde_json::{Value, json};
+use colrow_train::data::{self, Split};
+use colrow_train::evaluate::{Evaluation, evaluate};
+use colrow_train::metrics::Metric;
+use colrow_train::score::{Class, Scorer};
+use serde_json::json;
 
-use super::{ModelArgs, predictor};
-use crate::output::{print, print_json};
+use super::ModelArgs;
+use crate::output::{self, print, print_json};
+use crate::predictor::{Predictor, UseArgs};
 
 /// Evaluate a fine-tuned model on labelled data.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Task: cola, sst2, mrpc, qqp, mnli, qnli, rte, stsb, classify or regress.
-    #[arg(long, default_value = "classify")]
-    task: String,
     /// File (CSV, TSV, JSON lines, Parquet) or folder in GLUE's layout, of which the development set is used.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     #[command(flatten)]
-    columns: ColumnArgs,
-    /// Truncate sequences to this many tokens [default: the model's longest].
-    #[arg(long, value_name = "N")]
-    max_length: Option<usize>,
-    /// Tokens in a batch.
-    #[arg(long, value_name = "N", default_value_t = 4096)]
-    batch_tokens: usize,
+    usage: UseArgs,
+    /// The label that F1 is of [default: the training's, else the second of two].
+    #[arg(long, value_name = "LABEL")]
+    positive: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Column names, where the usual ones do not fit.
-#[derive(clap::Args)]
-pub(crate) struct ColumnArgs {
-    /// Column of the text.
-    #[arg(long, value_name = "COLUMN")]
-    text: Option<String>,
-    /// Column of the second text.
-    #[arg(long, value_name = "COLUMN")]
-    pair: Option<String>,
-    /// Column of the label.
-    #[arg(long, value_name = "COLUMN")]
-    label: Option<String>,
-}
-
-impl ColumnArgs {
-    pub(crate) fn columns(&self) -> Columns {
-        Columns { text: self.text.clone(), pair: self.pair.clone(), label: self.label.clone() }
-    }
-}
-
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let task: Task = args.task.parse()?;
-    let predictor = predictor(&args.model)?;
-    let engine = &predictor.engine;
+    let predictor = Predictor::new(&args.model, &args.usage)?;
+    let (engine, task, map) = (&predictor.engine, predictor.task, &predictor.map);
     let config = &engine.model.config;
     if !config.is_text_to_text() && task.is_regression() != (config.num_labels() == 1) {
         return Err(Error::usage(format!(
@@ -68,20 +43,82 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ))
         .at(predictor.dir.display()));
     }
-    let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, true)?;
-    let (map, answers) = predictor.labels(task);
+    let examples = data::read(&args.data, task, &predictor.columns, Split::Dev, true)?;
     let labels = map.resolve(&examples)?;
-    let set = predictor.tokens(&examples, answers.as_ref().map(|a| (a, Some(&labels))), args.max_length)?;
-    let by = BatchBy::Tokens(args.batch_tokens.max(set.lengths().into_iter().max().unwrap_or(1) as usize));
-    let evaluation = evaluate(engine, task, &set, &labels, answers.as_ref(), by, |_| {})?;
-    let mut result = evaluation.to_json("");
-    result.insert("examples".into(), json!(evaluation.examples));
+    let scorer = Scorer::new(task, map.names(), predictor.positive(args.positive.as_deref()), "--positive")?;
+    let set = predictor.tokens(&examples, Some(&labels))?;
+    let by = predictor.batches(&set);
+    let evaluation = evaluate(engine, &scorer, &set, &labels, predictor.answers.as_ref(), by, |_| {})?;
+    if let Some(warning) = evaluation.warning() {
+        output::warn(&warning);
+    }
     if args.json {
+        let mut result = evaluation.to_json("");
+        result.extend(evaluation.by_class());
+        result.insert("examples".into(), json!(evaluation.examples));
         return print_json(&result);
     }
-    let line = |(name, value): (&String, &Value)| match value.as_f64().filter(|_| value.is_f64()) {
-        Some(x) => format!("{name:<10} {x:.4}"),
-        None => format!("{name:<10} {value}"),
+    print(&text(&evaluation))
+}
+
+fn text(evaluation: &Evaluation) -> String {
+    let line = |name: &str, value: f64, note: &str| format!("{name:<10} {value:.4}{note}");
+    let of = evaluation.positive.as_ref().map(|name| format!("  of {name:?}")).unwrap_or_default();
+    let mut lines: Vec<String> = evaluation
+        .metrics
+        .iter()
+        .map(|&(metric, value)| line(metric.name(), value, if metric == Metric::F1 { &of } else { "" }))
+        .collect();
+    if let Some(classes) = &evaluation.classes {
+        if evaluation.metrics.iter().all(|&(metric, _)| metric != Metric::MacroF1) {
+            lines.push(line(Metric::MacroF1.name(), classes.macro_f1, ""));
+        }
+        lines.push(format!("{:<10} {}\n", "examples", evaluation.examples));
+        match &classes.confusion {
+            Some(confusion) => {
+                lines.extend([by_class(&classes.classes), String::new(), table(&classes.classes, confusion)])
+            }
+            None => lines.push(format!("{} classes: --json tells how each fares", classes.classes.len())),
+        }
+    } else {
+        lines.push(format!("{:<10} {}", "examples", evaluation.examples));
+    }
+    lines.join("\n").trim_end().to_owned()
+}
+
+/// Width of a column of names, and a name in it.
+fn names(classes: &[Class]) -> (usize, impl Fn(&str) -> String) {
+    const MOST: usize = 24;
+    let short = |name: &str| match name.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     };
-    print(&result.iter().map(line).collect::<Vec<_>>().join("\n"))
+    let width = classes.iter().map(|c| short(&c.name).chars().count()).max().unwrap_or(0);
+    (width.max("predicted".len()), short)
+}
+
+fn by_class(classes: &[Class]) -> String {
+    let (width, short) = names(classes);
+    let head = format!("{:<width$}  precision  recall      f1  support", "class");
+    let row = |c: &Class| {
+        format!("{:<width$}  {:>9.4}  {:>6.4}  {:>6.4}  {:>7}", short(&c.name), c.precision, c.recall, c.f1, c.support)
+    };
+    std::iter::once(head).chain(classes.iter().map(row)).collect::<Vec<_>>().join("\n")
+}
+
+/// The confusion matrix, its columns numbered as the rows are.
+fn table(classes: &[Class], confusion: &[Vec<u64>]) -> String {
+    let (width, short) = names(classes);
+    let cell = confusion.iter().flatten().max().map_or(1, |n| n.to_string().len()).max(2) + 1;
+    let head = |j: usize| if j < classes.len() { format!("{:>cell$}", j + 1) } else { format!("{:>cell$}", "–") };
+    let columns: String = (0..confusion.first().map_or(0, Vec::len)).map(head).collect();
+    let mut lines = vec![format!("{:>4}{:<width$} {columns}", "", "predicted")];
+    lines.extend(classes.iter().zip(confusion).enumerate().map(|(i, (class, counts))| {
+        let counts: String = counts.iter().map(|n| format!("{n:>cell$}")).collect();
+        format!("{:>3} {:<width$} {counts}", i + 1, short(&class.name))
+    }));
+    if confusion.iter().any(|counts| counts.len() > classes.len()) {
+        lines.push("–: the answer is no label".into());
+    }
+    lines.join("\n")
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use colrow_models::lora::{self, ADAPTER_CONFIG_FILE};
 use colrow_models::save::save_model_folder;
 use colrow_tensor::{Error, Result};
+use colrow_train::recipe::Precision;
 
-use super::ModelArgs;
+use super::{ModelArgs, Used};
 use crate::output::print;
 
 /// Merge an adapter into its base model's weights, and write the model that results.
@@ -20,7 +21,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (dir, loaded) = args.model.load()?;
+    let Used { dir, usage, loaded } = args.model.load(Some(Precision::F32))?;
     if !dir.join(ADAPTER_CONFIG_FILE).exists() {
         return Err(
             Error::usage(format!("--model: expected an adapter, found no {ADAPTER_CONFIG_FILE}")).at(dir.display())
@@ -28,6 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut model = loaded.model;
     lora::merge(&mut model);
-    save_model_folder(&args.out, &model.config, &model.registry.saved(|_| true), &loaded.tokenizer_dir)?;
+    let usage = usage.map(|usage| usage.to_json());
+    save_model_folder(&args.out, &model.config, &model.registry.saved(|_| true), &loaded.tokenizer_dir, usage)?;
     print(&format!("the model is in {}", args.out.display()))
 }

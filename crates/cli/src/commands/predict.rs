@@ -1,86 +1,212 @@
-//! `colrow predict`: one JSON line an example.
+//! `colrow predict`: labels or numbers of texts, a line an example.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use colrow_models::atomic::write_file_atomic;
 use colrow_tensor::{Error, Result};
-use colrow_train::data::{self, BatchBy, Split};
-use colrow_train::evaluate;
-use colrow_train::metrics::argmax;
-use colrow_train::tasks::Task;
+use colrow_train::data::{self, Answers, Example, Split};
+use colrow_train::evaluate::{Outputs, outputs};
+use colrow_train::metrics::{argmax, softmax};
 use serde::Serialize;
 
-use super::eval::ColumnArgs;
-use super::{ModelArgs, predictor};
+use super::ModelArgs;
 use crate::output::write_out;
+use crate::predictor::{Predictor, UseArgs};
 
-/// Predict labels (or numbers) of texts, one JSON line an example.
+/// Predict labels (or numbers) of texts, a line an example.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// File (CSV, TSV, JSON lines, Parquet) or folder in GLUE's layout; labels are not needed.
+    /// File (CSV, TSV, JSON lines, Parquet, lines of a .txt) or folder in GLUE's layout, or - for lines on standard input; labels are not
+    /// needed.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Where to write [default: standard output].
+    /// Where to write: .csv and .tsv as a table, all else as JSON lines [default: JSON lines on standard output].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write the texts too.
+    #[arg(long)]
+    with_text: bool,
     #[command(flatten)]
-    columns: ColumnArgs,
-    /// The task whose usual columns the file has.
-    #[arg(long, default_value = "classify")]
-    task: String,
-    /// Truncate sequences to this many tokens [default: the model's longest].
-    #[arg(long, value_name = "N")]
-    max_length: Option<usize>,
+    usage: UseArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let predictor = Predictor::new(&args.model, &args.usage)?;
+    let examples = data::read(&args.data, predictor.task, &predictor.columns, Split::Dev, false)?;
+    let set = predictor.tokens(&examples, None)?;
+    let by = predictor.batches(&set);
+    let names = &predictor.engine.model.config.labels;
+    let answers = predictor.answers.as_ref();
+    let mut failure = None;
+    let mut write = |format: Format, out: &mut dyn Write| -> io::Result<()> {
+        let mut lines = Lines { format, names, with_text: args.with_text, in_text: answers.is_some(), out };
+        let mut rows = examples.rows.iter().enumerate();
+        lines.head()?;
+        let mut written = Ok(());
+        let ran = outputs(&predictor.engine, answers, &set, by, |batch| {
+            written = lines.batch(&batch, answers, &mut rows);
+            written.as_ref().map_or_else(|e| Err(Error::new(e.to_string())), |()| Ok(()))
+        });
+        written?;
+        ran.map_err(|e| {
+            failure = Some(e);
+            io::ErrorKind::Other.into()
+        })
+    };
+    let result = match &args.out {
+        Some(path) => write_file_atomic(path, |file: &mut File| {
+            let mut out = BufWriter::new(file);
+            let written = write(Format::of(path), &mut out).and_then(|()| out.flush());
+            written.map_err(|e| Error::new(format!("cannot write the predictions: {e}")))
+        }),
+        None => write_out(|out| write(Format::Json, out)),
+    };
+    // one of the model's comes before what became of the output for it
+    failure.map_or(result, Err)
+}
+
+/// How lines are written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Format {
+    Json,
+    /// A header, then fields with this between them, quoted where they need it.
+    Table(char),
+}
+
+impl Format {
+    fn of(path: &Path) -> Self {
+        let is = |name: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(name));
+        match () {
+            () if is("csv") => Format::Table(','),
+            () if is("tsv") => Format::Table('\t'),
+            () => Format::Json,
+        }
+    }
 }
 
 #[derive(Serialize)]
 struct Line<'a> {
     index: usize,
     logits: &'a [f32],
-    label: &'a Label<'a>,
+    label: Label<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probabilities: Option<Vec<f32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_label: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pair: Option<&'a str>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Copy, Serialize)]
 #[serde(untagged)]
 enum Label<'a> {
     Name(&'a str),
     Value(f32),
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let task: Task = args.task.parse()?;
-    let predictor = predictor(&args.model)?;
-    let examples = data::read(&args.data, task, &args.columns.columns(), Split::Dev, false)?;
-    let (_, answers) = predictor.labels(task);
-    let set = predictor.tokens(&examples, answers.as_ref().map(|a| (a, None)), args.max_length)?;
-    let by = BatchBy::Tokens(set.lengths().into_iter().max().unwrap_or(1).max(4096) as usize);
-    let names = &predictor.engine.model.config.labels;
-    let (all, texts) = match &answers {
-        // an answer in text has no logits by label
-        Some(words) => (Vec::new(), evaluate::answers(&predictor.engine, words, &set, by, |_| {})?),
-        None => (evaluate::logits(&predictor.engine, &set, by, |_| {})?, Vec::new()),
-    };
-    let by_logits = all.chunks_exact(names.len()).map(|logits| match names.len() {
-        // a regression's prediction is its only output
-        1 => (logits, Label::Value(logits[0])),
-        _ => (logits, Label::Name(&names[argmax(logits) as usize])),
-    });
-    let by_text = texts.iter().map(|text| (&[][..], Label::Name(text)));
-    let predictions: Vec<_> = by_logits.chain(by_text).collect();
-    let lines = |out: &mut dyn Write| -> std::io::Result<()> {
-        for (index, (logits, label)) in predictions.iter().enumerate() {
-            serde_json::to_writer(&mut *out, &Line { index, logits, label })?;
-            writeln!(out)?;
+struct Lines<'a> {
+    format: Format,
+    names: &'a [String],
+    with_text: bool,
+    in_text: bool,
+    out: &'a mut dyn Write,
+}
+
+impl Lines<'_> {
+    fn head(&mut self) -> io::Result<()> {
+        let Format::Table(separator) = self.format else { return Ok(()) };
+        let mut fields = vec!["index".to_owned(), "label".into()];
+        match self.in_text {
+            true => fields.push("is_label".into()),
+            // a regression's only output is its label
+            false if self.names.len() > 1 => {
+                for what in ["probability", "logit"] {
+                    fields.extend(self.names.iter().map(|name| format!("{what}.{name}")));
+                }
+            }
+            false => {}
         }
-        out.flush()
-    };
-    let failed = |e: std::io::Error| Error::new(format!("cannot write the predictions: {e}"));
-    match &args.out {
-        Some(path) => write_file_atomic(path, |file: &mut File| lines(&mut BufWriter::new(file)).map_err(failed)),
-        None => write_out(lines),
+        if self.with_text {
+            fields.extend(["text".into(), "pair".into()]);
+        }
+        self.fields(separator, &fields)
+    }
+
+    /// Writes what the model makes of the next examples of `rows`.
+    fn batch<'e>(
+        &mut self,
+        outputs: &Outputs,
+        answers: Option<&Answers>,
+        rows: &mut impl Iterator<Item = (usize, &'e Example)>,
+    ) -> io::Result<()> {
+        match outputs {
+            Outputs::Logits(logits) => {
+                let (names, classes) = (self.names, self.names.len());
+                for (logits, (index, example)) in logits.chunks_exact(classes).zip(rows) {
+                    let (label, probabilities) = match classes {
+                        1 => (Label::Value(logits[0]), None),
+                        _ => (Label::Name(&names[argmax(logits) as usize]), Some(softmax(logits))),
+                    };
+                    self.line(index, example, logits, label, probabilities, None)?;
+                }
+            }
+            Outputs::Answers(texts) => {
+                for (text, (index, example)) in texts.iter().zip(rows) {
+                    let is_label = answers.map(|answers| answers.wording.is_label(text));
+                    self.line(index, example, &[], Label::Name(text), None, is_label)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn line(
+        &mut self,
+        index: usize,
+        example: &Example,
+        logits: &[f32],
+        label: Label<'_>,
+        probabilities: Option<Vec<f32>>,
+        is_label: Option<bool>,
+    ) -> io::Result<()> {
+        let (text, pair) = if self.with_text { (Some(&*example.text), example.pair.as_deref()) } else { (None, None) };
+        let line = Line { index, logits, label, probabilities, is_label, text, pair };
+        let Format::Table(separator) = self.format else {
+            serde_json::to_writer(&mut *self.out, &line)?;
+            return writeln!(self.out);
+        };
+        let label = match label {
+            Label::Name(name) => name.to_owned(),
+            Label::Value(value) => value.to_string(),
+        };
+        let mut fields = vec![index.to_string(), label];
+        fields.extend(is_label.map(|is| is.to_string()));
+        if let Some(probabilities) = &line.probabilities {
+            fields.extend(probabilities.iter().chain(logits).map(f32::to_string));
+        }
+        if self.with_text {
+            fields.extend([text.unwrap_or_default().to_owned(), pair.unwrap_or_default().to_owned()]);
+        }
+        self.fields(separator, &fields)
+    }
+
+    fn fields(&mut self, separator: char, fields: &[String]) -> io::Result<()> {
+        for (i, field) in fields.iter().enumerate() {
+            if i > 0 {
+                write!(self.out, "{separator}")?;
+            }
+            if field.contains(['"', '\n', '\r', separator]) {
+                write!(self.out, "\"{}\"", field.replace('"', "\"\""))?;
+            } else {
+                self.out.write_all(field.as_bytes())?;
+            }
+        }
+        writeln!(self.out)
     }
 }

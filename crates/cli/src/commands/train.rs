@@ -71,8 +71,12 @@ fn text(summary: &Value, output: &Path) -> String {
     let number = |key: &str| summary[key].as_f64().unwrap_or(f64::NAN);
     let size = |key: &str| units::bytes(summary[key].as_u64().unwrap_or(0));
     let metric = summary["metric"].as_str().unwrap_or("metric");
+    let of = match summary["positive"].as_str() {
+        Some(name) if metric == "f1" => format!(" of {name:?}"),
+        _ => String::new(),
+    };
     let best = match (summary["best"]["value"].as_f64(), summary["best"]["step"].as_u64()) {
-        (Some(value), Some(step)) => format!("{metric} {value:.4} at step {step}"),
+        (Some(value), Some(step)) => format!("{metric}{of} {value:.4} at step {step}"),
         _ => "no evaluation".into(),
     };
     format!(

@@ -108,7 +108,8 @@ impl Place {
         model.init(7);
         let source = tempfile::tempdir().unwrap();
         fs::write(source.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        save_model_folder(&self.path(name), &model.config, &model.registry.saved(|_| true), source.path()).unwrap();
+        save_model_folder(&self.path(name), &model.config, &model.registry.saved(|_| true), source.path(), None)
+            .unwrap();
     }
 
     /// The program in this folder, with no network.

@@ -1,6 +1,6 @@
 //! Which columns of a table hold the text, its pair and the label.
 
-use super::{Example, Examples, Request, glue};
+use super::{Example, Examples, Names, Request, glue};
 use colrow_tensor::{Error, Result};
 
 /// Positions of the columns that are read.
@@ -9,6 +9,14 @@ pub(crate) struct Pick {
     pub(crate) text: usize,
     pub(crate) pair: Option<usize>,
     pub(crate) label: Option<usize>,
+}
+
+impl Pick {
+    /// The names of these positions.
+    pub(crate) fn names(self, found: &[&str]) -> Names {
+        let name = |i: usize| found[i].to_owned();
+        Names { text: name(self.text), pair: self.pair.map(name), label: self.label.map(name) }
+    }
 }
 
 /// Finds the columns by the names that `want` gives, or by the usual ones.
@@ -22,7 +30,12 @@ pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
     };
 
     let columns = want.columns;
-    let layouts = glue::layouts(want.task);
+    let known = columns.known.as_ref();
+    let layouts: Vec<(&str, Option<&str>)> = known
+        .map(|names| (names.text.as_str(), names.pair.as_deref()))
+        .into_iter()
+        .chain(glue::layouts(want.task).iter().copied())
+        .collect();
     let pair = columns.pair.as_ref().map(|name| given(name, "data.pair")).transpose()?;
     let usual = || match pair {
         Some(_) => layouts.iter().find_map(|(text, _)| position(text).filter(|&i| Some(i) != pair)).map(|i| (i, pair)),
@@ -34,8 +47,9 @@ pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
     let (text, pair) = match &columns.text {
         Some(name) => (given(name, "data.text")?, pair),
         None => usual().ok_or_else(|| {
-            let names =
-                |(text, pair): &glue::Layout| pair.map_or(text.to_string(), |pair| format!("{text} and {pair}"));
+            let names = |(text, pair): &(&str, Option<&str>)| {
+                pair.map_or(text.to_string(), |pair| format!("{text} and {pair}"))
+            };
             let expected: Vec<String> = layouts.iter().map(names).collect();
             let what = format!("expected the columns {} for task {}, ", expected.join(", or "), want.task);
             Error::new(what + &listed()).hint(hint)
@@ -49,7 +63,10 @@ pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
     let label = match &columns.label {
         Some(name) if want.labels_required => Some(given(name, "data.label")?),
         Some(name) => position(name),
-        None => glue::label_names(want.task).iter().find_map(|name| position(name)),
+        None => {
+            let known = known.and_then(|names| names.label.as_deref());
+            known.iter().chain(glue::label_names(want.task)).find_map(|name| position(name))
+        }
     };
     if want.labels_required && label.is_none() {
         let expected = glue::label_names(want.task).join(" or ");
@@ -85,7 +102,7 @@ mod tests {
 
     fn find(found: &[&str], task: Task, given: [&str; 3], labels_required: bool) -> Result<(usize, usize, usize)> {
         let name = |i: usize| (!given[i].is_empty()).then(|| given[i].to_owned());
-        let columns = Columns { text: name(0), pair: name(1), label: name(2) };
+        let columns = Columns { text: name(0), pair: name(1), label: name(2), known: None };
         let Pick { text, pair, label } = pick(found, &Request { task, columns: &columns, labels_required })?;
         Ok((text, pair.unwrap_or(9), label.unwrap_or(9)))
     }
@@ -113,6 +130,24 @@ mod tests {
         assert_eq!(find(&found, Task::Classify, ["", "b", ""], true).unwrap(), (3, 1, 4));
         assert_eq!(find(&["text", "pair", "label"], Task::Classify, ["text", "", ""], true).unwrap(), (0, 9, 2));
         assert_eq!(find(&found, Task::Classify, ["", "", "absent"], false).unwrap(), (3, 9, 9));
+    }
+
+    #[test]
+    fn known_names_come_before_the_usual_ones() {
+        let known = Names { text: "review".into(), pair: None, label: Some("mood".into()) };
+        let columns = Columns { known: Some(known.clone()), ..Columns::default() };
+        let want = Request { task: Task::Classify, columns: &columns, labels_required: true };
+        let found = ["text", "label", "review", "mood"];
+        assert_eq!(pick(&found, &want).unwrap().names(&found), known);
+        let found = ["text", "label"];
+        let usual = Names { text: "text".into(), pair: None, label: Some("label".into()) };
+        assert_eq!(pick(&found, &want).unwrap().names(&found), usual);
+        let given = Columns { text: Some("text".into()), ..columns.clone() };
+        let found = ["text", "review", "mood"];
+        let picked = pick(&found, &Request { columns: &given, ..want }).unwrap().names(&found);
+        assert_eq!(picked, Names { text: "text".into(), ..known });
+        let error = pick(&["a", "b"], &want).unwrap_err().to_string();
+        assert!(error.contains("expected the columns review, or sentence1 and sentence2"), "{error}");
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examp
     if let Some(ids) = dev_ids(folder) {
         let lines = fs::read_to_string(&ids).map_err(|e| Error::from(e).at(ids.display()))?;
         let dev: HashSet<(&str, &str)> = lines.lines().filter_map(|line| line.trim().split_once('\t')).collect();
-        let columns = super::Columns { text: Some("#1 ID".into()), pair: Some("#2 ID".into()), label: None };
+        let columns = super::Columns { text: Some("#1 ID".into()), pair: Some("#2 ID".into()), ..Default::default() };
         let want = Request { task: want.task, columns: &columns, labels_required: false };
         let keys = table::tsv(open()?, &want).map_err(|e| e.at(path.display()))?;
         let in_dev = |key: &Example| dev.contains(&(&*key.text, key.pair.as_deref().unwrap_or_default()));

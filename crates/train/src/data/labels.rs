@@ -179,7 +179,7 @@ mod tests {
             label: (!label.is_empty()).then(|| label.to_string()),
             line: i as u64 + 2,
         };
-        Examples { rows: labels.iter().enumerate().map(row).collect(), source: "a.csv".into(), skipped: 0 }
+        Examples { rows: labels.iter().enumerate().map(row).collect(), source: "a.csv".into(), ..Examples::default() }
     }
 
     fn classes(task: Task, train: &[&str], labels: &[&str]) -> Result<Labels> {

@@ -45,6 +45,22 @@ pub struct Examples {
     pub source: PathBuf,
     /// Lines left out because they have too few or too many fields; only `qqp`, whose published file has some.
     pub skipped: u64,
+    /// The columns that were read, if the file has columns.
+    pub columns: Option<Names>,
+}
+
+/// Names of the columns that are read of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Names {
+    /// Column of the text, or of the first of a pair.
+    pub text: String,
+    /// Column of the second text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pair: Option<String>,
+    /// Column of the label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
 }
 
 impl Examples {
@@ -65,8 +81,7 @@ impl Examples {
 }
 
 /// Column names that the recipe gives (`data.text`, `data.pair`, `data.label`); the usual names are found without.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
     /// Column of the text. If it is given, a pair is read only if `pair` is given too.
     pub text: Option<String>,
@@ -74,6 +89,8 @@ pub struct Columns {
     pub pair: Option<String>,
     /// Column of the label.
     pub label: Option<String>,
+    /// Names that are looked for before the usual ones: those of the data that a model was trained on.
+    pub known: Option<Names>,
 }
 
 /// Which of a folder's files to read.

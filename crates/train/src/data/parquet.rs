@@ -26,7 +26,8 @@ fn read<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> 
     let builder = ParquetRecordBatchReaderBuilder::try_new(input).map_err(damaged)?;
     let schema = builder.schema().clone();
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    let Pick { text, pair, label } = pick(&names, want)?;
+    let picked = pick(&names, want)?;
+    let Pick { text, pair, label } = picked;
     for column in [Some(text), pair].into_iter().flatten() {
         expect(names[column], schema.field(column).data_type(), "strings", is_string)?;
     }
@@ -39,7 +40,7 @@ fn read<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> 
     kept.sort_unstable();
     kept.dedup();
     let mask = ProjectionMask::roots(builder.parquet_schema(), kept.iter().copied());
-    let mut examples = Examples::default();
+    let mut examples = Examples { columns: Some(picked.names(&names)), ..Examples::default() };
     let mut row = 0;
     for batch in builder.with_projection(mask).with_batch_size(1024).build().map_err(damaged)? {
         let batch = batch.map_err(|e| damaged(e).at(format_args!("row {}", row + 1)))?;
@@ -112,7 +113,7 @@ mod tests {
     use std::fs::{self, File};
     use std::sync::Arc;
 
-    const COLUMNS: Columns = Columns { text: None, pair: None, label: None };
+    const COLUMNS: Columns = Columns { text: None, pair: None, label: None, known: None };
 
     fn write(columns: Vec<(&str, ArrayRef)>) -> (tempfile::TempDir, std::path::PathBuf) {
         let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true))).unwrap();

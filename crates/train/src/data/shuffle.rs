@@ -76,7 +76,8 @@ impl Examples {
         for &i in &permutation(n, seed, purpose)[..count] {
             chosen[i as usize] = true;
         }
-        let part = |rows| Examples { rows, source: self.source.clone(), skipped: self.skipped };
+        let part =
+            |rows| Examples { rows, source: self.source.clone(), skipped: self.skipped, columns: self.columns.clone() };
         let (yes, no): (Vec<_>, Vec<_>) = self.rows.into_iter().zip(chosen).partition(|(_, chosen)| *chosen);
         let rows = |pairs: Vec<(_, bool)>| pairs.into_iter().map(|(row, _)| row).collect();
         Ok((part(rows(yes)), part(rows(no))))

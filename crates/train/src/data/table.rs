@@ -1,7 +1,7 @@
 //! Readers of CSV, TSV and JSON lines: any bytes give examples or an error that names the line.
 
 use super::columns::{Pick, pick};
-use super::{Examples, Request, glue};
+use super::{Examples, Names, Request, glue};
 use crate::tasks::Task;
 use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value};
@@ -29,6 +29,7 @@ pub fn jsonl(input: impl BufRead, want: &Request) -> Result<Examples> {
                 .map_err(|e| e.at(format_args!("line {number}")))?;
         }
     }
+    examples.columns = keys;
     if examples.rows.is_empty() { Err(Error::new("empty file")) } else { Ok(examples) }
 }
 
@@ -41,9 +42,10 @@ fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examp
     let headerless = glue::headerless(want.task, &first).filter(|_| !records.quotes);
     let columns = headerless.map_or(first, <[_]>::to_vec);
     let expected = columns.len();
-    let Pick { text, pair, label } = pick(&columns, want).map_err(|e| e.at("line 1"))?;
+    let picked = pick(&columns, want).map_err(|e| e.at("line 1"))?;
+    let Pick { text, pair, label } = picked;
 
-    let mut examples = Examples::default();
+    let mut examples = Examples { columns: Some(picked.names(&columns)), ..Examples::default() };
     let mut more = headerless.is_some() || records.next(&mut record)?;
     while more {
         let found = record.ends.len();
@@ -204,15 +206,8 @@ fn unquote(line: &str, separator: char, mut state: State, record: &mut Record) -
     Ok(state)
 }
 
-/// The keys of an object that are read.
-struct Keys {
-    text: String,
-    pair: Option<String>,
-    label: Option<String>,
-}
-
 /// Text, pair and label of the object in `line`. `keys` are found in the first one.
-fn object(line: &str, keys: &mut Option<Keys>, want: &Request) -> Result<(String, Option<String>, Option<String>)> {
+fn object(line: &str, keys: &mut Option<Names>, want: &Request) -> Result<(String, Option<String>, Option<String>)> {
     let hint = "write one JSON object a line";
     let object = match serde_json::from_str(line) {
         Ok(Value::Object(object)) => object,
@@ -223,9 +218,7 @@ fn object(line: &str, keys: &mut Option<Keys>, want: &Request) -> Result<(String
         Some(keys) => keys,
         None => {
             let names: Vec<&str> = object.keys().map(String::as_str).collect();
-            let Pick { text, pair, label } = pick(&names, want)?;
-            let name = |i: usize| names[i].to_owned();
-            keys.insert(Keys { text: name(text), pair: pair.map(name), label: label.map(name) })
+            keys.insert(pick(&names, want)?.names(&names))
         }
     };
     let text = string(&object, &keys.text)?;
@@ -277,7 +270,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const COLUMNS: Columns = Columns { text: None, pair: None, label: None };
+    const COLUMNS: Columns = Columns { text: None, pair: None, label: None, known: None };
 
     fn request(task: Task) -> Request<'static> {
         Request { task, columns: &COLUMNS, labels_required: true }
@@ -388,7 +381,7 @@ mod tests {
         let file = b"question1\tquestion2\tis_duplicate\na\tb\nc\td\t1\ne\tf\t0\tg\n";
         let read = tsv(&file[..], &request(Task::Qqp)).unwrap();
         assert_eq!((read.rows.len(), read.rows[0].line, read.skipped), (1, 3, 2));
-        let columns = Columns { text: Some("question1".into()), pair: None, label: Some("is_duplicate".into()) };
+        let columns = Columns { text: Some("question1".into()), label: Some("is_duplicate".into()), ..COLUMNS };
         let other = Request { task: Task::Classify, columns: &columns, labels_required: true };
         assert!(message(tsv(&file[..], &other)).contains("expected 3 fields, found 2"));
     }

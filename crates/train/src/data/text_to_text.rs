@@ -62,6 +62,15 @@ impl Wording {
         }
     }
 
+    /// Whether an answer is that of a label, or a number where numbers are asked for.
+    pub fn is_label(&self, answer: &str) -> bool {
+        let answer = answer.trim();
+        match self.task.is_regression() {
+            true => answer.parse::<f64>().is_ok_and(f64::is_finite),
+            false => self.words.iter().any(|word| word == answer),
+        }
+    }
+
     /// What answers say. One that is no label's is a class of its own, after the others; one that is no number counts as −1, as in T5's
     /// evaluation.
     pub fn read(&self, answers: &[String]) -> Predictions {
@@ -188,5 +197,9 @@ mod tests {
     fn answers_that_are_no_label_are_a_class_of_their_own() {
         let answers: Vec<String> = ["positive", "negative ", "Positive", "good", ""].map(str::to_owned).to_vec();
         assert_eq!(wording(Task::Sst2).read(&answers), Predictions::Classes(vec![1, 0, 2, 2, 2]));
+        let labels: Vec<bool> = answers.iter().map(|answer| wording(Task::Sst2).is_label(answer)).collect();
+        assert_eq!(labels, [true, true, false, false, false]);
+        let numbers = ["2.4", " 3", "-1", "2,5", "nan"].map(|answer| wording(Task::Stsb).is_label(answer));
+        assert_eq!(numbers, [true, true, true, false, false]);
     }
 }

@@ -98,6 +98,9 @@ pub struct Data {
     /// Column with the label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// The label that F1 is of, for `classify`; without it the second of two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positive: Option<String>,
     /// Longer examples are cut to this many tokens, special tokens included; at least 1.
     pub max_length: usize,
     /// Most tokens of a target and of an answer, the one that ends it included; at least 2. For models that answer in text.
@@ -117,6 +120,7 @@ impl Default for Data {
             text: None,
             pair: None,
             label: None,
+            positive: None,
             max_length: 128,
             max_target_length: 32,
             limit: None,
@@ -464,6 +468,7 @@ mod tests {
         text = "t"
         pair = "p"
         label = "l"
+        positive = "yes"
         max_length = 64
         max_target_length = 8
         limit = 10

@@ -7,7 +7,7 @@ use colrow_tensor::Result;
 use globset::Glob;
 
 use super::document::{At, Document, Entries, Node, Problem, Value, report};
-use super::rules::{bytes, choice, every, flag, glob, nearest, number, ratio, text, whole_number, wrong};
+use super::rules::{bytes, choice, every, flag, glob, label, nearest, number, ratio, text, whole_number, wrong};
 use super::{Batch, Data, Keep, Lora, Model, Optim, Recipe, Site, Train};
 use crate::optim::Settings;
 
@@ -82,6 +82,7 @@ fn data(t: &mut Table<'_, '_>) -> Data {
         text: t.get("text", text),
         pair: t.get("pair", text),
         label: t.get("label", text),
+        positive: t.get("positive", label),
         max_length: t.get("max_length", whole_number(1)).unwrap_or(d.max_length),
         max_target_length: t.get("max_target_length", whole_number(2)).unwrap_or(d.max_target_length),
         limit: t.get("limit", whole_number(1)),

@@ -94,6 +94,14 @@ pub(super) fn text(node: &Node) -> Result<String, String> {
     }
 }
 
+/// A label's name, which may be a number.
+pub(super) fn label(node: &Node) -> Result<String, String> {
+    match &node.value {
+        Value::Whole { raw, .. } => Ok(raw.clone()),
+        _ => text(node),
+    }
+}
+
 /// A pattern over names.
 pub(super) fn glob(node: &Node) -> Result<String, String> {
     let glob = text(node)?;

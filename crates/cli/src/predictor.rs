@@ -1,0 +1,176 @@
+//! A fine-tuned model that only predicts: as its run was told, as far as its folder says so and no flag says otherwise.
+
+use std::path::PathBuf;
+
+use colrow_models::hub;
+use colrow_tensor::rng::Key;
+use colrow_tensor::{Error, Result};
+use colrow_train::data::{Answers, BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser};
+use colrow_train::engine::Engine;
+use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::recipe::{Choice, Optim, Precision, Recipe};
+use colrow_train::setup;
+use colrow_train::tasks::Task;
+use colrow_train::usage::Usage;
+
+use crate::commands::{ModelArgs, Used};
+use crate::output;
+
+/// How a model is used. What is left out is as its folder's colrow.json says.
+#[derive(clap::Args)]
+pub(crate) struct UseArgs {
+    /// Task: cola, sst2, mrpc, qqp, mnli, qnli, rte, stsb, classify or regress [default: the model's, else classify].
+    #[arg(long)]
+    task: Option<String>,
+    /// Column of the text [default: the training data's, else the task's usual].
+    #[arg(long, value_name = "COLUMN")]
+    text: Option<String>,
+    /// Column of the second text.
+    #[arg(long, value_name = "COLUMN")]
+    pair: Option<String>,
+    /// Column of the label.
+    #[arg(long, value_name = "COLUMN")]
+    label: Option<String>,
+    /// Truncate sequences to this many tokens [default: as in training, else the model's longest].
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
+    /// Most tokens of an answer in text [default: as in training, else 32].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    max_target_length: Option<u32>,
+    /// Tokens in a batch [default: the training's batches, else 4096].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    batch_tokens: Option<u32>,
+    /// What matrix products multiply: f32 or bf16 [default: as in training].
+    #[arg(long)]
+    precision: Option<String>,
+}
+
+/// A model, how it is used, and its tokenizer.
+pub(crate) struct Predictor {
+    pub(crate) engine: Engine,
+    /// The task.
+    pub(crate) task: Task,
+    /// The labels.
+    pub(crate) map: LabelMap,
+    /// How the model is asked and answers, if it does so in text.
+    pub(crate) answers: Option<Answers>,
+    /// The columns of its data.
+    pub(crate) columns: Columns,
+    /// The model's folder.
+    pub(crate) dir: PathBuf,
+    /// What the folder says of it.
+    pub(crate) usage: Option<Usage>,
+    tokeniser: Tokeniser,
+    max_length: usize,
+    batch_tokens: Option<u32>,
+}
+
+/// Longest sequence in tokens where a model has no limit, unless one is given.
+const LONGEST: usize = 512;
+
+/// Tokens of a batch where nothing is said of it.
+const BATCH_TOKENS: usize = 4096;
+
+impl Predictor {
+    /// Reads a fine-tuned model.
+    ///
+    /// # Errors
+    /// A folder that is not a model's, or whose classifier was never trained; flags that do not fit it.
+    pub(crate) fn new(model: &ModelArgs, args: &UseArgs) -> Result<Self> {
+        let task = args.task.as_ref().map(|task| task.parse::<Task>()).transpose()?;
+        let Used { dir, usage, loaded } = model.load(args.precision()?)?;
+        if !loaded.initialised.is_empty() {
+            return Err(Error::new(format!(
+                "expected a fine-tuned model, found one that was not trained to predict: it lacks {}",
+                loaded.initialised.join(", ")
+            ))
+            .at(dir.display())
+            .hint("fine-tune it first by colrow train; the run folder's model/ can predict"));
+        }
+        loaded.warnings.iter().for_each(|w| output::warn(w));
+        let mut model = loaded.model;
+        model.registry.freeze(|_| true)?;
+        let config = &model.config;
+        let told = |get: fn(&Usage) -> Option<usize>| usage.as_ref().and_then(get);
+        let task = task.or(usage.as_ref().map(|usage| usage.task)).unwrap_or(Task::Classify);
+        let map = match task.labels() {
+            _ if task.is_regression() => LabelMap::Value,
+            // a classifier's outputs are what its configuration says; text says itself what it means
+            Some(names) if config.is_text_to_text() => {
+                LabelMap::from_names(names.iter().map(|&name| name.to_owned()).collect())
+            }
+            _ => LabelMap::from_names(config.labels.clone()),
+        };
+        let max_length = args.max_length.or(told(|usage| Some(usage.max_length)));
+        let max_length = max_length.unwrap_or(config.longest().unwrap_or(LONGEST));
+        if let Some(longest) = config.longest().filter(|&longest| max_length > longest) {
+            return Err(Error::usage(format!(
+                "--max-length: expected at most {longest} (max_position_embeddings of the model), found {max_length}"
+            )));
+        }
+        let longest = args.max_target_length.map(|n| n as usize).or(told(|usage| usage.max_target_length));
+        let longest = longest.unwrap_or(Recipe::default().data.max_target_length);
+        let tokeniser = Tokeniser::load(&loaded.tokenizer_dir.join(hub::TOKENIZER_FILE))?;
+        let answers = setup::answers(config, task, &map, &tokeniser, longest);
+        // another task's columns are others
+        let known = usage.as_ref().filter(|usage| usage.task == task).and_then(|usage| usage.columns.clone());
+        let (text, pair, label) = (args.text.clone(), args.pair.clone(), args.label.clone());
+        let engine = Engine {
+            optimizer: Optimizer::new(Settings::from(&Optim::default()), &model.registry.params),
+            model,
+            policy: std::sync::Arc::default(),
+            norms: None,
+            ratios: None,
+            probe: None,
+            key: Key::new(0),
+            dropout: false,
+        };
+        let columns = Columns { text, pair, label, known };
+        let batch_tokens = args.batch_tokens;
+        Ok(Self { engine, task, map, answers, columns, dir, usage, tokeniser, max_length, batch_tokens })
+    }
+
+    /// Tokens of examples, with their labels if the model is to say how likely they are; says on standard error what was cut.
+    ///
+    /// # Errors
+    /// A length or a token that the model does not have.
+    pub(crate) fn tokens(&self, examples: &Examples, labels: Option<&Labels>) -> Result<TokenisedSet> {
+        let config = &self.engine.model.config;
+        let set = match &self.answers {
+            Some(answers) => answers.tokenise(examples, labels, self.max_length)?,
+            None => self.tokeniser.tokenise(&examples.rows, None, self.max_length)?,
+        };
+        set.check_vocab(config.vocab_size(), config.type_vocab_size()).map_err(|e| e.at(self.dir.display()))?;
+        if let Some(warning) = set.warning(self.max_length) {
+            output::warn(&warning);
+        }
+        Ok(set)
+    }
+
+    /// The label that F1 is of: the one `given`, else that of training, where the task lets it be chosen.
+    pub(crate) fn positive<'a>(&'a self, given: Option<&'a str>) -> Option<&'a str> {
+        let told = self.usage.as_ref().filter(|usage| usage.task == self.task && self.task == Task::Classify);
+        given.or(told.and_then(|usage| usage.positive.as_deref()))
+    }
+
+    /// How `set` is cut into batches: as in training, which decides the last bits of what the model computes.
+    pub(crate) fn batches(&self, set: &TokenisedSet) -> BatchBy {
+        let budget = match (self.batch_tokens, &self.usage) {
+            (Some(n), _) => n as usize,
+            (None, None) => BATCH_TOKENS,
+            (None, Some(usage)) => match setup::batch_by(usage.batch) {
+                BatchBy::Examples(n) => return BatchBy::Examples(n),
+                BatchBy::Tokens(n) => n,
+            },
+        };
+        BatchBy::Tokens(budget.max(set.lengths().into_iter().max().unwrap_or(1) as usize))
+    }
+}
+
+impl UseArgs {
+    fn precision(&self) -> Result<Option<Precision>> {
+        let Some(name) = &self.precision else { return Ok(None) };
+        let found = Precision::ALL.iter().find(|p| p.name() == name).copied();
+        found.map(Some).ok_or_else(|| Error::usage(format!("--precision: expected f32 or bf16, found {name:?}")))
+    }
+}

@@ -1,0 +1,401 @@
+//! Scoring a model's outputs against the labels, batch by batch: what is held grows with the examples and with the classes, not with their
+//! product.
+
+use crate::data::Labels;
+use crate::metrics::{Metric, Predictions, accuracy, argmax, cross_entropy, f1, matthews, pearson, ratio, spearman};
+use crate::tasks::{Task, unknown};
+use colrow_tensor::{Error, Result};
+use serde::Serialize;
+
+/// Most classes of which a confusion matrix is made; it has their square in entries.
+pub const MOST_CONFUSED: usize = 50;
+
+/// What is measured: a task's metrics over the classes of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scorer {
+    task: Task,
+    names: Vec<String>,
+    positive: Option<u32>,
+    metrics: Vec<Metric>,
+}
+
+impl Scorer {
+    /// For `task` with the classes `names`, none for regression. F1 is that of the class `positive`, which `key` gave; without it that of
+    /// the second of two.
+    ///
+    /// # Errors
+    /// A `positive` that is none of `names`, or that the task has no use for.
+    pub fn new(task: Task, names: &[String], positive: Option<&str>, key: &str) -> Result<Self> {
+        let mut metrics = task.metrics(names.len()).to_vec();
+        let positive = match positive {
+            None => (names.len() == 2).then_some(1),
+            Some(name) if task != Task::Classify => {
+                return Err(Error::usage(format!("{key}: task {task} has its own metrics, found {name:?}"))
+                    .hint("leave it out, or use the task classify"));
+            }
+            Some(name) => {
+                if !metrics.contains(&Metric::F1) {
+                    metrics.push(Metric::F1);
+                }
+                let known: Vec<&str> = names.iter().map(String::as_str).take(20).collect();
+                let index = names.iter().position(|n| n == name);
+                Some(index.ok_or_else(|| unknown("label", name, name, &known).at(key))? as u32)
+            }
+        };
+        Ok(Self { task, names: names.to_vec(), positive, metrics })
+    }
+
+    /// The task.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
+    /// Names of the classes; none for regression.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The metrics that are reported, without the loss.
+    pub fn metrics(&self) -> &[Metric] {
+        &self.metrics
+    }
+
+    /// The class that F1 is of, where F1 is reported.
+    pub fn positive(&self) -> Option<&str> {
+        let positive = self.positive.filter(|_| self.metrics.contains(&Metric::F1))?;
+        Some(&self.names[positive as usize])
+    }
+
+    /// The metrics of predictions. One that is undefined, such as a correlation with constant predictions, is 0.
+    ///
+    /// # Errors
+    /// Predictions and labels that do not fit each other.
+    pub fn score(&self, predictions: &Predictions, labels: &Labels) -> Result<Vec<(Metric, f64)>> {
+        let metrics = self.metrics.iter();
+        match (predictions, labels) {
+            (Predictions::Classes(predicted), Labels::Class(truth)) if predicted.len() == truth.len() => {
+                let value = |metric| match metric {
+                    Metric::Accuracy => Some(accuracy(predicted, truth)),
+                    Metric::F1 => self.positive.map(|positive| f1(predicted, truth, positive)),
+                    Metric::MacroF1 => Some(self.by_class(predicted, truth).macro_f1),
+                    // an answer that is no label is a class of its own
+                    Metric::Matthews => Some(matthews(predicted, truth, self.names.len() + 1)),
+                    Metric::Loss | Metric::Pearson | Metric::Spearman => None,
+                };
+                Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
+            }
+            (Predictions::Values(x), Labels::Value(truth)) if x.len() == truth.len() => {
+                let y: Vec<f64> = truth.iter().map(|&v| v.into()).collect();
+                let value = |metric| match metric {
+                    Metric::Pearson => Some(pearson(x, &y)),
+                    Metric::Spearman => Some(spearman(x, &y)),
+                    Metric::Loss | Metric::Accuracy | Metric::F1 | Metric::MacroF1 | Metric::Matthews => None,
+                };
+                Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
+            }
+            _ => Err(Error::new(format!("the predictions do not fit the labels of task {}", self.task))),
+        }
+    }
+
+    /// What the predictions say of each class; `None` for regression.
+    pub fn classes(&self, predictions: &Predictions, labels: &Labels) -> Option<Classes> {
+        match (predictions, labels) {
+            (Predictions::Classes(predicted), Labels::Class(truth)) => Some(self.by_class(predicted, truth)),
+            _ => None,
+        }
+    }
+
+    fn by_class(&self, predicted: &[u32], truth: &[u32]) -> Classes {
+        let n = self.names.len();
+        // answers that are no label come last
+        let count = |values: &mut dyn Iterator<Item = u32>| {
+            let mut counts = vec![0_u64; n + 1];
+            values.for_each(|v| counts[v as usize] += 1);
+            counts
+        };
+        let pairs = || predicted.iter().copied().zip(truth.iter().copied());
+        let right = count(&mut pairs().filter(|(p, t)| p == t).map(|(p, _)| p));
+        let found = count(&mut predicted.iter().copied());
+        let support = count(&mut truth.iter().copied());
+        let class = |i: usize| Class {
+            name: self.names[i].clone(),
+            precision: ratio(right[i] as f64, found[i] as f64),
+            recall: ratio(right[i] as f64, support[i] as f64),
+            f1: ratio(2.0 * right[i] as f64, (found[i] + support[i]) as f64),
+            support: support[i],
+        };
+        let classes: Vec<Class> = (0..n).map(class).collect();
+        let occurs = |i: &usize| found[*i] + support[*i] > 0;
+        let present: Vec<f64> = (0..n).filter(occurs).map(|i| classes[i].f1).collect();
+        let macro_f1 = ratio(present.iter().sum(), present.len() as f64);
+        let confusion = (n <= MOST_CONFUSED).then(|| {
+            let mut counts = vec![vec![0; n + usize::from(found[n] > 0)]; n];
+            pairs().for_each(|(p, t)| counts[t as usize][p as usize] += 1);
+            counts
+        });
+        let only = found.iter().position(|&c| c > 0 && c == truth.len() as u64);
+        Classes { macro_f1, classes, confusion, only: only.filter(|&i| i < n && truth.len() > 1) }
+    }
+}
+
+/// How the classes fare.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Classes {
+    /// Mean of F1 over the classes that a label or a prediction names, as in scikit-learn.
+    pub macro_f1: f64,
+    /// Each class, in the order of the labels.
+    pub classes: Vec<Class>,
+    /// Examples of class i (row) by the class j that was predicted (column); one more column where answers were no label. `None` beyond
+    /// [`MOST_CONFUSED`] classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confusion: Option<Vec<Vec<u64>>>,
+    /// The class that all of several predictions are.
+    #[serde(skip)]
+    pub only: Option<usize>,
+}
+
+/// How one class fares; what is undefined is 0.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Class {
+    /// Its name.
+    pub name: String,
+    /// Share of the predictions of this class that are right.
+    pub precision: f64,
+    /// Share of the examples of this class that are found.
+    pub recall: f64,
+    /// Harmonic mean of the two.
+    pub f1: f64,
+    /// Number of examples of this class.
+    pub support: u64,
+}
+
+/// Adds up what batches of logits say, in the order of the labels.
+#[derive(Debug)]
+pub struct Tally<'a> {
+    scorer: &'a Scorer,
+    labels: &'a Labels,
+    predictions: Predictions,
+    loss: f64,
+}
+
+impl<'a> Tally<'a> {
+    /// Nothing yet.
+    ///
+    /// # Errors
+    /// Labels of another kind than the task's, or that are no class of its.
+    pub fn new(scorer: &'a Scorer, labels: &'a Labels) -> Result<Self> {
+        let (task, n) = (scorer.task, scorer.names.len());
+        let predictions = match labels {
+            Labels::Class(truth) if !task.is_regression() => {
+                if let Some(label) = truth.iter().find(|&&label| label as usize >= n) {
+                    return Err(Error::new(format!("class {label} is not below the number of labels, {n}")));
+                }
+                Predictions::Classes(Vec::with_capacity(truth.len()))
+            }
+            Labels::Value(truth) if task.is_regression() => Predictions::Values(Vec::with_capacity(truth.len())),
+            Labels::Value(_) => {
+                return Err(Error::new(format!("task {task} needs labels that are classes, found numbers")));
+            }
+            _ => return Err(Error::new(format!("task {task} needs labels that are numbers, found classes"))),
+        };
+        Ok(Self { scorer, labels, predictions, loss: 0.0 })
+    }
+
+    /// Adds the logits of the next examples (examples × labels, row-major; one column for regression), and returns how many there are now.
+    ///
+    /// # Errors
+    /// Logits that are not whole rows, or more than there are labels.
+    pub fn add(&mut self, logits: &[f32]) -> Result<usize> {
+        let columns = if self.scorer.task.is_regression() { 1 } else { self.scorer.names.len() };
+        let (done, all) = (self.predictions.len(), self.labels.len());
+        if columns == 0 || !logits.len().is_multiple_of(columns) || logits.len() / columns > all - done {
+            return Err(Error::new(format!(
+                "expected at most {} logits ({} examples × {columns} labels), found {}",
+                (all - done) * columns,
+                all - done,
+                logits.len()
+            )));
+        }
+        match (&mut self.predictions, self.labels) {
+            (Predictions::Classes(predicted), Labels::Class(truth)) => {
+                for (row, &label) in logits.chunks_exact(columns).zip(&truth[done..]) {
+                    self.loss += cross_entropy(row, label);
+                    predicted.push(argmax(row));
+                }
+            }
+            (Predictions::Values(predicted), Labels::Value(truth)) => {
+                for (&x, &y) in logits.iter().zip(&truth[done..]) {
+                    self.loss += (f64::from(x) - f64::from(y)).powi(2);
+                    predicted.push(x.into());
+                }
+            }
+            _ => unreachable!("`new` makes predictions of the labels' kind"),
+        }
+        Ok(self.predictions.len())
+    }
+
+    /// The predictions, and their mean loss.
+    ///
+    /// # Errors
+    /// Fewer logits than labels.
+    pub fn finish(self) -> Result<(Predictions, f64)> {
+        let (done, all) = (self.predictions.len(), self.labels.len());
+        if done != all {
+            return Err(Error::new(format!("expected logits of {all} examples, found those of {done}")));
+        }
+        Ok((self.predictions, ratio(self.loss, all as f64)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(a: f64, b: f64) {
+        assert!((a - b).abs() < 1e-12, "{a} is not {b}");
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    fn scorer(task: Task, classes: &[&str]) -> Scorer {
+        Scorer::new(task, &names(classes), None, "data.positive").unwrap()
+    }
+
+    fn evaluate(scorer: &Scorer, logits: &[f32], labels: &Labels) -> Result<Vec<(Metric, f64)>> {
+        let mut tally = Tally::new(scorer, labels)?;
+        tally.add(logits)?;
+        let (predictions, loss) = tally.finish()?;
+        let mut metrics = scorer.score(&predictions, labels)?;
+        metrics.push((Metric::Loss, loss));
+        Ok(metrics)
+    }
+
+    #[test]
+    fn scores_logits() {
+        let labels = Labels::Class(vec![1, 0, 1]);
+        let got = evaluate(&scorer(Task::Mrpc, &["0", "1"]), &[0.0, 1.0, 0.0, 2.0, 3.0, 5.0], &labels).unwrap();
+        let loss = [(1.0 + (-1.0_f64).exp()).ln(), (1.0 + 2.0_f64.exp()).ln(), (1.0 + (-2.0_f64).exp()).ln()];
+        let want = [(Metric::Accuracy, 2.0 / 3.0), (Metric::F1, 0.8), (Metric::Loss, loss.iter().sum::<f64>() / 3.0)];
+        assert_eq!(got.len(), want.len());
+        for (got, want) in got.iter().zip(want) {
+            assert_eq!(got.0, want.0);
+            near(got.1, want.1);
+        }
+
+        let got = evaluate(&scorer(Task::Stsb, &[]), &[1.0, 2.0, 4.0], &Labels::Value(vec![1.0, 2.0, 3.0])).unwrap();
+        assert_eq!(got.iter().map(|v| v.0.name()).collect::<Vec<_>>(), ["pearson", "spearman", "loss"]);
+        near(got[0].1, 3.0 / (14.0_f64 / 3.0 * 2.0).sqrt());
+        near(got[1].1, 1.0);
+        near(got[2].1, 1.0 / 3.0);
+    }
+
+    /// However the rows are cut into batches, the same bits come out.
+    #[test]
+    fn batches_do_not_matter() {
+        let scorer = scorer(Task::Classify, &["a", "b", "c"]);
+        let logit = |i: u64| (16.0 * colrow_tensor::rng::Key::new(3).uniform(i) - 8.0) as f32;
+        let logits: Vec<f32> = (0..300).map(logit).collect();
+        let labels = Labels::Class((0..100).map(|i| i * i % 3).collect());
+        let whole = evaluate(&scorer, &logits, &labels).unwrap();
+        for size in [1, 7, 99] {
+            let mut tally = Tally::new(&scorer, &labels).unwrap();
+            for (i, batch) in logits.chunks(3 * size).enumerate() {
+                assert_eq!(tally.add(batch).unwrap(), ((i + 1) * size).min(100));
+            }
+            let (predictions, loss) = tally.finish().unwrap();
+            assert_eq!(scorer.score(&predictions, &labels).unwrap(), whole[..2]);
+            assert_eq!(loss.to_bits(), whole[2].1.to_bits());
+        }
+    }
+
+    /// An answer that is no label is wrong in accuracy, not class 1 in F1, and a third class in Matthews: right 2 of 4, predicted
+    /// (1, 2, 1), true (2, 2, 0): (2·4 − 6) / √((16 − 6)(16 − 8)).
+    #[test]
+    fn answers_that_are_no_label() {
+        let (predicted, truth) = (Predictions::Classes(vec![0, 1, 1, 2]), Labels::Class(vec![0, 1, 0, 1]));
+        let of = |task| scorer(task, &["0", "1"]).score(&predicted, &truth).unwrap();
+        near(of(Task::Mrpc)[0].1, 0.5);
+        near(of(Task::Mrpc)[1].1, 0.5);
+        near(of(Task::Cola)[0].1, 2.0 / 80.0_f64.sqrt());
+        let cola = scorer(Task::Cola, &["0", "1"]);
+        assert!(cola.score(&predicted, &Labels::Class(vec![0])).is_err());
+        assert!(cola.score(&predicted, &Labels::Value(vec![0.0; 4])).is_err());
+        assert_eq!(cola.classes(&predicted, &truth).unwrap().confusion.unwrap(), [[1, 1, 0], [0, 1, 1]]);
+    }
+
+    /// `classification_report` and `f1_score(average="macro")` of scikit-learn: the class that occurs nowhere does not count.
+    #[test]
+    fn classes_by_hand() {
+        let truth = Labels::Class(vec![0, 0, 0, 1, 1, 2]);
+        let predicted = Predictions::Classes(vec![0, 0, 1, 1, 2, 1]);
+        let scorer = scorer(Task::Classify, &["a", "b", "c", "never"]);
+        let all = scorer.classes(&predicted, &truth).unwrap();
+        let of =
+            |i: usize| (all.classes[i].precision, all.classes[i].recall, all.classes[i].f1, all.classes[i].support);
+        assert_eq!(of(0), (1.0, 2.0 / 3.0, 0.8, 3));
+        assert_eq!(of(1), (1.0 / 3.0, 0.5, 0.4, 2));
+        assert_eq!(of(2), (0.0, 0.0, 0.0, 1));
+        assert_eq!(of(3), (0.0, 0.0, 0.0, 0));
+        near(all.macro_f1, 0.4);
+        assert_eq!(all.confusion.unwrap(), [[2, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0; 4]]);
+        assert_eq!((all.only, all.classes[3].name.as_str()), (None, "never"));
+        assert_eq!(
+            scorer.score(&predicted, &truth).unwrap(),
+            [(Metric::Accuracy, 0.5), (Metric::MacroF1, all.macro_f1)]
+        );
+        let all = scorer.classes(&Predictions::Classes(vec![1; 6]), &truth).unwrap();
+        assert_eq!(all.only, Some(1));
+        assert_eq!(scorer.classes(&Predictions::Values(vec![]), &Labels::Value(vec![])), None);
+    }
+
+    /// A hundred thousand classes take what their names take, and no square of it.
+    #[test]
+    fn many_classes() {
+        let many: Vec<String> = (0..100_000).map(|i| i.to_string()).collect();
+        let scorer = Scorer::new(Task::Classify, &many, None, "").unwrap();
+        let truth: Vec<u32> = (0..100_000).collect();
+        let all = scorer.classes(&Predictions::Classes(truth.clone()), &Labels::Class(truth)).unwrap();
+        assert_eq!((all.confusion, all.macro_f1, all.classes.len()), (None, 1.0, 100_000));
+    }
+
+    #[test]
+    fn the_positive_class_is_chosen_by_name() {
+        let three = names(&["bad", "fine", "good"]);
+        let with = |task, names: &[String], positive| Scorer::new(task, names, Some(positive), "data.positive");
+        assert_eq!(scorer(Task::Classify, &["a", "b"]).positive(), Some("b"));
+        assert_eq!(scorer(Task::Mrpc, &["0", "1"]).positive(), Some("1"));
+        assert_eq!(scorer(Task::Rte, &["entailment", "not_entailment"]).positive(), None);
+        assert_eq!(scorer(Task::Classify, &["a", "b", "c"]).positive(), None);
+
+        let (predicted, truth) = (Predictions::Classes(vec![0, 1, 1, 0]), Labels::Class(vec![0, 1, 0, 0]));
+        let bad = with(Task::Classify, &three[..2], "bad").unwrap();
+        assert_eq!(bad.score(&predicted, &truth).unwrap()[1], (Metric::F1, 0.8));
+        let fine = with(Task::Classify, &three, "fine").unwrap();
+        assert_eq!(fine.positive(), Some("fine"));
+        assert_eq!(fine.metrics(), [Metric::Accuracy, Metric::MacroF1, Metric::F1]);
+        near(fine.score(&predicted, &truth).unwrap()[2].1, 2.0 / 3.0);
+
+        let error = with(Task::Classify, &three, "god").unwrap_err().to_string();
+        assert!(error.contains("unknown label \"god\"\n  in data.positive\n  hint: did you mean good?"), "{error}");
+        let error = with(Task::Mrpc, &names(&["0", "1"]), "0").unwrap_err().to_string();
+        assert!(error.contains("data.positive: task mrpc has its own metrics"), "{error}");
+        assert!(with(Task::Regress, &[], "1").is_err());
+    }
+
+    #[test]
+    fn sizes_and_kinds_must_fit() {
+        let classes = Labels::Class(vec![0, 2]);
+        let message = |r: Result<_>| r.map(|_: Vec<(Metric, f64)>| ()).unwrap_err().to_string();
+        let (two, three) = (scorer(Task::Classify, &["a", "b"]), scorer(Task::Classify, &["a", "b", "c"]));
+        assert!(message(evaluate(&three, &[0.0; 4], &classes)).contains("expected at most 6 logits"));
+        assert!(message(evaluate(&three, &[0.0; 9], &classes)).contains("expected at most 6 logits"));
+        assert!(message(evaluate(&three, &[0.0; 3], &classes)).contains("of 2 examples, found those of 1"));
+        assert!(message(evaluate(&two, &[0.0; 4], &classes)).contains("class 2 is not below"));
+        assert!(message(evaluate(&scorer(Task::Regress, &[]), &[0.0; 2], &classes)).contains("found classes"));
+        assert!(message(evaluate(&two, &[0.0; 2], &Labels::Value(vec![0.0]))).contains("found numbers"));
+        let nothing = scorer(Task::Classify, &[]);
+        assert!(evaluate(&nothing, &[], &Labels::Class(vec![])).is_err());
+    }
+}
