@@ -70,6 +70,9 @@ fn model_folders_that_lack_something() {
 
     place.write("model/config.json", json!({"model_type": "gpt2", "d_model": 512}).to_string());
     train_fails(&place, &[], 1, &["config of another family: found model_type \"gpt2\"", "model/config.json"]);
+    std::fs::rename(place.path("model/model.safetensors"), place.path("model/pytorch_model.bin")).unwrap();
+    train_fails(&place, &[], 1, &["config of another family: found model_type \"gpt2\""]);
+    fails(&place, &["plan", "recipe.toml"], 1, &["config of another family: found model_type \"gpt2\""]);
     place.write("model/config.json", "[1, 2");
     train_fails(&place, &[], 1, &["expected a JSON object", "model/config.json"]);
 

@@ -236,6 +236,17 @@ fn train_refuses_what_does_not_fit() {
 }
 
 #[test]
+fn a_plan_needs_no_weights() {
+    let place = Place::new();
+    let before = plan(&place, &[], &[]);
+    std::fs::remove_file(place.path("model/model.safetensors")).unwrap();
+    let after = plan(&place, &[], &[]);
+    assert_eq!((&before["peak_bytes"], &before["sites"]), (&after["peak_bytes"], &after["sites"]));
+    let train = place.run(&["train", "recipe.toml"]);
+    assert!(train.code == Some(1) && train.err.contains("expected model.safetensors, found"), "{}", train.err);
+}
+
+#[test]
 fn bench_plans_without_running() {
     let place = Place::new();
     let base = ["bench", "--model-config", "model/config.json", "--seq", "16", "--json"];

@@ -7,6 +7,7 @@ use colrow_tensor::{Error, Result};
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
+use crate::config::Config;
 use crate::files::{first_ten, io_error, read_json_bytes};
 use crate::save::USAGE_FILE;
 use crate::weights::{INDEX_FILE, WEIGHTS_FILE, parse_index};
@@ -22,18 +23,28 @@ pub const OTHER_TOKENIZER_FILES: [&str; 4] =
 const PASS_A_FOLDER: &str =
     "pass a local folder that holds config.json, model.safetensors and tokenizer.json, or check the name";
 
+/// What of a model is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// `config.json` and `tokenizer.json`: enough to plan.
+    ConfigAndTokenizer,
+    /// These and the weights.
+    Weights,
+}
+
 /// The local folder of `model`: that folder itself, or the cached or freshly fetched files of the hub repository of that name.
 ///
 /// `revision` is a branch, tag or commit of the repository ("main" if in doubt) and means nothing for a local folder. What the cache
-/// holds of a revision is used without asking the hub again. `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and
+/// holds of a revision is used without asking the hub again. What [`Config::open`] refuses is refused before any other file is
+/// asked for. `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and
 /// `HF_TOKEN` mean what they mean to `transformers`.
-pub fn resolve(model: &str, revision: &str) -> Result<PathBuf> {
+pub fn resolve(model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
     let path = match (model.strip_prefix("~/"), env::home_dir()) {
         (Some(rest), Some(home)) => home.join(rest),
         _ => PathBuf::from(model),
     };
     if path.is_dir() {
-        check_folder(&path)?;
+        check_folder(&path, needs)?;
         return Ok(path);
     }
     if path.exists() {
@@ -52,18 +63,22 @@ pub fn resolve(model: &str, revision: &str) -> Result<PathBuf> {
     if !is_revision(revision) {
         return Err(Error::new(format!("expected a branch, tag or commit, found the revision {revision:?}")));
     }
-    Hub::from_env()?.resolve(model, revision)
+    Hub::from_env()?.resolve(model, revision, needs)
 }
 
-/// Checks that a folder holds the files of a model; the error names what is missing and what is there instead.
-pub fn check_folder(dir: &Path) -> Result<()> {
+/// Checks that a folder holds the files of a model that can be used here; the error names what is missing and what is there instead.
+fn check_folder(dir: &Path, needs: Needs) -> Result<()> {
     let has = |name: &str| dir.join(name).exists();
+    // what no conversion of files mends comes first
+    if has(CONFIG_FILE) {
+        Config::open(dir)?;
+    }
     let mut missing = Vec::new();
     let mut hint = None;
     if !has(CONFIG_FILE) {
         missing.push(CONFIG_FILE);
     }
-    if !has(WEIGHTS_FILE) && !has(INDEX_FILE) {
+    if needs == Needs::Weights && !has(WEIGHTS_FILE) && !has(INDEX_FILE) {
         missing.push(WEIGHTS_FILE);
         let others = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"];
         hint = others.into_iter().find(|name| has(name)).map(|name| {
@@ -135,8 +150,8 @@ impl Hub {
         Ok(Self { cache, endpoint: set("HF_ENDPOINT"), token: set("HF_TOKEN"), offline, progress: true })
     }
 
-    fn resolve(&self, model: &str, revision: &str) -> Result<PathBuf> {
-        if let Some(folder) = self.cached(model, revision) {
+    fn resolve(&self, model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
+        if let Some(folder) = self.cached(model, revision, needs)? {
             return Ok(folder);
         }
         if self.offline {
@@ -146,26 +161,29 @@ impl Hub {
             .at(self.cache.display())
             .hint(PASS_A_FOLDER));
         }
-        self.fetch(model, revision)
+        self.fetch(model, revision, needs)
     }
 
-    /// The folder of a revision of which all files are in the cache.
-    fn cached(&self, model: &str, revision: &str) -> Option<PathBuf> {
+    /// The folder of a revision of which all files that are needed are in the cache.
+    fn cached(&self, model: &str, revision: &str, needs: Needs) -> Result<Option<PathBuf>> {
         let repo = self.cache.join(repo(model, revision).folder_name());
         // A commit may be given itself, or through a branch or tag.
         let commit = std::fs::read_to_string(repo.join("refs").join(revision)).unwrap_or_else(|_| revision.to_string());
         let folder = repo.join("snapshots").join(commit.trim());
-        check_folder(&folder).ok()?;
-        if !folder.join(WEIGHTS_FILE).exists() {
-            let index = parse_index(&read_json_bytes(&folder.join(INDEX_FILE)).ok()?).ok()?;
-            if !index.values().all(|shard| folder.join(shard).exists()) {
-                return None;
-            }
+        let has = |name: &str| folder.join(name).exists();
+        if !has(CONFIG_FILE) {
+            return Ok(None);
         }
-        Some(folder)
+        Config::open(&folder).map_err(|e| e.at(model))?;
+        let shards = || {
+            let index = parse_index(&read_json_bytes(&folder.join(INDEX_FILE)).ok()?).ok()?;
+            Some(index.values().all(|shard| has(shard)))
+        };
+        let weights = needs != Needs::Weights || has(WEIGHTS_FILE) || shards() == Some(true);
+        Ok((has(TOKENIZER_FILE) && weights).then_some(folder))
     }
 
-    fn fetch(&self, model: &str, revision: &str) -> Result<PathBuf> {
+    fn fetch(&self, model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
         let mut builder = ApiBuilder::from_cache(Cache::new(self.cache.clone())).with_progress(self.progress);
         if let Some(endpoint) = &self.endpoint {
             builder = builder.with_endpoint(endpoint.clone());
@@ -179,6 +197,7 @@ impl Hub {
 
         let config = needed(&api.repo(repo(model, revision)), CONFIG_FILE)?;
         let folder = config.parent().unwrap_or(Path::new(".")).to_path_buf();
+        Config::open(&folder).map_err(|e| e.at(model))?;
         // The branch may move on while the rest is fetched; all files have to be of one commit.
         let commit = folder.file_name().unwrap_or_default().to_string_lossy();
         let commit = api.repo(repo(model, &commit));
@@ -189,6 +208,9 @@ impl Hub {
             }
         }
         needed(&commit, TOKENIZER_FILE)?;
+        if needs != Needs::Weights {
+            return Ok(folder);
+        }
         match get(&commit, WEIGHTS_FILE) {
             Ok(_) => {}
             Err(Failure::Absent) => {
@@ -204,7 +226,6 @@ impl Hub {
             }
             Err(e) => return Err(e.explain(model, revision, WEIGHTS_FILE)),
         }
-        check_folder(&folder)?;
         Ok(folder)
     }
 }
@@ -290,25 +311,35 @@ mod tests {
         }
     }
 
-    fn folder(files: &[&str]) -> tempfile::TempDir {
+    const CONFIG: &str =
+        r#"{"hidden_size":2,"num_hidden_layers":1,"num_attention_heads":1,"intermediate_size":2,"vocab_size":3}"#;
+    const GPT2: &str = r#"{"model_type":"gpt2"}"#;
+
+    fn folder_of(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        for name in files {
-            fs::write(dir.path().join(name), "{}").unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
         }
         dir
+    }
+
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        folder_of(
+            &files.iter().map(|&name| (name, if name == CONFIG_FILE { CONFIG } else { "{}" })).collect::<Vec<_>>(),
+        )
     }
 
     #[test]
     fn a_local_folder_is_used_as_it_is() {
         let dir = folder(&[CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE]);
-        assert_eq!(resolve(dir.path().to_str().unwrap(), "main").unwrap(), dir.path());
+        assert_eq!(resolve(dir.path().to_str().unwrap(), "main", Needs::Weights).unwrap(), dir.path());
         let dir = folder(&[CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE]);
-        assert_eq!(resolve(dir.path().to_str().unwrap(), "main").unwrap(), dir.path());
+        assert_eq!(resolve(dir.path().to_str().unwrap(), "main", Needs::Weights).unwrap(), dir.path());
     }
 
     #[test]
     fn missing_files_are_named() {
-        let check = |files: &[&str]| check_folder(folder(files).path());
+        let check = |files: &[&str]| check_folder(folder(files).path(), Needs::Weights);
         fails(check(&[]), &["expected config.json and model.safetensors and tokenizer.json, found nothing"]);
         fails(
             check(&[WEIGHTS_FILE, TOKENIZER_FILE]),
@@ -322,24 +353,62 @@ mod tests {
             ],
         );
         fails(check(&[CONFIG_FILE, WEIGHTS_FILE, "vocab.txt"]), &["expected tokenizer.json", "from vocab.txt"]);
+        check_folder(folder(&[CONFIG_FILE, TOKENIZER_FILE]).path(), Needs::ConfigAndTokenizer).unwrap();
+        fails(
+            check_folder(folder(&[CONFIG_FILE, WEIGHTS_FILE]).path(), Needs::ConfigAndTokenizer),
+            &["expected tokenizer.json, found"],
+        );
+    }
+
+    #[test]
+    fn another_family_is_named_before_what_else_is_missing() {
+        let dir = folder_of(&[(CONFIG_FILE, GPT2), ("pytorch_model.bin", "")]);
+        for needs in [Needs::ConfigAndTokenizer, Needs::Weights] {
+            fails(resolve(dir.path().to_str().unwrap(), "main", needs), &["another family: found model_type \"gpt2\""]);
+        }
+        let cache = tempfile::tempdir().unwrap();
+        let (endpoint, requests) =
+            serve(&[(CONFIG_FILE, GPT2), (TOKENIZER_FILE, "{}"), (WEIGHTS_FILE, "weights")], 404);
+        for offline in [false, true] {
+            let hub = hub(cache.path(), &endpoint, offline);
+            fails(hub.resolve("org/name", "main", Needs::Weights), &["another family", "in org/name"]);
+        }
+        // one to ask how long the file is, one for the file
+        assert!(*requests.lock().unwrap() <= 2);
+    }
+
+    #[test]
+    fn a_plan_fetches_no_weights() {
+        let cache = tempfile::tempdir().unwrap();
+        let (endpoint, _) = serve(&[(CONFIG_FILE, CONFIG), (TOKENIZER_FILE, "{}"), (WEIGHTS_FILE, "weights")], 404);
+        let resolve = |offline, needs| hub(cache.path(), &endpoint, offline).resolve("org/name", "main", needs);
+        let folder = resolve(false, Needs::ConfigAndTokenizer).unwrap();
+        assert!(folder.join(TOKENIZER_FILE).exists() && !folder.join(WEIGHTS_FILE).exists());
+        assert_eq!(resolve(true, Needs::ConfigAndTokenizer).unwrap(), folder);
+        fails(resolve(true, Needs::Weights), &["not in the cache"]);
+        assert_eq!(resolve(false, Needs::Weights).unwrap(), folder);
+        assert!(folder.join(WEIGHTS_FILE).exists());
     }
 
     #[test]
     fn paths_that_do_not_exist_are_named() {
         for path in ["./absent", "/absent/model", "../absent", "~/absent-model", "a/b/c", "absent\\model"] {
-            fails(resolve(path, "main"), &["no such folder", path]);
+            fails(resolve(path, "main", Needs::Weights), &["no such folder", path]);
         }
         let dir = folder(&["a file"]);
-        fails(resolve(dir.path().join("a file").to_str().unwrap(), "main"), &["expected a model folder, found a file"]);
+        fails(
+            resolve(dir.path().join("a file").to_str().unwrap(), "main", Needs::Weights),
+            &["expected a model folder, found a file"],
+        );
     }
 
     #[test]
     fn names_that_cannot_be_on_the_hub_are_named() {
         for name in ["", "org/", "a b", "org/na..me", "-x", "org/naïve", "a?b"] {
-            fails(resolve(name, "main"), &["neither a folder nor the name"]);
+            fails(resolve(name, "main", Needs::Weights), &["neither a folder nor the name"]);
         }
         for revision in ["", "../x", "a b", "/main", "a//b"] {
-            fails(resolve("org/name", revision), &["expected a branch, tag or commit"]);
+            fails(resolve("org/name", revision, Needs::Weights), &["expected a branch, tag or commit"]);
         }
         assert!(is_revision("refs/pr/1") && is_hub_name("google-bert/bert-base_uncased.v1"));
     }
@@ -386,18 +455,27 @@ mod tests {
     fn a_repository_is_fetched_once() {
         let cache = tempfile::tempdir().unwrap();
         let (endpoint, requests) = serve(
-            &[(CONFIG_FILE, "{}"), (TOKENIZER_FILE, "{\"t\":1}"), ("vocab.txt", "a"), (WEIGHTS_FILE, "weights")],
+            &[(CONFIG_FILE, CONFIG), (TOKENIZER_FILE, "{\"t\":1}"), ("vocab.txt", "a"), (WEIGHTS_FILE, "weights")],
             404,
         );
-        fails(hub(cache.path(), &endpoint, true).resolve("org/name", "main"), &["not in the cache", "HF_HUB_OFFLINE"]);
-        let folder = hub(cache.path(), &endpoint, false).resolve("org/name", "main").unwrap();
+        fails(
+            hub(cache.path(), &endpoint, true).resolve("org/name", "main", Needs::Weights),
+            &["not in the cache", "HF_HUB_OFFLINE"],
+        );
+        let folder = hub(cache.path(), &endpoint, false).resolve("org/name", "main", Needs::Weights).unwrap();
         assert_eq!(fs::read_to_string(folder.join(WEIGHTS_FILE)).unwrap(), "weights");
         assert_eq!(fs::read_to_string(folder.join(TOKENIZER_FILE)).unwrap(), "{\"t\":1}");
         assert!(folder.join("vocab.txt").exists() && !folder.join("added_tokens.json").exists());
         let before = *requests.lock().unwrap();
         for revision in ["main", "c0ffee"] {
-            assert_eq!(hub(cache.path(), &endpoint, true).resolve("org/name", revision).unwrap(), folder);
-            assert_eq!(hub(cache.path(), &endpoint, false).resolve("org/name", revision).unwrap(), folder);
+            assert_eq!(
+                hub(cache.path(), &endpoint, true).resolve("org/name", revision, Needs::Weights).unwrap(),
+                folder
+            );
+            assert_eq!(
+                hub(cache.path(), &endpoint, false).resolve("org/name", revision, Needs::Weights).unwrap(),
+                folder
+            );
         }
         assert_eq!(*requests.lock().unwrap(), before, "a cached revision needs no network");
     }
@@ -407,10 +485,13 @@ mod tests {
         const INDEX: &str = r#"{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#;
         let cache = tempfile::tempdir().unwrap();
         let (endpoint, _) =
-            serve(&[(CONFIG_FILE, "{}"), (TOKENIZER_FILE, "{}"), (INDEX_FILE, INDEX), ("1.safetensors", "1")], 404);
-        fails(hub(cache.path(), &endpoint, false).resolve("org/name", "main"), &["org/name has no 2.safetensors"]);
+            serve(&[(CONFIG_FILE, CONFIG), (TOKENIZER_FILE, "{}"), (INDEX_FILE, INDEX), ("1.safetensors", "1")], 404);
+        fails(
+            hub(cache.path(), &endpoint, false).resolve("org/name", "main", Needs::Weights),
+            &["org/name has no 2.safetensors"],
+        );
         let (endpoint, _) = serve(&[("2.safetensors", "2")], 404);
-        let folder = hub(cache.path(), &endpoint, false).resolve("org/name", "main");
+        let folder = hub(cache.path(), &endpoint, false).resolve("org/name", "main", Needs::Weights);
         // The first answers are cached, so only the rest is asked for.
         let folder = folder.unwrap();
         assert_eq!(fs::read_to_string(folder.join("2.safetensors")).unwrap(), "2");
@@ -419,11 +500,13 @@ mod tests {
     #[test]
     fn what_the_hub_lacks_is_named() {
         let cache = tempfile::tempdir().unwrap();
-        let try_with = |files, status| hub(cache.path(), &serve(files, status).0, false).resolve("org/name", "main");
+        let try_with = |files, status| {
+            hub(cache.path(), &serve(files, status).0, false).resolve("org/name", "main", Needs::Weights)
+        };
         fails(try_with(&[], 404), &["no folder \"org/name\", and no hub repository", "pass a local folder"]);
         fails(try_with(&[], 401), &["does not exist or is not public", "HF_TOKEN"]);
         fails(try_with(&[], 503), &["the hub did not give config.json of org/name", "503"]);
-        fails(try_with(&[(CONFIG_FILE, "{}")], 404), &["has no tokenizer.json in revision main"]);
+        fails(try_with(&[(CONFIG_FILE, CONFIG)], 404), &["has no tokenizer.json in revision main"]);
         fails(try_with(&[(TOKENIZER_FILE, "{}")], 404), &["has no model.safetensors", "only safetensors are read"]);
     }
 
@@ -433,10 +516,10 @@ mod tests {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let gone = hub(cache.path(), &format!("http://{address}"), false);
         fails(
-            gone.resolve("org/name", "main"),
+            gone.resolve("org/name", "main", Needs::Weights),
             &["no folder \"org/name\", and the hub cannot be reached", "hint: pass a local folder"],
         );
         let nonsense = hub(cache.path(), "not an address", false);
-        assert!(nonsense.resolve("org/name", "main").is_err());
+        assert!(nonsense.resolve("org/name", "main", Needs::Weights).is_err());
     }
 }

@@ -6,7 +6,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 
 use crate::config::Config;
-use crate::hub::{self, CONFIG_FILE, TOKENIZER_FILE};
+use crate::hub::{self, CONFIG_FILE, Needs, TOKENIZER_FILE};
 use crate::lora;
 use crate::matching::{Wanted, match_keys};
 use crate::model::Model;
@@ -88,7 +88,7 @@ pub fn adapted(
             .at(dir.join(lora::ADAPTER_CONFIG_FILE).display())
             .hint("name it by --base"));
     };
-    let base = hub::resolve(base, "main").map_err(|e| {
+    let base = hub::resolve(base, "main", Needs::Weights).map_err(|e| {
         e.at(dir.join(lora::ADAPTER_CONFIG_FILE).display()).hint("name the adapter's base model by --base")
     })?;
     // adapters of older versions of this program have the labels in a `config.json`

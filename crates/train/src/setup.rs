@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use colrow_autograd::{Bits, Keep, NormMemory, NormSource, Policy, RowsOf, Sampling, Store};
 use colrow_models::config::{Architecture, Config, ProblemType};
+use colrow_models::hub::{self, Needs};
+use colrow_models::load;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES, Site, SiteKind};
-use colrow_models::{hub, load};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Estimator, Precision, Result};
 
@@ -91,12 +92,12 @@ fn columns(data: &recipe::Data) -> Columns {
     Columns { text: data.text.clone(), pair: data.pair.clone(), label: data.label.clone(), known: None }
 }
 
-/// The model's configuration as the recipe changes it.
+/// The model's folder, with what is needed of it, and its configuration as the recipe changes it.
 ///
 /// # Errors
 /// A model that cannot be found or read.
-pub fn model_config(recipe: &Recipe) -> Result<(PathBuf, Config)> {
-    let dir = hub::resolve(&recipe.model.path, &recipe.model.revision)?;
+pub fn model_config(recipe: &Recipe, needs: Needs) -> Result<(PathBuf, Config)> {
+    let dir = hub::resolve(&recipe.model.path, &recipe.model.revision, needs)?;
     let mut config = Config::open(&dir)?;
     if let Some(p) = recipe.model.dropout {
         config.set_dropout(p);
@@ -339,16 +340,16 @@ pub fn answers(config: &Config, task: Task, map: &LabelMap, tokeniser: &Tokenise
     Some(Answers { wording, tokeniser: tokeniser.clone(), eos: t5.eos_token_id as u32, longest })
 }
 
-/// Reads all of a recipe but the weights.
+/// Reads all of a recipe but the weights, which need not be there unless the job `needs` them.
 ///
 /// # Errors
 /// Anything that is wrong with recipe, model folder or data.
-pub fn prepare(recipe: Recipe) -> Result<Job> {
+pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     let task: Task = recipe.task.parse()?;
     let Some(path) = recipe.data.train.clone() else {
         return Err(Error::usage("data.train: expected a file or a folder in GLUE's layout, found nothing"));
     };
-    let (model_dir, mut config) = model_config(&recipe)?;
+    let (model_dir, mut config) = model_config(&recipe, needs)?;
     let mut warnings = Vec::new();
     let train = data::read(Path::new(&path), task, &columns(&recipe.data), Split::Train, true)?;
     let (mut train, dev) = read_dev(&recipe, task, train)?;

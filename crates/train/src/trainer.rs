@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use colrow_models::hub::Needs;
 use colrow_models::lora;
 use colrow_models::save::{save_adapter_folder, save_model_folder};
 use colrow_tensor::{Error, Result};
@@ -68,7 +69,7 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
         observer.warn("this run has ended; nothing is left to do");
         return Ok(Outcome::Finished(summary));
     }
-    let mut job = crate::setup::prepare(recipe)?;
+    let mut job = crate::setup::prepare(recipe, Needs::Weights)?;
     let metric = best_metric(&job)?;
     let plan = job.plan()?;
     observer.planned(&job, &plan)?;

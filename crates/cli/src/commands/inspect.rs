@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use colrow_models::hub::Needs;
 use colrow_tensor::{Error, Result};
 use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
 use colrow_train::recipe::Ratio;
@@ -38,7 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.steps == 0 || args.draws == 0 {
         return Err(Error::usage("--steps, --draws: expected at least 1, found 0"));
     }
-    let mut job = setup::prepare(args.recipe.load()?)?;
+    let mut job = setup::prepare(args.recipe.load()?, Needs::Weights)?;
     let settings = Settings { steps: args.steps, passes: args.passes, draws: args.draws };
     let bar = Bar::new("inspect", 0, 0, "{pos}/{len} batches  {eta} left");
     let evidence = inspect(&mut job, &settings, |done, of| {

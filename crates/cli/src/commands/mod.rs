@@ -15,9 +15,9 @@ pub(crate) mod train;
 use std::path::PathBuf;
 
 use colrow_models::config::Config;
-use colrow_models::load::Loaded;
+use colrow_models::hub::{self, Needs};
+use colrow_models::load::{self, Loaded};
 use colrow_models::lora::ADAPTER_CONFIG_FILE;
-use colrow_models::{hub, load};
 use colrow_tensor::{DType, Error, Result};
 use colrow_train::recipe::{Precision, Recipe};
 use colrow_train::setup;
@@ -74,7 +74,7 @@ impl ModelArgs {
                 .at(self.model.display())
                 .hint("leave out --base for a whole model"));
         }
-        let dir = hub::resolve(&self.model.to_string_lossy(), "main")?;
+        let dir = hub::resolve(&self.model.to_string_lossy(), "main", Needs::Weights)?;
         let usage = Usage::open(&dir)?;
         let loaded = load::model(&dir, Config::open(&dir)?, &device(&usage), DType::F32, 0, false)?;
         Used::new(dir, usage, loaded)

@@ -1,5 +1,6 @@
 //! `colrow plan`: kept bytes and peak of a recipe before any weight is read.
 
+use colrow_models::hub::Needs;
 use colrow_tensor::Result;
 use colrow_train::fit::Fit;
 use colrow_train::plan::Plan;
@@ -34,7 +35,7 @@ struct Planned<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let job = setup::prepare(args.recipe.load()?)?;
+    let job = setup::prepare(args.recipe.load()?, Needs::ConfigAndTokenizer)?;
     job.warnings.iter().for_each(|w| output::warn(w));
     let plan = job.plan()?;
     let fits = args.memory.map(|memory| job.fits(memory)).transpose()?;

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use colrow_models::config::Config;
-use colrow_models::hub;
+use colrow_models::hub::{self, Needs};
 use colrow_tensor::{Error, Result};
 use colrow_train::folder::RunFolder;
 use colrow_train::recipe::{Batch, Estimator, Keep, NormSource, PolicyName, Recipe};
@@ -112,7 +112,7 @@ fn base_recipe(args: &Args) -> Result<Recipe> {
             (recipe.data.train, recipe.data.dev) = (file("train.tsv"), file("dev.tsv"));
         }
     }
-    let dir = hub::resolve(&recipe.model.path, &recipe.model.revision)?;
+    let dir = hub::resolve(&recipe.model.path, &recipe.model.revision, Needs::Weights)?;
     recipe.data.max_length = Config::open(&dir)?.longest().map_or(64, |longest| longest.min(64));
     recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
     recipe.train.epochs = 1.0;
