@@ -4,7 +4,8 @@
 //! byte on a log scale. The *running* average holds a mean square by site and token group, for examples not seen before.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -258,13 +259,55 @@ impl NormMemory {
 }
 
 fn map_file(path: &Path, bytes: usize) -> Result<MmapMut> {
-    let open = || -> std::io::Result<MmapMut> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-        file.set_len(bytes.max(1) as u64)?;
+    let bytes = bytes.max(1);
+    let open = || -> io::Result<MmapMut> {
+        // what stands there is an earlier process's, or a link to somebody's file
+        fs::remove_file(path).or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+        let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        if let Err(e) = reserve(&mut file, bytes as u64) {
+            // the first error is the one to tell
+            let _ = fs::remove_file(path);
+            return Err(e);
+        }
         // SAFETY: the file is this run's own; the run folder is locked against other runs.
         unsafe { MmapMut::map_mut(&file) }
     };
-    open().map_err(|e| Error::new(format!("cannot map the norm cache: {e}")).at(path.display()))
+    open().map_err(|e| {
+        let error = Error::new(format!("cannot map the norm cache of {bytes} bytes: {e}")).at(path.display());
+        match e.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                error.hint("make room there, hold it in memory by keep.cache = \"memory\", or do without by keep.norms = \"current\"")
+            }
+            _ => error,
+        }
+    })
+}
+
+/// Gives an empty file its length, all zeros, and the disk's room for it: where a mapped page finds no room the process dies.
+fn reserve(file: &mut File, bytes: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::{Errno, retry_on_intr};
+        match retry_on_intr(|| fallocate(&*file, FallocateFlags::empty(), 0, bytes)) {
+            // a file system that cannot
+            Err(Errno::NOTSUP | Errno::NOSYS) => {}
+            done => return done.map_err(io::Error::from),
+        }
+    }
+    write_zeros(file, bytes)
+}
+
+fn write_zeros(file: &mut File, bytes: u64) -> io::Result<()> {
+    let zeros = [0; 1 << 16];
+    let mut left = bytes;
+    while left > 0 {
+        let n = left.min(zeros.len() as u64);
+        file.write_all(&zeros[..n as usize])?;
+        left -= n;
+    }
+    // some file systems find out only now
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -333,6 +376,31 @@ mod tests {
             assert_eq!(other.snapshot(), memory.snapshot());
             assert!(other.restore(Running::default(), &bytes[1..]).is_err());
         }
+    }
+
+    #[test]
+    fn a_mapped_file_has_its_room_on_the_disk_and_its_length() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, fill) in [("reserved", reserve as fn(&mut File, u64) -> io::Result<()>), ("written", write_zeros)] {
+            let path = dir.path().join(name);
+            let mut file = File::create_new(&path).unwrap();
+            fill(&mut file, 1_000_001).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), 1_000_001, "{name}");
+            #[cfg(target_os = "linux")]
+            assert!(std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512 >= 1_000_001, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_mapped_file_never_replaces_what_a_link_leads_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mine, link) = (dir.path().join("mine"), dir.path().join("norms.bin"));
+        fs::write(&mine, "precious").unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(&mine, &link).unwrap();
+        map_file(&link, 10).unwrap()[0] = 1;
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "precious");
+        assert!(map_file(dir.path(), 10).is_err());
     }
 
     fn memory() -> (Device, NormMemory, Tensor) {

@@ -83,6 +83,7 @@ fn run(cli: Cli) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    signals::survive_file_limit();
     let ran = match Cli::try_parse() {
         Ok(cli) => run(cli),
         Err(e) if e.use_stderr() => {

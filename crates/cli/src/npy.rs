@@ -1,9 +1,9 @@
 //! Reads a matrix from a NumPy `.npy` file.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
+use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use npyz::{DType, NpyFile, NpyHeader, Order, TypeChar};
 
@@ -30,7 +30,7 @@ pub(crate) struct Matrix {
 /// is truncated, or holds a value that is not finite.
 pub(crate) fn read(path: &Path) -> Result<Matrix> {
     let in_file = |e: Error| e.at(path.display());
-    let file = File::open(path).map_err(|e| in_file(e.into()))?;
+    let file = files::open(path).map_err(|e| in_file(e.into()))?;
     read_from(BufReader::new(file)).map_err(in_file)
 }
 

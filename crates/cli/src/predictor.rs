@@ -58,6 +58,8 @@ pub(crate) struct Predictor {
     pub(crate) columns: Columns,
     /// The model's folder.
     pub(crate) dir: PathBuf,
+    /// The folders that it was read from.
+    pub(crate) read_from: Vec<PathBuf>,
     /// What the folder says of it.
     pub(crate) usage: Option<Usage>,
     tokeniser: Tokeniser,
@@ -88,6 +90,7 @@ impl Predictor {
             .hint("fine-tune it first by colrow train; the run folder's model/ can predict"));
         }
         loaded.warnings.iter().for_each(|w| output::warn(w));
+        let read_from = loaded.read_from;
         let mut model = loaded.model;
         model.registry.freeze(|_| true)?;
         let config = &model.config;
@@ -127,7 +130,7 @@ impl Predictor {
         };
         let columns = Columns { text, pair, label, known };
         let batch_tokens = args.batch_tokens;
-        Ok(Self { engine, task, map, answers, columns, dir, usage, tokeniser, max_length, batch_tokens })
+        Ok(Self { engine, task, map, answers, columns, dir, read_from, usage, tokeniser, max_length, batch_tokens })
     }
 
     /// Tokens of examples, with their labels if the model is to say how likely they are; says on standard error what was cut.

@@ -39,6 +39,13 @@ impl Stop {
     }
 }
 
+/// Lets a write beyond the limit on the size of files (`ulimit -f`) fail like any other, instead of ending the process.
+pub(crate) fn survive_file_limit() {
+    // without a handler the write still fails, only with fewer words
+    #[cfg(unix)]
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default());
+}
+
 /// Catches signals for the rest of the process.
 ///
 /// # Errors

@@ -6,12 +6,12 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use colrow_tensor::{Error, Result};
 
-use crate::files::io_error;
+use crate::files::{expect_file, io_error};
 
 /// Replaces the file `path` by what `write` writes, or leaves the old file as it was and returns the error.
 pub fn write_file_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
@@ -33,6 +33,11 @@ pub fn write_file_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()
         return Err(e);
     }
     sync_folder(parent_of(path))
+}
+
+/// Replaces the file `path` by one with this content, or leaves the old file as it was and returns the error.
+pub fn write_atomic(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    write_file_atomic(path, |file| file.write_all(content.as_ref()).map_err(|e| io_error("cannot write", &e, path)))
 }
 
 /// Replaces the folder `target` by one that `fill` fills, or leaves the old folder as it was and returns the error.
@@ -139,6 +144,11 @@ fn temporary_beside(path: &Path) -> Result<PathBuf> {
 /// Marks a temporary file or folder as in use until the result is dropped or the process ends, however it ends. A process number
 /// would not do: it is of no use between containers, and a killed process may keep it for long.
 fn lock(temporary: &Path) -> std::result::Result<File, TryLockError> {
+    let there = fs::symlink_metadata(temporary).map_err(TryLockError::Error)?.file_type();
+    if !there.is_dir() {
+        // a pipe of that name would wait for its writer
+        expect_file(there).map_err(TryLockError::Error)?;
+    }
     let file = File::open(temporary).map_err(TryLockError::Error)?;
     file.try_lock()?;
     Ok(file)
@@ -177,8 +187,6 @@ fn sync_folder_io(dir: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     fn names(dir: &Path) -> Vec<String> {
@@ -301,6 +309,16 @@ mod tests {
         recover_dir(&target).unwrap();
         assert_eq!(fs::read_to_string(target.join("a")).unwrap(), "new");
         assert_eq!(names(dir.path()), ["model"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_pipe_with_the_name_of_an_unfinished_write_is_removed_without_waiting() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let dir = tempfile::tempdir().unwrap();
+        mknodat(CWD, dir.path().join(".file.1.tmp"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+        write_file_atomic(&dir.path().join("file"), |_| Ok(())).unwrap();
+        assert_eq!(names(dir.path()), ["file"]);
     }
 
     #[cfg(unix)]

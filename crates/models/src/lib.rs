@@ -1,9 +1,10 @@
 //! Model families, one a file, and the checkpoints they come from.
 
+pub mod apart;
 pub mod atomic;
 pub mod bert;
 pub mod config;
-mod files;
+pub mod files;
 pub mod header;
 pub mod hub;
 pub mod layers;

@@ -22,6 +22,8 @@ pub struct Loaded {
     pub model: Model,
     /// The folder with the tokenizer's files.
     pub tokenizer_dir: PathBuf,
+    /// The folders that it was read from: the model's, and the adapter's if there is one.
+    pub read_from: Vec<PathBuf>,
     /// Keys that were initialised: those that the checkpoint lacks, or has for another number of labels.
     pub initialised: Vec<String>,
     /// Missing keys that were initialised, ignored ones.
@@ -65,7 +67,7 @@ pub fn model(
     }
     let warnings = matched.warnings();
     let initialised = [matched.missing, matched.replaced].concat();
-    Ok(Loaded { model, tokenizer_dir: dir.to_owned(), initialised, warnings })
+    Ok(Loaded { model, tokenizer_dir: dir.to_owned(), read_from: vec![dir.to_owned()], initialised, warnings })
 }
 
 /// Reads the adapter in `dir` and its base model: `base` (a folder or hub id), or the one that the adapter names. `relabel` gives the base
@@ -103,6 +105,7 @@ pub fn adapted(
     // what the adapter brings is not worth a warning
     loaded.initialised.retain(|key| !lora::is_saved_whole(&settings.modules_to_save, key));
     loaded.warnings.clear();
+    loaded.read_from.push(dir.to_owned());
     // PEFT may write an adapter without its tokenizer
     if dir.join(TOKENIZER_FILE).exists() {
         loaded.tokenizer_dir = dir.to_owned();

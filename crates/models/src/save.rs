@@ -1,14 +1,14 @@
 //! Writing a folder that `transformers` (a model) or PEFT (an adapter) loads.
 
-use std::fs;
-use std::io::{ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use colrow_tensor::{Error, Result};
 
-use crate::atomic::{replace_dir_atomic, write_file_atomic};
+use crate::atomic::{replace_dir_atomic, write_atomic};
 use crate::config::Config;
-use crate::files::{first_ten, io_error, read_json_bytes};
+use crate::files::{self, first_ten, io_error, read_json_bytes};
 use crate::hub::{CONFIG_FILE, OTHER_TOKENIZER_FILES, TOKENIZER_FILE};
 use crate::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 use crate::weights::{Saved, WEIGHTS_FILE, write};
@@ -63,24 +63,51 @@ fn save(
     check_replaceable(dir)?;
     replace_dir_atomic(dir, |new| {
         for (name, text) in std::iter::once(config).chain(usage.map(|text| (USAGE_FILE, text))) {
-            write_file_atomic(&new.join(name), |file| {
-                file.write_all(text.as_bytes()).map_err(|e| io_error("cannot write", &e, &dir.join(name)))
-            })?;
+            write_atomic(&new.join(name), text)?;
         }
         write(&new.join(weights), tensors, &[])?;
-        copy(TOKENIZER_FILE, tokenizer_source, new)?;
-        for name in OTHER_TOKENIZER_FILES {
-            if tokenizer_source.join(name).exists() {
-                copy(name, tokenizer_source, new)?;
-            }
-        }
-        Ok(())
+        taken_over(tokenizer_source).try_for_each(|name| copy(name, tokenizer_source, new, dir))
     })
 }
 
-fn copy(name: &str, from: &Path, to: &Path) -> Result<()> {
-    let from = from.join(name);
-    fs::copy(&from, to.join(name)).map(drop).map_err(|e| io_error("cannot copy", &e, &from))
+/// The files that a saved model takes from the folder of the model that it comes from.
+fn taken_over(source: &Path) -> impl Iterator<Item = &'static str> {
+    let others = OTHER_TOKENIZER_FILES.into_iter().filter(|name| source.join(name).exists());
+    std::iter::once(TOKENIZER_FILE).chain(others)
+}
+
+/// Checks what a saved model will take from the folder `source`, so that no run ends in what could be said at its start.
+///
+/// # Errors
+/// A file that is a link out of its folder: who made the folder may have meant a file of its user's, and saved models are passed on.
+pub fn check_source(source: &Path) -> Result<()> {
+    taken_over(source).try_for_each(|name| check_inside(name, source))
+}
+
+fn check_inside(name: &str, source: &Path) -> Result<()> {
+    let file = source.join(name);
+    let (Ok(target), Ok(folder)) = (file.canonicalize(), source.canonicalize()) else { return Ok(()) };
+    // the hub's cache: snapshots/COMMIT/NAME is a link to blobs/ETAG
+    let repository = folder.parent().filter(|parent| parent.ends_with("snapshots")).and_then(Path::parent);
+    let blobs = repository.map(|repository| repository.join("blobs"));
+    if target.starts_with(&folder) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "a link that leads out of its folder, to {}, would be copied into the saved model",
+        target.display()
+    ))
+    .at(file.display())
+    .hint("if that file is meant, put a copy of it in the place of the link"))
+}
+
+/// Copies a file of the folder `from` to the folder `to`, which will be `target`; its mode is that of any new file.
+fn copy(name: &str, from: &Path, to: &Path, target: &Path) -> Result<()> {
+    check_inside(name, from)?;
+    let source = from.join(name);
+    let copied =
+        files::open(&source).and_then(|mut source| io::copy(&mut source, &mut File::create_new(to.join(name))?));
+    copied.map(drop).map_err(|e| io_error(&format!("cannot copy {}", source.display()), &e, &target.join(name)))
 }
 
 /// Replacing a folder deletes what is in it, so it has to be a model folder and nothing else.
@@ -155,6 +182,61 @@ mod tests {
         // The tokenizer may come from the very folder that is replaced.
         save(&dir, 3.0, &dir).unwrap();
         assert_eq!(saved(&dir), 3.0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn modes_are_those_of_new_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let (source, runs) = (source(), tempfile::tempdir().unwrap());
+        fs::set_permissions(source.path().join("vocab.txt"), fs::Permissions::from_mode(0o4400)).unwrap();
+        fs::write(runs.path().join("new"), "").unwrap();
+        save(&runs.path().join("model"), 1.0, source.path()).unwrap();
+        let mode = |name: &str| fs::metadata(runs.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode("model/vocab.txt"), mode("new"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_out_of_the_folder_is_not_copied() {
+        use std::os::unix::fs::symlink;
+        let (source, runs) = (source(), tempfile::tempdir().unwrap());
+        let secret = runs.path().join("secret");
+        fs::write(&secret, "key").unwrap();
+        symlink(&secret, source.path().join("added_tokens.json")).unwrap();
+        for result in [check_source(source.path()), save(&runs.path().join("model"), 1.0, source.path())] {
+            let e = result.unwrap_err().to_string();
+            assert!(
+                e.contains("leads out of its folder") && e.contains("secret") && e.contains("added_tokens.json"),
+                "{e}"
+            );
+        }
+        assert!(!runs.path().join("model").exists());
+        // within the folder a link is as good as a file
+        fs::remove_file(source.path().join("added_tokens.json")).unwrap();
+        symlink("notes.txt", source.path().join("added_tokens.json")).unwrap();
+        save(&runs.path().join("model"), 1.0, source.path()).unwrap();
+        assert_eq!(fs::read_to_string(runs.path().join("model/added_tokens.json")).unwrap(), "notes.txt");
+        assert!(!fs::symlink_metadata(runs.path().join("model/added_tokens.json")).unwrap().is_symlink());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_links_of_the_hubs_cache_are_its_files() {
+        use std::os::unix::fs::symlink;
+        let (cache, runs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let snapshot = cache.path().join("models--org--name/snapshots/c0ffee");
+        fs::create_dir_all(&snapshot).unwrap();
+        fs::create_dir(snapshot.join("../../blobs")).unwrap();
+        fs::write(snapshot.join("../../blobs/abc"), "{}").unwrap();
+        symlink("../../blobs/abc", snapshot.join(TOKENIZER_FILE)).unwrap();
+        save(&runs.path().join("model"), 1.0, &snapshot).unwrap();
+        assert_eq!(fs::read_to_string(runs.path().join("model").join(TOKENIZER_FILE)).unwrap(), "{}");
+        // a content that is a link itself leads anywhere
+        fs::write(runs.path().join("secret"), "key").unwrap();
+        fs::remove_file(snapshot.join("../../blobs/abc")).unwrap();
+        symlink(runs.path().join("secret"), snapshot.join("../../blobs/abc")).unwrap();
+        assert!(check_source(&snapshot).unwrap_err().what().contains("leads out of its folder"));
     }
 
     #[test]

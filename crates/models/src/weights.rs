@@ -13,7 +13,7 @@ use serde::de::{self, Deserialize, MapAccess, Visitor};
 use serde_json::{Map, json};
 
 use crate::atomic::write_file_atomic;
-use crate::files::{first_ten, io_error, read_json_bytes, shape_text};
+use crate::files::{self, first_ten, io_error, read_json_bytes, shape_text};
 use crate::header::{Header, Stored, header_len, parse_header};
 
 /// The file with all tensors of a model that is not sharded.
@@ -79,7 +79,7 @@ impl Weights {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
-        let mut file = File::open(path).map_err(|e| io_error("cannot open", &e, path))?;
+        let mut file = files::open(path).map_err(|e| io_error("cannot open", &e, path))?;
         let header = read_header(&mut file, path)?;
         let number = self.files.len();
         for (name, stored) in header.tensors {

@@ -65,6 +65,13 @@ impl Error {
         self
     }
 
+    /// Says what to do, unless that has been said.
+    #[must_use]
+    pub fn or_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint.get_or_insert_with(|| hint.into());
+        self
+    }
+
     /// Which exit code this error ends the program with.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -5,11 +5,10 @@
 //! checkpoint is written beside its place, synced and renamed, so that one that is there is whole.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use colrow_autograd::{Ledger, Running};
-use colrow_models::atomic::{replace_dir_atomic, write_file_atomic};
+use colrow_models::atomic::{replace_dir_atomic, write_atomic};
 use colrow_models::weights::{self, Data, Saved, Weights};
 use colrow_tensor::{Bytes, DType, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -83,7 +82,7 @@ pub fn write(folder: &Path, engine: &Engine, state: &State, keep: usize) -> Resu
             })?;
         }
         let text = serde_json::to_string_pretty(&state).map_err(|e| Error::new(e.to_string()))?;
-        write_file_atomic(&new.join(STATE), |f| Ok(f.write_all(text.as_bytes())?))
+        write_atomic(&new.join(STATE), text)
     })?;
     let old = list(folder);
     for (_, path) in &old[..old.len().saturating_sub(keep.max(1))] {

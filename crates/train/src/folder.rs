@@ -1,10 +1,11 @@
 //! A run folder: `recipe.toml`, `metrics.jsonl`, `checkpoints/`, `model/`, `summary.json`. One process at a time.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use colrow_models::atomic::write_file_atomic;
+use colrow_models::atomic::write_atomic;
+use colrow_models::{apart, files, save};
 use colrow_tensor::{Error, Result};
 use serde_json::Value;
 
@@ -13,6 +14,10 @@ use crate::recipe::Recipe;
 const RECIPE: &str = "recipe.toml";
 const METRICS: &str = "metrics.jsonl";
 const SUMMARY: &str = "summary.json";
+const MODEL: &str = "model";
+const CHECKPOINTS: &str = "checkpoints";
+const NORMS: &str = "norms.bin";
+const REPORT: &str = "report.html";
 
 /// An open run folder, locked until it is dropped.
 #[derive(Debug)]
@@ -32,14 +37,14 @@ impl RunFolder {
             return Err(Error::new("expected a run folder, found a file").at(path.display()));
         }
         let file = path.join(RECIPE);
-        match fs::read_to_string(&file) {
+        match files::open(&file).and_then(std::io::read_to_string) {
             Ok(_) if !resume => Err(Error::new("this folder holds a run already")
                 .at(path.display())
                 .hint("go on with it by --resume, choose another folder by --set output=FOLDER, or remove this one")),
             Ok(found) if found != recipe.to_toml() => Err(other_recipe(&found, &recipe.to_toml()).at(file.display())),
             Ok(_) => Ok(()),
             // a file in the place of a parent is named when the folder is made
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(()),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => check_free(path),
             Err(e) => Err(Error::new(format!("cannot read the run's recipe: {e}")).at(file.display())),
         }
     }
@@ -50,8 +55,8 @@ impl RunFolder {
     /// A summary that cannot be read.
     pub fn summary(path: &Path) -> Result<Option<Value>> {
         let file = path.join(SUMMARY);
-        match fs::read(&file) {
-            Ok(text) => match serde_json::from_slice(&text) {
+        match files::open(&file).and_then(std::io::read_to_string) {
+            Ok(text) => match serde_json::from_str(&text) {
                 Ok(summary) => Ok(Some(summary)),
                 Err(e) => Err(Error::new(format!("expected the summary of a run: {e}"))
                     .at(file.display())
@@ -69,12 +74,11 @@ impl RunFolder {
     pub fn open(path: &Path, recipe: &Recipe, resume: bool) -> Result<Self> {
         let at = |e: std::io::Error, what: &str| Error::new(format!("{what}: {e}")).at(path.display());
         fs::create_dir_all(path).map_err(|e| at(e, "cannot make the run folder"))?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join("lock"))
-            .map_err(|e| at(e, "cannot write to the run folder"))?;
+        let create = |name: &str| {
+            let file = path.join(name);
+            files::append_own(&file).map_err(|e| files::io_error("cannot write to the run folder", &e, &file))
+        };
+        let lock = create("lock")?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -86,13 +90,9 @@ impl RunFolder {
         Self::check(path, recipe, resume)?;
         let file = path.join(RECIPE);
         if !file.exists() {
-            write_file_atomic(&file, |f| Ok(f.write_all(recipe.to_toml().as_bytes())?))?;
+            write_atomic(&file, recipe.to_toml())?;
         }
-        let metrics = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path.join(METRICS))
-            .map_err(|e| at(e, "cannot write metrics.jsonl"))?;
+        let metrics = create(METRICS)?;
         Ok(Self { path: path.to_owned(), metrics, _lock: lock })
     }
 
@@ -127,8 +127,8 @@ impl RunFolder {
             serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
         };
         let kept: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
-        write_file_atomic(&file, |f| Ok(f.write_all(kept.as_bytes())?))?;
-        self.metrics = OpenOptions::new().append(true).open(&file).map_err(|e| self.cannot_log(&e))?;
+        write_atomic(&file, kept)?;
+        self.metrics = files::append_own(&file).map_err(|e| self.cannot_log(&e))?;
         Ok(())
     }
 
@@ -137,18 +137,49 @@ impl RunFolder {
     /// # Errors
     /// A full disk.
     pub fn write_summary(&self, summary: &Value) -> Result<()> {
-        write_file_atomic(&self.path.join(SUMMARY), |f| Ok(f.write_all(format!("{summary:#}\n").as_bytes())?))
+        write_atomic(&self.path.join(SUMMARY), format!("{summary:#}\n"))
     }
 
     /// Where checkpoints go.
     pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(CHECKPOINTS)
+    }
+
+    /// Where the mapped norm cache goes.
+    pub fn norms(&self) -> PathBuf {
+        self.path.join(NORMS)
     }
 
     /// Where the model goes.
     pub fn model(&self) -> PathBuf {
-        self.path.join("model")
+        self.path.join(MODEL)
     }
+}
+
+/// Checks that a folder without a recipe holds nothing that a run there would write over.
+fn check_free(path: &Path) -> Result<()> {
+    let names = [MODEL, CHECKPOINTS, METRICS, SUMMARY, NORMS, REPORT];
+    match names.iter().map(|name| path.join(name)).find(|there| there.symlink_metadata().is_ok()) {
+        None => Ok(()),
+        Some(there) => {
+            Err(Error::new("a run would write over this, which no run wrote here: the folder has no recipe.toml")
+                .at(there.display())
+                .hint("choose another folder by --set output=FOLDER, or move this away"))
+        }
+    }
+}
+
+/// Checks that a run in the folder `output` leaves the model that it starts from, in the folder `model`, as it is, and can take over its
+/// files.
+///
+/// # Errors
+/// One of the folders holds the other, or they are one; a link that leads out of the model's folder.
+pub fn check_apart(output: &Path, model: &Path) -> Result<()> {
+    // these may be links to elsewhere
+    for folder in [output.to_owned(), output.join(MODEL), output.join(CHECKPOINTS)] {
+        apart::check_folder(&folder, "the model", model)?;
+    }
+    save::check_source(model)
 }
 
 fn other_recipe(found: &str, asked: &str) -> Error {

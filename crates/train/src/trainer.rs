@@ -14,14 +14,14 @@ use crate::checkpoint::{self, State};
 use crate::data::{collate, places};
 use crate::engine::{Engine, Micro, StepStats};
 use crate::evaluate::{Evaluation, evaluate};
-use crate::folder::RunFolder;
+use crate::folder::{self, RunFolder};
 use crate::machine;
 use crate::metrics::Metric;
 use crate::plan::{self, Plan};
 use crate::ratios::Ratios;
 use crate::recipe::{Batch, Every, Recipe};
 use crate::schedule::{lr_at, warmup_steps};
-use crate::setup::{Job, batch_by, lora_config};
+use crate::setup::{Job, batch_by, lora_config, model_config};
 
 /// What a run tells while it runs.
 pub trait Observer {
@@ -69,6 +69,8 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
         observer.warn("this run has ended; nothing is left to do");
         return Ok(Outcome::Finished(summary));
     }
+    let (model, _) = model_config(&recipe, Needs::Weights)?;
+    folder::check_apart(&output, &model)?;
     let mut job = crate::setup::prepare(recipe, Needs::Weights)?;
     let metric = best_metric(&job)?;
     let plan = job.plan()?;
@@ -76,7 +78,7 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     // before the folder, so that a model that cannot be read leaves no run behind
     let model = job.model()?;
     let mut folder = RunFolder::open(&output, &job.recipe, resume)?;
-    let mut engine = job.engine(model, &output.join("norms.bin"))?;
+    let mut engine = job.engine(model, &folder.norms())?;
     job.warnings.iter().for_each(|w| observer.warn(w));
     let state = match checkpoint::list(&folder.checkpoints()).pop() {
         Some((step, path)) if resume => {
@@ -355,10 +357,10 @@ impl Run {
     fn locate(&self, e: Error) -> Error {
         let e = e.at(format!("step {} of {}", self.state.step + 1, self.total)).at(self.folder.path().display());
         match checkpoint::list(&self.folder.checkpoints()).pop() {
-            Some((_, path)) => e.hint(format!("the last good checkpoint is {}", path.display())),
-            None => {
-                e.hint("no checkpoint was written yet; a lower optim.lr or a warm-up often helps where numbers blow up")
-            }
+            Some((_, path)) => e.or_hint(format!("the last good checkpoint is {}", path.display())),
+            None => e.or_hint(
+                "no checkpoint was written yet; a lower optim.lr or a warm-up often helps where numbers blow up",
+            ),
         }
     }
 

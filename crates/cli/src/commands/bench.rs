@@ -8,6 +8,7 @@ use std::time::Instant;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use colrow_autograd::{NormMemory, Policy, Store};
 use colrow_models::config::Config;
+use colrow_models::files;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Cost, DType, Device, Error, Result};
@@ -126,9 +127,13 @@ struct Bench<'a> {
     lengths: Option<Vec<u32>>,
 }
 
+/// Bytes of the lengths of more sequences than any batch has.
+const MOST_LENGTHS: u64 = 64 << 20;
+
 fn read_lengths(file: &Path) -> Result<Vec<u32>> {
     let wrong = |what: &dyn Display| Error::usage(format!("--lengths-file: {what}")).at(file.display());
-    let text = std::fs::read_to_string(file).map_err(|e| wrong(&e))?;
+    let text = files::read(file, MOST_LENGTHS).map_err(|e| wrong(&e))?;
+    let text = String::from_utf8(text).map_err(|_| wrong(&"expected text"))?;
     let length = |word: &str| match word.parse() {
         Ok(length) if length > 0 => Ok(length),
         _ => Err(wrong(&format!("expected whole numbers from 1, found `{word}`"))),
@@ -144,7 +149,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !(args.ratio > 0.0 && args.ratio <= 1.0) {
         return Err(Error::usage(format!("--ratio: expected a number in (0, 1], found {}", args.ratio)));
     }
-    let text = std::fs::read(&args.model_config)
+    let text = files::read(&args.model_config, files::MOST_JSON_BYTES)
         .map_err(|e| Error::usage(format!("--model-config: {e}")).at(args.model_config.display()))?;
     let config = Config::from_json(&text, &args.model_config)?;
     let given = args.lengths_file.as_deref().map(read_lengths).transpose()?;

@@ -39,6 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let metric = metric_of(&runs)?;
     let groups = groups(&runs);
     if let Some(out) = &args.out {
+        report::check_out(out, &args.runs)?;
         report::write("colrow: runs compared", &runs, out)?;
     }
     if args.json {

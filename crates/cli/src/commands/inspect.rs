@@ -1,7 +1,8 @@
 //! `colrow inspect`: what sampling would cost on a real model and data, site by site.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use colrow_models::apart;
 use colrow_models::hub::Needs;
 use colrow_tensor::{Error, Result};
 use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
@@ -40,6 +41,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("--steps, --draws: expected at least 1, found 0"));
     }
     let mut job = setup::prepare(args.recipe.load()?, Needs::Weights)?;
+    if let Some(out) = &args.out {
+        let data = [&job.recipe.data.train, &job.recipe.data.dev].into_iter().flatten().map(Path::new);
+        let files = data.filter(|path| path.is_file()).chain([&*args.recipe.recipe, &*job.model_dir]);
+        apart::check_file(out, files)?;
+    }
     let settings = Settings { steps: args.steps, passes: args.passes, draws: args.draws };
     let bar = Bar::new("inspect", 0, 0, "{pos}/{len} batches  {eta} left");
     let evidence = inspect(&mut job, &settings, |done, of| {

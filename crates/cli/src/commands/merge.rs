@@ -1,7 +1,9 @@
 //! `colrow merge`: an adapter into the weights of its base model.
 
+use std::fs;
 use std::path::PathBuf;
 
+use colrow_models::apart;
 use colrow_models::lora::{self, ADAPTER_CONFIG_FILE};
 use colrow_models::save::save_model_folder;
 use colrow_tensor::{Error, Result};
@@ -18,14 +20,25 @@ pub(crate) struct Args {
     /// Folder to write: a model in Hugging Face layout.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Write over the model that is in that folder.
+    #[arg(long)]
+    force: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if !args.force && fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Error::usage("--out: expected a new or empty folder, found one that holds something")
+            .at(args.out.display())
+            .hint("choose another folder, or write over the model in it by --force"));
+    }
     let Used { dir, usage, loaded } = args.model.load(Some(Precision::F32))?;
     if !dir.join(ADAPTER_CONFIG_FILE).exists() {
         return Err(
             Error::usage(format!("--model: expected an adapter, found no {ADAPTER_CONFIG_FILE}")).at(dir.display())
         );
+    }
+    for folder in &loaded.read_from {
+        apart::check_folder(&args.out, "the adapter or its base model", folder)?;
     }
     let mut model = loaded.model;
     lora::merge(&mut model);

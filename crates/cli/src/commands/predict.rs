@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use colrow_models::apart;
 use colrow_models::atomic::write_file_atomic;
 use colrow_tensor::{Error, Result};
 use colrow_train::data::{self, Answers, Example, Split};
@@ -37,6 +38,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let predictor = Predictor::new(&args.model, &args.usage)?;
     let examples = data::read(&args.data, predictor.task, &predictor.columns, Split::Dev, false)?;
+    if let Some(out) = &args.out {
+        let models = predictor.read_from.iter().map(PathBuf::as_path);
+        apart::check_file(out, models.chain([&*examples.source]))?;
+    }
     let set = predictor.tokens(&examples, None)?;
     let by = predictor.batches(&set);
     let names = &predictor.engine.model.config.labels;

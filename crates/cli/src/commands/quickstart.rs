@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use colrow_models::apart;
 use colrow_models::config::Config;
 use colrow_models::hub::{self, Needs};
 use colrow_tensor::{Error, Result};
@@ -70,19 +71,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ("pps@0.3", paper(Estimator::Pps)),
         ("lean@0.3", Keep { policy: PolicyName::Lean, ..Keep::default() }),
     ];
-    if let Some((name, _)) = variants.iter().find(|(name, _)| out.join(name).exists()) {
-        return Err(Error::new(format!("the folder of the run {name} exists already"))
-            .at(out.join(name).display())
-            .hint("choose another folder by --out, or remove this one"));
+    let report = out.join("report.html");
+    let writes = variants.iter().flat_map(|(name, _)| [out.join(name), recipe_file(&out, name)]);
+    if let Some(there) = writes.chain([report.clone()]).find(|path| path.symlink_metadata().is_ok()) {
+        return Err(Error::new("this exists already, and would be written over")
+            .at(there.display())
+            .hint("choose another folder by --out, or remove this"));
     }
-    let base = base_recipe(args)?;
+    let base = base_recipe(args, &out)?;
     std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
     stop.in_good_order("stopping");
     let mut runs = Vec::new();
     for (name, keep) in &variants {
         let output = Some(out.join(name).to_string_lossy().into_owned());
         let recipe = Recipe { output, keep: keep.clone(), ..base.clone() };
-        let file = out.join(format!("{name}.toml"));
+        let file = recipe_file(&out, name);
         std::fs::write(&file, recipe.to_toml())
             .map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
         train(&file, stop)?;
@@ -91,12 +94,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let folders = variants.iter().map(|(name, _)| Run::load(&out.join(name)));
     let folders = folders.collect::<Result<Vec<_>>>()?;
-    let table = Table { runs, report: out.join("report.html") };
+    let table = Table { runs, report };
     report::write("colrow quickstart", &folders, &table.report)?;
     if args.json { print_json(&table) } else { print(&text(&table)) }
 }
 
-fn base_recipe(args: &Args) -> Result<Recipe> {
+fn recipe_file(out: &Path, name: &str) -> PathBuf {
+    out.join(format!("{name}.toml"))
+}
+
+fn base_recipe(args: &Args, out: &Path) -> Result<Recipe> {
     let say = output::say;
     let give = |e: Error| e.hint("or pass --model DIR_OR_HUB_ID and --data FILE");
     let mut recipe = Recipe::default();
@@ -113,6 +120,7 @@ fn base_recipe(args: &Args) -> Result<Recipe> {
         }
     }
     let dir = hub::resolve(&recipe.model.path, &recipe.model.revision, Needs::Weights)?;
+    apart::check_folder(out, "the model", &dir)?;
     recipe.data.max_length = Config::open(&dir)?.longest().map_or(64, |longest| longest.min(64));
     recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
     recipe.train.epochs = 1.0;

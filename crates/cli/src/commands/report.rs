@@ -21,6 +21,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let runs = args.runs.iter().map(|dir| Run::load(dir)).collect::<Result<Vec<_>>>()?;
     let out = args.out.clone().unwrap_or_else(|| args.runs[0].join("report.html"));
+    report::check_out(&out, &args.runs)?;
     let names: Vec<_> = args.runs.iter().filter_map(|r| Some(r.file_name()?.to_string_lossy().into_owned())).collect();
     report::write(&format!("colrow: {}", names.join(", ")), &runs, &out)?;
     print(&out.display().to_string())

@@ -1,5 +1,6 @@
 //! What a run folder holds, read for the report.
 
+use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
@@ -310,9 +311,12 @@ fn lower_is_better(metric: &str) -> bool {
     ["loss", "mse", "rmse", "mae", "perplexity"].contains(&metric)
 }
 
+/// More than the metrics of any run; such a file is not one that a run wrote.
+const MOST_BYTES: u64 = 1 << 30;
+
 /// A file's text, `None` if there is no such file. Bytes that are not UTF-8 show as replacement characters.
 fn read_text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read(path) {
+    match files::read(path, MOST_BYTES) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::from(e).at(path.display())),

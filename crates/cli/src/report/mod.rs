@@ -16,12 +16,13 @@ pub(crate) use groups::{Group, Spread, groups};
 pub(crate) use load::Run;
 
 use crate::units;
+use colrow_models::apart;
 use colrow_tensor::{Error, Result};
 use colrow_train::inspect::Evidence;
 use load::Summary;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use svg::{Series, escape};
 
@@ -59,6 +60,16 @@ fn page(title: &str, body: &str) -> String {
          <title>{title}</title><style>{}</style></head><body><main>\n<h1>{title}</h1>\n{body}</main></body></html>\n",
         include_str!("style.css")
     )
+}
+
+/// Refuses to write a page over what the runs in these folders consist of.
+///
+/// # Errors
+/// One that names the file.
+pub(crate) fn check_out(out: &Path, runs: &[PathBuf]) -> Result<()> {
+    let parts = ["recipe.toml", "metrics.jsonl", "summary.json", "model", "checkpoints"];
+    let read: Vec<_> = runs.iter().flat_map(|run| parts.map(|part| run.join(part))).collect();
+    apart::check_file(out, read.iter().map(PathBuf::as_path))
 }
 
 /// Writes the page about runs to `out`, which holds either what it held before or the whole page.

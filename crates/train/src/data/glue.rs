@@ -2,9 +2,10 @@
 
 use super::{Example, Examples, Request, Split, read_file, table};
 use crate::tasks::Task;
+use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
@@ -82,10 +83,11 @@ pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examp
     if !path.ends_with(MSR) {
         return Ok((read_file(&path, want)?, path));
     }
-    let open = || File::open(&path).map(BufReader::new).map_err(|e| Error::from(e).at(path.display()));
+    let open = || files::open(&path).map(BufReader::new).map_err(|e| Error::from(e).at(path.display()));
     let mut examples = table::tsv(open()?, want).map_err(|e| e.at(path.display()))?;
     if let Some(ids) = dev_ids(folder) {
-        let lines = fs::read_to_string(&ids).map_err(|e| Error::from(e).at(ids.display()))?;
+        let lines =
+            files::open(&ids).and_then(std::io::read_to_string).map_err(|e| Error::from(e).at(ids.display()))?;
         let dev: HashSet<(&str, &str)> = lines.lines().filter_map(|line| line.trim().split_once('\t')).collect();
         let columns = super::Columns { text: Some("#1 ID".into()), pair: Some("#2 ID".into()), ..Default::default() };
         let want = Request { task: want.task, columns: &columns, labels_required: false };

@@ -17,9 +17,10 @@ pub use text_to_text::{Answers, Wording};
 pub use tokenise::{TokenisedSet, Tokeniser};
 
 use crate::tasks::Task;
+use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::fs;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
@@ -133,7 +134,7 @@ pub fn read(path: &Path, task: Task, columns: &Columns, split: Split, labels_req
 
 /// Reads one file in the format of its extension.
 pub(crate) fn read_file(path: &Path, want: &Request) -> Result<Examples> {
-    let file = File::open(path).map_err(|e| Error::from(e).at(path.display()))?;
+    let file = files::open(path).map_err(|e| Error::from(e).at(path.display()))?;
     let is = |names: &[&str]| names.iter().any(|name| has_extension(path, name));
     let read = if is(&["csv"]) {
         table::csv(BufReader::new(file), want)

@@ -2,14 +2,17 @@
 
 use super::quietly::quietly;
 use super::{Example, Labels};
+use colrow_models::files;
 use colrow_tensor::{Error, Result};
-use std::fs;
 use std::path::{Path, PathBuf};
 use tokenizers::utils::truncation::TruncationDirection;
 use tokenizers::{Encoding, PostProcessor, Tokenizer};
 
 /// Texts that are encoded at a time: encodings hold strings and offsets, many times the size of the ids.
 const CHUNK: usize = 4096;
+
+/// More than any `tokenizer.json` needs: those with a million tokens have some 50 MB.
+const MOST_BYTES: u64 = 1 << 30;
 
 /// A model's tokenizer, without the padding and truncation that its file may ask for.
 #[derive(Clone, Debug)]
@@ -42,7 +45,7 @@ pub struct TokenisedSet {
 impl Tokeniser {
     /// Reads a `tokenizer.json`.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|e| match e.kind() {
+        let bytes = files::read(path, MOST_BYTES).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::new("no such file").at(path.display()).hint(
                 "a model folder needs the tokenizer.json of its fast tokenizer; \
                  AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one",
@@ -218,6 +221,7 @@ pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::{Value, json};
+    use std::fs;
     use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
 
     /// A WordPiece tokenizer of ten tokens; its file asks for padding and truncation.

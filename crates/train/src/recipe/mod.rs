@@ -13,6 +13,7 @@ mod rules;
 
 use std::path::Path;
 
+use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use globset::Glob;
 use serde::{Serialize, Serializer};
@@ -21,6 +22,9 @@ pub use choice::{
     CacheIn, Choice, Estimator, Method, NormSource, PolicyName, Precision, Schedule, SiteKeep, States, Update,
 };
 pub use rules::parse_bytes;
+
+/// More than any recipe needs; a larger file is not one.
+const MOST_BYTES: u64 = 4 << 20;
 
 /// Everything a run is told.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -414,8 +418,8 @@ impl Recipe {
     /// A usage error if the file cannot be read as UTF-8, else as [`Recipe::parse`].
     pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
         let file = path.display().to_string();
-        let bytes =
-            std::fs::read(path).map_err(|e| Error::usage(format!("{file}: expected a recipe (a TOML file): {e}")))?;
+        let bytes = files::read(path, MOST_BYTES)
+            .map_err(|e| Error::usage(format!("{file}: expected a recipe (a TOML file): {e}")))?;
         let text = std::str::from_utf8(&bytes).map_err(|e| {
             let line = 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count();
             Error::usage(format!("{file}:{line}: expected UTF-8 text, found other bytes"))

@@ -1,0 +1,213 @@
+//! What users' files may be, and what is never written over.
+
+#![cfg(unix)]
+#![allow(missing_docs, reason = "tests")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use common::{Place, Ran, config, finish, npy, rows, tsv};
+
+/// The program in the place's folder, ended after 20 seconds.
+fn run(place: &Place, args: &[&str]) -> Ran {
+    let program = place.command(&[]);
+    let mut command = Command::new("timeout");
+    command.arg("20").arg(program.get_program()).args(args).current_dir(place.path(""));
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    finish(&mut command)
+}
+
+#[track_caller]
+fn fails(place: &Place, args: &[&str], code: i32, expected: &[&str]) {
+    let ran = run(place, args);
+    assert_eq!(ran.code, Some(code), "{args:?}: {}", ran.err);
+    for text in expected {
+        assert!(ran.err.contains(text), "{args:?}: {:?} does not contain {text:?}", ran.err);
+    }
+}
+
+/// Puts a pipe that nobody writes in the place of a file.
+fn pipe(place: &Place, name: &str) {
+    let _ = fs::remove_file(place.path(name));
+    assert!(Command::new("mkfifo").arg(place.path(name)).status().unwrap().success());
+}
+
+#[test]
+fn pipes_are_refused_wherever_a_file_is_expected() {
+    let train = ["train", "recipe.toml"];
+    let predict = ["predict", "--model", "model", "--data", "dev.tsv"];
+    let estimate = ["estimate", "--x", "x.npy", "--dz", "dz.npy"];
+    let bench = ["bench", "--model-config", "config.json", "--plan"];
+    let lengths = ["bench", "--model-config", "model/config.json", "--lengths-file", "lengths", "--plan"];
+    for (name, args, code) in [
+        ("recipe.toml", &train[..], 2),
+        ("model/config.json", &train, 1),
+        ("model/tokenizer.json", &train, 1),
+        ("model/model.safetensors", &train, 1),
+        ("train.tsv", &train, 1),
+        ("dev.tsv", &predict, 1),
+        ("x.npy", &estimate, 1),
+        ("config.json", &bench, 2),
+        ("lengths", &lengths, 2),
+    ] {
+        let place = Place::new();
+        for matrix in ["x.npy", "dz.npy"] {
+            place.write(matrix, npy(1, 1, &[1.0]));
+        }
+        pipe(&place, name);
+        fails(&place, args, code, &["expected a file, found a pipe", name]);
+        assert!(!place.path("run").exists(), "{name}");
+    }
+    let place = Place::new();
+    fs::remove_file(place.path("model/tokenizer.json")).unwrap();
+    symlink("/dev/zero", place.path("model/tokenizer.json")).unwrap();
+    fails(&place, &train, 1, &["link that leads out of its folder, to /dev/zero", "model/tokenizer.json"]);
+    fails(&place, &predict, 1, &["expected a file, found a device", "model/tokenizer.json"]);
+}
+
+#[test]
+fn pipes_and_links_in_a_run_folder_are_refused() {
+    for (name, expected) in
+        [("recipe.toml", "found a pipe"), ("lock", "found a pipe"), ("summary.json", "summary.json")]
+    {
+        let place = Place::new();
+        fs::create_dir(place.path("run")).unwrap();
+        pipe(&place, &format!("run/{name}"));
+        fails(&place, &["train", "recipe.toml"], 1, &[expected]);
+    }
+    let place = Place::new();
+    fs::create_dir(place.path("run")).unwrap();
+    place.write("thesis", "precious");
+    symlink("../thesis", place.path("run/lock")).unwrap();
+    fails(&place, &["train", "recipe.toml"], 1, &["found a link", "run/lock"]);
+    assert_eq!(place.text("thesis"), "precious");
+}
+
+#[test]
+fn the_base_model_survives_its_run() {
+    let place = Place::new();
+    symlink("model", place.path("linked")).unwrap();
+    let before = place.read("model/model.safetensors");
+    for (output, how) in [
+        ("model", "is the folder of the model"),
+        ("linked", "is the folder of the model"),
+        ("model/run", "lies in the folder of the model"),
+        ("linked/../model/run", "lies in the folder of the model"),
+    ] {
+        fails(&place, &["train", "recipe.toml", "--set", &format!("output={output}")], 1, &[how, "./model"]);
+        fails(&place, &["train", "recipe.toml", "--resume", "--set", &format!("output={output}")], 1, &[how]);
+    }
+    fs::create_dir(place.path("outer")).unwrap();
+    place.model("outer/base", &config());
+    let outer = ["train", "recipe.toml", "--set", "model.path=./outer/base", "--set", "output=outer"];
+    fails(&place, &outer, 1, &["holds the folder of the model", "./outer/base"]);
+    fs::create_dir(place.path("run")).unwrap();
+    symlink("../model", place.path("run/model")).unwrap();
+    fails(&place, &["train", "recipe.toml"], 1, &["run/model", "which no run wrote here"]);
+    // also for a run that is going on
+    fs::remove_file(place.path("run/model")).unwrap();
+    place.ok(&["train", "recipe.toml", "--set", "train.epochs=1"]);
+    fs::remove_dir_all(place.path("run/model")).unwrap();
+    fs::remove_file(place.path("run/summary.json")).unwrap();
+    symlink("../model", place.path("run/model")).unwrap();
+    let resume = ["train", "recipe.toml", "--set", "train.epochs=1", "--resume"];
+    fails(&place, &resume, 1, &["run/model", "is the folder of the model"]);
+    assert_eq!(place.read("model/model.safetensors"), before);
+    assert_eq!(place.names("model"), ["config.json", "model.safetensors", "tokenizer.json"]);
+}
+
+#[test]
+fn what_no_run_wrote_is_not_written_over() {
+    for name in ["model/notes", "checkpoints/step-1/mine", "metrics.jsonl", "summary.json", "report.html"] {
+        let place = Place::new();
+        place.write(&format!("run/{name}"), "mine");
+        let first = name.split('/').next().unwrap();
+        fails(&place, &["train", "recipe.toml"], 1, &["no run wrote here", &format!("run/{first}")]);
+        assert_eq!(place.text(&format!("run/{name}")), "mine");
+        assert!(!place.path("run/recipe.toml").exists());
+    }
+}
+
+#[test]
+fn outputs_do_not_replace_inputs() {
+    let place = Place::new();
+    place.ok(&["train", "recipe.toml"]);
+    let data = place.text("dev.tsv");
+    let predict = ["predict", "--model", "run/model", "--data", "dev.tsv", "--out"];
+    for (out, expected) in [("./dev.tsv", "is one that is read"), ("run/model/config.json", "in a folder that is read")]
+    {
+        fails(&place, &[&predict[..], &[out]].concat(), 2, &[expected, out]);
+    }
+    for command in ["report", "compare"] {
+        for out in ["run/metrics.jsonl", "run/../run/summary.json", "run/recipe.toml", "run/model/config.json"] {
+            fails(&place, &[command, "run", "--out", out], 2, &["read", out]);
+        }
+    }
+    fails(&place, &["inspect", "recipe.toml", "--out", "train.tsv"], 2, &["is one that is read", "train.tsv"]);
+    fails(&place, &["inspect", "recipe.toml", "--out", "recipe.toml"], 2, &["is one that is read", "recipe.toml"]);
+    assert_eq!(place.text("dev.tsv"), data);
+    place.ok(&[&predict[..], &["new.jsonl"]].concat());
+    for (out, expected) in [("model", "is the folder of the model"), ("model/q", "lies in the folder of the model")] {
+        let quickstart = ["quickstart", "--model", "model", "--data", "train.tsv", "--out", out];
+        fails(&place, &quickstart, 1, &[expected]);
+    }
+    place.write("q/lean@0.3.toml", "mine");
+    let quickstart = ["quickstart", "--model", "model", "--data", "train.tsv", "--out", "q"];
+    fails(&place, &quickstart, 1, &["exists already", "q/lean@0.3.toml"]);
+}
+
+#[test]
+fn merge_writes_over_a_model_only_when_told_and_never_over_its_own() {
+    let place = Place::new();
+    place.ok(&["train", "recipe.toml", "--set", "train.method=lora"]);
+    let merge =
+        |out: &str, more: &[&str]| run(&place, &[&["merge", "--model", "run/model", "--out", out], more].concat());
+    let (base, adapter) = (place.read("model/model.safetensors"), place.names("run/model"));
+    for out in ["model", "run/model", "run"] {
+        assert!(merge(out, &[]).err.contains("--force"), "{out}");
+        let ran = merge(out, &["--force"]);
+        assert!(ran.code == Some(1) && ran.err.contains("the folder of the adapter or its base model"), "{}", ran.err);
+    }
+    assert_eq!((place.read("model/model.safetensors"), place.names("run/model")), (base, adapter));
+    fs::create_dir(place.path("merged")).unwrap();
+    assert_eq!(merge("merged", &[]).code, Some(0), "an empty folder is as good as none");
+    let ran = merge("merged", &[]);
+    assert!(ran.code == Some(2) && ran.err.contains("--force"), "{}", ran.err);
+    assert_eq!(merge("merged", &["--force"]).code, Some(0));
+    place.write("merged/thesis.tex", "");
+    assert!(merge("merged", &["--force"]).err.contains("holds more than a model: thesis.tex"));
+}
+
+/// Runs the program with a limit on the size of files, in units of 512 or 1,024 bytes.
+fn run_limited(place: &Place, limit: u32, args: &[&str]) -> Ran {
+    let program = place.command(&[]);
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("ulimit -f {limit} && exec \"$0\" \"$@\"")).arg(program.get_program()).args(args);
+    command.current_dir(place.path("")).envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    finish(&mut command)
+}
+
+#[test]
+fn a_norm_cache_without_room_is_an_error_that_names_file_and_bytes() {
+    let place = Place::new();
+    place.write("train.tsv", tsv(&rows(800, 1, None)));
+    let args = ["train", "recipe.toml", "--set", "keep.policy=paper", "--set", "keep.cache=file"];
+    let ran = run_limited(&place, 16, &args);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    for text in ["cannot map the norm cache of ", " bytes: ", "run/norms.bin", "keep.cache = \"memory\""] {
+        assert!(ran.err.contains(text), "{}", ran.err);
+    }
+    assert!(!place.path("run/norms.bin").exists());
+}
+
+#[test]
+fn a_file_beyond_the_limit_is_an_error_and_no_signal() {
+    let place = Place::new();
+    // enough for the recipe, not for a checkpoint
+    let ran = run_limited(&place, 16, &["train", "recipe.toml"]);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    assert!(ran.err.contains("cannot write") && ran.err.contains("ulimit -f"), "{}", ran.err);
+}
