@@ -5,12 +5,13 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use colrow_models::atomic::lock;
 use colrow_tensor::{Error, Result};
 use flate2::read::GzDecoder;
 
@@ -117,12 +118,13 @@ fn with_python3(package: &Package, into: &Path) -> Result<PathBuf> {
 fn install(cache: &Path, part: &Part, progress: &dyn Fn(&str), download: Download) -> Result<PathBuf> {
     let target = cache.join(part.folder);
     let complete = || part.files.iter().all(|f| target.join(f).is_file());
+    remove_abandoned(cache);
     if complete() {
         return Ok(target);
     }
     fs::create_dir_all(cache).map_err(|e| cannot_write(cache, &e))?;
-    remove_abandoned(cache);
     let temp = tempfile::Builder::new().prefix(TEMP_PREFIX).tempdir_in(cache).map_err(|e| cannot_write(cache, &e))?;
+    let _in_use = lock(temp.path());
     let downloads = temp.path().join("download");
     let fresh = temp.path().join(part.folder);
     for folder in [&downloads, &fresh] {
@@ -148,14 +150,16 @@ fn install(cache: &Path, part: &Part, progress: &dyn Fn(&str), download: Downloa
 
 const TEMP_PREFIX: &str = ".fetch-";
 
-/// Removes what fetches left behind that were killed more than a day ago. A failure to do so is no reason to stop.
+/// Removes what killed fetches left behind: it is locked by none. A failure to do so is no reason to stop.
 fn remove_abandoned(cache: &Path) {
+    // a fetch that has just begun may not have come to its lock
     let old = |meta: fs::Metadata| {
-        meta.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|age| age > Duration::from_secs(24 * 3600))
+        meta.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|age| age > Duration::from_secs(60))
     };
     for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
         let ours = entry.file_name().to_string_lossy().starts_with(TEMP_PREFIX);
-        if ours && entry.metadata().is_ok_and(old) {
+        let in_use = || matches!(lock(&entry.path()), Err(TryLockError::WouldBlock));
+        if ours && entry.metadata().is_ok_and(old) && !in_use() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -443,15 +447,16 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_of_killed_fetches_are_removed_once_they_are_old() {
+    fn leftovers_of_killed_fetches_are_removed() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, hours) in [(".fetch-old", 25), (".fetch-running", 1), ("mine", 99)] {
+        for (name, minutes) in [(".fetch-killed", 2), (".fetch-running", 9), (".fetch-begun", 0), ("mine", 99)] {
             fs::create_dir(dir.path().join(name)).unwrap();
-            let then = std::time::SystemTime::now() - Duration::from_secs(hours * 3600);
+            let then = std::time::SystemTime::now() - Duration::from_secs(minutes * 60);
             File::open(dir.path().join(name)).unwrap().set_modified(then).unwrap();
         }
+        let _in_use = lock(&dir.path().join(".fetch-running")).unwrap();
         remove_abandoned(dir.path());
-        assert_eq!(list(dir.path()), [".fetch-running", "mine"]);
+        assert_eq!(list(dir.path()), [".fetch-begun", ".fetch-running", "mine"]);
     }
 
     #[test]

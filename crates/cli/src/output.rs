@@ -84,6 +84,11 @@ impl Bar {
         Self(bar)
     }
 
+    /// Whether there is a terminal to show it on.
+    pub(crate) fn is_shown(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
     /// So much is done.
     pub(crate) fn set(&self, done: u64) {
         self.0.set_position(done);

@@ -7,25 +7,33 @@ use colrow_train::machine;
 use colrow_train::metrics::Metric;
 use colrow_train::plan::Plan;
 use colrow_train::setup::Job;
-use colrow_train::trainer::Observer;
+use colrow_train::trainer::{Logged, Observer};
 
 use crate::output::{self, Bar};
 use crate::signals::Stop;
 use crate::{memory, units};
 
-/// A bar where standard error is a terminal, nothing but warnings and evaluations elsewhere.
+/// About as many steps of a run are told where standard error is no terminal.
+const TOLD: u64 = 40;
+
+/// A bar where standard error is a terminal; elsewhere warnings, evaluations and some of the steps.
 pub(crate) struct Progress {
     bar: Option<Bar>,
     name: String,
     loss: f64,
     checks_memory: bool,
     stop: &'static Stop,
+    steps: u64,
+    /// Steps between two that are told where there is no bar, and the step from which on the next one is.
+    told_every: u64,
+    next_told: u64,
 }
 
 impl Progress {
     /// For the run `name`, which is refused if `checks_memory` and it needs more than there is, and which `stop` spares once it has begun.
     pub(crate) fn new(name: &str, checks_memory: bool, stop: &'static Stop) -> Self {
-        Self { bar: None, name: name.to_owned(), loss: f64::NAN, checks_memory, stop }
+        let name = name.to_owned();
+        Self { bar: None, name, loss: f64::NAN, checks_memory, stop, steps: 0, told_every: 1, next_told: 0 }
     }
 
     fn message(&self, text: &str) {
@@ -43,6 +51,8 @@ impl Observer for Progress {
 
     fn start(&mut self, step: u64, steps: u64) {
         self.stop.in_good_order("stopping after this step; once more stops at once");
+        (self.steps, self.told_every) = (steps, steps.div_ceil(TOLD).max(1));
+        self.next_told = (step / self.told_every + 1) * self.told_every;
         self.bar = Some(Bar::new(&self.name, step, steps, "{pos}/{len} steps  {msg}  {eta} left"));
         if step > 0 {
             output::say(&format!("{}: going on after step {step}", self.name));
@@ -56,6 +66,25 @@ impl Observer for Progress {
             "epoch {epoch:.2}  loss {:.4}  kept {}",
             self.loss,
             units::bytes(stats.kept_bytes as u64)
+        ));
+    }
+
+    fn logged(&mut self, line: &Logged) {
+        // the steps that are told follow from the run, not from the clock: two logs of it can be compared
+        let told = line.step == 1 || line.step >= self.next_told;
+        if self.bar.as_ref().is_some_and(Bar::is_shown) || !told {
+            return;
+        }
+        self.next_told = (line.step / self.told_every + 1) * self.told_every;
+        output::say(&format!(
+            "{}: step {}/{}  loss {:.4}  lr {:.2e}  {} tokens/s  {} left",
+            self.name,
+            line.step,
+            self.steps,
+            line.loss,
+            line.lr,
+            units::count(line.tokens_per_second as u64),
+            units::duration(line.seconds_left),
         ));
     }
 
@@ -76,5 +105,9 @@ impl Observer for Progress {
 
     fn warn(&mut self, message: &str) {
         output::warn(message);
+    }
+
+    fn note(&mut self, message: &str) {
+        output::say(&format!("{}: {message}", self.name));
     }
 }

@@ -82,7 +82,8 @@ mod os {
                         first = Some(Instant::now());
                         STOP.signal.store(signal as u8, Ordering::SeqCst);
                         STOP.asked.store(true, Ordering::SeqCst);
-                        output::say(words);
+                        // a reader that does not read must not keep the second from ending the process
+                        let _ = thread::Builder::new().spawn(move || output::say(words));
                     }
                     _ => low_level::exit(128 + signal),
                 }

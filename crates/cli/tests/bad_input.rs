@@ -173,7 +173,7 @@ fn folders_of_other_runs() {
     let before = (place.read("run/recipe.toml"), place.read("run/metrics.jsonl"), place.read("run/summary.json"));
     train_fails(&place, &[], 1, &["this folder holds a run already", "in run", "hint: go on with it by --resume"]);
     let other = ["train", "recipe.toml", "--resume", "--set", "train.steps=2", "--set", "optim.lr=0.5"];
-    fails(&place, &other, 1, &["another recipe", "`steps = 1` there, `steps = 2` here", "`lr = ", "hint: "]);
+    fails(&place, &other, 1, &["another recipe", "optim.lr: ", "hint: "]);
     let after = (place.read("run/recipe.toml"), place.read("run/metrics.jsonl"), place.read("run/summary.json"));
     assert_eq!(before, after);
     train_fails(&place, &["output=train.tsv"], 1, &["expected a run folder, found a file", "train.tsv"]);

@@ -271,10 +271,17 @@ fn batches_by_tokens() {
 #[test]
 fn patience_ends_a_run_that_does_not_improve() {
     let place = Place::new();
-    let summary = place.train(&["optim.lr=0", "train.epochs=50", "train.patience=2"]);
-    assert_eq!((&summary["steps"], &summary["best"]["step"]), (&json!(15), &json!(5)));
-    // and it has ended for good
     let args = ["--set", "optim.lr=0", "--set", "train.epochs=50", "--set", "train.patience=2"];
+    let ran = place.run(&[&["train", "recipe.toml", "--json"], &args[..]].concat());
+    let summary: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((&summary["steps"], &summary["best"]["step"]), (&json!(15), &json!(5)));
+    assert_eq!(summary["stopped_early"], true);
+    let why = format!(
+        "no better than {:.4}, of step 5, in 2 evaluations (train.patience)",
+        summary["best"]["value"].as_f64().unwrap()
+    );
+    assert!(ran.err.contains(&format!("run: stopping early: accuracy has been {why}")), "{}", ran.err);
+    // and it has ended for good
     let again = place.ok_json(&[&["train", "recipe.toml", "--resume", "--json"], &args[..]].concat());
     assert_eq!(again, summary);
     // also if it was killed before its summary was written

@@ -77,6 +77,47 @@ pub fn recover_dir(target: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes the folder `target`, all at once as far as anybody can see: it is renamed first.
+pub fn remove_dir_atomic(target: &Path) -> Result<()> {
+    let temporary = temporary_beside(target)?;
+    let removed = fs::rename(target, &temporary).and_then(|()| remove(&temporary));
+    removed.map_err(|e| io_error("cannot remove", &e, target))
+}
+
+/// Removes what writers left in the folder `dir` when they were killed, and brings back what [`recover_dir`] does; only for targets whose
+/// names are `ours`, and not what a living writer uses.
+pub fn clean_dir(dir: &Path, ours: impl Fn(&str) -> bool) -> Result<()> {
+    let entries = || fs::read_dir(dir).map_err(|e| io_error("cannot list the folder", &e, dir));
+    for entry in entries()?.flatten().filter(|entry| entry.path().is_dir()) {
+        let name = entry.file_name();
+        let target = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".old"));
+        if let Some(target) = target.filter(|target| ours(target)) {
+            recover_dir(&dir.join(target))?;
+            // still there, it was not needed
+            remove(&entry.path()).map_err(|e| io_error("cannot remove a replaced folder", &e, &entry.path()))?;
+        }
+    }
+    remove_unfinished(entries()?, ours)
+}
+
+/// Removes the temporary files and folders of killed writers of targets whose names are `ours`.
+fn remove_unfinished(entries: fs::ReadDir, ours: impl Fn(&str) -> bool) -> Result<()> {
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let target = name.to_str().and_then(written_to);
+        if target.is_some_and(&ours) && !matches!(lock(&path), Err(TryLockError::WouldBlock)) {
+            remove(&path).map_err(|e| io_error("cannot remove an unfinished write", &e, &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// `NAME` of a temporary `.NAME.PID.tmp`.
+fn written_to(temporary: &str) -> Option<&str> {
+    let (name, pid) = temporary.strip_prefix('.')?.strip_suffix(".tmp")?.rsplit_once('.')?;
+    pid.parse::<u32>().ok().map(|_| name)
+}
+
 /// Puts the folder `new` in the place of `target`; afterwards `new` is either gone or the old folder.
 fn swap_in(new: &Path, target: &Path) -> io::Result<()> {
     if !target.exists() {
@@ -128,22 +169,15 @@ fn hidden_beside(path: &Path, suffix: &str) -> Result<PathBuf> {
 /// A name beside `path` that nobody uses; removes what earlier writers of `path` left when they were killed.
 fn temporary_beside(path: &Path) -> Result<PathBuf> {
     let temporary = hidden_beside(path, &format!("{}.tmp", std::process::id()))?;
-    let prefix = hidden_beside(path, "")?;
-    let prefix = prefix.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = path.file_name().unwrap_or_default();
     let entries = fs::read_dir(parent_of(path)).map_err(|e| io_error("cannot write", &e, path))?;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|n| n.strip_prefix(&prefix)?.strip_suffix(".tmp")?.parse::<u32>().ok());
-        if pid.is_some() && !matches!(lock(&entry.path()), Err(TryLockError::WouldBlock)) {
-            remove(&entry.path()).map_err(|e| io_error("cannot remove an unfinished write", &e, &entry.path()))?;
-        }
-    }
+    remove_unfinished(entries, |target| name == target)?;
     Ok(temporary)
 }
 
 /// Marks a temporary file or folder as in use until the result is dropped or the process ends, however it ends. A process number
 /// would not do: it is of no use between containers, and a killed process may keep it for long.
-fn lock(temporary: &Path) -> std::result::Result<File, TryLockError> {
+pub fn lock(temporary: &Path) -> std::result::Result<File, TryLockError> {
     let there = fs::symlink_metadata(temporary).map_err(TryLockError::Error)?.file_type();
     if !there.is_dir() {
         // a pipe of that name would wait for its writer
@@ -288,6 +322,20 @@ mod tests {
         drop(alive);
         replace_dir_atomic(&target, fill_with("newer")).unwrap();
         assert_eq!(names(dir.path()), [".model.mine.tmp", ".models.1.tmp", "model"]);
+    }
+
+    #[test]
+    fn a_folder_is_cleaned_of_what_killed_writers_of_ours_left() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in [".step-1.7.tmp", ".step-2.old", ".step-3.old", "step-3", ".mine.7.tmp", ".mine.old"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        fs::write(dir.path().join(".step-4.old"), "a file is not ours").unwrap();
+        clean_dir(dir.path(), |name| name.starts_with("step-")).unwrap();
+        assert_eq!(names(dir.path()), [".mine.7.tmp", ".mine.old", ".step-4.old", "step-2", "step-3"]);
+        fs::write(dir.path().join("step-3/a"), "").unwrap();
+        remove_dir_atomic(&dir.path().join("step-3")).unwrap();
+        assert_eq!(names(dir.path()), [".mine.7.tmp", ".mine.old", ".step-4.old", "step-2"]);
     }
 
     #[test]

@@ -5,14 +5,16 @@
 //! checkpoint is written beside its place, synced and renamed, so that one that is there is whole.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use colrow_autograd::{Ledger, Running};
-use colrow_models::atomic::{replace_dir_atomic, write_atomic};
+use colrow_models::atomic::{remove_dir_atomic, replace_dir_atomic, write_atomic};
 use colrow_models::weights::{self, Data, Saved, Weights};
 use colrow_tensor::{Bytes, DType, Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::data::Fingerprint;
 use crate::engine::Engine;
 use crate::optim::Moments;
 use crate::ratios::SiteRatio;
@@ -30,6 +32,21 @@ pub struct State {
     pub best: Option<(u64, f64)>,
     /// Evaluations since then.
     pub evaluations_since_best: u64,
+    /// Whether the evaluation that is due at this step is still to come.
+    #[serde(default)]
+    pub evaluates: bool,
+    /// Loss of the first step.
+    #[serde(default)]
+    pub first_loss: Option<f64>,
+    /// Step of the newest checkpoint that is known to be good: a loss of its weights was as it should be.
+    #[serde(default)]
+    pub good: Option<u64>,
+    /// Sum of the losses of the steps that are not logged yet, and their number.
+    #[serde(default)]
+    pub unlogged: (f64, u64),
+    /// What the run is trained and evaluated on: training data, development data.
+    #[serde(default)]
+    pub data: Option<[Fingerprint; 2]>,
     /// Seconds of training so far.
     pub seconds: f64,
     /// Largest kept bytes of a step so far.
@@ -50,30 +67,40 @@ const WEIGHTS: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const NORMS: &str = "norms.safetensors";
 
-/// Checkpoints of a folder by step, newest last.
-pub fn list(folder: &Path) -> Vec<(u64, PathBuf)> {
+/// Checkpoints of a folder by step, newest last; none if there is no folder.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let failed = |e: std::io::Error| Error::new(format!("cannot list the checkpoints: {e}")).at(folder.display());
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
     let step = |path: PathBuf| {
         let number = path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?;
         Some((number, path))
     };
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut found: Vec<_> = entries.filter_map(|e| step(e.path())).collect();
+    let mut found = Vec::new();
+    for entry in entries {
+        found.extend(step(entry.map_err(failed)?.path()));
+    }
     found.sort();
-    found
+    Ok(found)
 }
 
-/// Writes a checkpoint and removes all but the newest `keep`. Returns its folder.
+/// Writes a checkpoint.
 ///
 /// # Errors
-/// A disk that is full or read-only; older checkpoints stay.
-pub fn write(folder: &Path, engine: &Engine, state: &State, keep: usize) -> Result<PathBuf> {
+/// A disk that is full or read-only; other checkpoints stay.
+pub fn write(folder: &Path, engine: &Engine, state: &State) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(folder.display()))?;
     let target = folder.join(format!("step-{}", state.step));
     let running = engine.norms.as_ref().map(|norms| norms.save(|running, _| running.clone()));
     let state = State { running, ratios: engine.ratios.as_ref().map(|r| r.sites().to_vec()), ..state.clone() };
     replace_dir_atomic(&target, |new| {
-        let registry = &engine.model.registry;
-        weights::write(&new.join(WEIGHTS), &registry.saved(|e| registry.is_trainable(e)), &[])?;
+        weights::write(&new.join(WEIGHTS), &learned(engine), &[])?;
         weights::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
         if let Some(norms) = &engine.norms {
             norms.save(|_, codes| {
@@ -83,12 +110,31 @@ pub fn write(folder: &Path, engine: &Engine, state: &State, keep: usize) -> Resu
         }
         let text = serde_json::to_string_pretty(&state).map_err(|e| Error::new(e.to_string()))?;
         write_atomic(&new.join(STATE), text)
-    })?;
-    let old = list(folder);
-    for (_, path) in &old[..old.len().saturating_sub(keep.max(1))] {
-        fs::remove_dir_all(path).map_err(|e| Error::new(format!("cannot remove: {e}")).at(path.display()))?;
-    }
-    Ok(target)
+    })
+}
+
+/// Removes all checkpoints but the newest `keep` and that of the step `good`.
+///
+/// # Errors
+/// A folder that cannot be read or written.
+pub fn prune(folder: &Path, keep: usize, good: Option<u64>) -> Result<()> {
+    let all = list(folder)?;
+    let old = &all[..all.len().saturating_sub(keep.max(1))];
+    old.iter().filter(|(step, _)| Some(*step) != good).try_for_each(|(_, path)| remove_dir_atomic(path))
+}
+
+fn learned(engine: &Engine) -> Vec<Saved<'_>> {
+    let registry = &engine.model.registry;
+    registry.saved(|entry| registry.is_trainable(entry))
+}
+
+/// The name of a learned weight that is not finite, if one is not.
+pub fn not_finite(engine: &Engine) -> Option<String> {
+    const INFINITE: u32 = f32::INFINITY.to_bits();
+    // the order of magnitudes is that of their bits, and a maximum needs no branch
+    let largest = |values: &[f32]| values.iter().fold(0, |most, x| most.max(x.abs().to_bits()));
+    let sound = |saved: &Saved<'_>| !matches!(saved.data, Data::F32(values) if largest(values) >= INFINITE);
+    learned(engine).into_iter().find(|saved| !sound(saved)).map(|saved| saved.name)
 }
 
 fn moments(engine: &Engine) -> Vec<Saved<'_>> {
@@ -104,14 +150,21 @@ fn moments(engine: &Engine) -> Vec<Saved<'_>> {
         .collect()
 }
 
-/// Reads a checkpoint into the engine and returns where the run stood.
+/// Where the run of a checkpoint stood.
+///
+/// # Errors
+/// A checkpoint that cannot be read.
+pub fn state(checkpoint: &Path) -> Result<State> {
+    let file = checkpoint.join(STATE);
+    let text = fs::read_to_string(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+    serde_json::from_str(&text).map_err(|e| Error::new(e.to_string()).at(file.display()))
+}
+
+/// Reads a checkpoint, whose state is `state`, into the engine.
 ///
 /// # Errors
 /// A checkpoint that is not this run's.
-pub fn read(checkpoint: &Path, engine: &mut Engine) -> Result<State> {
-    let file = checkpoint.join(STATE);
-    let text = fs::read_to_string(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
-    let state: State = serde_json::from_str(&text).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+pub fn restore(checkpoint: &Path, state: &State, engine: &mut Engine) -> Result<()> {
     let stored = Weights::open_file(&checkpoint.join(WEIGHTS))?;
     for i in 0..engine.model.registry.entries.len() {
         let entry = &engine.model.registry.entries[i];
@@ -142,10 +195,11 @@ pub fn read(checkpoint: &Path, engine: &mut Engine) -> Result<State> {
         norms.restore(state.running.clone().unwrap_or_default(), &codes).map_err(|e| e.at(file.display()))?;
     }
     if let Some(ratios) = &mut engine.ratios {
+        let file = checkpoint.join(STATE);
         ratios.restore(state.ratios.clone().unwrap_or_default()).map_err(|e| e.at(file.display()))?;
         ratios.apply(&mut engine.policy);
     }
-    Ok(state)
+    Ok(())
 }
 
 fn check_shape(stored: &Weights, key: &str, expected: &[usize]) -> Result<()> {

@@ -95,12 +95,13 @@ pub fn outputs(
 }
 
 /// Mean loss of a set with its labels or targets.
-fn mean_loss(engine: &Engine, set: &TokenisedSet, by: BatchBy) -> Result<f64> {
+fn mean_loss(engine: &Engine, set: &TokenisedSet, by: BatchBy, mut done: impl FnMut() -> Result<()>) -> Result<f64> {
     let (mut sum, mut count) = (0.0, 0);
     for examples in Sampler::new(set.lengths(), by, None)?.epoch(0) {
         let (loss, losses) = engine.loss(collate(set, &examples))?;
         sum += loss * losses as f64;
         count += losses;
+        done()?;
     }
     Ok(sum / count as f64)
 }
@@ -119,7 +120,8 @@ pub(crate) fn batch(engine: &Engine, batch: Batch, longest_answer: usize) -> Res
     Ok(())
 }
 
-/// Loss and metrics of a labelled set; `words` for a model that answers in text.
+/// Loss and metrics of a labelled set; `words` for a model that answers in text. `done` is told after each batch how many examples are done,
+/// and may end it there by an error.
 ///
 /// # Errors
 /// As [`outputs`], and those of the metrics.
@@ -130,14 +132,14 @@ pub fn evaluate(
     labels: &Labels,
     words: Option<&Answers>,
     by: BatchBy,
-    mut done: impl FnMut(usize),
+    mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Evaluation> {
     let (predictions, loss) = match words {
         None => {
             let mut tally = Tally::new(scorer, labels)?;
             outputs(engine, None, set, by, |batch| {
                 if let Outputs::Logits(logits) = batch {
-                    done(tally.add(&logits)?);
+                    done(tally.add(&logits)?)?;
                 }
                 Ok(())
             })?;
@@ -148,11 +150,11 @@ pub fn evaluate(
             outputs(engine, Some(words), set, by, |batch| {
                 if let Outputs::Answers(batch) = batch {
                     answers.extend(batch);
-                    done(answers.len());
+                    done(answers.len())?;
                 }
                 Ok(())
             })?;
-            (words.wording.read(&answers), mean_loss(engine, set, by)?)
+            (words.wording.read(&answers), mean_loss(engine, set, by, || done(set.len()))?)
         }
     };
     let mut metrics = scorer.score(&predictions, labels)?;

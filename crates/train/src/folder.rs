@@ -4,12 +4,12 @@ use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use colrow_models::atomic::write_atomic;
+use colrow_models::atomic::{clean_dir, write_atomic};
 use colrow_models::{apart, files, save};
 use colrow_tensor::{Error, Result};
 use serde_json::Value;
 
-use crate::recipe::Recipe;
+use crate::recipe::{Difference, Recipe};
 
 const RECIPE: &str = "recipe.toml";
 const METRICS: &str = "metrics.jsonl";
@@ -18,6 +18,11 @@ const MODEL: &str = "model";
 const CHECKPOINTS: &str = "checkpoints";
 const NORMS: &str = "norms.bin";
 const REPORT: &str = "report.html";
+
+/// Keys that change nothing of what is learned, nor which model is the best.
+const FREE: [&str; 5] = ["keep.cache", "output", "train.keep_checkpoints", "train.log_every", "train.save_every"];
+/// Keys by which a run may be made longer.
+const LENGTH: [&str; 2] = ["train.epochs", "train.steps"];
 
 /// An open run folder, locked until it is dropped.
 #[derive(Debug)]
@@ -28,25 +33,42 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Checks that `path` can be the folder of a new run, or with `resume` that of a run with the same recipe. Changes nothing.
+    /// Checks that `path` can be the folder of a new run, or with `resume` that of a run with the same recipe. Changes nothing. Returns the
+    /// recipe of the run there if that tells another length.
     ///
     /// # Errors
     /// A folder that holds another run.
-    pub fn check(path: &Path, recipe: &Recipe, resume: bool) -> Result<()> {
+    pub fn check(path: &Path, recipe: &Recipe, resume: bool) -> Result<Option<Recipe>> {
         if path.exists() && !path.is_dir() {
             return Err(Error::new("expected a run folder, found a file").at(path.display()));
         }
         let file = path.join(RECIPE);
-        match files::open(&file).and_then(std::io::read_to_string) {
-            Ok(_) if !resume => Err(Error::new("this folder holds a run already")
-                .at(path.display())
-                .hint("go on with it by --resume, choose another folder by --set output=FOLDER, or remove this one")),
-            Ok(found) if found != recipe.to_toml() => Err(other_recipe(&found, &recipe.to_toml()).at(file.display())),
-            Ok(_) => Ok(()),
+        let found = match files::open(&file).and_then(std::io::read_to_string) {
+            Ok(found) => found,
             // a file in the place of a parent is named when the folder is made
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => check_free(path),
-            Err(e) => Err(Error::new(format!("cannot read the run's recipe: {e}")).at(file.display())),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return check_free(path).map(|()| None);
+            }
+            Err(e) => return Err(Error::new(format!("cannot read the run's recipe: {e}")).at(file.display())),
+        };
+        if !resume {
+            return Err(Error::new("this folder holds a run already")
+                .at(path.display())
+                .hint("go on with it by --resume, choose another folder by --set output=FOLDER, or remove this one"));
         }
+        let found = Recipe::parse(&found, RECIPE, &[]).map_err(|e| {
+            Error::new(format!("cannot read the recipe of the run in this folder:\n{}", e.what())).at(file.display())
+        })?;
+        let differences = recipe.differences(&found);
+        let is = |difference: &Difference, keys: &[&str]| keys.contains(&difference.key.as_str());
+        let others: Vec<_> = differences.iter().filter(|d| !is(d, &FREE) && !is(d, &LENGTH)).collect();
+        if !others.is_empty() {
+            let lines: String = others.iter().map(|difference| format!("\n    {difference}")).collect();
+            return Err(Error::new(format!("the run in this folder has another recipe:{lines}"))
+                .at(file.display())
+                .hint("resume with the recipe that the run was started with, or choose another folder by --set output=FOLDER"));
+        }
+        Ok(differences.iter().any(|difference| is(difference, &LENGTH)).then_some(found))
     }
 
     /// The summary of the run in the folder `path`, if that run has ended.
@@ -88,9 +110,13 @@ impl RunFolder {
         }
         // again, now that no other process can start a run here
         Self::check(path, recipe, resume)?;
-        let file = path.join(RECIPE);
-        if !file.exists() {
-            write_atomic(&file, recipe.to_toml())?;
+        clean_dir(path, |name| [RECIPE, METRICS, SUMMARY, MODEL, REPORT].contains(&name))?;
+        let checkpoints = path.join(CHECKPOINTS);
+        if checkpoints.is_dir() {
+            clean_dir(&checkpoints, |name| name.starts_with("step-"))?;
+        }
+        if !path.join(RECIPE).exists() {
+            write_recipe(path, recipe)?;
         }
         let metrics = create(METRICS)?;
         Ok(Self { path: path.to_owned(), metrics, _lock: lock })
@@ -99,6 +125,20 @@ impl RunFolder {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Gives a resumed run this recipe. If the run is made `longer`, it has not ended any more.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn adopt(&self, recipe: &Recipe, longer: bool) -> Result<()> {
+        let summary = self.path.join(SUMMARY);
+        // before the recipe: with that, a run that has a summary has ended
+        if longer && summary.exists() {
+            fs::remove_file(&summary).map_err(|e| Error::new(format!("cannot remove: {e}")).at(summary.display()))?;
+        }
+        let written = files::open(&self.path.join(RECIPE)).and_then(std::io::read_to_string).unwrap_or_default();
+        if written == recipe.to_toml() { Ok(()) } else { write_recipe(&self.path, recipe) }
     }
 
     /// Appends one line to `metrics.jsonl`.
@@ -114,19 +154,28 @@ impl RunFolder {
         Error::new(format!("cannot write metrics: {e}")).at(self.path.join(METRICS).display())
     }
 
-    /// Drops the lines of `metrics.jsonl` after `step`: those that a resumed run will write again.
+    /// Makes sure that what was logged survives a loss of power, if a checkpoint does that is written afterwards.
+    ///
+    /// # Errors
+    /// A full disk.
+    pub fn sync(&self) -> Result<()> {
+        self.metrics.sync_data().map_err(|e| self.cannot_log(&e))
+    }
+
+    /// Keeps of `metrics.jsonl` what `keep` says by a line's step and kind, and drops what a resumed run will write again.
     ///
     /// # Errors
     /// A file that cannot be read or replaced.
-    pub fn rewind(&mut self, step: u64) -> Result<()> {
+    pub fn rewind(&mut self, keep: impl Fn(u64, &str) -> bool) -> Result<()> {
         let file = self.path.join(METRICS);
         let bytes = fs::read(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
         let text = String::from_utf8_lossy(&bytes);
-        let keep = |line: &&str| {
-            // a line that a killed process or a full disk left half-written is no line
-            serde_json::from_str::<Value>(line).is_ok_and(|v| v["step"].as_u64().is_some_and(|s| s <= step))
+        // a line that a killed process or a full disk left half-written is no line
+        let kept = |line: &&str| {
+            let Ok(value) = serde_json::from_str::<Value>(line) else { return false };
+            value["step"].as_u64().is_some_and(|step| keep(step, value["kind"].as_str().unwrap_or_default()))
         };
-        let kept: String = text.lines().filter(keep).flat_map(|l| [l, "\n"]).collect();
+        let kept: String = text.lines().filter(kept).flat_map(|l| [l, "\n"]).collect();
         write_atomic(&file, kept)?;
         self.metrics = files::append_own(&file).map_err(|e| self.cannot_log(&e))?;
         Ok(())
@@ -182,10 +231,6 @@ pub fn check_apart(output: &Path, model: &Path) -> Result<()> {
     save::check_source(model)
 }
 
-fn other_recipe(found: &str, asked: &str) -> Error {
-    let differs = |(a, b): (&str, &str)| (a != b).then(|| format!("`{a}` there, `{b}` here"));
-    let lines = found.lines().zip(asked.lines()).filter_map(differs).take(3).collect::<Vec<_>>();
-    let what = if lines.is_empty() { "it has other keys".to_owned() } else { lines.join("; ") };
-    Error::new(format!("the run in this folder has another recipe: {what}"))
-        .hint("resume with the recipe that the run was started with, or choose another folder by --set output=FOLDER")
+fn write_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
+    write_atomic(&path.join(RECIPE), recipe.to_toml())
 }

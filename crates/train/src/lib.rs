@@ -13,6 +13,7 @@ pub mod optim;
 pub mod plan;
 pub mod ratios;
 pub mod recipe;
+mod resume;
 pub mod schedule;
 pub mod score;
 pub mod setup;

@@ -13,7 +13,8 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Estimator, Precision, Result};
 
 use crate::data::{
-    self, Answers, BatchBy, Columns, Examples, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser, Wording,
+    self, Answers, BatchBy, Columns, Examples, Fingerprint, LabelMap, Labels, Sampler, Split, TokenisedSet, Tokeniser,
+    Wording,
 };
 use crate::engine::Engine;
 use crate::fit::{self, Fit};
@@ -409,6 +410,13 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
 }
 
 impl Job {
+    /// What the run learns from and is judged by: training data, development data.
+    pub(crate) fn fingerprints(&self) -> [Fingerprint; 2] {
+        let names = &self.config.labels;
+        let dev = self.dev.iter().map(|dev| (&dev.set, Some(&dev.labels)));
+        [Fingerprint::of([(&self.train, None)], names), Fingerprint::of(dev, names)]
+    }
+
     pub(crate) fn cached_tokens(&self) -> usize {
         self.train.ids.len() + self.train.target_bounds.last().unwrap_or(&0)
     }

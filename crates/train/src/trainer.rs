@@ -19,7 +19,8 @@ use crate::machine;
 use crate::metrics::Metric;
 use crate::plan::{self, Plan};
 use crate::ratios::Ratios;
-use crate::recipe::{Batch, Every, Recipe};
+use crate::recipe::{self, Batch, Every, Recipe};
+use crate::resume::{check_length, resume_from};
 use crate::schedule::{lr_at, warmup_steps};
 use crate::setup::{Job, batch_by, lora_config, model_config};
 
@@ -36,12 +37,31 @@ pub trait Observer {
     fn start(&mut self, step: u64, steps: u64);
     /// A step was done.
     fn step(&mut self, step: u64, epoch: f64, stats: &StepStats);
+    /// A step was logged.
+    fn logged(&mut self, line: &Logged);
     /// `done` of `of` examples are evaluated.
     fn evaluating(&mut self, done: usize, of: usize);
     /// An evaluation was done at `step`; `best` if it is the best so far.
     fn evaluation(&mut self, step: u64, evaluation: &Evaluation, best: bool);
     /// Something that the user should know.
     fn warn(&mut self, message: &str);
+    /// Something that the run does.
+    fn note(&mut self, message: &str);
+}
+
+/// What the log says of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Logged {
+    /// The step.
+    pub step: u64,
+    /// Mean loss of the steps since the last one that was logged.
+    pub loss: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Tokens a second, over this process's steps.
+    pub tokens_per_second: f64,
+    /// Seconds that the remaining steps will take.
+    pub seconds_left: f64,
 }
 
 /// How a run ended.
@@ -49,12 +69,12 @@ pub trait Observer {
 pub enum Outcome {
     /// It ran to its end; the summary.
     Finished(Value),
-    /// It was asked to stop, and wrote a checkpoint at this step.
+    /// It was asked to stop, and there is a checkpoint at this step.
     Interrupted(u64),
 }
 
 /// Runs a recipe in its run folder, from the start or with `resume` from the newest checkpoint. A set `stop` ends the run after
-/// the current step with a checkpoint.
+/// the current step, or a batch of an evaluation, with a checkpoint.
 ///
 /// # Errors
 /// Anything that is wrong with recipe, model, data or folder; a loss or gradient that is not finite.
@@ -64,8 +84,11 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
             .hint("set it in the recipe or by --set output=FOLDER"));
     };
     // before minutes of tokenising
-    RunFolder::check(&output, &recipe, resume)?;
-    if resume && let Some(summary) = RunFolder::summary(&output)? {
+    let other_length = RunFolder::check(&output, &recipe, resume)?;
+    if resume
+        && other_length.is_none()
+        && let Some(summary) = RunFolder::summary(&output)?
+    {
         observer.warn("this run has ended; nothing is left to do");
         return Ok(Outcome::Finished(summary));
     }
@@ -80,32 +103,39 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     let mut folder = RunFolder::open(&output, &job.recipe, resume)?;
     let mut engine = job.engine(model, &folder.norms())?;
     job.warnings.iter().for_each(|w| observer.warn(w));
-    let state = match checkpoint::list(&folder.checkpoints()).pop() {
-        Some((step, path)) if resume => {
-            let state = checkpoint::read(&path, &mut engine).map_err(|e| {
-                e.at(path.display()).hint(
-                    "remove this folder, and --resume goes on from the checkpoint before it, or from the beginning",
-                )
-            })?;
-            folder.rewind(step)?;
+    let total = total_steps(&job, &job.recipe.train);
+    let before = other_length.map(|recipe| total_steps(&job, &recipe.train)).unwrap_or(total);
+    let state = match checkpoint::list(&folder.checkpoints())?.pop() {
+        Some((_, path)) if resume => {
+            let state = resume_from(&path, &job, &mut engine)?;
+            check_length(&job, &state, before, total, observer)?;
+            folder.adopt(&job.recipe, total > before)?;
+            // the evaluation that is still to come will be logged again
+            folder
+                .rewind(|step, kind| step < state.step || step == state.step && !(state.evaluates && kind == "eval"))?;
             state
         }
         _ => {
             if resume {
                 observer.warn("this run has no checkpoint yet; it starts from the beginning");
             }
-            folder.rewind(0)?;
-            State::default()
+            folder.adopt(&job.recipe, total != before)?;
+            folder.rewind(|_, _| false)?;
+            State { data: Some(job.fingerprints()), ..State::default() }
         }
     };
     let steps_before = state.step;
+    // whether the newest checkpoint is good shows in the first loss of its weights
+    let unproven = Some(state.step).filter(|&step| step > 0 && state.good != Some(step));
     let mut run = Run {
-        total: total_steps(&job),
+        total,
         job,
         engine,
         folder,
         state,
         metric,
+        unproven,
+        blown_up: false,
         times: Vec::new(),
         timeline: Vec::new(),
         timeline_peak: 0,
@@ -127,6 +157,12 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     Ok(Outcome::Finished(summary))
 }
 
+/// The learning rate after `step` steps of `total`.
+pub(crate) fn learning_rate(job: &Job, step: u64, total: u64) -> f64 {
+    let optim = &job.recipe.optim;
+    lr_at(optim.schedule, optim.lr, step, warmup_steps(optim.warmup, total), total)
+}
+
 fn best_metric(job: &Job) -> Result<Metric> {
     let main = job.task.main_metric();
     let Some(name) = &job.recipe.train.best_metric else { return Ok(main) };
@@ -142,7 +178,7 @@ fn best_metric(job: &Job) -> Result<Metric> {
 }
 
 /// Optimizer steps of epoch `epoch`.
-fn steps_in(job: &Job, epoch: u64) -> u64 {
+pub(crate) fn steps_in(job: &Job, epoch: u64) -> u64 {
     let batches = match job.recipe.train.batch {
         Batch::Sequences(n) => job.train.len().div_ceil(n),
         Batch::Tokens(_) => job.sampler.epoch(epoch).len(),
@@ -150,19 +186,30 @@ fn steps_in(job: &Job, epoch: u64) -> u64 {
     batches.div_ceil(job.recipe.train.accumulate) as u64
 }
 
-/// Optimizer steps of the whole run: whole epochs and a part of the last.
-fn total_steps(job: &Job) -> u64 {
-    if let Some(steps) = job.recipe.train.steps {
+/// Optimizer steps of a whole run of the length that `train` tells: whole epochs and a part of the last.
+fn total_steps(job: &Job, train: &recipe::Train) -> u64 {
+    if let Some(steps) = train.steps {
         return steps;
     }
-    let epochs = job.recipe.train.epochs;
-    let whole = match job.recipe.train.batch {
+    let epochs = train.epochs;
+    let whole = match train.batch {
         Batch::Sequences(_) => (epochs as u64).saturating_mul(steps_in(job, 0)),
         Batch::Tokens(_) => (0..epochs as u64).map(|e| steps_in(job, e)).sum(),
     };
     let part = epochs.fract();
     let rest = if part > 0.0 { (part * steps_in(job, epochs as u64) as f64).ceil() as u64 } else { 0 };
     whole.saturating_add(rest).max(1)
+}
+
+/// A loss beyond this many times that of the first step, or beyond this where that was below 1, is one of weights that have gone wrong.
+const ABSURD: f64 = 100.0;
+
+/// What comes after a step.
+#[derive(PartialEq)]
+enum Next {
+    Step,
+    End,
+    Stop,
 }
 
 struct Run {
@@ -172,6 +219,10 @@ struct Run {
     state: State,
     metric: Metric,
     total: u64,
+    /// Step of the newest checkpoint, while no loss of its weights is known.
+    unproven: Option<u64>,
+    /// Whether the weights have gone wrong: no loss, gradient or weight of theirs is finite.
+    blown_up: bool,
     times: Vec<f64>,
     /// Live bytes over this process's step with the largest peak.
     timeline: Vec<colrow_autograd::Mark>,
@@ -183,63 +234,91 @@ struct Run {
 impl Run {
     /// Runs steps until the end (true) or until asked to stop (false).
     fn steps(&mut self, observer: &mut dyn Observer, stop: &AtomicBool, seconds: &dyn Fn() -> f64) -> Result<bool> {
+        if self.state.evaluates {
+            match self.after_step(observer, stop)? {
+                Next::Step => {}
+                next => return self.finish(next, observer, stop),
+            }
+        }
         while self.state.step < self.total && !self.out_of_patience() {
             let batches = self.job.sampler.epoch(self.state.epoch);
             let groups: Vec<_> = batches.chunks(self.job.recipe.train.accumulate).collect();
             for group in groups.iter().skip(self.state.step_in_epoch as usize) {
                 let progress = self.state.epoch as f64 + (self.state.step_in_epoch + 1) as f64 / groups.len() as f64;
-                let stats = self.step(group, progress)?;
+                let stats = self.step(group, progress, observer)?;
                 self.state.seconds = seconds();
-                let epoch_done = self.state.step_in_epoch == groups.len() as u64;
                 observer.step(self.state.step, progress, &stats);
-                if epoch_done {
+                if self.state.step_in_epoch == groups.len() as u64 {
                     self.state.epoch += 1;
                     self.state.step_in_epoch = 0;
                 }
-                let last = self.state.step == self.total;
-                let due = |every: Every| match every {
-                    Every::Epoch => epoch_done || last,
-                    Every::Steps(n) => self.state.step.is_multiple_of(n) || last,
-                };
-                let (evaluates, saves) = (due(self.job.recipe.train.eval_every), due(self.job.recipe.train.save_every));
-                let mut enough = false;
-                if evaluates {
-                    enough = self.evaluate(progress, observer)?;
+                match self.after_step(observer, stop)? {
+                    Next::Step => {}
+                    next => return self.finish(next, observer, stop),
                 }
-                let stopping = stop.load(Ordering::Relaxed) && !last;
-                if saves || stopping || enough {
-                    let keep = self.job.recipe.train.keep_checkpoints;
-                    checkpoint::write(&self.folder.checkpoints(), &self.engine, &self.state, keep)?;
-                }
-                if last || enough {
-                    return self.finish(observer).map(|()| true);
-                }
-                if stopping {
-                    return Ok(false);
-                }
-                if epoch_done {
+                if self.state.step_in_epoch == 0 {
                     break;
                 }
             }
         }
         // resumed from the last checkpoint of a run that had done all but its summary
-        self.finish(observer).map(|()| true)
+        self.finish(Next::End, observer, stop)
     }
 
-    fn step(&mut self, group: &[Vec<u32>], epoch: f64) -> Result<StepStats> {
+    /// Evaluates and writes a checkpoint where they are due. Asked to stop, it leaves the evaluation to the resumed run.
+    fn after_step(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Next> {
+        let epoch_done = self.state.step_in_epoch == 0;
+        let last = self.state.step == self.total;
+        let due = |every: Every| match every {
+            Every::Epoch => epoch_done || last,
+            Every::Steps(n) => self.state.step.is_multiple_of(n) || last,
+        };
+        let train = &self.job.recipe.train;
+        let saves = due(train.save_every);
+        self.state.evaluates |= due(train.eval_every);
+        let mut proven = self.state.good == Some(self.state.step);
+        if self.state.evaluates
+            && let Some(loss) = self.evaluate(observer, stop)?
+        {
+            self.state.evaluates = false;
+            proven = self.is_sound(loss);
+        }
+        let enough = self.out_of_patience();
+        let next = match (last || enough) && !self.state.evaluates {
+            true => Next::End,
+            false if stop.load(Ordering::Relaxed) => Next::Stop,
+            false => Next::Step,
+        };
+        if saves || enough || next == Next::Stop {
+            self.checkpoint(proven)?;
+        }
+        if let (true, Some((step, best))) = (enough, self.state.best) {
+            observer.note(&format!(
+                "stopping early: {} has been no better than {best:.4}, of step {step}, in {} evaluations (train.patience)",
+                self.metric.name(),
+                self.state.evaluations_since_best
+            ));
+        }
+        Ok(next)
+    }
+
+    fn step(&mut self, group: &[Vec<u32>], epoch: f64, observer: &mut dyn Observer) -> Result<StepStats> {
         let set = &self.job.train;
         let micro = |examples: &Vec<u32>| {
             let (places, target_places) = places(set, examples);
             Micro { batch: collate(set, examples), places: Some(places), target_places }
         };
         let micros: Vec<Micro> = group.iter().map(micro).collect();
-        let optim = &self.job.recipe.optim;
-        let warmup = warmup_steps(optim.warmup, self.total);
-        let lr = lr_at(optim.schedule, optim.lr, self.state.step, warmup, self.total);
+        let lr = learning_rate(&self.job, self.state.step, self.total);
         let before: Vec<f64> = self.engine.ratios.iter().flat_map(Ratios::sites).map(|s| s.ratio).collect();
         let clock = Instant::now();
-        let mut stats = self.engine.step(&micros, lr, self.state.step + 1, true)?;
+        let stepped = self.engine.step(&micros, lr, self.state.step + 1, true);
+        self.blown_up = stepped.is_err();
+        let mut stats = stepped?;
         let seconds = clock.elapsed().as_secs_f64();
+        if self.is_sound(stats.loss) {
+            self.prove()?;
+        }
         self.state.step += 1;
         self.state.step_in_epoch += 1;
         self.times.push(seconds);
@@ -253,17 +332,60 @@ impl Run {
             self.timeline_peak = stats.peak.total();
             self.timeline = std::mem::take(&mut stats.timeline);
         }
+        self.state.unlogged.0 += stats.loss;
+        self.state.unlogged.1 += 1;
         if self.state.step.is_multiple_of(self.job.recipe.train.log_every) || self.state.step == 1 {
+            let (sum, steps) = std::mem::take(&mut self.state.unlogged);
+            let loss = sum / steps as f64;
             self.folder.log(&json!({
-                "kind": "train", "step": self.state.step, "epoch": epoch, "loss": stats.loss, "lr": lr,
+                "kind": "train", "step": self.state.step, "epoch": epoch, "loss": loss, "batch_loss": stats.loss, "lr": lr,
                 "grad_norm": stats.grad_norm, "step_seconds": seconds, "tokens": stats.tokens,
                 "kept_bytes": stats.kept_bytes, "peak_bytes": stats.peak.total(),
             }))?;
+            let spent: f64 = self.times.iter().sum();
+            observer.logged(&Logged {
+                step: self.state.step,
+                loss,
+                lr,
+                tokens_per_second: self.tokens as f64 / spent,
+                seconds_left: spent / self.times.len() as f64 * (self.total - self.state.step) as f64,
+            });
         }
         if stats.measured {
             self.log_ratios(|i| Some(before[i]))?;
         }
         Ok(stats)
+    }
+
+    /// Whether a loss is as it should be, or near enough.
+    fn is_sound(&mut self, loss: f64) -> bool {
+        loss <= ABSURD * self.state.first_loss.get_or_insert(loss).max(1.0)
+    }
+
+    /// A loss of the weights as they are is sound, so that a checkpoint that holds them is good, and older ones can go.
+    fn prove(&mut self) -> Result<()> {
+        let Some(step) = self.unproven.take() else { return Ok(()) };
+        self.state.good = Some(step);
+        self.prune()
+    }
+
+    fn prune(&self) -> Result<()> {
+        checkpoint::prune(&self.folder.checkpoints(), self.job.recipe.train.keep_checkpoints, self.state.good)
+    }
+
+    /// Writes a checkpoint; `proven` if a loss of its weights is known and sound.
+    fn checkpoint(&mut self, proven: bool) -> Result<()> {
+        if let Some(key) = checkpoint::not_finite(&self.engine) {
+            self.blown_up = true;
+            return Err(Error::new(format!("{key} is not finite after this step")));
+        }
+        if proven {
+            self.state.good = Some(self.state.step);
+        }
+        self.folder.sync()?;
+        checkpoint::write(&self.folder.checkpoints(), &self.engine, &self.state)?;
+        self.unproven = Some(self.state.step).filter(|_| !proven);
+        self.prune()
     }
 
     /// Logs the ratios that the run chooses, to three digits, where those are not what they were before.
@@ -278,18 +400,34 @@ impl Run {
         self.folder.log(&json!({"kind": "ratios", "step": self.state.step, "ratios": ratios}))
     }
 
-    /// Metrics of all development sets, and of the first of them by itself; `None` if there is none.
-    fn measure(&mut self, observer: &mut dyn Observer) -> Result<Option<(Map<String, Value>, Evaluation)>> {
+    /// Metrics of all development sets, and of the first of them by itself; `None` if asked to stop.
+    fn measure(
+        &mut self,
+        observer: &mut dyn Observer,
+        stop: &AtomicBool,
+    ) -> Result<Option<(Map<String, Value>, Evaluation)>> {
+        let asked = || stop.load(Ordering::Relaxed);
+        if asked() {
+            return Ok(None);
+        }
         let device = self.engine.model.registry.params.device().clone();
         device.meter().reset_peak();
         let by = batch_by(self.job.recipe.train.batch);
         let mut metrics = Map::new();
         let mut first = None;
         for dev in &self.job.dev {
-            let done = |n| observer.evaluating(n, dev.labels.len());
-            let evaluation =
-                evaluate(&self.engine, &self.job.scorer, &dev.set, &dev.labels, self.job.answers.as_ref(), by, done)?;
+            let done = |n| {
+                observer.evaluating(n, dev.labels.len());
+                if asked() { Err(Error::new("stopped")) } else { Ok(()) }
+            };
+            let evaluated =
+                evaluate(&self.engine, &self.job.scorer, &dev.set, &dev.labels, self.job.answers.as_ref(), by, done);
+            let evaluation = match evaluated {
+                Err(_) if asked() => return Ok(None),
+                evaluated => evaluated?,
+            };
             if let Some(loss) = evaluation.get(Metric::Loss).filter(|loss| !loss.is_finite()) {
+                self.blown_up = true;
                 return Err(Error::new(format!("the loss of the development set is {loss}")));
             }
             metrics.extend(evaluation.to_json(dev.prefix));
@@ -299,9 +437,9 @@ impl Run {
         Ok(first.map(|first| (metrics, first)))
     }
 
-    /// Evaluates, keeps the model if it is the best so far, and says whether it is time to stop early.
-    fn evaluate(&mut self, epoch: f64, observer: &mut dyn Observer) -> Result<bool> {
-        let Some((metrics, evaluation)) = self.measure(observer)? else { return Ok(false) };
+    /// Evaluates, keeps the model if it is the best so far, and returns the loss; `None` if asked to stop.
+    fn evaluate(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Option<f64>> {
+        let Some((metrics, evaluation)) = self.measure(observer, stop)? else { return Ok(None) };
         let value = evaluation.get(self.metric).unwrap_or(f64::NAN);
         let better = self
             .state
@@ -313,14 +451,17 @@ impl Run {
             self.save_model()?;
         }
         let loss = evaluation.get(Metric::Loss);
-        let mut line = json!({
-            "kind": "eval", "step": self.state.step, "epoch": epoch, "loss": loss, "metrics": metrics,
-        });
-        extend(&mut line, evaluation.by_class_in_short());
-        self.folder.log(&line)?;
+        self.folder.log(&json!({
+            "kind": "eval", "step": self.state.step, "epoch": self.epochs(), "loss": loss, "metrics": metrics,
+        }))?;
         observer.evaluation(self.state.step, &evaluation, better);
         self.last = Some(evaluation);
-        Ok(self.out_of_patience())
+        Ok(Some(loss.unwrap_or(f64::NAN)))
+    }
+
+    /// Epochs done.
+    fn epochs(&self) -> f64 {
+        self.state.epoch as f64 + self.state.step_in_epoch as f64 / steps_in(&self.job, self.state.epoch) as f64
     }
 
     fn out_of_patience(&self) -> bool {
@@ -345,22 +486,40 @@ impl Run {
         }
     }
 
-    fn finish(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    /// Whether the run has ended, as it has not where it was asked to stop.
+    fn finish(&mut self, next: Next, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<bool> {
+        if next == Next::Stop {
+            return Ok(false);
+        }
         if self.last.is_none() {
             // the step's evaluation was logged and judged before its checkpoint was written; only its numbers are missing
-            self.last = self.measure(observer)?.map(|(_, evaluation)| evaluation);
+            self.last = self.measure(observer, stop)?.map(|(_, evaluation)| evaluation);
         }
-        Ok(())
+        Ok(self.last.is_some())
     }
 
     /// Says where in the run an error came up, and what is safe.
     fn locate(&self, e: Error) -> Error {
         let e = e.at(format!("step {} of {}", self.state.step + 1, self.total)).at(self.folder.path().display());
-        match checkpoint::list(&self.folder.checkpoints()).pop() {
-            Some((_, path)) => e.or_hint(format!("the last good checkpoint is {}", path.display())),
-            None => e.or_hint(
-                "no checkpoint was written yet; a lower optim.lr or a warm-up often helps where numbers blow up",
-            ),
+        let folder = |step: u64| self.folder.checkpoints().join(format!("step-{step}")).display().to_string();
+        let newest = checkpoint::list(&self.folder.checkpoints()).unwrap_or_default().pop().map(|(step, _)| step);
+        let help = "a lower optim.lr or a warm-up often helps where numbers blow up";
+        match (newest, self.state.good) {
+            (None, _) if self.blown_up => e.or_hint(format!("no checkpoint was written yet; {help}")),
+            (None, _) => e.or_hint("no checkpoint was written yet"),
+            (Some(newest), _) if !self.blown_up => e.or_hint(format!("--resume goes on from {}", folder(newest))),
+            (Some(newest), Some(good)) if newest == good => {
+                e.or_hint(format!("the last good checkpoint is {}; {help}", folder(good)))
+            }
+            (Some(newest), Some(good)) => e.or_hint(format!(
+                "the last good checkpoint is {}; the weights in {} had gone wrong already; {help}",
+                folder(good),
+                folder(newest)
+            )),
+            (Some(newest), None) => e.or_hint(format!(
+                "there is no good checkpoint: the weights in {} had gone wrong already; {help}",
+                folder(newest)
+            )),
         }
     }
 
@@ -380,7 +539,8 @@ impl Run {
             "final": fin,
             "steps": self.state.step,
             "steps_here": steps_here,
-            "epochs": self.state.epoch as f64 + self.state.step_in_epoch as f64 / steps_in(&self.job, self.state.epoch) as f64,
+            "epochs": self.epochs(),
+            "stopped_early": self.out_of_patience(),
             "examples": self.job.train.len(),
             "tokens": self.job.train.ids.len(),
             "seconds": self.state.seconds,

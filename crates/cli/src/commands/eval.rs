@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let scorer = Scorer::new(task, map.names(), predictor.positive(args.positive.as_deref()), "--positive")?;
     let set = predictor.tokens(&examples, Some(&labels))?;
     let by = predictor.batches(&set);
-    let evaluation = evaluate(engine, &scorer, &set, &labels, predictor.answers.as_ref(), by, |_| {})?;
+    let evaluation = evaluate(engine, &scorer, &set, &labels, predictor.answers.as_ref(), by, |_| Ok(()))?;
     if let Some(warning) = evaluation.warning() {
         output::warn(&warning);
     }

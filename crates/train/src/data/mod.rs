@@ -2,6 +2,7 @@
 
 pub mod batch;
 mod columns;
+mod fingerprint;
 pub mod glue;
 pub mod labels;
 pub mod parquet;
@@ -12,6 +13,7 @@ pub mod text_to_text;
 pub mod tokenise;
 
 pub use batch::{Batch, BatchBy, Sampler, collate, places};
+pub use fingerprint::Fingerprint;
 pub use labels::{LabelMap, Labels};
 pub use text_to_text::{Answers, Wording};
 pub use tokenise::{TokenisedSet, Tokeniser};

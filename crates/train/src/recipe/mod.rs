@@ -7,6 +7,7 @@
 //! compare the three).
 
 mod choice;
+mod difference;
 mod document;
 mod parse;
 mod rules;
@@ -21,6 +22,7 @@ use serde::{Serialize, Serializer};
 pub use choice::{
     CacheIn, Choice, Estimator, Method, NormSource, PolicyName, Precision, Schedule, SiteKeep, States, Update,
 };
+pub use difference::Difference;
 pub use rules::parse_bytes;
 
 /// More than any recipe needs; a larger file is not one.
