@@ -60,6 +60,11 @@ fn wait_for_steps(place: &Place, child: &mut Child, run: &str, lines: usize) {
     }
 }
 
+/// Waits until a run has done this share of what the run `whole` has.
+fn wait_for_share(place: &Place, child: &mut Child, run: &str, whole: &str, share: f64) {
+    wait_for_steps(place, child, run, (share * place.metrics(whole).len() as f64) as usize);
+}
+
 #[track_caller]
 fn same_model(place: &Place, run: &str) {
     for file in ["model/model.safetensors", "model/config.json"] {
@@ -135,14 +140,12 @@ fn killed_runs_end_as_if_they_had_not_been() {
 fn a_killed_adapter_run_goes_on() {
     let place = place();
     let sets = ["--set", "train.method=lora", "--set", "lora.dropout=0.1", "--set", "keep.sites.'*.lora'.keep=rows"];
-    let clock = Instant::now();
     place.ok(&train("output=whole", &sets));
-    let whole = clock.elapsed();
     for part in [0.4, 0.7] {
         let run = format!("killed-{part}");
         let output = format!("output={run}");
         let mut child = spawn(&place, &train(&output, &sets));
-        std::thread::sleep(whole.mul_f64(part));
+        wait_for_share(&place, &mut child, &run, "whole", part);
         child.kill().unwrap();
         let killed = child.wait().unwrap().code().is_none();
         assert!(killed, "the run ended before it was killed");
@@ -191,13 +194,11 @@ fn eight_bit_states_and_updates_in_the_backward_pass_go_on() {
 fn a_killed_bf16_run_goes_on() {
     let place = place();
     let bf16 = ["--set", "train.precision=bf16"];
-    let clock = Instant::now();
     place.ok(&train("output=whole", &bf16));
-    let whole = clock.elapsed();
     place.ok(&train("output=threads", &[&bf16[..], &["--threads", "3"]].concat()));
     same_model(&place, "threads");
     let mut child = spawn(&place, &train("output=killed", &bf16));
-    std::thread::sleep(whole.mul_f64(0.6));
+    wait_for_share(&place, &mut child, "killed", "whole", 0.6);
     child.kill().unwrap();
     assert!(child.wait().unwrap().code().is_none(), "the run ended before it was killed");
     place.ok(&train("output=killed", &[&bf16[..], &["--resume"]].concat()));
@@ -248,15 +249,19 @@ fn signals_end_a_run_after_its_step() {
 #[test]
 fn a_second_signal_ends_a_run_at_once() {
     let place = place();
-    place.write("train.tsv", tsv(&rows(6000, 1, None)));
-    // one step of 6,000 batches
-    let sets = ["train", "recipe.toml", "--set", "train.batch=1", "--set", "train.accumulate=6000"];
+    let text = tsv(&rows(5000, 1, None));
+    let (head, lines) = text.split_once('\n').unwrap();
+    place.write("train.tsv", format!("{head}\n{}", lines.repeat(6)));
+    // one step of 30,000 batches
+    let sets = ["train", "recipe.toml", "--set", "train.batch=1", "--set", "train.accumulate=30000"];
     let mut child = spawn(&place, &sets);
     let start = Instant::now();
     while !place.path("run/metrics.jsonl").exists() {
         assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(5));
     }
+    // from the first step on a run is spared
+    std::thread::sleep(Duration::from_secs(1));
     signal(&child, "-TERM");
     // as `timeout` does
     signal(&child, "-TERM");
@@ -363,9 +368,7 @@ fn a_killed_run_whose_ratios_follow_the_gradient_goes_on() {
         let limit = if policy == "paper" { "keep.bytes=300 KiB" } else { "keep.bytes=1GiB" };
         let sets = ["--set", &policy_is, "--set", "keep.ratio=auto", "--set", "keep.auto_every=3", "--set", limit];
         let whole = format!("output=whole-{policy}");
-        let clock = Instant::now();
         let summary = place.ok(&train(&whole, &sets));
-        let time = clock.elapsed();
         let whole = format!("whole-{policy}");
         let ratios: Vec<_> = place.metrics(&whole).into_iter().filter(|m| m["kind"] == "ratios").collect();
         assert!(ratios.len() > 10 && ratios[0]["step"] == 0, "{}", ratios.len());
@@ -389,7 +392,7 @@ fn a_killed_run_whose_ratios_follow_the_gradient_goes_on() {
         let run = format!("killed-{policy}");
         let output = format!("output={run}");
         let mut child = spawn(&place, &train(&output, &sets));
-        std::thread::sleep(time.mul_f64(0.6));
+        wait_for_share(&place, &mut child, &run, &whole, 0.6);
         child.kill().unwrap();
         assert!(child.wait().unwrap().code().is_none(), "the run ended before it was killed");
         place.ok(&train(&output, &[&sets[..], &["--resume"]].concat()));
