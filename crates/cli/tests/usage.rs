@@ -141,7 +141,7 @@ fn a_bad_file_is_an_error_that_names_the_key() {
     for (key, value, needle) in [
         ("task", json!("clasify"), "task: unknown task"),
         ("max_length", json!(33), "max_length: expected at most 32"),
-        ("labels", json!(["a", "b", "c"]), "labels: expected 2, as many as the model has outputs, found 3"),
+        ("labels", json!(["0", "1", "2"]), "labels: expected 2, as many as the model has outputs, found 3"),
         ("labels", json!(["1", "0"]), "labels: expected the names of config.json"),
         ("precison", json!("f32"), "precison: unknown key"),
     ] {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use colrow_tensor::printable::one_line;
 use colrow_tensor::{Error, Result};
 use colrow_train::data::{self, Split};
 use colrow_train::evaluate::{Evaluation, evaluate};
@@ -89,9 +90,12 @@ fn text(evaluation: &Evaluation) -> String {
 /// Width of a column of names, and a name in it.
 fn names(classes: &[Class]) -> (usize, impl Fn(&str) -> String) {
     const MOST: usize = 24;
-    let short = |name: &str| match name.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &name[..end]),
-        None => name.to_owned(),
+    let short = |name: &str| {
+        let name = one_line(name);
+        match name.char_indices().nth(MOST) {
+            Some((end, _)) => format!("{}…", &name[..end]),
+            None => name.into_owned(),
+        }
     };
     let width = classes.iter().map(|c| short(&c.name).chars().count()).max().unwrap_or(0);
     (width.max("predicted".len()), short)
