@@ -6,9 +6,9 @@ ADAPTER_DIR is `model/` of a LoRA run that classifies; its `adapter_config.json`
 `{"sequences": [{"ids": [...], "types": [...]}, ...]}` as in the folders beside this script; `types` may be missing. Every sequence
 runs alone, in f32, without dropout. Fails if one way of loading gives other logits than the others:
 
-- `AutoModelForSequenceClassification.from_pretrained(ADAPTER_DIR, num_labels=n)`, and without `num_labels` where the base model's
-  `config.json` has n labels anyway;
+- `AutoModelForSequenceClassification.from_pretrained(ADAPTER_DIR, num_labels=n)`;
 - `AutoPeftModelForSequenceClassification.from_pretrained(ADAPTER_DIR, num_labels=n)`;
+- both without `num_labels`, where the base model's `config.json` has n labels anyway;
 - `PeftModel.from_pretrained` on the base model.
 
 With a `config.json` in it, as older versions of colrow wrote one, the first way fails, with `num_labels` and without: `transformers`
@@ -58,6 +58,7 @@ def main(folder, inputs):
     }
     if AutoConfig.from_pretrained(base).num_labels == n:
         ways["transformers"] = lambda: auto(folder, **f32)
+        ways["AutoPeftModel, no num_labels"] = lambda: AutoPeftModelForSequenceClassification.from_pretrained(folder, **f32)
     results = {way: logits(load(), sequences) for way, load in ways.items()}
     first = next(iter(results.values()))
     for way, found in results.items():
