@@ -3,14 +3,12 @@
 
     python3 benches/t5_setup.py --glue DIR --out DIR [--weights small]
 
-Writes OUT/t5-{small,base,large,3b} (config.json as published, tokenizer.json), OUT/long.tsv (100 texts of more than 128 tokens) and
-OUT/sst2-64.tsv (the first 64 examples of SST-2). `--weights small` adds random weights, which needs torch and transformers. The tokenizer is a
-Unigram model trained on SST-2 by the `tokenizers` package.
+Writes OUT/t5-SIZE (config.json as published, tokenizer.json, random weights) and OUT/sst2-64.tsv (the first 64 examples of SST-2). Needs torch,
+transformers and tokenizers: the tokenizer is a Unigram model trained on SST-2. Memory needs no weights: see `colrow paper-memory`.
 """
 
 import argparse
 import json
-import struct
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -35,29 +33,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--glue", required=True, type=Path, help="folder with SST-2/")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--weights", nargs="*", default=[], choices=SIZES)
+    parser.add_argument("--weights", nargs="*", default=["small"], choices=SIZES)
     args = parser.parse_args()
     lines = (args.glue / "SST-2" / "train.tsv").read_text().splitlines()[1:]
     texts = [line.split("\t")[0] for line in lines[:20000]]
     words = ["sst2 sentence: " + text for text in texts] + ["negative", "positive"] * 2000
     tokens = tokenizer(words)
-    for size in SIZES:
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+    for size in args.weights:
         folder = args.out / f"t5-{size}"
         folder.mkdir(parents=True, exist_ok=True)
         config = (BENCHES / f"t5-{size}.json").read_text()
         (folder / "config.json").write_text(config)
         tokens.save(str(folder / "tokenizer.json"))
-        if size in args.weights:
-            import torch
-            from transformers import T5Config, T5ForConditionalGeneration
-            torch.manual_seed(0)
-            T5ForConditionalGeneration(T5Config(**json.loads(config))).save_pretrained(folder)
-            (folder / "config.json").write_text(config)
-        elif not (folder / "model.safetensors").exists():
-            # a plan reads no weight, but a model folder has a file of them
-            (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-    long = " ".join(texts[:60])
-    (args.out / "long.tsv").write_text("sentence\tlabel\n" + f"{long}\t1\n" * 100)
+        torch.manual_seed(0)
+        T5ForConditionalGeneration(T5Config(**json.loads(config))).save_pretrained(folder)
+        (folder / "config.json").write_text(config)
     (args.out / "sst2-64.tsv").write_text("\n".join(["sentence\tlabel"] + lines[:64]) + "\n")
 
 

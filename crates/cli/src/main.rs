@@ -1,5 +1,6 @@
 //! The `colrow` program: results on standard output, progress and warnings on standard error.
 
+mod blank;
 mod commands;
 mod fetch;
 mod memory;
@@ -43,6 +44,7 @@ enum Command {
     Estimate(commands::estimate::Args),
     Inspect(commands::inspect::Args),
     Compare(commands::compare::Args),
+    PaperMemory(commands::paper_memory::Args),
     Report(commands::report::Args),
     /// Print a completion script for a shell.
     ///
@@ -72,6 +74,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Estimate(args) => commands::estimate::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
+        Command::PaperMemory(args) => commands::paper_memory::run(&args),
         Command::Report(args) => commands::report::run(&args),
         Command::Completions { shell } => {
             // into memory first: the generator does not survive a reader that closes its pipe

@@ -325,12 +325,22 @@ fn quickstart_compares_four_runs() {
     assert_eq!(names, ["exact", "wta@0.3", "pps@0.3", "lean@0.3"]);
     for run in runs {
         let keys: Vec<_> = run.as_object().unwrap().keys().collect();
-        assert_eq!(keys, ["name", "accuracy", "kept_bytes", "peak_bytes", "peak_rss_bytes", "step_seconds"]);
+        let first = ["name", "accuracy", "kept_bytes", "peak_bytes", "peak_rss_bytes", "step_seconds"];
+        assert_eq!(keys[..6], first);
+        assert!(run["parameter_bytes"].as_u64() < run["peak_bytes"].as_u64());
         assert!((0.0..=1.0).contains(&run["accuracy"].as_f64().unwrap()));
         assert!(["kept_bytes", "peak_bytes", "peak_rss_bytes"].iter().all(|k| run[k].as_u64().unwrap() > 0));
         assert!(run["step_seconds"].as_f64().unwrap() > 0.0);
     }
     assert!(runs[1]["kept_bytes"].as_u64() < runs[0]["kept_bytes"].as_u64());
+    // by definition exact's batch, in which leaner variants have room for more
+    let batches: Vec<_> = runs.iter().map(|run| run["batch_in_same_memory"].as_u64().unwrap()).collect();
+    assert_eq!(batches[0], 32);
+    assert!(batches[1] > 32 && batches[3] > batches[1], "{batches:?}");
+    let notes: Vec<_> = table["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap()).collect();
+    assert_eq!(notes.len(), 3, "{notes:?}");
+    assert!(notes[0].contains("teach little") && notes[1].contains("16 bytes a weight"), "{notes:?}");
+    assert!(notes[2].contains(&format!("lean@0.3 takes {}", batches[3])), "{notes:?}");
     assert!(place.text("out/here/report.html").contains("wta@0.3"));
     // a second time it would go over the first one's runs
     let ran = place.run(&args);
@@ -343,7 +353,9 @@ fn completions_and_help() {
     let place = Place::new();
     assert!(place.ok(&["completions", "bash"]).contains("_colrow()"));
     let help = place.ok(&["--help"]);
-    for command in ["quickstart", "train", "eval", "predict", "merge", "plan", "bench", "estimate", "report"] {
+    for command in
+        ["quickstart", "train", "eval", "predict", "merge", "plan", "bench", "estimate", "report", "paper-memory"]
+    {
         assert!(help.contains(command), "{command}");
         assert!(place.ok(&[command, "--help"]).contains("Usage: colrow"), "{command}");
     }

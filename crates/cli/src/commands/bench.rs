@@ -6,23 +6,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use colrow_autograd::{NormMemory, Policy, Store};
+use colrow_autograd::{NormMemory, Store};
 use colrow_models::config::Config;
 use colrow_models::files;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Cost, DType, Device, Error, Result};
+use colrow_tensor::{Cost, DType, Error, Result};
 use colrow_train::engine::Engine;
-use colrow_train::machine::{self, Resident};
+use colrow_train::machine;
 use colrow_train::optim::{Optimizer, Settings};
-use colrow_train::plan::{self, Lengths, Plan, Shape, remembering_sites};
+use colrow_train::plan::{self, Lengths, Plan, remembering_sites};
 use colrow_train::recipe::{
     self, Choice, Estimator, Method, NormSource, PolicyName, Precision, Recipe, States, Update,
 };
-use colrow_train::{fit, setup};
+use colrow_train::setup;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::blank::Blank;
 use crate::output::{print, print_json};
 use crate::{memory, units};
 
@@ -119,10 +120,7 @@ impl Args {
 /// A benchmark, but for its number of sequences.
 struct Bench<'a> {
     args: &'a Args,
-    config: Config,
-    recipe: Recipe,
-    policy: Arc<Policy>,
-    resident: Resident,
+    blank: Blank,
     /// Those of `--lengths-file`.
     lengths: Option<Vec<u32>>,
 }
@@ -191,10 +189,7 @@ impl<'a> Bench<'a> {
         let train = recipe::Train { method: args.method, precision: args.precision, ..recipe::Train::default() };
         let lora = recipe::Lora { rank: args.lora_rank as usize, ..recipe::Lora::default() };
         let recipe = Recipe { train, lora, keep, optim: args.optim(), seed: args.seed, ..Recipe::default() };
-        let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
-        setup::choose_trained(&mut blank, &recipe)?;
-        let policy = Arc::new(setup::policy(&recipe.keep, &blank.sites())?);
-        Ok(Self { args, config, recipe, policy, resident: machine::resident(), lengths })
+        Ok(Self { args, blank: Blank::new(config, recipe)?, lengths })
     }
 
     /// The number of sequences: of `--lengths-file`, `--batch`, or the largest that fits into `--memory`.
@@ -203,8 +198,9 @@ impl<'a> Bench<'a> {
             return Ok(lengths.len());
         }
         let Some(memory) = self.args.memory else { return Ok(self.args.batch) };
-        let most = (u32::MAX as usize / self.args.seq.max(self.args.target)).min(1 << 20);
-        fit::largest(1..=most, |batch| Ok(self.plan(batch)?.process_bytes <= memory))?.map_or_else(
+        let longest = self.args.seq.max(self.args.target);
+        let fits = |plan: &Plan| plan.process_bytes <= memory;
+        self.blank.largest(longest, |batch| self.lengths(batch), fits)?.map_or_else(
             || {
                 let least = units::bytes(self.plan(1)?.process_bytes as u64);
                 let given = units::bytes(memory as u64);
@@ -222,53 +218,35 @@ impl<'a> Bench<'a> {
         let length = |i| if lengths == Spread::Uniform { uniform(i) } else { seq };
         let drawn = || (0..batch).map(|i| length(i) as u32).collect();
         let sources = self.lengths.clone().unwrap_or_else(drawn);
-        Lengths { sources, targets: self.config.is_text_to_text().then(|| vec![target as u32; batch]) }
-    }
-
-    fn regression(&self) -> bool {
-        self.config.num_labels() == 1
+        self.blank.lengths(sources, target)
     }
 
     fn plan(&self, batch: usize) -> Result<Plan> {
-        let lengths = self.lengths(batch);
-        plan::plan(&Shape {
-            config: &self.config,
-            choose_trained: &|model| setup::choose_trained(model, &self.recipe),
-            optim: Settings::from(&self.recipe.optim),
-            policy: self.policy.clone(),
-            auto: &[],
-            cached_tokens: lengths.tokens(),
-            micros: &[lengths],
-            evaluated: &[],
-            longest_answer: 0,
-            regression: self.regression(),
-            threads: rayon::current_num_threads(),
-            resident: self.resident,
-        })
+        self.blank.plan(self.lengths(batch))
     }
 
     fn measure(&self, batch: usize, plan: &Plan) -> Result<Value> {
-        let args = self.args;
+        let (args, blank) = (self.args, &self.blank);
         let device = setup::device(args.precision);
         let lengths = self.lengths(batch);
-        let mut micro = plan::blank(&lengths, self.regression());
+        let mut micro = plan::blank(&lengths, blank.regression());
         let key = Key::new(args.seed).named("ids");
-        let vocabulary = self.config.vocab_size() as f64;
+        let vocabulary = blank.config.vocab_size() as f64;
         for (i, id) in micro.batch.ids.iter_mut().enumerate() {
             *id = (key.uniform(i as u64) * vocabulary) as u32;
         }
         let (n, all) = (micro.batch.ids.len(), lengths.tokens());
         micro.places = Some((0..n as u64).collect());
         micro.target_places = Some((n as u64..all as u64).collect());
-        let mut model = Model::new(self.config.clone(), &device, DType::F32);
+        let mut model = Model::new(blank.config.clone(), &device, DType::F32);
         model.init(args.seed);
-        setup::choose_trained(&mut model, &self.recipe)?;
-        let policy = self.policy.clone();
+        setup::choose_trained(&mut model, &blank.recipe)?;
+        let policy = blank.policy.clone();
         let norms = match policy.remembers_norms() {
             true => Some(Arc::new(NormMemory::new(&device, &remembering_sites(&policy, &model), all, Store::Memory)?)),
             false => None,
         };
-        let optimizer = Optimizer::new(Settings::from(&self.recipe.optim), &model.registry.params);
+        let optimizer = Optimizer::new(Settings::from(&blank.recipe.optim), &model.registry.params);
         let key = Key::new(args.seed);
         let mut engine = Engine { model, optimizer, policy, norms, ratios: None, probe: None, key, dropout: true };
         let micros = [micro];
@@ -316,7 +294,7 @@ impl<'a> Bench<'a> {
             "frozen_parameters": parameters(false),
             "threads": rayon::current_num_threads(),
             "precision": args.precision,
-            "keep": self.recipe.keep.policy,
+            "keep": blank.recipe.keep.policy,
             "method": args.method,
             "profile": profile,
             "optimizer_states": args.optimizer_states,

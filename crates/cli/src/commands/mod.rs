@@ -6,6 +6,7 @@ pub(crate) mod estimate;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod paper_memory;
 pub(crate) mod plan;
 pub(crate) mod predict;
 pub(crate) mod quickstart;

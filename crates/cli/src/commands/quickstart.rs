@@ -10,10 +10,13 @@ use colrow_models::config::Config;
 use colrow_models::hub::{self, Needs};
 use colrow_tensor::{Error, Result};
 use colrow_train::folder::RunFolder;
+use colrow_train::plan::Plan;
 use colrow_train::recipe::{Batch, Estimator, Keep, NormSource, PolicyName, Recipe};
+use colrow_train::setup;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::blank::Blank;
 use crate::output::{self, print, print_json};
 use crate::report::{self, Run};
 use crate::signals::{self, Stop};
@@ -43,6 +46,8 @@ pub(crate) struct Args {
 
 /// Training examples of a default and of a quick run.
 const EXAMPLES: [usize; 2] = [4000, 800];
+/// Sequences in a batch.
+const BATCH: usize = 32;
 
 #[derive(Serialize)]
 struct Row {
@@ -52,12 +57,32 @@ struct Row {
     peak_bytes: u64,
     peak_rss_bytes: u64,
     step_seconds: f64,
+    steps: u64,
+    /// Of `peak_bytes` those that no policy changes: weights, gradients and the optimizer's moments.
+    parameter_bytes: u64,
+    /// What a sequence of full length adds to `kept_bytes`, by the plan.
+    kept_bytes_a_sequence: u64,
+    /// The largest batch of such sequences in the memory that the first run's batch takes, by the plan.
+    batch_in_same_memory: usize,
 }
 
 #[derive(Serialize)]
 struct Table {
     runs: Vec<Row>,
     report: PathBuf,
+    /// The memory that all runs' largest batches have: the first run's planned peak.
+    same_memory_bytes: u64,
+    /// Tokens of a sequence of full length.
+    tokens_a_sequence: usize,
+    /// What the figures say.
+    notes: Vec<String>,
+}
+
+/// What a variant takes of memory, whatever the data, by the plan.
+struct Room {
+    peak: usize,
+    kept_a_sequence: u64,
+    batch: usize,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -82,6 +107,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
     stop.in_good_order("stopping");
     let mut runs = Vec::new();
+    let mut same_memory = None;
     for (name, keep) in &variants {
         let output = Some(out.join(name).to_string_lossy().into_owned());
         let recipe = Recipe { output, keep: keep.clone(), ..base.clone() };
@@ -89,12 +115,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         std::fs::write(&file, recipe.to_toml())
             .map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
         train(&file, stop)?;
-        let summary = RunFolder::summary(&out.join(name))?;
-        runs.push(row(name, &summary.unwrap_or_default())?);
+        let summary = RunFolder::summary(&out.join(name))?.unwrap_or_default();
+        let room = room(&recipe, same_memory)?;
+        same_memory = same_memory.or(Some(room.peak));
+        runs.push(row(name, &summary, &room)?);
     }
     let folders = variants.iter().map(|(name, _)| Run::load(&out.join(name)));
     let folders = folders.collect::<Result<Vec<_>>>()?;
-    let table = Table { runs, report };
+    let table = Table {
+        notes: notes(&runs, &base, args.quick),
+        runs,
+        report,
+        same_memory_bytes: same_memory.unwrap_or(0) as u64,
+        tokens_a_sequence: base.data.max_length,
+    };
     report::write("colrow quickstart", &folders, &table.report)?;
     if args.json { print_json(&table) } else { print(&text(&table)) }
 }
@@ -124,7 +158,7 @@ fn base_recipe(args: &Args, out: &Path) -> Result<Recipe> {
     recipe.data.max_length = Config::open(&dir)?.longest().map_or(64, |longest| longest.min(64));
     recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
     recipe.train.epochs = 1.0;
-    recipe.train.batch = Batch::Sequences(32);
+    recipe.train.batch = Batch::Sequences(BATCH);
     recipe.train.log_every = 1;
     recipe.optim.lr = 1e-4;
     recipe.optim.warmup = 0.1;
@@ -164,9 +198,26 @@ fn train(recipe: &Path, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
-fn row(name: &str, summary: &Value) -> Result<Row> {
+/// What the recipe's step of [`BATCH`] sequences of full length takes, and how many fit into `memory`, or into what that step takes.
+fn room(recipe: &Recipe, memory: Option<usize>) -> Result<Room> {
+    let (_, config) = setup::model_config(recipe)?;
+    let blank = Blank::new(config, recipe.clone())?;
+    let (longest, target) = (recipe.data.max_length, recipe.data.max_target_length);
+    let lengths = |batch: usize| blank.lengths(vec![longest as u32; batch], target);
+    let plan = blank.plan(lengths(BATCH))?;
+    let memory = memory.unwrap_or(plan.peak_bytes);
+    let fits = |plan: &Plan| plan.peak_bytes <= memory;
+    Ok(Room {
+        peak: plan.peak_bytes,
+        kept_a_sequence: (plan.kept_bytes / BATCH) as u64,
+        batch: blank.largest(longest.max(target), lengths, fits)?.unwrap_or(0),
+    })
+}
+
+fn row(name: &str, summary: &Value, room: &Room) -> Result<Row> {
     let missing = |what: &str| Error::new(format!("the run's summary has no {what}")).at(name);
     let whole = |key: &str| summary[key].as_u64().ok_or_else(|| missing(key));
+    let of_class = |class: &str| summary["peak_bytes_by_class"][class].as_u64().unwrap_or(0);
     Ok(Row {
         name: name.into(),
         accuracy: summary["final"]["accuracy"].as_f64().ok_or_else(|| missing("accuracy"))?,
@@ -174,19 +225,57 @@ fn row(name: &str, summary: &Value) -> Result<Row> {
         peak_bytes: whole("peak_bytes")?,
         peak_rss_bytes: whole("peak_rss_bytes")?,
         step_seconds: summary["step_seconds_median"].as_f64().ok_or_else(|| missing("step_seconds_median"))?,
+        steps: whole("steps")?,
+        parameter_bytes: ["weights", "gradients", "optimizer"].map(of_class).iter().sum(),
+        kept_bytes_a_sequence: room.kept_a_sequence,
+        batch_in_same_memory: room.batch,
     })
+}
+
+/// What the table says to someone who sees it for the first time.
+fn notes(runs: &[Row], base: &Recipe, quick: bool) -> Vec<String> {
+    let [first, .., last] = runs else { return Vec::new() };
+    let mut notes = Vec::new();
+    if quick {
+        notes.push(format!(
+            "The accuracies are those of {} steps, which teach little and say nothing of the differences: --quick shows memory and time. \
+             Without it the runs see up to {} examples.",
+            first.steps,
+            units::count(EXAMPLES[0] as u64),
+        ));
+    }
+    let share = 100.0 * first.parameter_bytes as f64 / first.peak_bytes as f64;
+    notes.push(format!(
+        "Weights, gradients and the optimizer's moments are {} of {}'s peak ({share:.0} %), 16 bytes a weight whatever is kept: of a small \
+         model at a small batch they set the peak.",
+        units::bytes(first.parameter_bytes),
+        first.name,
+    ));
+    notes.push(format!(
+        "What is kept grows with the batch: a sequence of {} tokens adds {} under {} and {} under {}. In the memory of {}'s {BATCH} such \
+         sequences {} takes {} (column batch, by the plan).",
+        base.data.max_length,
+        units::bytes(first.kept_bytes_a_sequence),
+        first.name,
+        units::bytes(last.kept_bytes_a_sequence),
+        last.name,
+        first.name,
+        last.name,
+        last.batch_in_same_memory,
+    ));
+    notes
 }
 
 fn text(table: &Table) -> String {
     let first = &table.runs[0];
     let mut lines = vec![format!(
-        "{:<8} {:>9} {:>11} {:>7} {:>11} {:>7} {:>9} {:>6}",
-        "run", "accuracy", "kept", "ratio", "peak", "ratio", "a step", "ratio"
+        "{:<8} {:>9} {:>11} {:>7} {:>11} {:>7} {:>9} {:>6} {:>6}",
+        "run", "accuracy", "kept", "ratio", "peak", "ratio", "a step", "ratio", "batch"
     )];
     let ratio = |a: f64, b: f64| format!("{:.2}", a / b);
     lines.extend(table.runs.iter().map(|r| {
         format!(
-            "{:<8} {:>7.1} % {:>11} {:>7} {:>11} {:>7} {:>9} {:>6}",
+            "{:<8} {:>7.1} % {:>11} {:>7} {:>11} {:>7} {:>9} {:>6} {:>6}",
             r.name,
             100.0 * r.accuracy,
             units::bytes(r.kept_bytes),
@@ -195,8 +284,11 @@ fn text(table: &Table) -> String {
             ratio(r.peak_bytes as f64, first.peak_bytes as f64),
             units::duration(r.step_seconds),
             ratio(r.step_seconds, first.step_seconds),
+            r.batch_in_same_memory,
         )
     }));
+    lines.push(format!("batch: the largest in the memory that {} takes for {BATCH}\n", first.name));
+    lines.extend(table.notes.iter().cloned());
     lines.push(format!("\nreport: {}", table.report.display()));
     lines.join("\n")
 }

@@ -1,0 +1,79 @@
+//! A training step of a model that is only a configuration, planned without a weight, a tokenizer or data.
+
+use std::sync::Arc;
+
+use colrow_autograd::Policy;
+use colrow_models::config::Config;
+use colrow_models::model::Model;
+use colrow_tensor::{DType, Device, Result};
+use colrow_train::machine::{self, Resident};
+use colrow_train::optim::Settings;
+use colrow_train::plan::{self, Lengths, Plan, Shape};
+use colrow_train::recipe::Recipe;
+use colrow_train::{fit, setup};
+
+/// A configuration with what is trained and kept.
+pub(crate) struct Blank {
+    pub(crate) config: Config,
+    pub(crate) recipe: Recipe,
+    pub(crate) policy: Arc<Policy>,
+    resident: Resident,
+}
+
+impl Blank {
+    /// # Errors
+    /// A recipe that does not suit the model.
+    pub(crate) fn new(config: Config, recipe: Recipe) -> Result<Self> {
+        let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
+        setup::choose_trained(&mut blank, &recipe)?;
+        let policy = Arc::new(setup::policy(&recipe.keep, &blank.sites())?);
+        Ok(Self { config, recipe, policy, resident: machine::resident() })
+    }
+
+    /// Whether the target is a number.
+    pub(crate) fn regression(&self) -> bool {
+        self.config.num_labels() == 1
+    }
+
+    /// A batch of sequences, each with a target of so many tokens if the model answers in text.
+    pub(crate) fn lengths(&self, sources: Vec<u32>, target: usize) -> Lengths {
+        let targets = self.config.is_text_to_text().then(|| vec![target as u32; sources.len()]);
+        Lengths { sources, targets }
+    }
+
+    /// The plan of one step.
+    ///
+    /// # Errors
+    /// Those of [`plan::plan`].
+    pub(crate) fn plan(&self, lengths: Lengths) -> Result<Plan> {
+        plan::plan(&Shape {
+            config: &self.config,
+            choose_trained: &|model| setup::choose_trained(model, &self.recipe),
+            optim: Settings::from(&self.recipe.optim),
+            policy: self.policy.clone(),
+            auto: &[],
+            cached_tokens: lengths.tokens(),
+            micros: &[lengths],
+            evaluated: &[],
+            longest_answer: 0,
+            regression: self.regression(),
+            threads: rayon::current_num_threads(),
+            resident: self.resident,
+        })
+    }
+
+    /// The largest batch whose plan fits, none of whose sequences has more than `longest` tokens; `None` if not even one sequence does.
+    ///
+    /// # Errors
+    /// Those of [`Blank::plan`].
+    pub(crate) fn largest(
+        &self,
+        longest: usize,
+        lengths: impl Fn(usize) -> Lengths,
+        fits: impl Fn(&Plan) -> bool,
+    ) -> Result<Option<usize>> {
+        // positions of a batch are 32 bits wide
+        let most = (u32::MAX as usize / longest.max(1)).min(1 << 20);
+        fit::largest(1..=most, |batch| Ok(fits(&self.plan(lengths(batch))?)))
+    }
+}
