@@ -1,11 +1,13 @@
-//! Reads a matrix from a NumPy `.npy` file.
+//! A matrix in a NumPy `.npy` file.
 
-use std::io::{self, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read};
 use std::path::Path;
 
 use colrow_models::files;
-use colrow_tensor::{Error, Result};
-use npyz::{DType, NpyFile, NpyHeader, Order, TypeChar};
+use colrow_tensor::{Error, Result, Tensor};
+use half::{bf16, f16};
+use npyz::{DType, Endianness, NpyFile, NpyHeader, Order, TypeChar, WriterBuilder};
 
 /// NumPy's own limit on the length of a header, in bytes.
 const MAX_HEADER: usize = 10_000;
@@ -23,7 +25,31 @@ pub(crate) struct Matrix {
     pub(crate) values: Vec<f64>,
 }
 
-/// Reads a 2-D `.npy` file of f32 or f64, in C or Fortran order and of either endianness.
+/// How a value is stored.
+#[derive(Clone, Copy)]
+enum Width {
+    Half,
+    /// As ml_dtypes writes it: two bytes without a meaning of their own to NumPy.
+    Brain,
+    Single,
+    Double,
+}
+
+impl Width {
+    fn of(dtype: &DType) -> Option<(Self, Endianness)> {
+        let DType::Plain(ty) = dtype else { return None };
+        let width = match (ty.type_char(), ty.size_field()) {
+            (TypeChar::Float, 2) => Self::Half,
+            (TypeChar::RawData, 2) => Self::Brain,
+            (TypeChar::Float, 4) => Self::Single,
+            (TypeChar::Float, 8) => Self::Double,
+            _ => return None,
+        };
+        Some((width, ty.endianness()))
+    }
+}
+
+/// Reads a 2-D `.npy` file of floats of 16, 32 or 64 bits or of bfloat16, in C or Fortran order and of either endianness.
 ///
 /// # Errors
 /// When the file cannot be read, is no `.npy` file, holds another dtype or another number of dimensions, has no values,
@@ -36,14 +62,10 @@ pub(crate) fn read(path: &Path) -> Result<Matrix> {
 
 fn read_from(mut reader: impl Read) -> Result<Matrix> {
     let header = read_header(&mut reader)?;
-    let wide = match header.dtype() {
-        DType::Plain(ty) if ty.type_char() == TypeChar::Float && matches!(ty.size_field(), 4 | 8) => {
-            ty.size_field() == 8
-        }
-        other => {
-            return Err(Error::new(format!("expected f32 or f64 values, found dtype {}", other.descr()))
-                .hint("convert it in Python: numpy.save(file, x.astype('float32'))"));
-        }
+    let Some((width, endianness)) = Width::of(&header.dtype()) else {
+        let found = header.dtype().descr();
+        return Err(Error::new(format!("expected floats of 16, 32 or 64 bits, found dtype {found}"))
+            .hint("convert it in Python: numpy.save(file, x.astype('float32'))"));
     };
     let &[rows, cols] = header.shape() else {
         return Err(Error::new(format!("expected a 2-D array, found shape {}", tuple(header.shape())))
@@ -58,8 +80,12 @@ fn read_from(mut reader: impl Read) -> Result<Matrix> {
         return Err(Error::new(format!("expected at least one value, found shape ({rows}, {cols})")));
     }
 
-    let file = NpyFile::with_header(header, reader);
-    let stored = if wide { stored(file.data::<f64>(), count) } else { stored(file.data::<f32>(), count) }?;
+    let stored = match width {
+        Width::Half => halves(&mut reader, count, endianness, |bits| f16::from_bits(bits).into())?,
+        Width::Brain => halves(&mut reader, count, endianness, |bits| bf16::from_bits(bits).into())?,
+        Width::Single => stored(NpyFile::with_header(header, reader).data::<f32>(), count)?,
+        Width::Double => stored(NpyFile::with_header(header, reader).data::<f64>(), count)?,
+    };
     if stored.len() < count {
         return Err(Error::new(format!(
             "truncated: shape ({rows}, {cols}) needs {count} values, found {}",
@@ -98,6 +124,37 @@ fn stored<T: Into<f64>>(
         }
     }
     Ok(out)
+}
+
+/// As [`stored`], of values of two bytes.
+fn halves(
+    reader: &mut impl Read,
+    count: usize,
+    endianness: Endianness,
+    value: impl Fn(u16) -> f64,
+) -> Result<Vec<f64>> {
+    let mut bytes = Vec::new();
+    reader.take(2 * count as u64).read_to_end(&mut bytes)?;
+    let bits = |pair: &[u8]| match endianness {
+        Endianness::Big => u16::from_be_bytes([pair[0], pair[1]]),
+        _ => u16::from_le_bytes([pair[0], pair[1]]),
+    };
+    Ok(bytes.chunks_exact(2).map(|pair| value(bits(pair))).collect())
+}
+
+/// Writes a tensor's rows as f32.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write(path: &Path, tensor: &Tensor) -> Result<()> {
+    let values = tensor.to_f64();
+    let written = File::create(path).and_then(|file| {
+        let options = npyz::WriteOptions::new().default_dtype().shape(&[tensor.rows() as u64, tensor.cols() as u64]);
+        let mut writer = options.writer(BufWriter::new(file)).begin_nd()?;
+        writer.extend(values.iter().map(|&v| v as f32))?;
+        writer.finish()
+    });
+    written.map_err(|e| Error::from(e).at(path.display()))
 }
 
 fn read_header(reader: &mut impl Read) -> Result<NpyHeader> {
@@ -140,6 +197,8 @@ fn tuple(shape: &[u64]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use colrow_tensor::{Class, Device};
+
     use super::*;
 
     /// A version 1.0 file as NumPy writes it: header padded to 64 bytes.
@@ -182,6 +241,36 @@ mod tests {
         }
     }
 
+    /// All of these values have eight bits or fewer: both forms hold them exactly.
+    #[test]
+    fn reads_floats_of_two_bytes() {
+        let half = C.map(|v| f16::from_f32(v).to_bits());
+        let brain = C.map(|v| bf16::from_f32(v).to_bits());
+        for (descr, data) in [
+            ("'<f2'", half.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()),
+            ("'>f2'", half.iter().flat_map(|v| v.to_be_bytes()).collect()),
+            ("'<V2'", brain.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            ("'|V2'", brain.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        ] {
+            let m = read_from(&npy(descr, false, "(2, 3)", &data)[..]).unwrap();
+            assert_eq!(m.values, C.map(f64::from), "{descr}");
+            let e = message(&npy(descr, false, "(2, 3)", &data[..7]));
+            assert!(e.contains("needs 6 values, found 3"), "{e}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.npy");
+        let values = C.map(f64::from);
+        let tensor = Device::cpu().tensor(Class::Workspace, &[2, 3], &values.map(|v| v as f32));
+        write(&path, &tensor).unwrap();
+        let m = read(&path).unwrap();
+        assert_eq!((m.rows, m.cols, m.values), (2, 3, values.to_vec()));
+        assert!(write(&dir.path().join("none/x.npy"), &tensor).unwrap_err().to_string().contains("none/x.npy"));
+    }
+
     #[test]
     fn reads_version_2_headers() {
         let v1 = npy("'<f8'", false, "(1, 1)", &7.5f64.to_le_bytes());
@@ -211,7 +300,7 @@ mod tests {
 
     #[test]
     fn names_another_dtype() {
-        for descr in ["'<i8'", "'<f2'", "'<c8'", "'|O'", "[('a', '<f4')]"] {
+        for descr in ["'<i8'", "'<f16'", "'<c8'", "'|V4'", "'|O'", "[('a', '<f4')]"] {
             let e = message(&npy(descr, false, "(1, 1)", &[0; 8]));
             let named = descr.trim_matches(['[', ']', '(', ')']);
             assert!(e.contains("found dtype") && e.contains(named), "{descr}: {e}");

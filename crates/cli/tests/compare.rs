@@ -31,6 +31,9 @@ fn runs_are_put_side_by_side() {
     assert!((spread["deviation"].as_f64().unwrap() - (a - b).abs() / 2_f64.sqrt()).abs() < 1e-12);
     assert_eq!((&groups[1]["name"], &groups[1]["final"]["deviation"]), (&json!("pps"), &json!(null)));
     let page = place.text("page.html");
+    assert!(
+        page.contains("3 runs on classify of 2 recipes, each the mean of its seeds") && page.contains("<th>Seeds</th>")
+    );
     assert!(page.contains("What it costs") && page.contains("against peak memory") && page.contains("</html>"));
 
     let table = place.ok(&all);

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Place, rows, tsv};
+use serde_json::json;
 
 #[test]
 fn every_linear_is_looked_at() {
@@ -29,9 +30,22 @@ fn every_linear_is_looked_at() {
     }
     assert!(mean("pps", "current", 1) < mean("pps", "uniform", 1));
     let page = place.text("page.html");
-    assert!(page.contains("Where the mass is") && page.contains("</html>"));
+    for needle in
+        ["Where the mass is", "./model", "train.tsv (classify)", "exact, pps@0.3, cached norms", "Σp over C", "</html>"]
+    {
+        assert!(page.contains(needle), "{needle}");
+    }
+    assert_eq!((&json["about"]["model"], &json["about"]["ratio"]), (&json!("./model"), &json!(0.3)));
+    for at in json["mean"]["ratios"].as_array().unwrap() {
+        let certain = at["certain"].as_array().unwrap();
+        let masses: Vec<f64> = certain.iter().map(|c| c["mass"].as_f64().unwrap()).collect();
+        assert!(masses.is_sorted() && masses[0] == 0.0 && *masses.last().unwrap() <= 1.0 + 1e-12, "{at}");
+        // the largest of n rows are at least their share of n, here of k: the whole of k has at least ratio
+        assert!(*masses.last().unwrap() >= at["ratio"].as_f64().unwrap() * 0.9, "{at}");
+    }
+    assert!((json["mean"]["mass"][7]["share"].as_f64().unwrap() - 1.0).abs() < 1e-12);
     let table = place.ok(&args);
-    assert_eq!(table.lines().count(), 2 + 11 + 1);
+    assert_eq!(table.lines().count(), 3 + 11 + 1);
     assert!(table.lines().last().unwrap().starts_with("mean"));
 }
 
@@ -56,6 +70,37 @@ fn the_recipes_own_error() {
     let alone = alone.iter().find(|e| e["estimator"] == "pps" && e["norms"] == "current").unwrap();
     let share = first["recipe"]["rmse"].as_f64().unwrap() / alone["rmse"].as_f64().unwrap();
     assert!((0.5..1.5).contains(&share), "{share} of {alone}");
+}
+
+/// What is exported is what was measured: the errors of one batch are those that `estimate` finds.
+#[test]
+fn exported_operands_are_read_by_estimate() {
+    let place = Place::new();
+    let site = "encoder.layer.0.output.dense";
+    let args = ["inspect", "recipe.toml", "--steps", "1", "--draws", "400", "--export", site, "--json"];
+    let json = place.ok_json(&args);
+    let inspected = json["sites"].as_array().unwrap().iter().find(|s| s["name"] == site).unwrap();
+    let at = &inspected["ratios"][1];
+    let [x, dz] = ["x", "dz"].map(|what| format!("{site}.{what}.npy"));
+    let args = ["estimate", "--x", &x, "--dz", &dz, "--ratio", "0.3", "--trials", "400"];
+    let estimated = place.ok_json(&[&args[..], &["--json", "--out", "page.html"]].concat());
+    assert_eq!(estimated["rows"].as_f64(), inspected["rows"].as_f64());
+    for name in ["crs", "wta", "pps"] {
+        let one =
+            at["estimators"].as_array().unwrap().iter().find(|e| e["estimator"] == name && e["norms"] == "current");
+        let other = estimated["estimators"].as_array().unwrap().iter().find(|e| e["estimator"] == name);
+        let share = one.unwrap()["rmse"].as_f64().unwrap() / other.unwrap()["rmse"].as_f64().unwrap();
+        // each of 400 squared errors, whose relative deviation is about 1: 5 % either way, 4 deviations
+        assert!((0.8..1.25).contains(&share), "{name}: {share}");
+    }
+    assert!(place.text("page.html").contains("Error of one draw"));
+    assert!(place.ok(&args).contains("rmse   √(mean ‖Ĝ − G‖²)/‖G‖"));
+    let ran = place.run(&["inspect", "recipe.toml", "--steps", "1", "--export", "encoder.layer.9"]);
+    assert!(
+        ran.code == Some(2) && ran.err.contains("found `encoder.layer.9`") && ran.err.contains(site),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]

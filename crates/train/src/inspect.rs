@@ -12,10 +12,13 @@ use serde::Serialize;
 
 use crate::data::{collate, places};
 use crate::engine::Micro;
+use crate::recipe::{self, PolicyName, Ratio};
 use crate::setup::Job;
 
 /// Shares of the rows, those with the largest probabilities.
-pub const TOPS: [f64; 6] = [0.01, 0.05, 0.1, 0.2, 0.3, 0.5];
+pub const TOPS: [f64; 8] = [0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0];
+/// Shares of the k rows that are kept for certain.
+pub const CERTAIN: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 /// Shares of the rows that are kept.
 pub const RATIOS: [f64; 3] = [0.1, 0.3, 0.5];
 const ESTIMATORS: [(&str, Estimator); 4] =
@@ -28,7 +31,7 @@ const SOURCES: [(&str, NormSource); 4] = [
 ];
 
 /// What to inspect.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Batches that are looked at.
     pub steps: usize,
@@ -36,6 +39,8 @@ pub struct Settings {
     pub passes: usize,
     /// Draws by which an error is measured.
     pub draws: u64,
+    /// A linear whose operands in the first batch that is looked at are wanted.
+    pub export: Option<String>,
 }
 
 /// The probability mass of the rows with the largest probabilities.
@@ -45,6 +50,15 @@ pub struct Mass {
     pub top: f64,
     /// Their share of `Σ ‖H_i‖·‖dZ_i‖`.
     pub share: f64,
+}
+
+/// The probability mass of the rows that are kept for certain.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Certain {
+    /// Their number over k, |C|/k.
+    pub share: f64,
+    /// Σ_C p. Above `share` the paper's condition holds.
+    pub mass: f64,
 }
 
 /// An estimator's error.
@@ -79,6 +93,8 @@ pub struct AtRatio {
     pub certain_share: f64,
     /// Share of the batches where Σ_C p > |C|/k: the paper's condition for less variance than `crs` (its theorem 2).
     pub condition: f64,
+    /// The mass of the largest rows, for any number of certain ones (the paper's figure 3).
+    pub certain: Vec<Certain>,
     /// By estimator and norm source.
     pub estimators: Vec<EstimatorError>,
 }
@@ -98,9 +114,41 @@ pub struct SiteEvidence {
     pub recipe: RecipeError,
 }
 
-/// All that was found.
+/// What was looked at.
 #[derive(Clone, Debug, Serialize)]
+pub struct About {
+    /// The model's folder or hub id.
+    pub model: String,
+    /// The training data.
+    pub data: String,
+    /// The task.
+    pub task: String,
+    /// The policy of the recipe.
+    pub policy: PolicyName,
+    /// Its estimator.
+    pub estimator: recipe::Estimator,
+    /// Its share of the rows.
+    pub ratio: Ratio,
+    /// Where it has norms from.
+    pub norms: recipe::NormSource,
+    /// Passes that trained before.
+    pub passes: usize,
+}
+
+/// A linear's input and output gradient, a row a token.
+#[derive(Debug)]
+pub struct Operands {
+    /// Its input.
+    pub x: Tensor,
+    /// The gradient of its output.
+    pub dz: Tensor,
+}
+
+/// All that was found.
+#[derive(Debug, Serialize)]
 pub struct Evidence {
+    /// Of what.
+    pub about: About,
     /// Batches looked at.
     pub steps: usize,
     /// Mean number of tokens in a batch.
@@ -109,6 +157,9 @@ pub struct Evidence {
     pub sites: Vec<SiteEvidence>,
     /// The mean over sites.
     pub mean: SiteEvidence,
+    /// What [`Settings::export`] asked for.
+    #[serde(skip)]
+    pub operands: Option<Operands>,
 }
 
 #[derive(Debug, Default)]
@@ -118,6 +169,7 @@ struct SiteSums {
     mass: [f64; TOPS.len()],
     certain: [f64; RATIOS.len()],
     condition: [f64; RATIOS.len()],
+    certain_mass: [[f64; CERTAIN.len()]; RATIOS.len()],
     /// Squared errors by ratio, estimator, source.
     errors: [[[f64; SOURCES.len()]; ESTIMATORS.len()]; RATIOS.len()],
     /// Σ‖G‖² and ΣG over batches.
@@ -148,12 +200,19 @@ struct Collector {
     draws: u64,
     key: Key,
     sites: Mutex<BTreeMap<String, SiteSums>>,
+    export: Option<String>,
+    operands: Mutex<Option<Operands>>,
 }
 
 /// Share of the sum that the `top` share of the values has, those sorted from the largest.
 fn mass_of(sorted: &[f64], top: f64) -> f64 {
     let rows = ((top * sorted.len() as f64).round() as usize).clamp(1, sorted.len());
     sorted[..rows].iter().sum::<f64>() / sorted.iter().sum::<f64>()
+}
+
+/// Σ_C p of the `share` of k rows with the largest probabilities.
+fn certain_mass(p: &[f64], k: usize, share: f64) -> f64 {
+    p[..(share * k as f64).round() as usize].iter().sum()
 }
 
 /// |C| < k that minimises (1 − Σ_C p)/(k − |C|), and Σ_C p; p sorted from the largest.
@@ -178,6 +237,10 @@ fn product(x: &Tensor, dz: &Tensor) -> Tensor {
 
 impl Collector {
     fn measure(&self, site: &str, x: &Tensor, dz: &Tensor) {
+        if self.export.as_deref() == Some(site) {
+            let mut operands = self.operands.lock().unwrap_or_else(PoisonError::into_inner);
+            operands.get_or_insert_with(|| Operands { x: x.copied(), dz: dz.copied() });
+        }
         let (h, z) = (row_norms(x), row_norms(dz));
         let n = x.rows();
         let kernels = x.device().kernels();
@@ -203,6 +266,7 @@ impl Collector {
             let k = sampling.rows_of(n);
             let (certain, mass) = best_certain(&p, k);
             sums.certain[r] += certain as f64 / k as f64;
+            sums.certain_mass[r].iter_mut().zip(CERTAIN).for_each(|(sum, share)| *sum += certain_mass(&p, k, share));
             sums.condition[r] += f64::from(u8::from(mass > certain as f64 / k as f64));
             for (e, (_, estimator)) in ESTIMATORS.into_iter().enumerate() {
                 for (s, (_, source)) in SOURCES.into_iter().enumerate() {
@@ -270,6 +334,11 @@ impl SiteSums {
             ratio: RATIOS[r],
             certain_share: self.certain[r] / n,
             condition: self.condition[r] / n,
+            certain: CERTAIN
+                .iter()
+                .zip(self.certain_mass[r])
+                .map(|(&share, sum)| Certain { share, mass: sum / n })
+                .collect(),
             estimators: all_pairs()
                 .map(|(e, s)| EstimatorError {
                     estimator: ESTIMATORS[e].0,
@@ -306,6 +375,9 @@ fn mean_of(sites: &[SiteEvidence]) -> SiteEvidence {
         ratio: RATIOS[r],
         certain_share: mean(&|s| s.ratios[r].certain_share),
         condition: mean(&|s| s.ratios[r].condition),
+        certain: (0..CERTAIN.len())
+            .map(|i| Certain { share: CERTAIN[i], mass: mean(&|s| s.ratios[r].certain[i].mass) })
+            .collect(),
         estimators: all_pairs()
             .enumerate()
             .map(|(i, (e, s))| EstimatorError {
@@ -337,12 +409,17 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
     let policies = [(Look::Exact, Arc::new(Policy::exact())), (Look::Recipe, job.policy.clone())];
     job.policy = policies[0].1.clone();
     // the errors of estimators, not of rounding
-    job.recipe.train.precision = crate::recipe::Precision::F32;
+    job.recipe.train.precision = recipe::Precision::F32;
     job.auto.clear();
     let model = job.model()?;
     let device = model.registry.params.device().clone();
     let linears = model.sites().into_iter().filter(|site| site.kind == SiteKind::Linear);
     let sites: Vec<_> = linears.map(|site| (site.name, site.rows)).collect();
+    if let Some(name) = settings.export.as_ref().filter(|name| !sites.iter().any(|(site, _)| site == *name)) {
+        let known: Vec<&str> = sites.iter().map(|(site, _)| site.as_str()).collect();
+        return Err(Error::usage(format!("expected a linear's site to export, found `{name}`"))
+            .hint(format!("sites are {}", known.join(", "))));
+    }
     let memory = Arc::new(NormMemory::new(&device, &sites, job.cached_tokens(), Store::Memory)?);
     let mut engine = job.engine(model, std::path::Path::new(""))?;
     let collector = Arc::new(Collector {
@@ -352,6 +429,8 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
         draws: settings.draws,
         key: Key::new(job.recipe.seed).named("inspect"),
         sites: Mutex::default(),
+        export: settings.export.clone(),
+        operands: Mutex::default(),
     });
     engine.norms = Some(memory);
     engine.probe = Some(collector.clone());
@@ -387,7 +466,24 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
             .hint("inspect full fine-tuning: --set train.method=full"));
     }
     let rows_per_step = tokens as f64 / batches.len() as f64;
-    Ok(Evidence { steps: batches.len(), rows_per_step, mean: mean_of(&sites), sites })
+    let operands = collector.operands.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(name) = settings.export.as_ref().filter(|_| operands.is_none()) {
+        return Err(Error::usage(format!(
+            "this recipe does not train the weight of `{name}`; there is nothing to export"
+        )));
+    }
+    let (recipe, keep) = (&job.recipe, &job.recipe.keep);
+    let about = About {
+        model: recipe.model.path.clone(),
+        data: recipe.data.train.clone().unwrap_or_default(),
+        task: recipe.task.clone(),
+        policy: keep.policy,
+        estimator: keep.estimator,
+        ratio: keep.ratio,
+        norms: keep.norms(),
+        passes: settings.passes,
+    };
+    Ok(Evidence { about, steps: batches.len(), rows_per_step, mean: mean_of(&sites), sites, operands })
 }
 
 #[cfg(test)]
@@ -408,6 +504,10 @@ mod tests {
         assert_eq!(best_certain(&p, 3), (1, 0.5));
         assert_eq!(best_certain(&[0.25; 4], 2), (0, 0.0));
         assert_eq!(best_certain(&p, 1), (0, 0.0));
+        // of 4 rows none, round(1.2), round(2) and all
+        for (share, want) in [(0.0, 0.0), (0.3, 0.5), (0.5, 0.7), (1.0, 0.9)] {
+            assert!((certain_mass(&p, 4, share) - want).abs() < 1e-15);
+        }
     }
 
     const N: usize = 40;
@@ -425,6 +525,8 @@ mod tests {
             draws,
             key: Key::new(3),
             sites: Mutex::default(),
+            export: None,
+            operands: Mutex::default(),
         }
     }
 

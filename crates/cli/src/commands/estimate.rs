@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 
 use colrow_autograd::{Draw, estimate_product};
+use colrow_models::apart;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, Device, Error, Estimator, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::npy;
 use crate::output::{print, print_json};
+use crate::{npy, report};
 
 /// Estimate the product dZᵀ·X from sampled rows, by every estimator with true norms, and compare with the exact product.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Input rows, a .npy file (n, d_in) of f32 or f64.
+    /// Input rows, a .npy file (n, d_in) of floats of 16, 32 or 64 bits, or of ml_dtypes' bfloat16.
     #[arg(long, value_name = "FILE")]
     x: PathBuf,
     /// Output-gradient rows, a .npy file (n, d_out).
@@ -29,27 +30,47 @@ pub(crate) struct Args {
     /// Seed of the draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Write an offline HTML page with pictures.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Serialize)]
-struct Row {
-    estimator: &'static str,
-    slope: f64,
-    slope_se: f64,
-    bias: f64,
-    rmse: f64,
+pub(crate) struct Row {
+    pub(crate) estimator: &'static str,
+    pub(crate) slope: f64,
+    pub(crate) slope_se: f64,
+    pub(crate) bias: f64,
+    pub(crate) rmse: f64,
 }
 
 #[derive(Serialize)]
-struct Report {
-    estimators: Vec<Row>,
-    rows: usize,
-    drawn: usize,
-    trials: u64,
+pub(crate) struct Report {
+    pub(crate) estimators: Vec<Row>,
+    pub(crate) rows: usize,
+    pub(crate) drawn: usize,
+    pub(crate) trials: u64,
+    #[serde(skip)]
+    pub(crate) x: String,
+    #[serde(skip)]
+    pub(crate) dz: String,
+    /// Those of X and of dZ.
+    #[serde(skip)]
+    pub(crate) columns: [usize; 2],
 }
+
+/// What the columns say of an estimate Ĝ of the product G.
+pub(crate) const COLUMNS: [(&str, &str); 3] = [
+    (
+        "slope",
+        "mean of ⟨Ĝ, G⟩/‖G‖² over the draws, ± its standard error: 1 if the estimator is unbiased, less if it leaves rows out",
+    ),
+    ("bias", "‖mean Ĝ − G‖/‖G‖; of an unbiased estimator about rmse/√draws, and smaller with more draws"),
+    ("rmse", "√(mean ‖Ĝ − G‖²)/‖G‖: how far a single draw is off"),
+];
 
 const ESTIMATORS: [(&str, Option<Estimator>); 5] = [
     ("exact", None),
@@ -65,6 +86,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if args.trials < 2 {
         return Err(Error::usage(format!("--trials: expected at least 2, found {}", args.trials)));
+    }
+    if let Some(out) = &args.out {
+        apart::check_file(out, [&*args.x, &*args.dz])?;
     }
     let (x, dz) = (npy::read(&args.x)?, npy::read(&args.dz)?);
     if x.rows != dz.rows {
@@ -93,7 +117,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             measure(name, &exact, args.trials, draw)
         }
     });
-    let report = Report { estimators: estimators.into(), rows: n, drawn: k, trials: args.trials };
+    let report = Report {
+        estimators: estimators.into(),
+        rows: n,
+        drawn: k,
+        trials: args.trials,
+        x: args.x.display().to_string(),
+        dz: args.dz.display().to_string(),
+        columns: [x.cols(), dz.cols()],
+    };
+    if let Some(out) = &args.out {
+        report::write_estimates(&report, out)?;
+    }
     if args.json {
         return print_json(&report);
     }
@@ -104,7 +139,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let line = |r: &Row| {
         format!("{:<10} {:>10.5} {:>10.5} {:>10.5} {:>10.5}", r.estimator, r.slope, r.slope_se, r.bias, r.rmse)
     };
-    print(&std::iter::once(head).chain(report.estimators.iter().map(line)).collect::<Vec<_>>().join("\n"))
+    let rows = std::iter::once(head).chain(report.estimators.iter().map(line)).chain([String::new()]);
+    let words = COLUMNS.iter().map(|(name, words)| format!("{name:<6} {words}"));
+    print(&rows.chain(words).collect::<Vec<_>>().join("\n"))
 }
 
 /// Sums over some trials.

@@ -11,7 +11,7 @@ use colrow_train::{ratios, setup};
 
 use super::RecipeArgs;
 use crate::output::{self, Bar, print, print_json};
-use crate::report;
+use crate::{npy, report};
 
 /// Measure on a recipe's model and data how the rows' probability mass is spread and how far every estimator is from the exact
 /// gradient, linear by linear.
@@ -31,6 +31,13 @@ pub(crate) struct Args {
     /// Write an offline HTML page with pictures.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Write the input and the output gradient of this linear in the first batch that is looked at, as SITE.x.npy and SITE.dz.npy for
+    /// colrow estimate.
+    #[arg(long, value_name = "SITE")]
+    export: Option<String>,
+    /// Folder for these files [default: the current one].
+    #[arg(long, value_name = "DIR", requires = "export")]
+    export_to: Option<PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -41,12 +48,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage("--steps, --draws: expected at least 1, found 0"));
     }
     let mut job = setup::prepare(args.recipe.load()?, Needs::Weights)?;
-    if let Some(out) = &args.out {
+    let exported = args.export.as_ref().map(|site| {
+        let folder = args.export_to.clone().unwrap_or_else(|| PathBuf::from("."));
+        ["x", "dz"].map(|what| folder.join(format!("{site}.{what}.npy")))
+    });
+    for out in args.out.iter().chain(exported.iter().flatten()) {
         let data = [&job.recipe.data.train, &job.recipe.data.dev].into_iter().flatten().map(Path::new);
         let files = data.filter(|path| path.is_file()).chain([&*args.recipe.recipe, &*job.model_dir]);
         apart::check_file(out, files)?;
     }
-    let settings = Settings { steps: args.steps, passes: args.passes, draws: args.draws };
+    let settings = Settings { steps: args.steps, passes: args.passes, draws: args.draws, export: args.export.clone() };
     let bar = Bar::new("inspect", 0, 0, "{pos}/{len} batches  {eta} left");
     let evidence = inspect(&mut job, &settings, |done, of| {
         bar.of(of as u64);
@@ -57,6 +68,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let evidence = evidence?;
     if let Some(out) = &args.out {
         report::write_evidence(&evidence, out)?;
+    }
+    if let (Some([x, dz]), Some(operands)) = (&exported, &evidence.operands) {
+        npy::write(x, &operands.x)?;
+        npy::write(dz, &operands.dz)?;
+        output::say(&format!("colrow estimate --x {} --dz {} reads what was exported", x.display(), dz.display()));
     }
     let ratio = match job.recipe.keep.ratio {
         Ratio::Fixed(ratio) => ratio,
@@ -81,7 +97,20 @@ fn text(evidence: &Evidence, ratio: f64) -> String {
     let width = evidence.sites.iter().map(|s| s.name.len()).max().unwrap_or(0).max(4);
     let heads = columns.iter().map(|(e, n)| format!("{e} {n}")).chain(["recipe".into()]);
     let head: String = heads.map(|head| format!("  {head:>11}")).collect();
+    let about = &evidence.about;
     let mut lines = vec![
+        format!(
+            "{} on {} ({}): {} batches of {:.0} tokens on average; the recipe keeps {}, {}@{}, {} norms",
+            about.model,
+            about.data,
+            about.task,
+            evidence.steps,
+            evidence.rows_per_step,
+            about.policy,
+            about.estimator,
+            about.ratio,
+            about.norms
+        ),
         format!(
             "relative error of dW at {} of the rows, and as the recipe keeps them; in brackets its variance over the minibatch's",
             RATIOS[r]

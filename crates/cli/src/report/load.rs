@@ -86,6 +86,11 @@ pub(crate) struct Summary {
     pub(crate) ledger: Vec<LedgerEntry>,
     pub(crate) timeline: Vec<Moment>,
     pub(crate) policy: Vec<SitePolicy>,
+    pub(crate) classes: Vec<ClassScore>,
+    /// Examples of a class (row) by the class that was predicted (column); one more column where answers were no label.
+    pub(crate) confusion: Option<Vec<Vec<u64>>>,
+    pub(crate) positive: Option<String>,
+    pub(crate) macro_f1: Option<f64>,
     pub(crate) version: Option<String>,
     pub(crate) threads: Option<u64>,
 }
@@ -117,6 +122,24 @@ pub(crate) struct Moment {
     #[serde(default)]
     pub(crate) at: String,
     pub(crate) live: BTreeMap<String, u64>,
+}
+
+impl Moment {
+    /// Bytes of all classes.
+    pub(crate) fn total(&self) -> u64 {
+        self.live.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+}
+
+/// How a class fares in an evaluation.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ClassScore {
+    pub(crate) name: String,
+    pub(crate) precision: Option<f64>,
+    pub(crate) recall: Option<f64>,
+    pub(crate) f1: Option<f64>,
+    pub(crate) support: Option<u64>,
 }
 
 /// What a site was told to keep.

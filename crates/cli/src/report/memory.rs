@@ -2,7 +2,7 @@
 
 use super::load::{LedgerEntry, Moment, Run};
 use super::sites::{self, LayerRow};
-use super::svg::{self, Bar, COLOURS, Slice, colour_class, escape};
+use super::svg::{self, Bar, Slice, colour_class, escape};
 use super::{Named, figure, legend};
 use crate::units;
 use std::fmt::Write;
@@ -10,6 +10,29 @@ use std::fmt::Write;
 /// Classes of memory from the bottom of the chart, what lives longest first, with their colours.
 const CLASSES: [(&str, usize); 6] =
     [("weights", 7), ("optimizer", 0), ("gradients", 5), ("cache", 3), ("kept", 1), ("workspace", 4)];
+
+/// Colours of the ops, the same in every report; an op that is not here is among the others.
+const OPS: [(&str, usize); 15] = [
+    ("linear", 0),
+    ("attention", 1),
+    ("layer_norm", 2),
+    ("rms_norm", 2),
+    ("gelu", 3),
+    ("gated_gelu", 3),
+    ("relu", 3),
+    ("low_rank", 4),
+    ("embedding", 5),
+    ("tanh", 6),
+    ("head_loss", 6),
+    ("cross_entropy", 6),
+    ("mean_squared_error", 6),
+    ("rows", 6),
+    ("recompute", 7),
+];
+const OTHERS: (&str, usize) = ("other ops", 7);
+
+/// A part of less than this share of a chart's axis is not seen.
+const SEEN: f64 = 3e-3;
 
 /// The section of the page.
 pub(super) fn section(runs: &[Named]) -> String {
@@ -27,15 +50,12 @@ pub(super) fn section(runs: &[Named]) -> String {
     let rows: Vec<Vec<LayerRow>> = told.iter().map(|n| sites::by_layer(n.run.list(|s| &s.ledger))).collect();
     let ops = ops(&rows);
     let most_kept = rows.iter().flatten().map(LayerRow::total).max().unwrap_or(0);
-    let live = |n: &&Named| {
-        let highest =
-            n.run.list(|s| &s.timeline).iter().map(|m| m.live.values().fold(0u64, |a, b| a.saturating_add(*b))).max();
-        highest.max(n.run.peak_bytes())
-    };
+    let live = |n: &&Named| n.run.list(|s| &s.timeline).iter().map(Moment::total).max().max(n.run.peak_bytes());
     let most_live = told.iter().filter_map(live).max().unwrap_or(0);
     for (named, rows) in told.iter().zip(&rows) {
         if runs.len() > 1 {
-            let _ = write!(html, "<h3>{}</h3>", escape(&named.name));
+            let which = if named.runs.len() > 1 { ", its first seed" } else { "" };
+            let _ = write!(html, "<h3>{}{which}</h3>", escape(&named.name));
         }
         html += "<div class=\"charts\">";
         html += &figure("Kept bytes by layer and op", "", &kept_chart(rows, &ops, most_kept));
@@ -46,7 +66,7 @@ pub(super) fn section(runs: &[Named]) -> String {
     html + &by_class
 }
 
-/// Every op of the ledgers, most kept bytes first, so that the largest have colours of their own.
+/// Every op of the ledgers, most kept bytes first.
 fn ops(rows: &[Vec<LayerRow>]) -> Vec<String> {
     let mut ops: Vec<(String, u64)> = Vec::new();
     for (op, bytes) in rows.iter().flatten().flat_map(|r| &r.ops) {
@@ -60,26 +80,26 @@ fn ops(rows: &[Vec<LayerRow>]) -> Vec<String> {
 }
 
 fn kept_chart(rows: &[LayerRow], ops: &[String], most: u64) -> String {
-    let own = if ops.len() > COLOURS { COLOURS - 1 } else { ops.len() };
-    let (named, others) = ops.split_at(own);
+    let colour = |op: &str| OPS.iter().find(|o| o.0 == op).map_or(OTHERS.1, |o| o.1);
+    let known = |op: &String| OPS.iter().any(|o| o.0 == op);
+    let (mut named, others): (Vec<&String>, Vec<&String>) = ops.iter().partition(|op| known(op));
+    named.sort_by_key(|op| OPS.iter().position(|o| o.0 == op.as_str()));
     let parts = |row: &LayerRow| {
-        let mut parts: Vec<_> = named.iter().enumerate().map(|(i, op)| (op.clone(), i, row.bytes(op))).collect();
-        if !others.is_empty() {
-            let bytes = others.iter().fold(0u64, |sum, op| sum.saturating_add(row.bytes(op)));
-            parts.push(("other ops".to_string(), own, bytes));
-        }
+        let mut parts: Vec<_> = named.iter().map(|op| (op.to_string(), colour(op), row.bytes(op))).collect();
+        let bytes = others.iter().fold(0u64, |sum, op| sum.saturating_add(row.bytes(op)));
+        parts.push((OTHERS.0.to_owned(), OTHERS.1, bytes));
         parts
     };
     let bars: Vec<Bar> = rows.iter().map(|r| Bar { label: r.label.clone(), parts: parts(r) }).collect();
-    let mut used: Vec<(usize, &str)> = Vec::new();
-    for (name, colour, _) in bars.iter().flat_map(|b| &b.parts).filter(|p| p.2 > 0) {
-        if !used.contains(&(*colour, name)) {
-            used.push((*colour, name));
+    let mut seen: Vec<(usize, &str)> = Vec::new();
+    for (name, colour, _) in bars.iter().flat_map(|b| &b.parts).filter(|p| p.2 as f64 > most as f64 * SEEN) {
+        if !seen.contains(&(*colour, name)) {
+            seen.push((*colour, name));
         }
     }
-    used.sort_unstable();
+    seen.sort_unstable();
     let chart = svg::bar_chart("kept bytes by layer and op", &bars, most);
-    legend(used.iter().map(|(colour, name)| (colour_box(*colour), name.to_string()))) + &chart
+    legend(seen.iter().map(|(colour, name)| (colour_box(*colour), name.to_string()))) + &chart
 }
 
 fn live_chart(run: &Run, most: u64) -> String {
@@ -90,7 +110,8 @@ fn live_chart(run: &Run, most: u64) -> String {
             layers.push((class.clone(), [2, 6][layers.len() % 2]));
         }
     }
-    layers.retain(|l| timeline.iter().any(|m| m.live.get(&l.0).is_some_and(|b| *b > 0)));
+    let largest = |class: &str| timeline.iter().filter_map(|m| m.live.get(class).copied()).max().unwrap_or(0);
+    layers.retain(|l| largest(&l.0) > 0);
     let slice = |m: &Moment| Slice {
         phase: m.phase.clone(),
         at: m.at.clone(),
@@ -99,7 +120,28 @@ fn live_chart(run: &Run, most: u64) -> String {
     let slices: Vec<Slice> = timeline.iter().map(slice).collect();
     let peak = run.peak_bytes().map(|b| (b, format!("peak {}", units::bytes(b))));
     let chart = svg::area_chart("live bytes over a step, by class", &layers, &slices, peak, most);
-    legend(layers.iter().rev().map(|l| (colour_box(l.1), l.0.clone()))) + &chart
+    let seen = layers.iter().rev().filter(|l| largest(&l.0) as f64 > most as f64 * SEEN);
+    legend(seen.map(|l| (colour_box(l.1), l.0.clone()))) + &chart + &what_sets_the_peak(run)
+}
+
+/// Where the largest moment of the step is, and what is live then.
+fn what_sets_the_peak(run: &Run) -> String {
+    let Some(moment) = run.list(|s| &s.timeline).iter().reduce(|a, b| if b.total() > a.total() { b } else { a }) else {
+        return String::new();
+    };
+    let mut parts: Vec<(&str, u64)> = moment.live.iter().map(|(class, bytes)| (class.as_str(), *bytes)).collect();
+    let share = |bytes: u64| 100.0 * bytes as f64 / moment.total().max(1) as f64;
+    parts.retain(|p| share(p.1) >= 0.5);
+    parts.sort_by_key(|p| std::cmp::Reverse(p.1));
+    let words: Vec<String> =
+        parts.iter().map(|p| format!("{} {} ({:.0} %)", escape(p.0), units::bytes(p.1), share(p.1))).collect();
+    format!(
+        "<p class=\"small soft\">▾ The largest moment, {}: {} <b>{}</b>. Live then: {}.</p>",
+        units::bytes(moment.total()),
+        escape(&moment.phase),
+        escape(&moment.at),
+        words.join(", ")
+    )
 }
 
 fn kept_tables(run: &Run, rows: &[LayerRow], ops: &[String]) -> String {
@@ -162,13 +204,17 @@ fn peak_by_class(runs: &[Named]) -> String {
     if classes.is_empty() {
         return String::new();
     }
-    let mut html = String::from("<h3>Peak by class</h3><div class=\"scroll\"><table><thead><tr><th>Class</th>");
+    let mut html = String::from(
+        "<h3>At the moment of the peak</h3><p>What is live then, by class. What is kept then is not what a step keeps in all: gradients grow \
+         while kept bytes are given back.</p><div class=\"scroll\"><table><thead><tr><th>Class</th>",
+    );
     for n in runs {
         let _ = write!(html, "<th>{}</th>", escape(&n.name));
     }
     html += "</tr></thead><tbody>";
     for class in classes {
-        let _ = write!(html, "<tr><th>{}</th>", escape(class));
+        let name = if class == "kept" { "kept, at the peak" } else { class };
+        let _ = write!(html, "<tr><th>{}</th>", escape(name));
         for n in runs {
             let _ = write!(html, "<td>{}</td>", of(n, class).map_or(units::ABSENT.into(), units::bytes));
         }

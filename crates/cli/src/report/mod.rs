@@ -1,10 +1,14 @@
 //! The report: one HTML page about one or several runs, complete in itself (no script, nothing to fetch).
 
+mod axis;
+mod classes;
+mod estimates;
 mod evidence;
 mod groups;
 mod load;
 mod memory;
 mod overview;
+mod policy;
 mod ratios;
 #[cfg(test)]
 mod sample;
@@ -24,30 +28,51 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-use svg::{Series, escape};
+use svg::{Points, Series, escape};
 
 /// A value of a logged step.
 type Field = fn(&load::TrainPoint) -> Option<f64>;
 
-/// A run under the name that the page gives it, with its colour.
+/// Runs that differ in their seed alone, under the name that the page gives them, with the colour that they have all over it.
 struct Named<'a> {
+    /// The first of them, which stands for all where they are alike.
     run: &'a Run,
+    runs: Vec<&'a Run>,
     name: String,
     colour: usize,
 }
 
+impl Named<'_> {
+    /// What its runs have of a figure.
+    fn spread(&self, value: impl Fn(&Run) -> Option<f64>) -> Option<Spread> {
+        Spread::of(&self.runs.iter().filter_map(|run| value(run)).collect::<Vec<_>>())
+    }
+
+    fn mean(&self, value: impl Fn(&Run) -> Option<f64>) -> Option<f64> {
+        self.spread(value).map(|s| s.mean)
+    }
+
+    /// Its runs, each under a name of its own.
+    fn each(&self) -> Vec<(&Run, &str)> {
+        match &self.runs[..] {
+            [only] => vec![(only, &self.name)],
+            several => several.iter().map(|run| (*run, run.name.as_str())).collect(),
+        }
+    }
+}
+
 /// The page about runs as HTML.
 pub(crate) fn render(title: &str, runs: &[Run]) -> String {
-    let costs = scatter::section(runs);
     let runs = &named(runs);
     let mut body = overview::lead(runs);
     body += &notes("", runs, |run| run.notes.clone());
-    body += &costs;
+    body += &scatter::section(runs);
     body += &overview::figures(runs);
     body += &curves(runs);
+    body += &classes::section(runs);
     body += &ratios::section(runs);
     body += &memory::section(runs);
-    body += &policies(runs);
+    body += &policy::section(runs);
     body += &notes("<h2>Warnings</h2>", runs, warnings);
     body += &recipes(runs);
     page(title, &(body + &footer(runs)))
@@ -88,6 +113,14 @@ pub(crate) fn write_evidence(evidence: &Evidence, out: &Path) -> Result<()> {
     write_page(&page("colrow: the evidence", &(evidence::body(evidence) + &footer(&[]))), out)
 }
 
+/// Writes the page about what `colrow estimate` found, as [`write()`] does.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write_estimates(report: &crate::commands::estimate::Report, out: &Path) -> Result<()> {
+    write_page(&page("colrow: estimates of a product", &(estimates::body(report) + &footer(&[]))), out)
+}
+
 fn write_page(html: &str, out: &Path) -> Result<()> {
     let Some(name) = out.file_name() else {
         return Err(Error::usage("expected the name of a file for the report")
@@ -105,13 +138,16 @@ fn write_page(html: &str, out: &Path) -> Result<()> {
     })
 }
 
-/// Names for the page: runs of one name are told apart by a number.
+/// The runs by recipe; recipes of one name are told apart by a number.
 fn named(runs: &[Run]) -> Vec<Named<'_>> {
+    let groups = groups(runs);
     let name = |i: usize| {
-        let same = runs[..i].iter().filter(|r| r.name == runs[i].name).count();
-        if same == 0 { runs[i].name.clone() } else { format!("{} ({})", runs[i].name, same + 1) }
+        let same = groups[..i].iter().filter(|g| g.name == groups[i].name).count();
+        if same == 0 { groups[i].name.clone() } else { format!("{} ({})", groups[i].name, same + 1) }
     };
-    runs.iter().enumerate().map(|(i, run)| Named { run, name: name(i), colour: i }).collect()
+    let names: Vec<String> = (0..groups.len()).map(name).collect();
+    let all = groups.into_iter().zip(names).enumerate();
+    all.map(|(colour, (group, name))| Named { run: group.runs[0], runs: group.runs, name, colour }).collect()
 }
 
 fn curves(runs: &[Named]) -> String {
@@ -126,19 +162,25 @@ fn curves(runs: &[Named]) -> String {
     html += "<div class=\"charts\">";
     let logged = runs.iter().map(|n| n.run.train.len()).max().unwrap_or(0);
     let window = if logged < 24 { 1 } else { (logged / 12).clamp(3, 200) };
-    let how =
-        if window > 1 { format!("(averaged over about {window} logged values; faint: each)") } else { String::new() };
+    let seeds = runs.iter().any(|n| n.runs.len() > 1);
+    let of_seeds = if seeds { "mean over seeds; faint: each" } else { "" };
+    let how = match (window > 1, seeds) {
+        (true, true) => format!("(averaged over about {window} logged values and over seeds; faint: each seed)"),
+        (true, false) => format!("(averaged over about {window} logged values; faint: each)"),
+        (false, true) => format!("({of_seeds})"),
+        (false, false) => String::new(),
+    };
     html += &figure("Training loss", &how, &svg::line_chart("loss", &train_series(runs, |p| p.loss, window)));
     for metric in eval_metrics(runs) {
-        let series = runs.iter().map(|n| Series {
-            name: n.name.clone(),
-            colour: n.colour,
-            points: n.run.eval_series(&metric).into_iter().map(|(step, v)| (step as f64, v)).collect(),
-            raw: Vec::new(),
-            marked: true,
+        let curve = |run: &Run| run.eval_series(&metric).into_iter().map(|(step, v)| (step as f64, v)).collect();
+        let series = runs.iter().map(|n| {
+            let mut raw: Vec<Points> = n.runs.iter().map(|run| curve(run)).collect();
+            let points = if raw.len() > 1 { svg::mean(&raw) } else { raw.remove(0) };
+            Series { name: n.name.clone(), colour: n.colour, points, raw, marked: true }
         });
         let title = format!("Evaluation {metric}");
-        html += &figure(&title, "", &svg::line_chart(&metric, &series.collect::<Vec<_>>()));
+        let how = if seeds { format!("({of_seeds})") } else { String::new() };
+        html += &figure(&title, &how, &svg::line_chart(&metric, &series.collect::<Vec<_>>()));
     }
     html += "</div>";
     let more: [(&str, &str, Field, usize); 3] = [
@@ -146,7 +188,9 @@ fn curves(runs: &[Named]) -> String {
         ("Norm of the gradient", "norm", |p| p.grad_norm, window),
         ("Time per step", "seconds", |p| p.step_seconds, window),
     ];
-    let more = more.iter().filter(|m| runs.iter().any(|n| n.run.train.iter().any(|p| m.2(p).is_some())));
+    let logged =
+        |value: Field| runs.iter().flat_map(|n| &n.runs).any(|run| run.train.iter().any(|p| value(p).is_some()));
+    let more = more.iter().filter(|m| logged(m.2));
     let charts: String = more.map(|m| figure(m.0, "", &svg::line_chart(m.1, &train_series(runs, m.2, m.3)))).collect();
     if !charts.is_empty() {
         let _ = write!(
@@ -158,9 +202,16 @@ fn curves(runs: &[Named]) -> String {
 }
 
 fn train_series(runs: &[Named], value: Field, window: usize) -> Vec<Series> {
+    let curve = |run: &Run| -> Points { run.train.iter().map(|p| (p.step as f64, value(p))).collect() };
     let series = runs.iter().map(|n| {
-        let raw: Vec<_> = n.run.train.iter().map(|p| (p.step as f64, value(p))).collect();
-        let (points, raw) = if window > 1 { (svg::smooth(&raw, window), raw) } else { (raw, Vec::new()) };
+        let mut raw: Vec<Points> = n.runs.iter().map(|run| curve(run)).collect();
+        let mean = if raw.len() > 1 { svg::mean(&raw) } else { raw[0].clone() };
+        if raw.len() > 1 {
+            raw.iter_mut().for_each(|curve| *curve = svg::smooth(curve, window));
+        } else if window == 1 {
+            raw.clear();
+        }
+        let points = if window > 1 { svg::smooth(&mean, window) } else { mean };
         Series { name: n.name.clone(), colour: n.colour, points, raw, marked: false }
     });
     series.collect()
@@ -170,49 +221,15 @@ fn train_series(runs: &[Named], value: Field, window: usize) -> Vec<Series> {
 fn eval_metrics(runs: &[Named]) -> Vec<String> {
     let mut metrics: Vec<String> = Vec::new();
     let chosen = runs.iter().filter_map(|n| n.run.metric());
-    let all = runs.iter().flat_map(|n| &n.run.evals).flat_map(|e| e.metrics.keys().cloned());
+    let each = || runs.iter().flat_map(|n| &n.runs);
+    let all = each().flat_map(|run| &run.evals).flat_map(|e| e.metrics.keys().cloned());
     for metric in chosen.chain(all).filter(|m| m != "loss").chain(["loss".to_string()]) {
-        let logged = || runs.iter().any(|n| n.run.eval_series(&metric).iter().any(|p| p.1.is_some()));
+        let logged = || each().any(|run| run.eval_series(&metric).iter().any(|p| p.1.is_some()));
         if !metrics.contains(&metric) && logged() {
             metrics.push(metric);
         }
     }
     metrics
-}
-
-fn policies(runs: &[Named]) -> String {
-    let mut lines: Vec<(String, Vec<String>)> = Vec::new();
-    for (i, named) in runs.iter().enumerate() {
-        for policy in named.run.list(|s| &s.policy) {
-            let at = lines.iter().position(|l| l.0 == policy.site).unwrap_or_else(|| {
-                lines.push((policy.site.clone(), vec![String::new(); runs.len()]));
-                lines.len() - 1
-            });
-            lines[at].1[i] = sites::keep_words(&policy.keep);
-        }
-    }
-    if lines.is_empty() {
-        return String::new();
-    }
-    let mut html = String::from(
-        "<h2>Policy</h2>\n<p>What each site was told to keep.</p><div class=\"scroll\"><table><thead><tr><th>Site</th>",
-    );
-    for n in runs {
-        let _ = write!(html, "<th class=\"text\">{}</th>", escape(&n.name));
-    }
-    html += "</tr></thead><tbody>";
-    for (site, _, keeps) in sites::join_layers(lines) {
-        let _ = write!(html, "<tr><th>{}</th>", escape(&site));
-        for keep in keeps {
-            let _ = write!(
-                html,
-                "<td class=\"text\">{}</td>",
-                if keep.is_empty() { units::ABSENT.into() } else { escape(&keep) }
-            );
-        }
-        html += "</tr>";
-    }
-    html + "</tbody></table></div>"
 }
 
 fn warnings(run: &Run) -> Vec<String> {
@@ -227,11 +244,12 @@ fn warnings(run: &Run) -> Vec<String> {
 /// A box of remarks, each with the runs it is about; empty if there are none.
 fn notes(heading: &str, runs: &[Named], of: impl Fn(&Run) -> Vec<String>) -> String {
     let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
-    for named in runs {
-        for note in of(named.run) {
+    let all: Vec<(&Run, &str)> = runs.iter().flat_map(Named::each).collect();
+    for (run, name) in &all {
+        for note in of(run) {
             match lines.iter_mut().find(|l| l.0 == note) {
-                Some(line) => line.1.push(&named.name),
-                None => lines.push((note, vec![&named.name])),
+                Some(line) => line.1.push(name),
+                None => lines.push((note, vec![name])),
             }
         }
     }
@@ -241,8 +259,8 @@ fn notes(heading: &str, runs: &[Named], of: impl Fn(&Run) -> Vec<String>) -> Str
     let mut html = format!("{heading}<div class=\"notes\"><ul>");
     for (note, names) in lines {
         let about = match names.len() {
-            _ if runs.len() == 1 => String::new(),
-            n if n >= runs.len() => "<b>all runs</b>: ".into(),
+            _ if all.len() == 1 => String::new(),
+            n if n >= all.len() => "<b>all runs</b>: ".into(),
             _ => format!("<b>{}</b>: ", escape(&names.join(", "))),
         };
         let _ = write!(html, "<li>{about}{}</li>", escape(&note));
@@ -255,7 +273,10 @@ fn recipes(runs: &[Named]) -> String {
     for named in runs {
         if let Some(recipe) = &named.run.recipe {
             let open = if runs.len() == 1 { " open" } else { "" };
-            let name = escape(&named.name);
+            let name = escape(&match named.runs.len() {
+                1 => named.name.clone(),
+                n => format!("{}, the first of {n} seeds", named.name),
+            });
             let _ = write!(
                 html,
                 "<details{open}><summary>{name}: recipe.toml</summary><pre>{}</pre></details>",
@@ -272,7 +293,7 @@ fn footer(runs: &[Named]) -> String {
         env!("CARGO_PKG_VERSION"),
         units::date(SystemTime::now())
     );
-    for Named { run, name, .. } in runs {
+    for (run, name) in runs.iter().flat_map(Named::each) {
         let version = run.of(|s| s.version.clone()).map_or(String::new(), |v| format!(", colrow {v}"));
         let threads = run.of(|s| s.threads);
         let threads = threads.map_or(String::new(), |n| format!(", {n} {}", if n == 1 { "thread" } else { "threads" }));
@@ -374,6 +395,71 @@ mod tests {
         assert_eq!(unbalanced(&interrupted), None);
         assert!(interrupted.contains("no summary.json") && interrupted.contains("Training loss"));
         assert!(!interrupted.contains("<h2>Memory</h2>"));
+    }
+
+    /// The classes (colours) of the swatches or boxes before a name in all legends of a page.
+    fn colours_of<'a>(html: &'a str, name: &str) -> Vec<&'a str> {
+        let entries = html.split("<li>").skip(1).filter_map(|entry| entry.split_once(&format!("<span>{name}</span>")));
+        let class = |entry: &'a str| entry.split_once("class=\"")?.1.split_once('"').map(|c| c.0);
+        entries.filter_map(|(sign, _)| class(sign)).collect()
+    }
+
+    #[test]
+    fn an_op_and_a_run_have_one_colour_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = |name: &str, seed: u64, rows: f64| {
+            super::sample::write_run(&dir.path().join(name), name, seed, rows);
+            Run { recipe: Some(format!("seed = {seed}\nratio = {rows}")), ..Run::load(&dir.path().join(name)).unwrap() }
+        };
+        let runs = [load("exact-0", 0, 1.0), load("lean", 1, 0.01), load("exact-1", 1, 1.0)];
+        let html = render("all", &runs);
+        assert_eq!(unbalanced(&html), None);
+        // the scatter plots and the curves; two seeds are one
+        assert_eq!(colours_of(&html, "exact"), ["swatch s0", "swatch s0"]);
+        assert_eq!(colours_of(&html, "lean"), ["swatch s1", "swatch s1"]);
+        assert!(html.contains("3 runs on movie reviews of 2 recipes") && html.contains("exact, its first seed"));
+        // attention keeps most of the second run, linears of the first
+        let alone = render("lean", &runs[1..2]);
+        for (op, colour) in
+            [("linear", "box s0"), ("attention", "box s1"), ("layer_norm", "box s2"), ("gelu", "box s3")]
+        {
+            assert_eq!(colours_of(&html, op), [colour; 2], "{op}");
+            assert_eq!(colours_of(&alone, op), [colour], "{op}");
+        }
+        // kept, but too little to be seen
+        assert!(!html.contains("<span>embedding</span>") && html.contains("<th>embedding</th>"));
+    }
+
+    #[test]
+    fn what_sets_the_peak_and_equal_policies_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        super::sample::write_run(dir.path(), "exact", 0, 1.0);
+        let html = render("one", &[Run::load(dir.path()).unwrap()]);
+        assert!(html.contains("backward <b>encoder.layer.5.ffn.down</b>. Live then: optimizer 173 MiB"), "{html}");
+        assert!(html.contains("kept, at the peak"));
+        assert!(html.contains("All 52 sites alike: exact.") && !html.contains("<td class=\"text\">exact</td></tr>"));
+    }
+
+    #[test]
+    fn classes_and_what_they_were_taken_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let class = |name: &str, support: u64| serde_json::json!({"name": name, "precision": 0.5, "recall": 0.25, "f1": 1.0 / 3.0, "support": support});
+        let summary = serde_json::json!({
+            "classes": [class("<b>", 4), class("good", 6)], "positive": "good", "macro_f1": 0.125, "confusion": [[1, 3, 0], [2, 2, 2]],
+        });
+        fs::write(dir.path().join("summary.json"), summary.to_string()).unwrap();
+        let html = render("one", &[Run::load(dir.path()).unwrap()]);
+        assert_eq!(unbalanced(&html), None);
+        for expected in [
+            "<th class=\"fold\">&lt;b&gt;",
+            "0.333",
+            "0.125",
+            "F1 is of this class",
+            "title=\"75.0 % of &lt;b&gt;\">3<",
+            "no label",
+        ] {
+            assert!(html.contains(expected), "{expected}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The head of the report: the runs in a few sentences, their key figures, how they compare.
 
 use super::Named;
+use super::groups::Spread;
 use super::load::Run;
 use super::svg::{escape, swatch};
 use crate::units;
@@ -17,18 +18,8 @@ struct Figure {
 }
 
 const FIGURES: [Figure; 5] = [
-    Figure {
-        label: "Kept",
-        caption: "kept for the backward pass",
-        value: |r| r.kept_bytes().map(|b| b as f64),
-        show: |v| units::bytes(v as u64),
-    },
-    Figure {
-        label: "Peak memory",
-        caption: "peak memory",
-        value: |r| r.peak_bytes().map(|b| b as f64),
-        show: |v| units::bytes(v as u64),
-    },
+    Figure { label: "Kept", caption: "kept for the backward pass", value: kept, show: |v| units::bytes(v as u64) },
+    Figure { label: "Peak memory", caption: "peak memory", value: peak, show: |v| units::bytes(v as u64) },
     Figure {
         label: "Peak RSS",
         caption: "peak of the whole process (RSS)",
@@ -48,7 +39,7 @@ const FIGURES: [Figure; 5] = [
 pub(super) fn lead(runs: &[Named]) -> String {
     let text = match runs {
         [] => "There are no runs in this report.".into(),
-        [only] => one_run(only),
+        [only] if only.runs.len() == 1 => one_run(only),
         [first, others @ ..] => several_runs(first, others),
     };
     format!("<p class=\"lead\">{text}</p>")
@@ -58,8 +49,8 @@ pub(super) fn lead(runs: &[Named]) -> String {
 pub(super) fn figures(runs: &[Named]) -> String {
     match runs {
         [] => String::new(),
-        [only] => tiles(only.run),
-        [first, ..] => table(first.run, runs),
+        [only] if only.runs.len() == 1 => tiles(only.run),
+        [first, ..] => table(first, runs),
     }
 }
 
@@ -92,20 +83,27 @@ fn one_run(named: &Named) -> String {
 }
 
 fn several_runs(first: &Named, others: &[Named]) -> String {
-    let run = first.run;
-    let mut text = format!(
-        "{} runs{}. The first, <b>{}</b>, is what the others are compared with",
-        others.len() + 1,
-        task(run),
-        escape(&first.name)
-    );
+    let runs = first.runs.len() + others.iter().map(|n| n.runs.len()).sum::<usize>();
+    let task = task(first.run);
+    let mut text = match others.len() {
+        0 => format!("{runs} runs{task} that differ in their seed alone, <b>{}</b>", escape(&first.name)),
+        n => {
+            let recipes =
+                if runs > n + 1 { format!(" of {} recipes, each the mean of its seeds", n + 1) } else { String::new() };
+            format!(
+                "{runs} runs{task}{recipes}. The first, <b>{}</b>, is what the others are compared with",
+                escape(&first.name)
+            )
+        }
+    };
     let mut parts = Vec::new();
-    if let (Some(metric), Some((_, best))) = (run.metric(), run.best()) {
+    if let (Some(metric), Some(best)) = (first.run.metric(), best(first)) {
         parts.push(format!("its best {} is {}", escape(&metric), units::number(best)));
     }
-    parts.extend(run.kept_bytes().map(|b| format!("a step keeps {} for the backward pass", units::bytes(b))));
-    parts.extend(run.peak_bytes().map(|b| format!("needs {} at its peak", units::bytes(b))));
-    parts.extend(run.step_seconds().map(|s| format!("takes {}", units::duration(s))));
+    let bytes = |b: f64| units::bytes(b as u64);
+    parts.extend(first.mean(kept).map(|b| format!("a step keeps {} for the backward pass", bytes(b))));
+    parts.extend(first.mean(peak).map(|b| format!("needs {} at its peak", bytes(b))));
+    parts.extend(first.mean(Run::step_seconds).map(|s| format!("takes {}", units::duration(s))));
     text += &if parts.is_empty() { ".".into() } else { format!(": {}.", join(&parts)) };
     const FEW: usize = 4;
     let told: Vec<&Named> = if others.len() <= FEW {
@@ -115,7 +113,7 @@ fn several_runs(first: &Named, others: &[Named]) -> String {
         others.iter().min_by_key(|n| n.run.kept_bytes().unwrap_or(u64::MAX)).into_iter().collect()
     };
     for other in told {
-        let parts = against(run, other.run);
+        let parts = against(first, other);
         if !parts.is_empty() {
             let _ = write!(text, " <b>{}</b> {}.", escape(&other.name), join(&parts));
         }
@@ -123,17 +121,28 @@ fn several_runs(first: &Named, others: &[Named]) -> String {
     text
 }
 
-/// How a run compares with the first, as ends of a sentence.
-fn against(first: &Run, run: &Run) -> Vec<String> {
-    let ratio = |value: fn(&Run) -> Option<f64>| Some(value(run)? / value(first)?).filter(|r| r.is_finite());
+fn kept(run: &Run) -> Option<f64> {
+    run.kept_bytes().map(|b| b as f64)
+}
+
+fn peak(run: &Run) -> Option<f64> {
+    run.peak_bytes().map(|b| b as f64)
+}
+
+fn best(named: &Named) -> Option<f64> {
+    named.mean(|run| run.best().map(|b| b.1))
+}
+
+/// How runs compare with the first, as ends of a sentence.
+fn against(first: &Named, other: &Named) -> Vec<String> {
+    let ratio =
+        |value: fn(&Run) -> Option<f64>| Some(other.mean(value)? / first.mean(value)?).filter(|r| r.is_finite());
     let percent = |r: f64| if r < 0.1 { format!("{:.1} %", r * 100.0) } else { format!("{:.0} %", r * 100.0) };
     let mut parts = Vec::new();
-    parts.extend(ratio(|r| r.kept_bytes().map(|b| b as f64)).map(|r| format!("keeps {} of those bytes", percent(r))));
-    parts.extend(
-        ratio(|r| r.peak_bytes().map(|b| b as f64)).map(|r| format!("needs {} of the peak memory", percent(r))),
-    );
+    parts.extend(ratio(kept).map(|r| format!("keeps {} of those bytes", percent(r))));
+    parts.extend(ratio(peak).map(|r| format!("needs {} of the peak memory", percent(r))));
     parts.extend(ratio(Run::step_seconds).map(|r| format!("takes {} of the time", percent(r))));
-    if let Some((metric, difference)) = metric_difference(first, run) {
+    if let Some((metric, difference)) = metric_difference(first, other) {
         let metric = escape(&metric);
         parts.push(match difference {
             d if d.abs() < 5e-5 => format!("reaches the same best {metric}"),
@@ -144,10 +153,10 @@ fn against(first: &Run, run: &Run) -> Vec<String> {
     parts
 }
 
-/// The metric both runs are judged by, and by how much the second is above the first.
-fn metric_difference(first: &Run, run: &Run) -> Option<(String, f64)> {
-    let metric = run.metric().filter(|m| first.metric().as_ref() == Some(m))?;
-    let difference = run.best()?.1 - first.best()?.1;
+/// The metric both are judged by, and by how much the second is above the first.
+fn metric_difference(first: &Named, other: &Named) -> Option<(String, f64)> {
+    let metric = other.run.metric().filter(|m| first.run.metric().as_ref() == Some(m))?;
+    let difference = best(other)? - best(first)?;
     difference.is_finite().then_some((metric, difference))
 }
 
@@ -167,14 +176,18 @@ fn tiles(run: &Run) -> String {
     html + "</div>"
 }
 
-fn table(first: &Run, runs: &[Named]) -> String {
+fn table(first: &Named, runs: &[Named]) -> String {
     let mut metrics: Vec<String> = Vec::new();
     for metric in runs.iter().filter_map(|n| n.run.metric()) {
         if !metrics.contains(&metric) {
             metrics.push(metric);
         }
     }
-    let mut html = String::from("<div class=\"scroll\"><table class=\"compare\"><thead><tr><th>Run</th>");
+    let seeds = runs.iter().any(|n| n.runs.len() > 1);
+    let mut html = String::from("<div class=\"scroll\"><table class=\"compare stack\"><thead><tr><th>Run</th>");
+    if seeds {
+        html += "<th>Seeds</th>";
+    }
     for metric in &metrics {
         let metric = escape(metric);
         let _ = write!(html, "<th>Best {metric}</th><th>Last {metric}</th>");
@@ -183,31 +196,42 @@ fn table(first: &Run, runs: &[Named]) -> String {
         let _ = write!(html, "<th title=\"{}\">{}</th>", figure.caption, figure.label);
     }
     html += "</tr></thead><tbody>";
-    let cell = |value: Option<String>, small: Option<String>| {
+    let cell = |head: &str, value: Option<String>, small: Option<String>| {
         let small = small.map_or(String::new(), |s| format!("<small>{}</small>", escape(&s)));
-        format!("<td>{}{small}</td>", escape(value.as_deref().unwrap_or(units::ABSENT)))
+        let value = escape(value.as_deref().unwrap_or(units::ABSENT));
+        format!("<td data-head=\"{}\"><span>{value}{small}</span></td>", escape(head))
     };
-    for (i, Named { run, name, colour }) in runs.iter().enumerate() {
-        let _ = write!(html, "<tr><th>{} {}</th>", swatch(*colour), escape(name));
+    let shown = |spread: Spread| match spread.deviation {
+        Some(d) => format!("{} ± {}", units::number(spread.mean), units::number(d)),
+        None => units::number(spread.mean),
+    };
+    for (i, named) in runs.iter().enumerate() {
+        let _ = write!(html, "<tr><th>{} {}</th>", swatch(named.colour), escape(&named.name));
+        if seeds {
+            html += &cell("Seeds", Some(named.runs.len().to_string()), None);
+        }
         for metric in &metrics {
-            let best = run.best().filter(|_| run.metric().as_ref() == Some(metric));
-            let difference = metric_difference(first, run).filter(|d| i > 0 && d.0 == *metric);
+            let own = named.run.metric().as_ref() == Some(metric);
+            let best = named.spread(|run| run.best().map(|b| b.1)).filter(|_| own);
+            let difference = metric_difference(first, named).filter(|d| i > 0 && d.0 == *metric);
             let sign = |d: f64| ["−", "±", "+"][usize::from(d >= 0.0) + usize::from(d > 0.0)];
             let small = difference.map(|d| format!("{}{}", sign(d.1), units::number(d.1.abs())));
-            html += &cell(best.map(|b| units::number(b.1)), small);
-            html += &cell(run.last(metric).map(units::number), None);
+            html += &cell(&format!("Best {metric}"), best.map(shown), small);
+            html += &cell(&format!("Last {metric}"), named.spread(|run| run.last(metric)).map(shown), None);
         }
         for figure in &FIGURES {
-            let value = (figure.value)(run);
-            let reference = (figure.value)(first).filter(|r| i > 0 && *r > 0.0);
+            let value = named.mean(figure.value);
+            let reference = first.mean(figure.value).filter(|r| i > 0 && *r > 0.0);
             let ratio = value.zip(reference).map(|(v, r)| units::ratio(v / r));
-            html += &cell(value.map(figure.show), ratio);
+            html += &cell(figure.label, value.map(figure.show), ratio);
         }
         html += "</tr>";
     }
-    html + "</tbody></table></div><p class=\"small soft\">Small: difference from the first run in the metric, ratio to it elsewhere. \
-            Kept: bytes that a step holds from its forward to its backward pass. Peak memory: the most that all tensors took at once; \
-            RSS: the whole process.</p>"
+    html += "</tbody></table></div><p class=\"small soft\">Small: difference from the first run in the metric, ratio to it elsewhere. \
+             Kept: bytes that a step holds from its forward to its backward pass. Peak memory: the most that all tensors took at once; \
+             RSS: the whole process.";
+    html += if seeds { " Of several seeds the mean, of metrics ± the standard deviation too.</p>" } else { "</p>" };
+    html
 }
 
 fn task(run: &Run) -> String {

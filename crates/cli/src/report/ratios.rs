@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::load::{RatioPoint, Run};
 use super::sites::kind;
-use super::svg::{Series, line_chart, swatch};
+use super::svg::{Points, Series, line_chart, swatch};
 use super::{Named, figure, legend};
 
 /// The chart of every run that chose ratios; empty if none did.
@@ -26,7 +26,7 @@ fn chart(run: &Run, title: &str) -> String {
     let names = kinds.iter().enumerate().map(|(i, k)| (swatch(i), k.name.clone()));
     let how = if kinds.iter().any(|k| k.sites.len() > 1) { "(faint: each site; line: their mean)" } else { "" };
     let html = legend(names);
-    let all: Vec<Series> = kinds.into_iter().enumerate().flat_map(|(colour, kind)| kind.curves(colour)).collect();
+    let all: Vec<Series> = kinds.into_iter().enumerate().map(|(colour, kind)| kind.series(colour)).collect();
     figure(title, how, &(html + &line_chart("ratio", &all)))
 }
 
@@ -34,19 +34,18 @@ fn chart(run: &Run, title: &str) -> String {
 struct Kind {
     name: String,
     /// Each site's curve.
-    sites: Vec<Vec<(f64, Option<f64>)>>,
+    sites: Vec<Points>,
 }
 
 impl Kind {
-    fn curves(self, colour: usize) -> Vec<Series> {
-        let of = |points, raw| Series { name: self.name.clone(), colour, points, raw, marked: false };
+    fn series(self, colour: usize) -> Series {
         let mean = |i: usize| {
             let known: Vec<f64> = self.sites.iter().filter_map(|site| site[i].1).collect();
             (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
         };
-        let line = (0..self.sites[0].len()).map(|i| (self.sites[0][i].0, mean(i))).collect();
-        let each = self.sites.iter().filter(|_| self.sites.len() > 1).map(|site| of(Vec::new(), site.clone()));
-        [of(line, Vec::new())].into_iter().chain(each).collect()
+        let points = (0..self.sites[0].len()).map(|i| (self.sites[0][i].0, mean(i))).collect();
+        let raw = if self.sites.len() > 1 { self.sites } else { Vec::new() };
+        Series { name: self.name, colour, points, raw, marked: false }
     }
 }
 
@@ -95,7 +94,7 @@ mod tests {
         let kinds = series(&points);
         let names: Vec<_> = kinds.iter().map(|k| (k.name.as_str(), k.sites.len())).collect();
         assert_eq!(names, [("a.layer.*.up", 2), ("pooler", 1), ("late", 1)]);
-        let lines: Vec<Vec<_>> = kinds.into_iter().map(|k| k.curves(0).remove(0).points).collect();
+        let lines: Vec<Vec<_>> = kinds.into_iter().map(|k| k.series(0).points).collect();
         assert_eq!(lines[0], [(0.0, Some(0.3)), (10.0, Some(0.25)), (20.0, Some(0.25))]);
         assert_eq!(lines[1], [(0.0, Some(0.3)), (10.0, Some(0.3)), (20.0, Some(0.45))]);
         assert_eq!(lines[2], [(0.0, None), (10.0, None), (20.0, Some(0.5))]);

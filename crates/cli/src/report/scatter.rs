@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use super::groups::{Group, Spread, groups};
+use super::axis::Axis;
+use super::groups::Spread;
 use super::load::Run;
-use super::svg::{Axis, Frame, HEIGHT, colour_class, escape, marker, open, swatch};
-use super::{figure, legend};
+use super::svg::{Frame, HEIGHT, colour_class, escape, marker, open, swatch};
+use super::{Named, figure, legend};
 use crate::units;
 
 /// A point with its cost and its metric.
@@ -17,22 +18,23 @@ struct Point {
 }
 
 /// Metric against peak memory and against time, for several runs that have the same metric.
-pub(super) fn section(runs: &[Run]) -> String {
-    let groups = groups(runs);
-    let Some(metric) = runs.first().and_then(Run::metric).filter(|_| groups.len() > 1) else { return String::new() };
+pub(super) fn section(runs: &[Named]) -> String {
+    let first = runs.first().and_then(|n| n.run.metric());
+    let Some(metric) = first.filter(|_| runs.len() > 1) else { return String::new() };
     let points = |cost: fn(&Run) -> Option<f64>| -> Vec<Point> {
-        let point = |(colour, group): (usize, &Group)| {
-            let y = group.spread(|run| run.last(&metric))?;
-            Some(Point { name: group.name.clone(), colour, x: group.spread(cost)?.mean, y })
+        let point = |n: &Named| {
+            let y = n.spread(|run| run.last(&metric))?;
+            Some(Point { name: n.name.clone(), colour: n.colour, x: n.mean(cost)?, y })
         };
-        groups.iter().enumerate().filter_map(point).collect()
+        runs.iter().filter_map(point).collect()
     };
     let memory = points(|run| run.peak_bytes().map(|b| b as f64 / (1 << 20) as f64));
     let time = points(|run| run.of(|s| s.seconds));
     if memory.len() < 2 && time.len() < 2 {
         return String::new();
     }
-    let entries = groups.iter().enumerate().map(|(colour, g)| (swatch(colour), g.name.clone()));
+    let drawn = |n: &&Named| [&memory, &time].into_iter().flatten().any(|p| p.colour == n.colour);
+    let entries = runs.iter().filter(drawn).map(|n| (swatch(n.colour), n.name.clone()));
     let mut html = format!("<h2>What it costs</h2>\n{}<div class=\"charts\">", legend(entries));
     for (title, x_name, points) in
         [("against peak memory", "peak memory in MiB", memory), ("against time", "seconds of training", time)]
@@ -40,7 +42,11 @@ pub(super) fn section(runs: &[Run]) -> String {
         if points.len() > 1 {
             html += &figure(
                 &format!("Last {metric} {title}"),
-                "(bars: standard deviation over seeds)",
+                if points.iter().any(|p| p.y.deviation.is_some()) {
+                    "(bars: standard deviation over seeds)"
+                } else {
+                    ""
+                },
                 &chart(&metric, x_name, &points),
             );
         }
@@ -77,7 +83,7 @@ fn chart(metric: &str, x_name: &str, points: &[Point]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use super::super::{named, sample};
     use super::*;
 
     #[test]
@@ -89,11 +95,9 @@ mod tests {
             Run { recipe: Some(format!("ratio = {rows}")), ..Run::load(&dir).unwrap() }
         };
         let runs: Vec<Run> = [1.0, 0.3, 0.1].into_iter().enumerate().map(run).collect();
-        let html = section(&runs);
-        let points = groups(&runs).len();
-        assert!(points > 1);
-        assert_eq!(html.matches("class=\"point").count(), 2 * points, "{html}");
+        let html = section(&named(&runs));
+        assert_eq!(html.matches("class=\"point").count(), 2 * runs.len(), "{html}");
         assert!(html.contains("peak memory in MiB") && html.contains("seconds of training"));
-        assert_eq!(section(&runs[..1]), "");
+        assert_eq!(section(&named(&runs[..1])), "");
     }
 }

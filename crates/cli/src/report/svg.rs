@@ -1,6 +1,7 @@
 //! Charts as inline SVG. Colours, fonts and the dark scheme come from the page's style sheet.
 
-use crate::units::{self, BINARY_UNITS};
+use super::axis::Axis;
+use crate::units;
 use colrow_tensor::printable::steers;
 use std::fmt::Write;
 
@@ -36,6 +37,9 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
+/// `(x, y)` of a curve.
+pub(super) type Points = Vec<(f64, Option<f64>)>;
+
 /// One run's curve in a [`line_chart`].
 pub(super) struct Series {
     /// Name in tooltips.
@@ -43,16 +47,22 @@ pub(super) struct Series {
     /// Index of the colour.
     pub(super) colour: usize,
     /// `(x, y)` by increasing x; a missing y is a gap.
-    pub(super) points: Vec<(f64, Option<f64>)>,
-    /// The same before smoothing, drawn faintly; may be empty.
-    pub(super) raw: Vec<(f64, Option<f64>)>,
+    pub(super) points: Points,
+    /// What the curve is made of, drawn faintly: itself before smoothing, or each of the runs that it is the mean of.
+    pub(super) raw: Vec<Points>,
     /// Whether each point is a measurement to be marked, and not one of a dense curve.
     pub(super) marked: bool,
 }
 
-/// Curves over steps; `what` names the value on the vertical axis.
+/// Curves over steps; `what` names the value on the vertical axis. Curves that lie on one another are drawn with dashes in turn, and named
+/// below.
 pub(super) fn line_chart(what: &str, series: &[Series]) -> String {
-    let all = || series.iter().flat_map(|s| s.points.iter().chain(&s.raw)).filter_map(|p| Some((p.0, drawable(p.1)?)));
+    let all = || {
+        series
+            .iter()
+            .flat_map(|s| s.points.iter().chain(s.raw.iter().flatten()))
+            .filter_map(|p| Some((p.0, drawable(p.1)?)))
+    };
     let Some(first) = all().next() else {
         return "<p class=\"none\">No finite value was logged.</p>".into();
     };
@@ -67,22 +77,26 @@ pub(super) fn line_chart(what: &str, series: &[Series]) -> String {
     frame.draw(&mut svg, what, "step");
     for s in series {
         let class = colour_class(s.colour);
-        if !s.raw.is_empty() {
-            let _ = write!(svg, "<path class=\"raw {class}\" d=\"{}\"/>", frame.path(&thin(&s.raw, 400)));
+        for raw in &s.raw {
+            let _ = write!(svg, "<path class=\"raw {class}\" d=\"{}\"/>", frame.path(&thin(raw, 400)));
         }
     }
-    for s in series {
+    let path = |s: &Series| frame.path(&if s.marked { s.points.clone() } else { thin(&s.points, 400) });
+    let paths: Vec<String> = series.iter().map(path).collect();
+    let same: Vec<Vec<usize>> = (0..series.len()).map(|i| same_as(&paths, i)).collect();
+    for ((i, s), path) in series.iter().enumerate().zip(&paths) {
         let class = colour_class(s.colour);
-        let points = if s.marked { s.points.clone() } else { thin(&s.points, 400) };
-        let _ = write!(svg, "<path class=\"line {class}\" d=\"{}\"/>", frame.path(&points));
+        let _ = write!(svg, "<path class=\"line {class}\"{} d=\"{path}\"/>", in_turn(&same[i], i));
     }
-    for s in series {
+    for (i, s) in series.iter().enumerate() {
         let class = colour_class(s.colour);
+        let (turns, turn) = (same[i].len().max(1), same[i].iter().position(|&j| j == i).unwrap_or(0));
         // As many tooltips as a pointer can tell apart.
         let stride = s.points.len().div_ceil(if s.marked { 400 } else { 80 }).max(1);
-        for (x, y) in s.points.iter().step_by(stride).filter_map(|p| Some((p.0, drawable(p.1)?))) {
+        let drawn = s.points.iter().step_by(stride).filter_map(|p| Some((p.0, drawable(p.1)?)));
+        for (nth, (x, y)) in drawn.enumerate() {
             let (px, py) = (frame.x(x), frame.y(y));
-            let shape = if s.marked { marker(s.colour, px, py) } else { String::new() };
+            let shape = if s.marked && nth % turns == turn { marker(s.colour, px, py) } else { String::new() };
             let _ = write!(
                 svg,
                 "<g class=\"point {class}\">{shape}<circle class=\"hit\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"7\"><title>{}, step {}: {} {}</title></circle></g>",
@@ -94,7 +108,25 @@ pub(super) fn line_chart(what: &str, series: &[Series]) -> String {
         }
     }
     svg.push_str("</svg>");
+    for group in same.iter().enumerate().filter(|(i, group)| group.first() == Some(i)).map(|(_, group)| group) {
+        let names: Vec<String> = group.iter().map(|&i| escape(&series[i].name)).collect();
+        let _ = write!(svg, "<p class=\"same\">{} lie on one another: dashes in turn.</p>", names.join(", "));
+    }
     svg
+}
+
+/// The curves that look the same as the one at `at`, itself among them; empty if there is no other.
+fn same_as(paths: &[String], at: usize) -> Vec<usize> {
+    let same: Vec<usize> = (0..paths.len()).filter(|&i| paths[i] == paths[at]).collect();
+    if same.len() > 1 && !paths[at].is_empty() { same } else { Vec::new() }
+}
+
+/// Dashes that leave room for those of the other curves on the same path.
+fn in_turn(same: &[usize], at: usize) -> String {
+    const DASH: usize = 9;
+    let Some(turn) = same.iter().position(|&i| i == at) else { return String::new() };
+    let (gap, offset) = (DASH * (same.len() - 1), DASH * turn);
+    format!(" style=\"stroke-dasharray:{DASH} {gap};stroke-dashoffset:-{offset};stroke-linecap:butt\"")
 }
 
 /// The sign of a series in a legend: its line with its marker.
@@ -125,7 +157,7 @@ pub(super) fn bar_chart(what: &str, bars: &[Bar], most: u64) -> String {
     }
     let widest = bars.iter().map(|b| b.label.chars().count().min(LABEL)).max().unwrap_or(0);
     // Room for the larger letters of a narrow screen.
-    let left = 14.0 + 8.6 * widest as f64;
+    let left = 14.0 + 9.4 * widest as f64;
     let right = 84.0;
     let (axis, unit) = Axis::bytes(most, (WIDTH - left - right) / 70.0);
     let x = |bytes: f64| left + (WIDTH - left - right) * bytes / axis.high;
@@ -263,6 +295,12 @@ pub(super) fn area_chart(
             escape(phase)
         );
     }
+    let highest_cell = cells.iter().reduce(|best, cell| if total(cell.2) > total(best.2) { cell } else { best });
+    if let Some((x0, x1, slice)) = highest_cell {
+        let (x, y) = ((x0 + x1) / 2.0, frame.y(total(slice) as f64));
+        let _ = write!(svg, "<path class=\"phase\" d=\"M{x:.1} {y:.1}V{:.1}\"/>", HEIGHT - BOTTOM);
+        let _ = write!(svg, "<path class=\"at\" d=\"M{x:.1} {y:.1}l-5 -8h10z\"/>");
+    }
     if let Some((bytes, words)) = line {
         let y = frame.y(bytes as f64);
         let _ = write!(svg, "<path class=\"peak\" d=\"M{LEFT} {y:.1}H{:.1}\"/>", WIDTH - RIGHT);
@@ -287,7 +325,7 @@ pub(super) fn area_chart(
 }
 
 /// A moving average centred on each point, with Gaussian weights that span about `window` points; gaps stay gaps.
-pub(super) fn smooth(points: &[(f64, Option<f64>)], window: usize) -> Vec<(f64, Option<f64>)> {
+pub(super) fn smooth(points: &[(f64, Option<f64>)], window: usize) -> Points {
     // A Gaussian of this deviation averages away as much noise as a plain mean over `window` points.
     let deviation = window.max(1) as f64 / (2.0 * std::f64::consts::PI.sqrt());
     let weights: Vec<f64> = (0..=window).map(|i| (-0.5 * (i as f64 / deviation).powi(2)).exp()).collect();
@@ -299,6 +337,19 @@ pub(super) fn smooth(points: &[(f64, Option<f64>)], window: usize) -> Vec<(f64, 
         Some(sum / weight)
     };
     points.iter().enumerate().map(|(i, p)| (p.0, mean(i))).collect()
+}
+
+/// The mean of curves at the steps that all of them have.
+pub(super) fn mean(curves: &[Points]) -> Points {
+    let Some((first, others)) = curves.split_first() else { return Vec::new() };
+    let at = |x: f64| -> Option<Vec<Option<f64>>> {
+        others.iter().map(|curve| Some(curve[curve.binary_search_by(|p| p.0.total_cmp(&x)).ok()?].1)).collect()
+    };
+    let point = |&(x, y): &(f64, Option<f64>)| {
+        let ys: Option<Vec<f64>> = at(x)?.into_iter().chain([y]).map(drawable).collect();
+        Some((x, ys.map(|ys| ys.iter().sum::<f64>() / ys.len() as f64)))
+    };
+    first.iter().filter_map(point).collect()
 }
 
 /// The style sheet's classes of a series.
@@ -339,7 +390,7 @@ fn shorten(text: &str, letters: usize) -> String {
 }
 
 /// At most about `most` points, the lowest and the highest of each stretch.
-fn thin(points: &[(f64, Option<f64>)], most: usize) -> Vec<(f64, Option<f64>)> {
+fn thin(points: &[(f64, Option<f64>)], most: usize) -> Points {
     if points.len() <= most {
         return points.to_vec();
     }
@@ -386,14 +437,16 @@ impl Frame {
         for (value, label) in &self.x_axis.ticks {
             let x = self.x(*value);
             let _ = write!(svg, "<path class=\"rule\" d=\"M{x:.1} {bottom:.1}v4\"/>");
-            let _ = write!(svg, "<text class=\"tick mid\" x=\"{x:.1}\" y=\"{:.1}\">{label}</text>", bottom + 18.0);
+            let _ = write!(svg, "<text class=\"tick mid\" x=\"{x:.1}\" y=\"{:.1}\">{label}</text>", bottom + 21.0);
         }
         let _ = write!(svg, "<path class=\"rule\" d=\"M{LEFT} {bottom:.1}H{:.1}\"/>", WIDTH - RIGHT);
-        let _ = write!(svg, "<text class=\"axis\" x=\"4\" y=\"13\">{}</text>", escape(y_name));
+        let y_name = self.y_axis.title(y_name);
+        let x_name = self.x_axis.title(x_name);
+        let _ = write!(svg, "<text class=\"axis\" x=\"4\" y=\"13\">{}</text>", escape(&y_name));
         let middle = (LEFT + WIDTH - RIGHT) / 2.0;
         // Without tick labels the axis' name takes their place.
         let y = if self.x_axis.ticks.is_empty() { bottom + 20.0 } else { HEIGHT - 8.0 };
-        let _ = write!(svg, "<text class=\"axis mid\" x=\"{middle:.1}\" y=\"{y:.1}\">{}</text>", escape(x_name));
+        let _ = write!(svg, "<text class=\"axis mid\" x=\"{middle:.1}\" y=\"{y:.1}\">{}</text>", escape(&x_name));
     }
 
     /// Path data through the points, broken at gaps.
@@ -414,124 +467,39 @@ impl Frame {
     }
 }
 
-/// A range with round ticks.
-#[derive(Debug)]
-pub(super) struct Axis {
-    low: f64,
-    high: f64,
-    ticks: Vec<(f64, String)>,
-}
-
-impl Axis {
-    /// Measured values: the range is widened to round ticks.
-    pub(super) fn values(low: f64, high: f64) -> Axis {
-        let (low, high) = if high - low > high.abs().max(low.abs()) * 1e-9 {
-            (low, high)
-        } else {
-            let margin = if low == 0.0 { 1.0 } else { low.abs() * 0.1 };
-            (low - margin, high + margin)
-        };
-        let step = round_step((high - low) / 5.0);
-        // A little slack: what rounding puts beside a tick is on it.
-        let (first, last) = ((low / step + 1e-9).floor(), (high / step - 1e-9).ceil());
-        let count = (last - first).clamp(1.0, 20.0) as u32;
-        let tick = |i: u32| (first + f64::from(i)) * step;
-        let ticks = (0..=count).map(|i| (tick(i), tick_label(tick(i), step))).collect();
-        Axis { low: tick(0).min(low), high: tick(count).max(high), ticks }
-    }
-
-    /// Whole steps: the range stays, round ticks lie in it.
-    fn steps(low: f64, high: f64) -> Axis {
-        let (low, high) = if high > low { (low, high) } else { (low - 1.0, high + 1.0) };
-        let step = round_step((high - low) / 8.0).max(1.0);
-        let first = (low / step).ceil();
-        let ticks = (0..=20)
-            .map(|i| (first + f64::from(i)) * step)
-            .take_while(|x| *x <= high)
-            .map(|x| (x, if x < 0.0 { String::new() } else { step_label(x) }))
-            .collect();
-        Axis { low, high, ticks }
-    }
-
-    /// Bytes from 0 in one binary unit, which is returned too, with about `ticks` ticks.
-    fn bytes(most: u64, ticks: f64) -> (Axis, &'static str) {
-        let power = (most.max(1).ilog2() / 10) as usize;
-        let unit = 1024f64.powi(power as i32);
-        let most = most.max(1) as f64 / unit;
-        let step = round_step(most / ticks.max(2.0));
-        let count = (most / step).ceil().clamp(1.0, 20.0) as u32;
-        let tick = |i: u32| f64::from(i) * step;
-        let labels = (0..=count).map(|i| (tick(i) * unit, tick_label(tick(i), step))).collect();
-        (Axis { low: 0.0, high: tick(count) * unit, ticks: labels }, BINARY_UNITS[power])
-    }
-
-    /// Where a value lies, 0 at the low end and 1 at the high end.
-    fn place(&self, value: f64) -> f64 {
-        (value - self.low) / (self.high - self.low)
-    }
-}
-
-/// The smallest of 1, 2, 5 times a power of ten that is at least `step`.
-fn round_step(step: f64) -> f64 {
-    let step = step.max(1e-300);
-    let power = 10f64.powf(step.log10().floor());
-    // A little slack, so that 0.2 is a step for 0.2000…01.
-    [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= step * 0.999_999).unwrap_or(step)
-}
-
-fn tick_label(value: f64, step: f64) -> String {
-    if value.abs() < step * 1e-6 {
-        return "0".into();
-    }
-    let decimals = (-step.log10() - 1e-9).ceil().max(0.0) as usize;
-    // a power of ten reads better only where it is shorter
-    if decimals > 3 && value.abs() < 1e-2 || decimals > 7 || value.abs() >= 1e5 {
-        format!("{value:.1e}").replace(".0e", "e")
-    } else {
-        format!("{value:.decimals$}")
-    }
-}
-
-fn step_label(x: f64) -> String {
-    match x {
-        x if x >= 1e6 => format!("{}M", units::number(x / 1e6).trim_end_matches('0').trim_end_matches('.')),
-        x if x >= 1e4 && x % 1e3 == 0.0 => format!("{:.0}k", x / 1e3),
-        x => units::count(x as u64),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn labels(axis: &Axis) -> Vec<&str> {
-        axis.ticks.iter().map(|t| t.1.as_str()).collect()
-    }
 
     fn series(points: &[(f64, Option<f64>)]) -> [Series; 1] {
         [Series { name: "a".into(), colour: 0, points: points.to_vec(), raw: Vec::new(), marked: false }]
     }
 
     #[test]
-    fn axes_have_round_ticks() {
-        assert_eq!(labels(&Axis::values(0.12, 0.71)), ["0", "0.2", "0.4", "0.6", "0.8"]);
-        assert_eq!(labels(&Axis::values(0.0, 2e-5)), ["0", "5e-6", "1e-5", "1.5e-5", "2e-5"]);
-        assert_eq!(labels(&Axis::values(3.0, 3.0)), ["2.6", "2.8", "3.0", "3.2", "3.4"]);
-        assert_eq!(labels(&Axis::steps(0.0, 420.0)), ["0", "100", "200", "300", "400"]);
-        assert_eq!(labels(&Axis::steps(0.0, 60_000.0)), ["0", "10k", "20k", "30k", "40k", "50k", "60k"]);
-        let (axis, unit) = Axis::bytes(412 << 20, 5.0);
-        assert_eq!((labels(&axis), unit), (vec!["0", "100", "200", "300", "400", "500"], "MiB"));
-        assert_eq!(Axis::bytes(u64::MAX, 5.0).1, "EiB");
+    fn curves_that_lie_on_one_another_are_all_seen() {
+        let curve = |name: &str, colour, y: f64| Series {
+            name: name.into(),
+            colour,
+            points: (0..5).map(|x| (f64::from(x), Some(y))).collect(),
+            raw: Vec::new(),
+            marked: true,
+        };
+        let apart = line_chart("loss", &[curve("a", 0, 1.0), curve("b", 1, 2.0)]);
+        assert!(!apart.contains("stroke-dasharray") && !apart.contains("one another"));
+        let svg = line_chart("loss", &[curve("a", 0, 1.0), curve("b", 1, 2.0), curve("c<", 2, 1.0)]);
+        assert!(svg.contains("stroke-dasharray:9 9;stroke-dashoffset:-0") && svg.contains("stroke-dashoffset:-9"));
+        assert_eq!(svg.matches("stroke-dasharray").count(), 2);
+        assert!(svg.contains("a, c&lt; lie on one another"), "{svg}");
+        // markers in turn: three of the first, two of the other, five of the third
+        assert_eq!(svg.matches("class=\"mark\"").count(), 10);
     }
 
     #[test]
-    fn axes_of_any_finite_range_hold_it() {
-        for (low, high) in [(0.0, 0.0), (-1.0, 1e30), (-1e30, 1e30), (1e-300, 2e-300), (1e15, 1e15 + 1.0), (-5.0, -5.0)]
-        {
-            let axis = Axis::values(low, high);
-            assert!(axis.low <= low && axis.high >= high && axis.high > axis.low, "{low} {high} {axis:?}");
-            assert!(axis.ticks.len() <= 21 && axis.place(low).is_finite());
-        }
+    fn a_mean_is_of_the_steps_that_all_have() {
+        let a = vec![(1.0, Some(1.0)), (2.0, Some(3.0)), (3.0, Some(5.0)), (4.0, None)];
+        let b = vec![(1.0, Some(3.0)), (3.0, Some(6.0)), (4.0, Some(1.0))];
+        assert_eq!(mean(&[a, b]), [(1.0, Some(2.0)), (3.0, Some(5.5)), (4.0, None)]);
+        assert_eq!(mean(&[]), []);
     }
 
     #[test]
