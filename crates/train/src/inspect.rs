@@ -93,7 +93,7 @@ pub struct AtRatio {
     pub certain_share: f64,
     /// Share of the batches where Σ_C p > |C|/k: the paper's condition for less variance than `crs` (its theorem 2).
     pub condition: f64,
-    /// The mass of the largest rows, for any number of certain ones (the paper's figure 3).
+    /// The mass of the largest rows, for any number of certain ones.
     pub certain: Vec<Certain>,
     /// By estimator and norm source.
     pub estimators: Vec<EstimatorError>,

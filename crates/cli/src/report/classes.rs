@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::Named;
-use super::load::{ClassScore, Run};
+use super::load::{ByClass, ClassScore};
 use super::svg::escape;
 use crate::units;
 
@@ -12,32 +12,32 @@ const MOST: usize = 20;
 
 /// The section of the page; empty if no run tells of classes.
 pub(super) fn section(runs: &[Named]) -> String {
-    let told: Vec<&Named> = runs.iter().filter(|n| !n.run.list(|s| &s.classes).is_empty()).collect();
+    let told: Vec<(&Named, &ByClass)> = runs.iter().filter_map(|n| Some((n, n.run.by_class()?))).collect();
     if told.is_empty() {
         return String::new();
     }
     let mut html = String::from("<h2>By class</h2>\n<p>The last evaluation of the run, class by class.</p>");
-    for named in told {
+    for (named, by_class) in told {
         if runs.len() > 1 {
             let which = if named.runs.len() > 1 { ", its first seed" } else { "" };
             let _ = write!(html, "<h3>{}{which}</h3>", escape(&named.name));
         }
         html += "<div class=\"charts\">";
-        html += &table(named.run);
-        html += &confusion(named.run);
+        html += &table(by_class);
+        html += &confusion(by_class);
         html += "</div>";
     }
     html
 }
 
-fn table(run: &Run) -> String {
+fn table(by_class: &ByClass) -> String {
     let mut html = String::from(
         "<div class=\"scroll\"><table><thead><tr><th>Class</th><th>Precision</th><th>Recall</th><th>F1</th><th>Examples</th></tr></thead><tbody>",
     );
     let number = |value: Option<f64>| value.map_or(units::ABSENT.into(), |v| format!("{v:.3}"));
-    let positive = run.of(|s| s.positive.clone());
-    for ClassScore { name, precision, recall, f1, support } in run.list(|s| &s.classes) {
-        let note = if positive.as_deref() == Some(name) { "<small>the run's F1 is of this class</small>" } else { "" };
+    for ClassScore { name, precision, recall, f1, support } in &by_class.classes {
+        let note =
+            if by_class.positive.as_ref() == Some(name) { "<small>the run's F1 is of this class</small>" } else { "" };
         let _ = write!(
             html,
             "<tr><th class=\"fold\">{}{note}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
@@ -49,7 +49,7 @@ fn table(run: &Run) -> String {
         );
     }
     html += "</tbody>";
-    if let Some(mean) = run.of(|s| s.macro_f1) {
+    if let Some(mean) = by_class.macro_f1 {
         let _ =
             write!(html, "<tfoot><tr><th>Mean (macro)</th><td></td><td></td><td>{mean:.3}</td><td></td></tr></tfoot>");
     }
@@ -57,8 +57,8 @@ fn table(run: &Run) -> String {
 }
 
 /// The confusion matrix, each cell as dark as its share of the row.
-fn confusion(run: &Run) -> String {
-    let (rows, classes) = (run.list(|s| s.confusion.as_deref().unwrap_or_default()), run.list(|s| &s.classes));
+fn confusion(by_class: &ByClass) -> String {
+    let (rows, classes) = (&by_class.confusion, &by_class.classes);
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     if rows.is_empty() || rows.len() > MOST {
         return String::new();

@@ -51,6 +51,8 @@ pub(crate) struct EvalPoint {
     pub(crate) epoch: Option<f64>,
     pub(crate) loss: Option<f64>,
     pub(crate) metrics: BTreeMap<String, Option<f64>>,
+    #[serde(flatten)]
+    pub(crate) by_class: ByClass,
 }
 
 /// A line of `metrics.jsonl` with `"kind":"ratios"`: the sites whose ratio is another than before.
@@ -86,11 +88,8 @@ pub(crate) struct Summary {
     pub(crate) ledger: Vec<LedgerEntry>,
     pub(crate) timeline: Vec<Moment>,
     pub(crate) policy: Vec<SitePolicy>,
-    pub(crate) classes: Vec<ClassScore>,
-    /// Examples of a class (row) by the class that was predicted (column); one more column where answers were no label.
-    pub(crate) confusion: Option<Vec<Vec<u64>>>,
-    pub(crate) positive: Option<String>,
-    pub(crate) macro_f1: Option<f64>,
+    #[serde(flatten)]
+    pub(crate) by_class: ByClass,
     pub(crate) version: Option<String>,
     pub(crate) threads: Option<u64>,
 }
@@ -129,6 +128,18 @@ impl Moment {
     pub(crate) fn total(&self) -> u64 {
         self.live.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
+}
+
+/// An evaluation class by class.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct ByClass {
+    pub(crate) classes: Vec<ClassScore>,
+    /// Examples of a class (row) by the class that was predicted (column); one more column where answers were no label.
+    pub(crate) confusion: Vec<Vec<u64>>,
+    /// The class that F1 is of.
+    pub(crate) positive: Option<String>,
+    pub(crate) macro_f1: Option<f64>,
 }
 
 /// How a class fares in an evaluation.
@@ -282,6 +293,13 @@ impl Run {
         let finite = self.eval_series(&metric).into_iter().filter_map(|(step, v)| Some((step, v?)));
         // The first of equal values is the best.
         finite.reduce(|best, next| if sign * next.1 > sign * best.1 { next } else { best })
+    }
+
+    /// The last evaluation class by class, if it was told.
+    pub(crate) fn by_class(&self) -> Option<&ByClass> {
+        let ended = self.summary.as_ref().map(|s| &s.by_class);
+        let all = ended.into_iter().chain(self.evals.iter().rev().map(|e| &e.by_class));
+        all.into_iter().find(|b| !b.classes.is_empty())
     }
 
     /// A metric after the last step; of an interrupted run that of its last evaluation.

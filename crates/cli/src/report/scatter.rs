@@ -5,9 +5,12 @@ use std::fmt::Write;
 use super::axis::Axis;
 use super::groups::Spread;
 use super::load::Run;
-use super::svg::{Frame, HEIGHT, colour_class, escape, marker, open, swatch};
+use super::svg::{ASIDE, Frame, HEIGHT, colour_class, escape, marker, open, swatch};
 use super::{Named, figure, legend};
 use crate::units;
+
+/// The least width of an axis as a share of its values: less than that is no difference to look at.
+const NARROWEST: f64 = 0.05;
 
 /// A point with its cost and its metric.
 struct Point {
@@ -58,13 +61,21 @@ fn chart(metric: &str, x_name: &str, points: &[Point]) -> String {
     let ends = |p: &Point| [p.y.mean - p.y.deviation.unwrap_or(0.0), p.y.mean + p.y.deviation.unwrap_or(0.0)];
     let range = |values: Vec<f64>| {
         let fold = |f: fn(f64, f64) -> f64, start| values.iter().copied().fold(start, f);
-        Axis::values(fold(f64::min, f64::INFINITY), fold(f64::max, f64::NEG_INFINITY))
+        let (low, high) = (fold(f64::min, f64::INFINITY), fold(f64::max, f64::NEG_INFINITY));
+        let more = (NARROWEST * high.abs().max(low.abs()) - (high - low)).max(0.0) / 2.0;
+        Axis::values(low - more, high + more)
     };
     let frame = Frame::new(range(points.iter().map(|p| p.x).collect()), range(points.iter().flat_map(ends).collect()));
     let mut svg = open(HEIGHT, &format!("{metric} by {x_name}"));
     frame.draw(&mut svg, metric, x_name);
+    let mut taken: Vec<(f64, f64)> = Vec::new();
     for p in points {
-        let (x, y, [low, high]) = (frame.x(p.x), frame.y(p.y.mean), ends(p).map(|y| frame.y(y)));
+        let (mut x, y, [low, high]) = (frame.x(p.x), frame.y(p.y.mean), ends(p).map(|y| frame.y(y)));
+        // points in one place stand side by side
+        while taken.iter().any(|t| (t.0 - x).abs() < ASIDE && (t.1 - y).abs() < ASIDE) {
+            x += ASIDE;
+        }
+        taken.push((x, y));
         let deviation = p.y.deviation.map_or(String::new(), |d| format!(" ± {}", units::number(d)));
         let _ = write!(
             svg,
@@ -85,6 +96,16 @@ fn chart(metric: &str, x_name: &str, points: &[Point]) -> String {
 mod tests {
     use super::super::{named, sample};
     use super::*;
+
+    #[test]
+    fn points_in_one_place_are_all_seen() {
+        let point = |colour| Point { name: "a".into(), colour, x: 1.0, y: Spread { mean: 0.5, deviation: None } };
+        let svg = chart("accuracy", "seconds", &[point(0), point(1), point(2)]);
+        let hits: Vec<f64> =
+            svg.split("class=\"hit\" cx=\"").skip(1).filter_map(|rest| rest.split('"').next()?.parse().ok()).collect();
+        assert_eq!(hits.len(), 3);
+        assert_eq!((hits[1] - hits[0], hits[2] - hits[1]), (ASIDE, ASIDE));
+    }
 
     #[test]
     fn every_recipe_is_a_point_in_both_pictures() {

@@ -12,6 +12,8 @@ pub(super) const COLOURS: usize = 8;
 const WIDTH: f64 = 560.0;
 /// Height of the charts with a value axis.
 pub(super) const HEIGHT: f64 = 300.0;
+/// How far apart the marks of points in one place are drawn.
+pub(super) const ASIDE: f64 = 9.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 26.0;
 const TOP: f64 = 30.0;
@@ -95,8 +97,11 @@ pub(super) fn line_chart(what: &str, series: &[Series]) -> String {
         let stride = s.points.len().div_ceil(if s.marked { 400 } else { 80 }).max(1);
         let drawn = s.points.iter().step_by(stride).filter_map(|p| Some((p.0, drawable(p.1)?)));
         for (nth, (x, y)) in drawn.enumerate() {
-            let (px, py) = (frame.x(x), frame.y(y));
-            let shape = if s.marked && nth % turns == turn { marker(s.colour, px, py) } else { String::new() };
+            let (mut px, py) = (frame.x(x), frame.y(y));
+            // Too few points for turns stand side by side.
+            let few = s.points.len() < turns;
+            px -= if few { ASIDE * turn as f64 } else { 0.0 };
+            let shape = if s.marked && (few || nth % turns == turn) { marker(s.colour, px, py) } else { String::new() };
             let _ = write!(
                 svg,
                 "<g class=\"point {class}\">{shape}<circle class=\"hit\" cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"7\"><title>{}, step {}: {} {}</title></circle></g>",
@@ -110,7 +115,7 @@ pub(super) fn line_chart(what: &str, series: &[Series]) -> String {
     svg.push_str("</svg>");
     for group in same.iter().enumerate().filter(|(i, group)| group.first() == Some(i)).map(|(_, group)| group) {
         let names: Vec<String> = group.iter().map(|&i| escape(&series[i].name)).collect();
-        let _ = write!(svg, "<p class=\"same\">{} lie on one another: dashes in turn.</p>", names.join(", "));
+        let _ = write!(svg, "<p class=\"same\">{} are the same here: drawn in turn.</p>", names.join(", "));
     }
     svg
 }
@@ -485,13 +490,15 @@ mod tests {
             marked: true,
         };
         let apart = line_chart("loss", &[curve("a", 0, 1.0), curve("b", 1, 2.0)]);
-        assert!(!apart.contains("stroke-dasharray") && !apart.contains("one another"));
+        assert!(!apart.contains("stroke-dasharray") && !apart.contains("the same here"));
         let svg = line_chart("loss", &[curve("a", 0, 1.0), curve("b", 1, 2.0), curve("c<", 2, 1.0)]);
         assert!(svg.contains("stroke-dasharray:9 9;stroke-dashoffset:-0") && svg.contains("stroke-dashoffset:-9"));
         assert_eq!(svg.matches("stroke-dasharray").count(), 2);
-        assert!(svg.contains("a, c&lt; lie on one another"), "{svg}");
+        assert!(svg.contains("a, c&lt; are the same here"), "{svg}");
         // markers in turn: three of the first, two of the other, five of the third
         assert_eq!(svg.matches("class=\"mark\"").count(), 10);
+        let one = |colour| Series { points: vec![(1.0, Some(0.5))], ..curve("a", colour, 0.0) };
+        assert_eq!(line_chart("loss", &[one(0), one(1), one(2)]).matches("class=\"mark\"").count(), 3);
     }
 
     #[test]
