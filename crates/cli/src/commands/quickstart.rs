@@ -200,7 +200,7 @@ fn train(recipe: &Path, stop: &Stop) -> Result<()> {
 
 /// What the recipe's step of [`BATCH`] sequences of full length takes, and how many fit into `memory`, or into what that step takes.
 fn room(recipe: &Recipe, memory: Option<usize>) -> Result<Room> {
-    let (_, config) = setup::model_config(recipe, Needs::Config)?;
+    let (_, config) = setup::model_config(recipe, Needs::ConfigAndTokenizer)?;
     let blank = Blank::new(config, recipe.clone())?;
     let (longest, target) = (recipe.data.max_length, recipe.data.max_target_length);
     let lengths = |batch: usize| blank.lengths(vec![longest as u32; batch], target);
