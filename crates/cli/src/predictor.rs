@@ -96,14 +96,12 @@ impl Predictor {
         let config = &model.config;
         let told = |get: fn(&Usage) -> Option<usize>| usage.as_ref().and_then(get);
         let task = task.or(usage.as_ref().map(|usage| usage.task)).unwrap_or(Task::Classify);
-        let map = match task.labels() {
-            _ if task.is_regression() => LabelMap::Value,
+        let names = match task.labels() {
             // a classifier's outputs are what its configuration says; text says itself what it means
-            Some(names) if config.is_text_to_text() => {
-                LabelMap::from_names(names.iter().map(|&name| name.to_owned()).collect())
-            }
-            _ => LabelMap::from_names(config.labels.clone()),
+            Some(names) if config.is_text_to_text() => names.iter().map(|&name| name.to_owned()).collect(),
+            _ => config.labels.clone(),
         };
+        let map = LabelMap::of_model(task, names);
         let max_length = args.max_length.or(told(|usage| Some(usage.max_length)));
         let max_length = max_length.unwrap_or(config.longest().unwrap_or(LONGEST));
         if let Some(longest) = config.longest().filter(|&longest| max_length > longest) {

@@ -241,6 +241,53 @@ fn labels_that_are_words_come_back() {
     assert_eq!(place.ok_json(&eval)["examples"], 60);
 }
 
+/// Outputs in another order than the data's labels: what is known by name goes to the output of that name.
+#[test]
+fn labels_reach_the_output_of_their_name() {
+    let place = Place::new();
+    let write = |name: &str, words: [&str; 2], n, seed| {
+        let line = |(text, label): &(String, usize)| format!("{text}\t{}\n", words[*label]);
+        place.write(name, "sentence\tlabel\n".to_owned() + &rows(n, seed, None).iter().map(line).collect::<String>());
+    };
+    write("train.tsv", ["sour", "sweet"], 40, 1);
+    write("dev.tsv", ["sour", "sweet"], 12, 2);
+    place.train(&["train.epochs=40"]);
+    let accuracy = |args: &[&str]| {
+        let args = [&["eval", "--model", "run/model", "--json", "--data", "dev.tsv"], args].concat();
+        place.ok_json(&args)["accuracy"].as_f64().unwrap()
+    };
+    let learned = accuracy(&[]);
+    assert!(learned > 0.7, "{learned}");
+
+    // the same model, whose first output is now called by the name that sorts last
+    let rename = |names: [&str; 2]| {
+        let mut config = place.json("run/model/config.json");
+        config["id2label"] = json!({"0": names[0], "1": names[1]});
+        config["label2id"] = json!({names[0]: 0, names[1]: 1});
+        place.write("run/model/config.json", config.to_string());
+        // as other programs leave a model
+        let _ = std::fs::remove_file(place.path("run/model/colrow.json"));
+    };
+    rename(["sweet", "sour"]);
+    write("train.tsv", ["sweet", "sour"], 40, 1);
+    write("dev.tsv", ["sweet", "sour"], 12, 2);
+    assert_eq!(accuracy(&[]), learned);
+    let on = ["model.path=run/model", "output=on", "optim.lr=0", "train.steps=1", "train.best_metric=accuracy"];
+    assert_eq!(place.train(&on)["best"]["value"], learned);
+    assert_eq!(place.json("on/model/config.json")["id2label"], json!({"0": "sweet", "1": "sour"}));
+    let lora = ["train.method=lora", "output=lora", "train.modules_to_save=[\"classifier\"]"];
+    assert_eq!(place.train(&[&on[..], &lora].concat())["best"]["value"], learned);
+
+    // a GLUE task's integers mean its classes
+    rename(["POSITIVE", "NEGATIVE"]);
+    write("dev.tsv", ["1", "0"], 12, 2);
+    assert_eq!(accuracy(&["--task", "sst2"]), learned);
+    assert!(
+        (accuracy(&["--task", "classify"]) + learned - 1.0).abs() < 1e-6,
+        "an index of no task is the output's number"
+    );
+}
+
 #[test]
 fn accumulation_is_a_larger_batch() {
     let place = Place::new();

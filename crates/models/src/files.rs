@@ -6,6 +6,8 @@ use std::path::Path;
 
 use colrow_tensor::{Error, Result};
 
+use crate::foreign::foreign;
+
 /// More than any `config.json` or shard index needs; a larger file is not one.
 pub const MOST_JSON_BYTES: u64 = 64 << 20;
 
@@ -98,7 +100,11 @@ pub fn append_own(path: &Path) -> io::Result<File> {
 
 /// Reads a whole JSON file, whose parser then says what is wrong in it.
 pub(crate) fn read_json_bytes(path: &Path) -> Result<Vec<u8>> {
-    read(path, MOST_JSON_BYTES).map_err(|e| io_error("cannot read", &e, path))
+    let bytes = read(path, MOST_JSON_BYTES).map_err(|e| io_error("cannot read", &e, path))?;
+    match foreign(&bytes) {
+        Some(other) => Err(other.instead_of("a JSON file").at(path.display())),
+        None => Ok(bytes),
+    }
 }
 
 /// `(768, 384)`.

@@ -12,6 +12,7 @@ use safetensors::Dtype;
 use serde::de::{self, Deserialize, MapAccess, Visitor, value::StrDeserializer};
 
 use crate::files::shape_text;
+use crate::foreign::foreign;
 
 /// The most bytes a header may have, as in the reference implementation.
 pub const MOST_HEADER_BYTES: u64 = 100_000_000;
@@ -48,7 +49,9 @@ pub(crate) fn header_len(start: &[u8], file_len: u64) -> Result<usize> {
     if file_len == 0 {
         return Err(not_safetensors("an empty file").hint("fetch or save it again"));
     }
-    if let Some((found, hint)) = other_format(start) {
+    // a header's length may begin like another format's mark: 640 is a pickle's
+    let begins_a_header = start.get(8) == Some(&b'{') && start[4..8] == [0; 4];
+    if let Some((found, hint)) = other_format(start).filter(|_| !begins_a_header) {
         return Err(not_safetensors(found).hint(hint));
     }
     let Some(Ok(len)) = start.get(..8).map(<[u8; 8]>::try_from) else {
@@ -129,17 +132,14 @@ fn not_safetensors(found: &str) -> Error {
 /// What people most often have in the place of a safetensors file.
 fn other_format(start: &[u8]) -> Option<(&'static str, &'static str)> {
     const CONVERT: &str = "convert it: load it in transformers and save_pretrained(..) it again";
-    const FETCH: &str = "fetch the file itself";
-    let known: [(&[u8], _, _); 7] = [
+    let known: [(&[u8], _, _); 4] = [
         (b"PK\x03\x04", "a zip archive, as torch.save writes it", CONVERT),
         (b"\x80\x02", "a Python pickle, as torch.save writes it", CONVERT),
         (b"\x89HDF", "an HDF5 file", CONVERT),
         (b"GGUF", "a GGUF file", "use the original checkpoint instead"),
-        (b"version https", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
-        (b"<!DOCTYPE", "a web page", FETCH),
-        (b"<html", "a web page", FETCH),
     ];
-    known.into_iter().find(|(magic, ..)| start.starts_with(magic)).map(|(_, found, hint)| (found, hint))
+    let known = known.into_iter().find(|(magic, ..)| start.starts_with(magic)).map(|(_, found, hint)| (found, hint));
+    known.or_else(|| foreign(start).map(|other| (other.what, other.hint)))
 }
 
 #[derive(Default)]
@@ -288,6 +288,15 @@ mod tests {
         fails(b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull");
         fails(b"<!DOCTYPE html><html>", "web page");
         fails(&file("[]                ", 0), "does not start with \"{\"");
+        fails(b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "gzip");
+    }
+
+    #[test]
+    fn a_length_that_looks_like_another_format_is_a_length() {
+        for len in [0x0280, 0x8b1f, 0xfeff] {
+            let padded = format!("{:len$}", r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#);
+            assert_eq!(parse(&file(&padded, 4)).unwrap().tensors.len(), 1, "{len}");
+        }
     }
 
     #[test]

@@ -81,6 +81,11 @@ impl Error {
     pub fn what(&self) -> &str {
         &self.what
     }
+
+    /// What to do, if it was said.
+    pub fn advice(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
 }
 
 impl fmt::Display for Error {

@@ -1,7 +1,7 @@
 //! Scoring a model's outputs against the labels, batch by batch: what is held grows with the examples and with the classes, not with their
 //! product.
 
-use crate::data::Labels;
+use crate::data::{LabelMap, Labels};
 use crate::metrics::{Metric, Predictions, accuracy, argmax, cross_entropy, f1, matthews, pearson, ratio, spearman};
 use crate::tasks::{Task, unknown};
 use colrow_tensor::{Error, Result};
@@ -21,14 +21,14 @@ pub struct Scorer {
 
 impl Scorer {
     /// For `task` with the classes `names`, none for regression. F1 is that of the class `positive`, which `key` gave; without it that of
-    /// the second of two.
+    /// the second of two: of a GLUE task the one that the task has second, wherever the model has it.
     ///
     /// # Errors
     /// A `positive` that is none of `names`, or that the task has no use for.
     pub fn new(task: Task, names: &[String], positive: Option<&str>, key: &str) -> Result<Self> {
         let mut metrics = task.metrics(names.len()).to_vec();
         let positive = match positive {
-            None => (names.len() == 2).then_some(1),
+            None => (names.len() == 2).then(|| second(task, names)),
             Some(name) if task != Task::Classify => {
                 return Err(Error::usage(format!("{key}: task {task} has its own metrics, found {name:?}"))
                     .hint("leave it out, or use the task classify"));
@@ -247,6 +247,12 @@ impl<'a> Tally<'a> {
     }
 }
 
+/// The second of two classes, as the task or else the model numbers them.
+fn second(task: Task, names: &[String]) -> u32 {
+    let of_task = |labels: &[&str]| LabelMap::of_model(task, names.to_vec()).class(labels[1]);
+    task.labels().and_then(of_task).unwrap_or(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -366,6 +372,7 @@ mod tests {
         let with = |task, names: &[String], positive| Scorer::new(task, names, Some(positive), "data.positive");
         assert_eq!(scorer(Task::Classify, &["a", "b"]).positive(), Some("b"));
         assert_eq!(scorer(Task::Mrpc, &["0", "1"]).positive(), Some("1"));
+        assert_eq!(scorer(Task::Mrpc, &["equivalent", "not_equivalent"]).positive(), Some("equivalent"));
         assert_eq!(scorer(Task::Rte, &["entailment", "not_entailment"]).positive(), None);
         assert_eq!(scorer(Task::Classify, &["a", "b", "c"]).positive(), None);
 

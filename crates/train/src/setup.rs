@@ -317,14 +317,20 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
-fn read_dev(recipe: &Recipe, task: Task, train: Examples) -> Result<(Examples, Vec<(&'static str, Examples)>)> {
+fn read_dev(
+    recipe: &Recipe,
+    task: Task,
+    map: &LabelMap,
+    train: Examples,
+) -> Result<(Examples, Vec<(&'static str, Examples)>)> {
     let columns = columns(&recipe.data);
     let path = recipe.data.train.as_deref().unwrap_or_default();
     let folder = Path::new(recipe.data.dev.as_deref().unwrap_or(path));
     let has_dev =
         recipe.data.dev.is_some() || folder.is_dir() && data::glue::split_file(folder, task, Split::Dev).is_some();
     if !has_dev {
-        let (train, dev) = train.hold_out(recipe.data.dev_share, recipe.seed)?;
+        let labels = map.resolve(&train)?;
+        let (train, dev) = train.hold_out(recipe.data.dev_share, recipe.seed, &labels)?;
         return Ok((train, vec![("", dev)]));
     }
     let mut sets = vec![("", data::read(folder, task, &columns, Split::Dev, true)?)];
@@ -353,9 +359,14 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     let (model_dir, mut config) = model_config(&recipe, needs)?;
     let mut warnings = Vec::new();
     let train = data::read(Path::new(&path), task, &columns(&recipe.data), Split::Train, true)?;
-    let (mut train, dev) = read_dev(&recipe, task, train)?;
     warnings.extend(train.warning());
-    let map = LabelMap::of(task, &train)?;
+    // of all rows, so that no class is unknown in what is held out
+    let mut map = LabelMap::of(task, &train)?;
+    if !config.is_text_to_text() {
+        map = map.in_order_of(task, &config.labels, &train);
+    }
+    warnings.extend(map.warnings(&train));
+    let (mut train, dev) = read_dev(&recipe, task, &map, train)?;
     set_labels(&mut config, &map);
     let scorer = Scorer::new(task, map.names(), recipe.data.positive.as_deref(), "data.positive")?;
     let usage = Usage::new(&recipe, &config, &scorer, train.columns.clone());

@@ -105,6 +105,17 @@ impl Task {
             Task::Stsb | Task::Classify | Task::Regress => None,
         }
     }
+
+    /// What the classes are called in words, by class index, as `datasets` names them; `None` where [`Task::labels`] is.
+    pub fn class_names(self) -> Option<&'static [&'static str]> {
+        match self {
+            Task::Cola => Some(&["unacceptable", "acceptable"]),
+            Task::Sst2 => Some(&["negative", "positive"]),
+            Task::Mrpc => Some(&["not_equivalent", "equivalent"]),
+            Task::Qqp => Some(&["not_duplicate", "duplicate"]),
+            _ => self.labels(),
+        }
+    }
 }
 
 impl fmt::Display for Task {

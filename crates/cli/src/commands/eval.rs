@@ -46,6 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let examples = data::read(&args.data, task, &predictor.columns, Split::Dev, true)?;
     let labels = map.resolve(&examples)?;
+    map.warnings(&examples).iter().for_each(|w| output::warn(w));
     let scorer = Scorer::new(task, map.names(), predictor.positive(args.positive.as_deref()), "--positive")?;
     let set = predictor.tokens(&examples, Some(&labels))?;
     let by = predictor.batches(&set);

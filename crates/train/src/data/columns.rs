@@ -76,22 +76,39 @@ pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
 }
 
 impl Examples {
-    /// Appends the example of `line`.
+    /// Appends the example of a line (or row, from 1) and a row of the data (from 0).
     pub(crate) fn push(
         &mut self,
         want: &Request,
-        line: u64,
+        (line, row): (u64, u64),
         text: String,
         pair: Option<String>,
         label: Option<&str>,
     ) -> Result<()> {
-        let label = label.map(str::trim).filter(|label| !label.is_empty()).map(str::to_owned);
-        if want.labels_required && label.is_none() {
-            return Err(Error::new("the label is missing"));
+        let label = label.map(str::trim);
+        let there = label.filter(|label| !is_missing(label)).map(str::to_owned);
+        if want.labels_required && there.is_none() {
+            return Err(missing(label.unwrap_or_default()));
         }
-        self.rows.push(Example { text, pair, label, line });
+        self.rows.push(Example { text, pair, label: there, line, row });
         Ok(())
     }
+}
+
+/// Whether a label is none, by what programs write for no value; nobody calls a class so. Words that might be a class (`NA`, `None`) are
+/// for [`LabelMap`](super::LabelMap) to judge by the other labels.
+pub(crate) fn is_missing(label: &str) -> bool {
+    const NONE: [&str; 8] = ["", "nan", "+nan", "-nan", "nat", "<na>", "#n/a", "#na"];
+    NONE.iter().any(|none| label.eq_ignore_ascii_case(none)) || label.ends_with("1.#IND") || label.ends_with("1.#QNAN")
+}
+
+/// The error of a label that is missing, as which `found` stands in the file.
+pub(crate) fn missing(found: &str) -> Error {
+    if found.is_empty() {
+        return Error::new("the label is missing");
+    }
+    Error::new(format!("the label is missing: found {found:?}"))
+        .hint("leave out the rows without a label; a class that is really called so needs another name")
 }
 
 #[cfg(test)]

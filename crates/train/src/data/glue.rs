@@ -1,12 +1,11 @@
 //! GLUE as it is distributed: folder layouts and column names.
 
-use super::{Example, Examples, Request, Split, read_file, table};
+use super::{Example, Examples, Request, Split, open, read_file, table};
 use crate::tasks::Task;
 use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use std::collections::HashSet;
 use std::fs;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 /// Names of the text column and, for pairs, of the second one.
@@ -81,17 +80,17 @@ fn dev_ids(folder: &Path) -> Option<PathBuf> {
 pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examples, PathBuf)> {
     let path = split_file(folder, want.task, split).ok_or_else(|| missing(folder, want.task, split))?;
     if !path.ends_with(MSR) {
-        return Ok((read_file(&path, want)?, path));
+        // what people put there for a task of their own may come from pandas
+        return Ok((read_file(&path, want, is_glues_own(want.task))?, path));
     }
-    let open = || files::open(&path).map(BufReader::new).map_err(|e| Error::from(e).at(path.display()));
-    let mut examples = table::tsv(open()?, want).map_err(|e| e.at(path.display()))?;
+    let mut examples = table::glue_tsv(open(&path)?, want).map_err(|e| e.at(path.display()))?;
     if let Some(ids) = dev_ids(folder) {
         let lines =
             files::open(&ids).and_then(std::io::read_to_string).map_err(|e| Error::from(e).at(ids.display()))?;
         let dev: HashSet<(&str, &str)> = lines.lines().filter_map(|line| line.trim().split_once('\t')).collect();
         let columns = super::Columns { text: Some("#1 ID".into()), pair: Some("#2 ID".into()), ..Default::default() };
         let want = Request { task: want.task, columns: &columns, labels_required: false };
-        let keys = table::tsv(open()?, &want).map_err(|e| e.at(path.display()))?;
+        let keys = table::glue_tsv(open(&path)?, &want).map_err(|e| e.at(path.display()))?;
         let in_dev = |key: &Example| dev.contains(&(&*key.text, key.pair.as_deref().unwrap_or_default()));
         let mut keys = keys.rows.iter();
         examples.rows.retain(|_| keys.next().is_some_and(in_dev) == (split == Split::Dev));
@@ -100,6 +99,11 @@ pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examp
         }
     }
     Ok((examples, path))
+}
+
+/// Whether the files of a folder for this task are GLUE's, in which quotes stand for themselves.
+fn is_glues_own(task: Task) -> bool {
+    !matches!(task, Task::Classify | Task::Regress)
 }
 
 fn missing(folder: &Path, task: Task, split: Split) -> Error {

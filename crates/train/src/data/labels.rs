@@ -1,9 +1,11 @@
 //! From the labels of a file to class indices or numbers.
 
-use super::Examples;
+use super::columns::missing;
+use super::problems::Problems;
+use super::{Example, Examples};
 use crate::tasks::Task;
 use colrow_tensor::{Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// The labels of a set of examples, in its order.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,55 +47,164 @@ impl Labels {
 /// every other file, so that a class has the same index everywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LabelMap {
-    /// Class `i` has the name `names[i]`.
-    Names {
-        /// Distinct names by class index.
-        names: Vec<String>,
-        /// Whether a file may also give the class index, as files of `datasets` do.
-        or_index: bool,
-    },
+    /// The label is a class.
+    Names(Classes),
     /// The label is a number.
     Value,
 }
 
+/// Classes by index, and what files call them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Classes {
+    /// Distinct names by class index.
+    names: Vec<String>,
+    /// The class of each name, and of the names that the task has for it.
+    by_name: HashMap<String, u32>,
+    /// The class of each name without regard to case and white space; `None` where that is several.
+    by_folded: HashMap<String, Option<u32>>,
+    /// The class that a file's index means; none if indices are no labels.
+    by_index: Vec<Option<u32>>,
+    /// What the user should know.
+    notes: Vec<String>,
+}
+
+/// As many things as a warning or an error lists.
+const SHOWN: usize = 20;
+
+/// Rows below which nearly as many labels as rows say nothing.
+const FEW_ROWS: usize = 20;
+
+/// Words that programs write for no value, and that may also be the name of a class.
+const PERHAPS_MISSING: [&str; 6] = ["na", "n/a", "none", "null", "nil", "missing"];
+
 impl LabelMap {
     /// The map for `task` trained on `train`.
     ///
-    /// GLUE's classification tasks have their own names; a file may give the name or the class index. For `classify`, labels that are all
+    /// GLUE's classification tasks have their own names; a file may give the name or the class index. For `classify`, names that the file
+    /// gives beside its integers keep that order; labels that are all
     /// integers are ordered as numbers (so 0..k−1 keep their place; `1.0` is 1), others by their bytes. Errors if a label
-    /// is missing or all are the same.
+    /// is missing or all are the same. A word such as `NA` is a missing label where all others are numbers, else a class.
     pub fn of(task: Task, train: &Examples) -> Result<Self> {
+        if let Some(names) = task.labels() {
+            return Ok(Self::of_model(task, owned(names)));
+        }
         if task.is_regression() {
             return Ok(LabelMap::Value);
         }
-        if let Some(names) = task.labels() {
-            return Ok(Self::from_names(names.iter().map(|&name| name.to_owned()).collect()));
+        let labels: BTreeSet<&str> = train.rows.iter().filter_map(|e| e.label.as_deref()).collect();
+        let (perhaps, certain): (Vec<&str>, Vec<&str>) = labels.iter().partition(|label| is_perhaps_missing(label));
+        let numbers = !certain.is_empty() && certain.iter().all(|label| label.parse::<f64>().is_ok());
+        let mut problems = Problems::default();
+        for example in &train.rows {
+            match example.label.as_deref() {
+                None => problems.add(example.line, missing("")),
+                Some(label) if numbers && is_perhaps_missing(label) => problems.add(example.line, missing(label)),
+                Some(_) => {}
+            }
         }
-        let labels: BTreeSet<&str> = (0..train.rows.len()).map(|i| label(train, i)).collect::<Result<_>>()?;
+        problems.finish(&train.unit.to_string()).map_err(|e| train.in_source(e))?;
+
         let integers: Option<BTreeSet<i64>> = labels.iter().map(|label| integer(label)).collect();
-        let names: Vec<String> = match integers {
+        let mut names: Vec<String> = match integers {
+            _ if !train.classes.is_empty() => train.classes.clone(),
             Some(numbers) => numbers.iter().map(i64::to_string).collect(),
-            None => labels.into_iter().map(str::to_owned).collect(),
+            None => labels.iter().map(|&label| label.to_owned()).collect(),
         };
-        if names.len() < 2 {
-            let found = names.first().map_or("none".to_owned(), |name| format!("only {name:?}"));
-            return Err(Error::new(format!("expected at least two different labels, found {found}"))
-                .at(train.source.display())
+        let found = if train.classes.is_empty() { names.len() } else { labels.len() };
+        if found < 2 {
+            let found = labels.first().map_or("none".to_owned(), |name| format!("only {name:?}"));
+            return Err(train
+                .in_source(Error::new(format!("expected at least two different labels, found {found}")))
                 .hint("for a number as label, use task = \"regress\""));
         }
-        Ok(LabelMap::Names { names, or_index: false })
+        let mut seen = HashSet::new();
+        names.retain(|name| seen.insert(name.clone()));
+        let mut classes = Classes::new(names);
+        classes.notes.extend(perhaps.iter().map(|label| format!("label {label:?} is read as the name of a class")));
+        if numbers && labels.iter().any(|label| integer(label).is_none()) {
+            classes.notes.push(format!(
+                "the labels are numbers with fractions and are read as {}; for a number to predict, use task = \"regress\"",
+                in_rows(found, train)
+            ));
+        } else if train.rows.len() >= FEW_ROWS && 2 * found > train.rows.len() {
+            classes.notes.push(in_rows(found, train) + ": is this the label's column?" + OTHER_COLUMN);
+        }
+        Ok(LabelMap::Names(classes))
     }
 
-    /// The map of a trained model: `names[i]` is `id2label[i]` of its `config.json`.
+    /// The map of a model whose output `i` is called `names[i]`.
     pub fn from_names(names: Vec<String>) -> Self {
-        let or_index = names.iter().all(|name| integer(name).is_none());
-        LabelMap::Names { names, or_index }
+        LabelMap::Names(Classes::new(names))
+    }
+
+    /// The map of a model whose output `i` is called `names[i]`, for data of `task`.
+    ///
+    /// The classes of a GLUE task reach the outputs of their names, whatever their order, case and white space, by the task's names and by
+    /// its indices; by number alone where the model's outputs have no names of the task.
+    pub fn of_model(task: Task, names: Vec<String>) -> Self {
+        if task.is_regression() {
+            return LabelMap::Value;
+        }
+        let mut classes = Classes::new(names);
+        if let (Some(labels), Some(words)) = (task.labels(), task.class_names()) {
+            classes.speak(task, labels, words);
+        }
+        LabelMap::Names(classes)
+    }
+
+    /// The same classes in the order of a checkpoint's head, whose output `i` is called `head[i]`: each row of it stays with its name.
+    /// A head of as many other names keeps its rows and takes these.
+    #[must_use]
+    pub fn in_order_of(self, task: Task, head: &[String], train: &Examples) -> Self {
+        let LabelMap::Names(mut classes) = self else { return self };
+        if head.len() != classes.names.len() || is_unnamed(head) || head == classes.names {
+            return LabelMap::Names(classes);
+        }
+        let others = Classes::new(head.to_vec());
+        if task.labels().is_some() {
+            let LabelMap::Names(mut of_head) = Self::of_model(task, head.to_vec()) else { return LabelMap::Value };
+            if of_head.by_index.iter().all(Option::is_some)
+                && of_head.names.len() == of_head.by_index.len()
+                && of_head.notes.is_empty()
+            {
+                of_head.notes = classes.notes;
+                return LabelMap::Names(of_head);
+            }
+            classes.notes.push(renamed(head, &classes.names));
+            return LabelMap::Names(classes);
+        }
+        let mut places: Vec<Option<String>> = vec![None; head.len()];
+        let mut rest = classes.names.clone();
+        for find in [Classes::exact as fn(&Classes, &str) -> Option<u32>, Classes::find] {
+            rest.retain(|name| match find(&others, name).map(|i| i as usize) {
+                Some(i) if places[i].is_none() => {
+                    places[i] = Some(name.clone());
+                    false
+                }
+                _ => true,
+            });
+        }
+        if rest.len() == head.len() {
+            classes.notes.push(renamed(head, &classes.names));
+            return LabelMap::Names(classes);
+        }
+        let mut rest = rest.into_iter();
+        let names: Vec<String> = places.into_iter().filter_map(|place| place.or_else(|| rest.next())).collect();
+        let mut ordered = Classes { notes: classes.notes, ..Classes::new(names) };
+        if ordered.names != head {
+            ordered.notes.push(renamed(head, &ordered.names));
+        }
+        if !train.classes.is_empty() {
+            // an index in another file of this data is the data's
+            ordered.by_index = train.classes.iter().map(|name| ordered.exact(name)).collect();
+        }
+        LabelMap::Names(ordered)
     }
 
     /// The names by class index; empty for regression.
     pub fn names(&self) -> &[String] {
         match self {
-            LabelMap::Names { names, .. } => names,
+            LabelMap::Names(classes) => &classes.names,
             LabelMap::Value => &[],
         }
     }
@@ -101,54 +212,191 @@ impl LabelMap {
     /// Number of outputs that a model needs: the number of classes, or 1.
     pub fn outputs(&self) -> usize {
         match self {
-            LabelMap::Names { names, .. } => names.len(),
+            LabelMap::Names(classes) => classes.names.len(),
             LabelMap::Value => 1,
         }
     }
 
-    /// Resolves the labels of `examples`. Errors name the line.
-    pub fn resolve(&self, examples: &Examples) -> Result<Labels> {
-        let rows = 0..examples.rows.len();
-        let place = |i, result: Result<_>| result.map_err(|e| examples.place(e, i));
+    /// The class that a label means, by name or index.
+    pub fn class(&self, label: &str) -> Option<u32> {
         match self {
-            LabelMap::Names { names, or_index } => {
-                let class = |i| {
-                    let label = label(examples, i)?;
-                    place(i, class(names, *or_index, label).ok_or_else(|| unknown(names, label)))
-                };
-                Ok(Labels::Class(rows.map(class).collect::<Result<_>>()?))
+            LabelMap::Names(classes) => classes.class(label),
+            LabelMap::Value => None,
+        }
+    }
+
+    /// Resolves the labels of `examples`. The error names the lines.
+    pub fn resolve(&self, examples: &Examples) -> Result<Labels> {
+        let mut problems = Problems::default();
+        let labels = match self {
+            LabelMap::Names(classes) => {
+                let class = classes.reader(examples);
+                Labels::Class(each(examples, &mut problems, |label| class(label).ok_or_else(|| classes.unknown(label))))
             }
-            LabelMap::Value => {
-                let value = |i| {
-                    let label = label(examples, i)?;
-                    value(label).map_err(|e| examples.place(e, i))
-                };
-                Ok(Labels::Value(rows.map(value).collect::<Result<_>>()?))
+            LabelMap::Value => Labels::Value(each(examples, &mut problems, value)),
+        };
+        problems.finish(&examples.unit.to_string()).map_err(|e| examples.in_source(e))?;
+        Ok(labels)
+    }
+
+    /// What the user should know about the classes and how the labels of `examples` reach them.
+    pub fn warnings(&self, examples: &Examples) -> Vec<String> {
+        let LabelMap::Names(classes) = self else { return vec![] };
+        let by_case = |label: &&str| classes.as_written(label).is_none();
+        let labels: BTreeSet<&str> = examples.rows.iter().filter_map(|e| e.label.as_deref()).filter(by_case).collect();
+        let read = labels.iter().filter_map(|label| Some((label, classes.class(label)?))).take(SHOWN);
+        let said = read.map(|(label, class)| {
+            let name = &classes.names[class as usize];
+            format!("label {label:?} is read as {name:?}, from which it differs only by case or white space")
+        });
+        classes.notes.iter().cloned().chain(said).collect()
+    }
+}
+
+impl Classes {
+    fn new(names: Vec<String>) -> Self {
+        let (mut by_name, mut by_folded) = (HashMap::new(), HashMap::new());
+        let mut near = Vec::new();
+        for (i, name) in (0..).zip(&names) {
+            by_name.entry(name.clone()).or_insert(i);
+            by_folded
+                .entry(folded(name))
+                .and_modify(|first: &mut Option<u32>| {
+                    near.extend(first.map(|first| (first, i)));
+                    *first = None;
+                })
+                .or_insert(Some(i));
+        }
+        let two = |&(i, j): &(u32, u32)| {
+            let (a, b) = (&names[i as usize], &names[j as usize]);
+            format!("labels {a:?} and {b:?} differ only by case or white space, and are two classes")
+        };
+        let notes = near.iter().take(SHOWN).map(two).collect();
+        // files of `datasets` give the index of a name
+        let indices = if names.iter().all(|name| integer(name).is_none()) { names.len() } else { 0 };
+        let by_index = (0..indices as u32).map(Some).collect();
+        Self { names, by_name, by_folded, by_index, notes }
+    }
+
+    /// Takes what `task` calls its classes, by index in `labels` and in `words`.
+    fn speak(&mut self, task: Task, labels: &[&str], words: &[&str]) {
+        let pairs = || labels.iter().zip(words);
+        let outputs: Vec<Option<u32>> =
+            pairs().map(|(label, word)| self.find(word).or_else(|| self.find(label))).collect();
+        if outputs.iter().all(Option::is_none) {
+            if !is_unnamed(&self.names) {
+                self.notes.push(format!(
+                    "the model's labels {} are none of {task}'s {}: the indices of its classes are read as the numbers of the outputs",
+                    listed(&self.names),
+                    listed(words)
+                ));
+                return;
+            }
+            // the numbers of the outputs are all that is known
+            self.by_index = (0..self.names.len() as u32).map(Some).collect();
+        } else {
+            self.by_index = outputs;
+        }
+        for ((label, word), output) in pairs().zip(self.by_index.clone()) {
+            for (name, output) in [word, label].into_iter().zip([output; 2]).filter_map(|(n, o)| Some((n, o?))) {
+                self.by_name.entry((*name).to_owned()).or_insert(output);
             }
         }
     }
-}
 
-fn label(examples: &Examples, i: usize) -> Result<&str> {
-    let missing = || examples.place(Error::new("the label is missing"), i);
-    examples.rows[i].label.as_deref().ok_or_else(missing)
-}
-
-fn class(names: &[String], or_index: bool, label: &str) -> Option<u32> {
-    let by_name = |label: &str| names.iter().position(|name| name == label);
-    let number = || integer(label);
-    let by_index = || number().filter(|_| or_index).and_then(|n| usize::try_from(n).ok()).filter(|&n| n < names.len());
-    let index = by_name(label).or_else(|| number().and_then(|n| by_name(&n.to_string()))).or_else(by_index);
-    index.map(|i| i as u32)
-}
-
-fn unknown(names: &[String], label: &str) -> Error {
-    const SHOWN: usize = 20;
-    let mut known = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        known += &format!(" and {} more", names.len() - SHOWN);
+    fn exact(&self, name: &str) -> Option<u32> {
+        self.by_name.get(name).copied()
     }
-    Error::new(format!("unknown label {label:?}; known: {known}"))
+
+    /// The class of this name, if need be without regard to case and white space.
+    fn find(&self, name: &str) -> Option<u32> {
+        self.exact(name).or_else(|| self.by_folded.get(&folded(name)).copied().flatten())
+    }
+
+    /// The class of a label by its name, to the letter, or its index.
+    fn as_written(&self, label: &str) -> Option<u32> {
+        let by_number = |n: i64| {
+            let by_index = || usize::try_from(n).ok().and_then(|n| *self.by_index.get(n)?);
+            self.exact(&n.to_string()).or_else(by_index)
+        };
+        self.exact(label).or_else(|| integer(label).and_then(by_number))
+    }
+
+    fn class(&self, label: &str) -> Option<u32> {
+        self.as_written(label).or_else(|| self.find(label))
+    }
+
+    /// How the labels of `examples` are read: where the file names its integers and the model's outputs have no names, by these integers.
+    fn reader<'a>(&'a self, examples: &'a Examples) -> impl Fn(&str) -> Option<u32> + 'a {
+        let indices = examples.classes.iter().enumerate().map(|(i, name)| (name.as_str(), i));
+        let indices: HashMap<&str, usize> = if is_unnamed(&self.names) { indices.collect() } else { HashMap::new() };
+        let placeholders = is_placeholder(&self.names);
+        move |label| {
+            let by_index = || self.as_written(&indices.get(label)?.to_string());
+            if placeholders { by_index().or_else(|| self.class(label)) } else { self.class(label).or_else(by_index) }
+        }
+    }
+
+    fn unknown(&self, label: &str) -> Error {
+        let mut hint = format!("known: {}", listed(&self.names));
+        if label == "-1" {
+            hint += "; -1 stands for a label that is not told: is this a test split?";
+        }
+        Error::new(format!("unknown label {label:?}")).hint(hint)
+    }
+}
+
+/// The labels of all examples by `read`; those that are missing or refused are added to `problems`.
+fn each<T>(examples: &Examples, problems: &mut Problems, read: impl Fn(&str) -> Result<T>) -> Vec<T> {
+    let read = |example: &Example| match example.label.as_deref().ok_or_else(|| missing("")).and_then(&read) {
+        Ok(label) => Some(label),
+        Err(e) => {
+            problems.add(example.line, e);
+            None
+        }
+    };
+    examples.rows.iter().filter_map(read).collect()
+}
+
+/// What to do where nearly every row has a label of its own.
+pub(crate) const OTHER_COLUMN: &str = " For numbers to predict use task = \"regress\"; data.label names another column";
+
+/// `500 labels in 500 rows`.
+pub(crate) fn in_rows(labels: usize, examples: &Examples) -> String {
+    format!("{labels} labels in {} rows", examples.rows.len())
+}
+
+fn renamed(from: &[String], to: &[String]) -> String {
+    format!("the labels of the checkpoint's head, {}, become {}, in this order", listed(from), listed(to))
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// The first of `names`, and how many more there are.
+fn listed<S: AsRef<str>>(names: &[S]) -> String {
+    let shown = names.iter().take(SHOWN).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+}
+
+/// A name without regard to case and to white space around and between its words.
+fn folded(name: &str) -> String {
+    name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// Whether the names are those that `transformers` gives outputs without names.
+fn is_placeholder(names: &[String]) -> bool {
+    names.iter().enumerate().all(|(i, name)| name.strip_prefix("LABEL_").is_some_and(|n| n == i.to_string()))
+}
+
+/// Whether the names say no more than the number of the output.
+fn is_unnamed(names: &[String]) -> bool {
+    is_placeholder(names) || names.iter().enumerate().all(|(i, name)| *name == i.to_string())
+}
+
+fn is_perhaps_missing(label: &str) -> bool {
+    PERHAPS_MISSING.iter().any(|word| label.eq_ignore_ascii_case(word))
 }
 
 /// The integer that `label` spells, also as a float without fraction.
@@ -159,6 +407,9 @@ fn integer(label: &str) -> Option<i64> {
 }
 
 fn value(label: &str) -> Result<f32> {
+    if is_perhaps_missing(label) {
+        return Err(missing(label));
+    }
     match label.parse::<f32>() {
         Ok(v) if v.is_finite() => Ok(v),
         Ok(_) => Err(Error::new(format!("expected a finite number as label, found {label}"))),
@@ -178,6 +429,7 @@ mod tests {
             pair: None,
             label: (!label.is_empty()).then(|| label.to_string()),
             line: i as u64 + 2,
+            row: i as u64,
         };
         Examples { rows: labels.iter().enumerate().map(row).collect(), source: "a.csv".into(), ..Examples::default() }
     }
@@ -200,7 +452,7 @@ mod tests {
         let map = LabelMap::of(Task::Classify, &examples(&["pos", "1", "neg"])).unwrap();
         assert_eq!((map.names(), map.outputs()), (&["1".to_owned(), "neg".into(), "pos".into()][..], 3));
         let message = map.resolve(&examples(&["neg", "meh"])).unwrap_err().to_string();
-        assert_eq!(message, "unknown label \"meh\"; known: 1, neg, pos\n  in line 3\n  in a.csv");
+        assert_eq!(message, "unknown label \"meh\"\n  in line 3\n  in a.csv\n  hint: known: 1, neg, pos");
     }
 
     #[test]
@@ -240,5 +492,187 @@ mod tests {
         let names: Vec<String> = (0..30).map(|i| format!("c{i}")).collect();
         let message = LabelMap::from_names(names).resolve(&examples(&["x"])).unwrap_err().to_string();
         assert!(message.contains("c19 and 10 more"), "{message}");
+    }
+
+    fn words(names: &[&str]) -> Vec<String> {
+        owned(names)
+    }
+
+    #[test]
+    fn a_task_reaches_the_outputs_of_its_names() {
+        let want = Labels::Class(vec![2, 1, 0]);
+        // names in another order and case, as roberta-large-mnli has them
+        let names = words(&["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]);
+        let map = LabelMap::of_model(Task::Mnli, names.clone());
+        assert_eq!(map.names(), names);
+        for labels in [["0", "1", "2"], ["0.0", "1.0", "2.0"], ["entailment", "neutral", "contradiction"]] {
+            assert_eq!(map.resolve(&examples(&labels)).unwrap(), want);
+            assert_eq!(map.warnings(&examples(&labels)), [""; 0]);
+        }
+        let cased = examples(&["ENTAILMENT", " neutral", "Contradiction "]);
+        assert_eq!(map.resolve(&cased).unwrap(), want);
+        // sentiment, whose classes GLUE's files know by number alone
+        let map = LabelMap::of_model(Task::Sst2, words(&["POSITIVE", "NEGATIVE"]));
+        assert_eq!(map.resolve(&examples(&["0", "1", "positive"])).unwrap(), Labels::Class(vec![1, 0, 0]));
+        assert_eq!(LabelMap::of_model(Task::Stsb, words(&["LABEL_0"])), LabelMap::Value);
+    }
+
+    #[test]
+    fn outputs_without_names_are_numbers() {
+        for names in [&["LABEL_0", "LABEL_1", "LABEL_2"], &["0", "1", "2"]] {
+            let map = LabelMap::of_model(Task::Mnli, words(names));
+            let labels = ["0", "2", "neutral"];
+            assert_eq!(map.resolve(&examples(&labels)).unwrap(), Labels::Class(vec![0, 2, 1]));
+            assert_eq!(map.warnings(&examples(&labels)), [""; 0]);
+        }
+        let map = LabelMap::of_model(Task::Sst2, words(&["bad", "good"]));
+        assert_eq!(map.resolve(&examples(&["0", "1"])).unwrap(), Labels::Class(vec![0, 1]));
+        let warnings = map.warnings(&examples(&[]));
+        assert!(warnings[0].contains("labels bad, good are none of sst2's negative, positive"), "{warnings:?}");
+        // two of three
+        let map = LabelMap::of_model(Task::Mnli, words(&["contradiction", "entailment"]));
+        assert_eq!(map.resolve(&examples(&["0", "2"])).unwrap(), Labels::Class(vec![1, 0]));
+        assert!(map.resolve(&examples(&["1"])).unwrap_err().to_string().contains("unknown label \"1\""));
+    }
+
+    #[test]
+    fn integers_that_a_file_names_are_these_names() {
+        let named = |labels: &[&str]| Examples { classes: words(&["neg", "pos", "meh"]), ..examples(labels) };
+        let train = named(&["pos", "neg", "pos"]);
+        let map = LabelMap::of(Task::Classify, &train).unwrap();
+        assert_eq!(map.names(), ["neg", "pos", "meh"], "the order of the file, with what is not there");
+        assert_eq!(map.resolve(&examples(&["2", "neg"])).unwrap(), Labels::Class(vec![2, 0]));
+        let model = LabelMap::of_model(Task::Classify, words(&["meh", "Pos", "neg"]));
+        assert_eq!(model.resolve(&train).unwrap(), Labels::Class(vec![1, 2, 1]));
+        assert!(model.warnings(&train)[0].contains("label \"pos\" is read as \"Pos\""));
+        for unnamed in [["LABEL_0", "LABEL_1", "LABEL_2"], ["0", "1", "2"]] {
+            let model = LabelMap::of_model(Task::Classify, words(&unnamed));
+            assert_eq!(model.resolve(&train).unwrap(), Labels::Class(vec![1, 0, 1]));
+        }
+        let model = LabelMap::of_model(Task::Classify, words(&["no", "yes", "other"]));
+        assert!(model.resolve(&train).is_err(), "not by position where names are known");
+        // names that are numbers, of integers from 0
+        let stars = Examples { classes: words(&["1", "2"]), ..examples(&["1", "2"]) };
+        let model = LabelMap::of_model(Task::Classify, words(&["LABEL_0", "LABEL_1"]));
+        assert_eq!(model.resolve(&stars).unwrap(), Labels::Class(vec![0, 1]));
+    }
+
+    #[test]
+    fn a_heads_rows_stay_with_their_names() {
+        let train = examples(&["a", "b", "c"]);
+        let of = |head: &[&str]| {
+            LabelMap::of(Task::Classify, &train).unwrap().in_order_of(Task::Classify, &words(head), &train)
+        };
+        let told = |head: &[&str]| of(head).warnings(&train).join("\n");
+        assert_eq!(of(&["c", "a", "b"]).names(), ["c", "a", "b"]);
+        assert_eq!(of(&["c", "a", "b"]).resolve(&train).unwrap(), Labels::Class(vec![1, 2, 0]));
+        assert_eq!(told(&["c", "a", "b"]), "");
+        // by case, with a word; the data's writing stays
+        assert_eq!(of(&["C", "a", "B"]).names(), ["c", "a", "b"]);
+        assert!(told(&["C", "a", "B"]).contains("C, a, B, become c, a, b, in this order"));
+        assert_eq!(of(&["c", "x", "a"]).names(), ["c", "b", "a"]);
+        assert!(told(&["c", "x", "a"]).contains("c, x, a, become c, b, a"));
+        assert_eq!(of(&["x", "y", "z"]).names(), ["a", "b", "c"]);
+        assert!(told(&["x", "y", "z"]).contains("x, y, z, become a, b, c"));
+        for other in [&["LABEL_0", "LABEL_1", "LABEL_2"][..], &["0", "1", "2"], &["b", "a"]] {
+            assert_eq!((of(other).names().join(" "), told(other)), ("a b c".into(), String::new()));
+        }
+        // an index stays that of the file's own names
+        let named = Examples { classes: words(&["a", "b", "c"]), ..examples(&["a", "b", "c"]) };
+        let map =
+            LabelMap::of(Task::Classify, &named).unwrap().in_order_of(Task::Classify, &words(&["c", "a", "b"]), &named);
+        assert_eq!(map.resolve(&examples(&["0", "1", "2"])).unwrap(), Labels::Class(vec![1, 2, 0]));
+    }
+
+    #[test]
+    fn a_tasks_head_keeps_its_names() {
+        let train = examples(&["0", "1", "2"]);
+        let of = |task, head: &[&str]| LabelMap::of(task, &train).unwrap().in_order_of(task, &words(head), &train);
+        let map = of(Task::Mnli, &["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]);
+        assert_eq!(map.names(), ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]);
+        assert_eq!(map.resolve(&train).unwrap(), Labels::Class(vec![2, 1, 0]));
+        assert_eq!(
+            of(Task::Mnli, &["LABEL_0", "LABEL_1", "LABEL_2"]).names(),
+            ["entailment", "neutral", "contradiction"]
+        );
+        assert_eq!(of(Task::Sst2, &["positive", "negative"]).class("1"), Some(0));
+        let other = of(Task::Mnli, &["x", "y", "z"]);
+        assert_eq!(other.names(), ["entailment", "neutral", "contradiction"]);
+        assert!(other.warnings(&train)[0].contains("x, y, z, become entailment, neutral, contradiction"));
+        assert_eq!(of(Task::Stsb, &["LABEL_0"]), LabelMap::Value);
+    }
+
+    #[test]
+    fn names_that_are_nearly_one_are_named() {
+        let train = examples(&["Yes", "yes", "no", "not  so", "not so"]);
+        let map = LabelMap::of(Task::Classify, &train).unwrap();
+        assert_eq!(map.outputs(), 5);
+        let warnings = map.warnings(&train);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert_eq!(
+            warnings[0],
+            "labels \"not  so\" and \"not so\" differ only by case or white space, and are two classes"
+        );
+        assert!(warnings[1].contains("\"Yes\" and \"yes\""));
+        // which of the two is meant cannot be known
+        assert!(map.resolve(&examples(&["YES"])).is_err());
+        assert_eq!(map.resolve(&examples(&["NO"])).unwrap(), Labels::Class(vec![map.class("no").unwrap()]));
+    }
+
+    #[test]
+    fn words_for_no_value_are_judged_by_the_others() {
+        let message = LabelMap::of(Task::Classify, &examples(&["0", "NA", "1", "None"])).unwrap_err().to_string();
+        assert!(
+            message.starts_with("2 problems\n  line 3: the label is missing: found \"NA\"\n  line 5: "),
+            "{message}"
+        );
+        let train = examples(&["favor", "none", "against"]);
+        let map = LabelMap::of(Task::Classify, &train).unwrap();
+        assert_eq!(map.names(), ["against", "favor", "none"]);
+        assert_eq!(map.warnings(&train), ["label \"none\" is read as the name of a class"]);
+        let message = LabelMap::Value.resolve(&examples(&["1", "n/a"])).unwrap_err().to_string();
+        assert!(message.starts_with("the label is missing: found \"n/a\"\n  in line 3"), "{message}");
+    }
+
+    #[test]
+    fn a_label_for_each_row_is_told() {
+        let ids: Vec<String> = (0..500).map(|i| format!("id-{i}")).collect();
+        let floats: Vec<String> = (0..500).map(|i| (f64::from(i) / 7.0).to_string()).collect();
+        for (labels, more) in [(ids, "is this the label's column?"), (floats, "numbers with fractions")] {
+            let train = examples(&labels.iter().map(String::as_str).collect::<Vec<_>>());
+            let told = LabelMap::of(Task::Classify, &train).unwrap().warnings(&train).join("\n");
+            assert!(
+                told.contains("500 labels in 500 rows") && told.contains(more) && told.contains("\"regress\""),
+                "{told}"
+            );
+        }
+        let few = examples(&["a", "b", "c"]);
+        assert_eq!(LabelMap::of(Task::Classify, &few).unwrap().warnings(&few), [""; 0]);
+    }
+
+    #[test]
+    fn errors_come_together() {
+        let labels: Vec<&str> = (0..40).map(|i| if i % 2 == 0 { "yes" } else { "maybe" }).collect();
+        let message = LabelMap::from_names(words(&["no", "yes"])).resolve(&examples(&labels)).unwrap_err().to_string();
+        assert!(message.starts_with("20 problems\n  line 3: unknown label \"maybe\"\n  line 5: "), "{message}");
+        assert!(
+            message.ends_with("  line 21: unknown label \"maybe\"\n  and 10 more\n  in a.csv\n  hint: known: no, yes")
+        );
+        let message = LabelMap::from_names(words(&["no", "yes"])).resolve(&examples(&["-1"])).unwrap_err().to_string();
+        assert!(message.contains("is this a test split?"), "{message}");
+    }
+
+    #[test]
+    fn many_labels_take_no_longer_each() {
+        let labels: Vec<String> = (0..200_000).map(|i| format!("label {}", i % 100_000)).collect();
+        let train = examples(&labels.iter().map(String::as_str).collect::<Vec<_>>());
+        let clock = std::time::Instant::now();
+        let map = LabelMap::of(Task::Classify, &train).unwrap();
+        let head: Vec<String> = map.names().iter().rev().cloned().collect();
+        let map = map.in_order_of(Task::Classify, &head, &train);
+        assert_eq!((map.names(), map.resolve(&train).unwrap().len()), (&head[..], 200_000));
+        assert!(map.warnings(&train).is_empty());
+        // a search through all names for each row takes minutes
+        assert!(clock.elapsed().as_secs() < 20, "{:?}", clock.elapsed());
     }
 }

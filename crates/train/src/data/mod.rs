@@ -4,8 +4,11 @@ pub mod batch;
 mod columns;
 mod fingerprint;
 pub mod glue;
+pub mod json;
 pub mod labels;
+pub mod lines;
 pub mod parquet;
+mod problems;
 mod quietly;
 pub mod shuffle;
 pub mod table;
@@ -20,14 +23,19 @@ pub use tokenise::{TokenisedSet, Tokeniser};
 
 use crate::tasks::Task;
 use colrow_models::files;
+use colrow_models::foreign::{HEAD, foreign};
 use colrow_tensor::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::fs;
-use std::io::BufReader;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
+/// The path that stands for standard input.
+pub const STDIN: &str = "-";
+
 /// One text or pair of texts, as it stands in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Example {
     /// The text, or the first text of a pair.
     pub text: String,
@@ -35,8 +43,29 @@ pub struct Example {
     pub pair: Option<String>,
     /// The label without surrounding white space; `None` if it is missing or empty.
     pub label: Option<String>,
-    /// Line of the file, or row of a Parquet file, from 1.
+    /// What errors name: the line of the file, or where there are none (Parquet, a JSON array) the row, from 1.
     pub line: u64,
+    /// Row of the data, from 0, as it stands in the file: blank rows and those that were left out count, a header does not.
+    pub row: u64,
+}
+
+/// What [`Example::line`] counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unit {
+    /// Lines of a text file.
+    #[default]
+    Line,
+    /// Rows of a Parquet file, elements of a JSON array.
+    Row,
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Unit::Line => "line",
+            Unit::Row => "row",
+        })
+    }
 }
 
 /// The examples of one file, in file order.
@@ -50,6 +79,42 @@ pub struct Examples {
     pub skipped: u64,
     /// The columns that were read, if the file has columns.
     pub columns: Option<Names>,
+    /// What the examples' line numbers count.
+    pub unit: Unit,
+    /// Names by class index, where the file says them beside its integers (Parquet of `datasets`); the labels are then these names.
+    pub classes: Vec<String>,
+}
+
+impl Examples {
+    /// Examples of the same file.
+    pub(crate) fn with_rows(&self, rows: Vec<Example>) -> Self {
+        Self {
+            rows,
+            source: self.source.clone(),
+            skipped: self.skipped,
+            columns: self.columns.clone(),
+            unit: self.unit,
+            classes: self.classes.clone(),
+        }
+    }
+
+    /// Adds the line of example `i` and the file to `error`.
+    pub fn place(&self, error: Error, i: usize) -> Error {
+        self.in_source(error.at(format_args!("{} {}", self.unit, self.rows[i].line)))
+    }
+
+    /// Adds the file to `error`.
+    pub(crate) fn in_source(&self, error: Error) -> Error {
+        if self.source.as_os_str().is_empty() { error } else { error.at(self.source.display()) }
+    }
+
+    /// What the user should know about the file although it could be read.
+    pub fn warning(&self) -> Option<String> {
+        (self.skipped > 0).then(|| {
+            let file = self.source.display();
+            format!("{file}: left out {} lines that do not have the header's number of fields", self.skipped)
+        })
+    }
 }
 
 /// Names of the columns that are read of a file.
@@ -64,23 +129,6 @@ pub struct Names {
     /// Column of the label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-}
-
-impl Examples {
-    /// Adds the line of example `i` and the file to `error`.
-    pub fn place(&self, error: Error, i: usize) -> Error {
-        let unit = if has_extension(&self.source, "parquet") { "row" } else { "line" };
-        let error = error.at(format_args!("{unit} {}", self.rows[i].line));
-        if self.source.as_os_str().is_empty() { error } else { error.at(self.source.display()) }
-    }
-
-    /// What the user should know about the file although it could be read.
-    pub fn warning(&self) -> Option<String> {
-        (self.skipped > 0).then(|| {
-            let file = self.source.display();
-            format!("{file}: left out {} lines that do not have the header's number of fields", self.skipped)
-        })
-    }
 }
 
 /// Column names that the recipe gives (`data.text`, `data.pair`, `data.label`); the usual names are found without.
@@ -120,38 +168,99 @@ pub struct Request<'a> {
 
 /// Reads the examples of a file, or of one split of a folder in GLUE's layout.
 ///
-/// The extension decides the format: `.csv` (RFC 4180), `.tsv` (no quoting, as in GLUE), `.jsonl`, `.ndjson` or `.json`
-/// (one object a line), `.parquet`. For a file, `split` is ignored. Blank lines are no examples.
+/// The extension decides the format: `.csv` (RFC 4180), `.tsv` (quoted or not, see [`table::tsv`]; in a folder of a GLUE task without
+/// quoting), `.jsonl`, `.ndjson` or `.json` (one object a line, or one array), `.parquet`, `.txt` (one text a line). For a file, `split` is
+/// ignored. Blank lines are no examples. `-` is standard input: JSON if it starts with `{` or with an array of objects, CSV or TSV if
+/// its first line names the columns that are looked for, else one text a line.
 pub fn read(path: &Path, task: Task, columns: &Columns, split: Split, labels_required: bool) -> Result<Examples> {
     let want = Request { task, columns, labels_required };
+    if path == Path::new(STDIN) {
+        let source = PathBuf::from("standard input");
+        let mut examples = stream(io::stdin().lock(), &want).map_err(|e| e.at(source.display()))?;
+        examples.source = source;
+        return Ok(examples);
+    }
     let kind = fs::metadata(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::new("no such file or folder").at(path.display()),
+        io::ErrorKind::NotFound => Error::new("no such file or folder").at(path.display()),
         _ => Error::from(e).at(path.display()),
     })?;
     let (mut examples, source) =
-        if kind.is_dir() { glue::read(path, split, &want)? } else { (read_file(path, &want)?, path.to_owned()) };
+        if kind.is_dir() { glue::read(path, split, &want)? } else { (read_file(path, &want, false)?, path.to_owned()) };
     examples.source = source;
     Ok(examples)
 }
 
-/// Reads one file in the format of its extension.
-pub(crate) fn read_file(path: &Path, want: &Request) -> Result<Examples> {
-    let file = files::open(path).map_err(|e| Error::from(e).at(path.display()))?;
+/// Opens a file at its beginning.
+pub(crate) fn open(path: &Path) -> Result<BufReader<File>> {
+    files::open(path).map(BufReader::new).map_err(|e| Error::from(e).at(path.display()))
+}
+
+/// Reads one file in the format of its extension; tab-separated ones without quoting if they are `glue`'s own.
+pub(crate) fn read_file(path: &Path, want: &Request, glue: bool) -> Result<Examples> {
+    let file = open(path)?;
     let is = |names: &[&str]| names.iter().any(|name| has_extension(path, name));
-    let read = if is(&["csv"]) {
-        table::csv(BufReader::new(file), want)
-    } else if is(&["tsv"]) {
-        table::tsv(BufReader::new(file), want)
-    } else if is(&["jsonl", "ndjson", "json"]) {
-        table::jsonl(BufReader::new(file), want)
-    } else if is(&["parquet"]) {
-        parquet::parquet(file, want)
-    } else {
-        let found = path.extension().map_or("no extension".into(), |e| format!(".{}", e.to_string_lossy()));
-        Err(Error::new(format!("expected a .csv, .tsv, .jsonl, .ndjson, .json or .parquet file, found {found}"))
+    let read = |mut file: BufReader<File>| {
+        let head = file.fill_buf()?;
+        let meant = is(&["parquet"]) && head.starts_with(b"PAR1");
+        if let Some(other) = foreign(head).filter(|_| !meant) {
+            return Err(other.instead_of("examples"));
+        }
+        file.rewind()?;
+        if is(&["csv"]) {
+            table::csv(file, want)
+        } else if is(&["tsv"]) && glue {
+            table::glue_tsv(file, want)
+        } else if is(&["tsv"]) {
+            table::tsv(file, want)
+        } else if is(&["jsonl", "ndjson", "json"]) {
+            json::json(file, want)
+        } else if is(&["parquet"]) {
+            parquet::parquet(file.into_inner(), want)
+        } else if is(&["txt"]) {
+            lines::text(file, want)
+        } else {
+            let found = path.extension().map_or("no extension".into(), |e| format!(".{}", e.to_string_lossy()));
+            Err(Error::new(format!(
+                "expected a .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .txt file, found {found}"
+            ))
             .hint("rename or convert the file: the extension decides how it is read"))
+        }
     };
-    read.map_err(|e| e.at(path.display()))
+    read(file).map_err(|e| e.at(path.display()))
+}
+
+/// Reads examples whose format only their beginning can tell.
+fn stream(input: impl Read, want: &Request) -> Result<Examples> {
+    let mut input = BufReader::new(input);
+    // as much of the beginning as is there, whatever the size of a pipe's pieces
+    let mut head = Vec::new();
+    input.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
+    if let Some(other) = foreign(&head) {
+        return Err(other.instead_of("text or JSON"));
+    }
+    let text = String::from_utf8_lossy(&head);
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    let header = text.lines().next().unwrap_or_default();
+    let named = |separator: char| {
+        let names: Vec<&str> = header.split(separator).map(|name| name.trim().trim_matches('"')).collect();
+        names.len() > 1 && columns::pick(&names, want).is_ok()
+    };
+    let is_json =
+        text.starts_with('{') || text.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with('{'));
+    let (is_csv, is_tsv) = (named(','), named('\t'));
+    let mut all = Cursor::new(head).chain(input);
+    if is_json {
+        json::json(all, want)
+    } else if is_csv {
+        table::csv(all, want)
+    } else if is_tsv {
+        // is read twice
+        let mut bytes = Vec::new();
+        all.read_to_end(&mut bytes)?;
+        table::tsv(Cursor::new(bytes), want)
+    } else {
+        lines::text(all, want)
+    }
 }
 
 fn has_extension(path: &Path, name: &str) -> bool {
@@ -183,8 +292,9 @@ mod tests {
         assert!(error_of("a.csv", b"").contains("empty file"));
         assert!(error_of("a.CSV", b"text,label\n").contains("header only"));
         assert!(error_of("a.tsv", b"text\tlabel\nx\n").contains("in line 2\n  in "));
-        assert!(error_of("a.jsonl", b"[]\n").contains("line 1"));
+        assert!(error_of("a.jsonl", b"{}\n").contains("line 1"));
         assert!(error_of("a.parquet", b"PAR1").contains("Parquet"));
+        assert!(error_of("a.txt", b"a\n").contains("found lines of text alone"));
         assert!(error_of("a.xlsx", b"x").contains("found .xlsx"));
         assert!(error_of("a", b"x").contains("found no extension"));
     }
@@ -194,6 +304,94 @@ mod tests {
         let path = Path::new("no/such/file.csv");
         let error = read(path, Task::Classify, &Columns::default(), Split::Train, true).unwrap_err().to_string();
         assert_eq!(error, "no such file or folder\n  in no/such/file.csv");
+    }
+
+    #[test]
+    fn accidents_are_named_whatever_the_extension() {
+        const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+        for name in ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet", "a.txt"] {
+            assert!(error_of(name, LFS).contains("expected examples, found a Git LFS pointer"), "{name}");
+            assert!(error_of(name, b"\xff\xfet\0e\0").contains("found text in UTF-16"), "{name}");
+            assert!(error_of(name, b"\x1f\x8b\x08\0").contains("unpack it first"), "{name}");
+        }
+        assert!(error_of("a.csv", b"PAR1").contains("found a Parquet file\n"));
+        assert!(error_of("a.csv", b"<!doctype html>").contains("found a web page"));
+    }
+
+    #[test]
+    fn a_stream_says_what_it_is() {
+        let read = |text: &str, labels_required| {
+            let columns = Columns::default();
+            let want = Request { task: Task::Classify, columns: &columns, labels_required };
+            // one byte at a time, as a slow pipe gives them
+            struct Slow<'a>(&'a [u8]);
+            impl Read for Slow<'_> {
+                fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                    let n = buffer.len().min(1);
+                    Read::read(&mut self.0, &mut buffer[..n])
+                }
+            }
+            stream(Slow(text.as_bytes()), &want)
+                .map(|e| e.rows.into_iter().map(|e| (e.text, e.row)).collect::<Vec<_>>())
+        };
+        for (text, want) in [
+            ("text,label\n\"a, b\",1\n", ("a, b", 0)),
+            ("label\ttext\n1\ta, b\n", ("a, b", 0)),
+            ("\n{\"text\": \"a, b\", \"label\": 1}\n", ("a, b", 1)),
+            (" [ {\"text\": \"a, b\", \"label\": 1}]", ("a, b", 0)),
+        ] {
+            assert_eq!(read(text, true).unwrap(), [(want.0.to_owned(), want.1)], "{text}");
+        }
+        assert_eq!(read("[CLS] a\n\nb", false).unwrap(), [("[CLS] a".into(), 0), ("b".into(), 2)]);
+        assert!(read("a\nb\n", true).unwrap_err().to_string().contains("lines of text alone"));
+        assert_eq!(read("", false).unwrap_err().to_string(), "empty file");
+        assert!(read("\u{1f}\u{8b}", false).is_ok());
+        let long = "x".repeat(3 * HEAD);
+        assert_eq!(read(&long, false).unwrap(), [(long.clone(), 0)]);
+    }
+
+    /// Files of pandas and `datasets`, by tests/golden/make_data.py.
+    #[test]
+    fn files_of_other_programs_are_read_as_meant_or_refused() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data");
+        let texts =
+            ["plain", "says \"yes\"", "\"all of it\"", "two\nlines", "a\ttab", "a, comma; more", " é ", "\"open"];
+        let want: Vec<_> = texts.into_iter().zip(["b", "a"].into_iter().cycle()).zip(0..).collect();
+        let mut refusals = std::collections::HashMap::from([
+            ("lz4.parquet", "found LZ4"),
+            ("brotli.parquet", "found Brotli"),
+            ("utf16.csv", "found text in UTF-16"),
+            ("semicolon.csv", "found semicolons"),
+            ("no-header.csv", "found columns: plain, b"),
+            ("columns.json", "found one of whole tables or columns: text, label"),
+            ("nan.parquet", "the label is missing\n  in row 3"),
+            ("nan-value.parquet", "the label is missing: found \"NaN\"\n  in row 3"),
+            ("nan.csv", "the label is missing\n  in line 4"),
+            ("nan-word.csv", "the label is missing: found \"nan\"\n  in line 4"),
+            ("na-word.csv", "the label is missing: found \"NA\"\n  in line 4"),
+            ("null.jsonl", "the label is missing\n  in line 3"),
+        ]);
+        let mut read_as_meant = 0;
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let read = read(&path, Task::Classify, &Columns::default(), Split::Train, true);
+            // labels are judged together
+            let read = read.and_then(|e| LabelMap::of(Task::Classify, &e).map(|map| (e, map)));
+            if let Some(refusal) = name.strip_prefix("refused-").and_then(|name| refusals.remove(name)) {
+                let message = read.unwrap_err().to_string();
+                assert!(message.contains(refusal), "{name}: {message}");
+                continue;
+            }
+            let (read, map) = read.unwrap();
+            let found: Vec<_> =
+                read.rows.iter().map(|e| ((e.text.as_str(), e.label.as_deref().unwrap()), e.row)).collect();
+            assert_eq!(found, want, "{name}");
+            let order = if name == "same-classes.parquet" { ["b", "a"] } else { ["a", "b"] };
+            assert_eq!(map.names(), order, "{name}");
+            read_as_meant += 1;
+        }
+        assert_eq!((read_as_meant, refusals.len()), (14, 0));
     }
 
     #[test]

@@ -1,18 +1,35 @@
-//! Reader of Parquet files.
+//! Reader of Parquet files, within a memory budget: what a file claims and what it decodes to are the word of a stranger.
 
 use super::columns::{Pick, pick};
+use super::problems::Problems;
 use super::quietly::quietly;
-use super::{Examples, Request};
+use super::{Example, Examples, Request, Unit};
 use ::parquet::arrow::ProjectionMask;
-use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use ::parquet::file::reader::ChunkReader;
-use arrow::array::{Array, ArrayRef, AsArray, StringArray};
+use ::parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use ::parquet::basic::Compression;
+use ::parquet::errors::{ParquetError, Result as ParquetResult};
+use ::parquet::file::metadata::ParquetMetaData;
+use ::parquet::file::reader::{ChunkReader, Length};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::compute::cast;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Schema};
 use colrow_tensor::{Error, Result};
 use std::fmt::Display;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Reads the text columns (any string type) and the label column (string, integer, float or boolean).
+/// What the examples of a small file may take; a larger file may take [`MOST_TIMES`] its size more.
+const BUDGET: u64 = 256 << 20;
+const MOST_TIMES: u64 = 256;
+
+/// Rows decoded at once, and the largest page (bytes, decoded) of which so many are: a value is no longer than its page, so that rows
+/// times page bound a batch, however the page codes its values. Where pages are larger, rows are decoded one by one.
+const ROWS: usize = 64;
+const PAGE: u64 = 2 << 20;
+
+/// Reads the text columns (any string type) and the label column (string, integer, float or boolean). Where the file says by what
+/// names an integer label goes, as `datasets` writes it, the label is the name.
 pub fn parquet<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> {
     // The decoder's own checks end in panics for some damaged files.
     quietly(|| read(input, want)).unwrap_or_else(|| Err(damaged("the file contradicts itself")))
@@ -23,8 +40,9 @@ fn damaged(why: impl Display) -> Error {
 }
 
 fn read<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(input).map_err(damaged)?;
-    let schema = builder.schema().clone();
+    let input = Watched { inner: Arc::new(input), most: Arc::new(AtomicU64::new(u64::MAX)) };
+    let metadata = ArrowReaderMetadata::load(&input, ArrowReaderOptions::new()).map_err(damaged)?;
+    let schema = metadata.schema();
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     let picked = pick(&names, want)?;
     let Pick { text, pair, label } = picked;
@@ -34,46 +52,265 @@ fn read<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> 
     if let Some(label) = label {
         expect(names[label], schema.field(label).data_type(), "strings or numbers", is_label)?;
     }
-
     // A projection keeps the file's order of columns.
     let mut kept: Vec<usize> = [Some(text), pair, label].into_iter().flatten().collect();
     kept.sort_unstable();
     kept.dedup();
-    let mask = ProjectionMask::roots(builder.parquet_schema(), kept.iter().copied());
-    let mut examples = Examples { columns: Some(picked.names(&names)), ..Examples::default() };
-    let mut row = 0;
-    for batch in builder.with_projection(mask).with_batch_size(1024).build().map_err(damaged)? {
-        let batch = batch.map_err(|e| damaged(e).at(format_args!("row {}", row + 1)))?;
-        let column =
-            |i: usize| kept.binary_search(&i).ok().and_then(|at| batch.columns().get(at)).map(strings).transpose();
-        let some = |i: Option<usize>| i.map(column).transpose().map(Option::flatten);
-        let texts = column(text)?.ok_or_else(|| damaged("a column is missing"))?;
-        let (pairs, labels) = (some(pair)?, some(label)?);
-        for i in 0..batch.num_rows() {
-            row += 1;
-            let at = |e: Error| e.at(format_args!("row {row}"));
-            let text_in = |array: &StringArray, column: usize| match array.is_valid(i) {
-                true => Ok(array.value(i).to_owned()),
-                false => Err(at(Error::new(format!("column {:?}: expected a string, found null", names[column])))),
-            };
-            let pair = pairs.as_ref().zip(pair).map(|(array, column)| text_in(array, column)).transpose()?;
-            let label = labels.as_ref().filter(|array| array.is_valid(i)).map(|array| match array.value(i) {
-                "true" if is_flag(&schema, label) => "1",
-                "false" if is_flag(&schema, label) => "0",
-                label => label,
+    let place = |i: usize| kept.binary_search(&i).unwrap_or_default();
+    let budget = BUDGET.saturating_add(input.len().saturating_mul(MOST_TIMES));
+    let columns = Columns {
+        names: kept.iter().map(|&i| names[i].to_owned()).collect(),
+        text: place(text),
+        pair: pair.map(place),
+        label: label.map(place),
+        flag: label.is_some_and(|i| *schema.field(i).data_type() == DataType::Boolean),
+        classes: label.filter(|&i| schema.field(i).data_type().is_integer()).and_then(|i| classes(schema, names[i])),
+    };
+    let mask = ProjectionMask::roots(metadata.parquet_schema(), kept.iter().copied());
+    check_compression(metadata.metadata(), &mask)?;
+
+    let mut examples = Examples { columns: Some(picked.names(&names)), unit: Unit::Row, ..Examples::default() };
+    let mut taken = Taken { want, columns: &columns, problems: Problems::default(), bytes: 0, budget };
+    for group in 0..metadata.metadata().num_row_groups() {
+        let before = (examples.rows.len(), taken.bytes, taken.problems.clone());
+        for (rows, page) in [(ROWS, PAGE), (1, budget)] {
+            input.most.store(page, Ordering::Relaxed);
+            let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(input.clone(), metadata.clone())
+                .with_projection(mask.clone())
+                .with_row_groups(vec![group])
+                .with_batch_size(rows)
+                .build();
+            let read = reader.map_err(damaged).and_then(|reader| {
+                for batch in reader {
+                    let row = examples.rows.len() as u64 + 1;
+                    let batch = batch.map_err(|e| damaged(e).at(format_args!("row {row}")))?;
+                    taken.take(&batch, &mut examples)?;
+                }
+                Ok(())
             });
-            examples.push(want, row, text_in(&texts, text)?, pair, label).map_err(at)?;
+            // the page that was too large for many rows at once has set it to nothing
+            let too_large = input.most.load(Ordering::Relaxed) == 0;
+            match read {
+                Err(_) if too_large && page == PAGE => {
+                    examples.rows.truncate(before.0);
+                    (taken.bytes, taken.problems) = (before.1, before.2.clone());
+                }
+                Err(_) if too_large => return Err(taken.beyond_budget()),
+                other => {
+                    other?;
+                    break;
+                }
+            }
         }
     }
+    taken.problems.finish("row")?;
+    examples.classes = columns.classes.unwrap_or_default();
     if examples.rows.is_empty() { Err(Error::new("no rows")) } else { Ok(examples) }
 }
 
-fn is_flag(schema: &arrow::datatypes::Schema, column: Option<usize>) -> bool {
-    column.is_some_and(|i| *schema.field(i).data_type() == DataType::Boolean)
+/// Refuses by its name a compression that is not read.
+fn check_compression(metadata: &ParquetMetaData, mask: &ProjectionMask) -> Result<()> {
+    let chunks = metadata.row_groups().iter().flat_map(|group| group.columns().iter().enumerate());
+    for (_, chunk) in chunks.filter(|(leaf, _)| mask.leaf_included(*leaf)) {
+        let name = match chunk.compression() {
+            Compression::BROTLI(_) => "Brotli",
+            Compression::LZ4 | Compression::LZ4_RAW => "LZ4",
+            Compression::LZO => "LZO",
+            Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_) => continue,
+        };
+        return Err(Error::new(format!(
+            "expected Parquet packed by snappy, zstd or gzip, or not at all, found {name}"
+        ))
+        .hint("write it again: in pandas to_parquet(path, compression=\"zstd\")"));
+    }
+    Ok(())
+}
+
+/// The names of a column's classes, as `datasets` leaves them in the schema's metadata.
+fn classes(schema: &Schema, column: &str) -> Option<Vec<String>> {
+    let info: serde_json::Value = serde_json::from_str(schema.metadata().get("huggingface")?).ok()?;
+    let feature = info.get("info")?.get("features")?.get(column)?;
+    let names = feature.get("names").filter(|_| feature.get("_type").is_some_and(|kind| kind == "ClassLabel"))?;
+    names.as_array()?.iter().map(|name| name.as_str().map(|name| name.trim().to_owned())).collect()
+}
+
+/// The columns that are read, by their place among those that are decoded.
+struct Columns {
+    names: Vec<String>,
+    text: usize,
+    pair: Option<usize>,
+    label: Option<usize>,
+    /// Whether the label is true or false.
+    flag: bool,
+    /// Names of integer labels.
+    classes: Option<Vec<String>>,
+}
+
+impl Columns {
+    /// The label's name, where the file gives one; `datasets` writes -1 for a label that is missing.
+    fn name<'a>(&'a self, label: &'a str) -> Result<&'a str> {
+        let Some(names) = &self.classes else {
+            return Ok(match label {
+                "true" if self.flag => "1",
+                "false" if self.flag => "0",
+                label => label,
+            });
+        };
+        if label == "-1" {
+            return Ok("");
+        }
+        let name = label.parse().ok().and_then(|i: usize| names.get(i)).map(String::as_str);
+        name.ok_or_else(|| {
+            Error::new(format!("label {label} is none of the {} classes that the file names", names.len()))
+        })
+    }
+}
+
+/// What was taken from a file so far.
+struct Taken<'a> {
+    want: &'a Request<'a>,
+    columns: &'a Columns,
+    problems: Problems,
+    /// Bytes of the examples.
+    bytes: u64,
+    budget: u64,
+}
+
+impl Taken<'_> {
+    fn take(&mut self, batch: &RecordBatch, examples: &mut Examples) -> Result<()> {
+        let columns = self.columns;
+        let column = |i: usize| batch.columns().get(i).ok_or_else(|| damaged("a column is missing")).and_then(strings);
+        let some = |i: Option<usize>| i.map(column).transpose();
+        let (texts, pairs, labels) = (column(columns.text)?, some(columns.pair)?, some(columns.label)?);
+        for i in 0..batch.num_rows() {
+            let index = examples.rows.len() as u64;
+            let text_in = |array: &StringArray, column: usize| match array.is_valid(i) {
+                true => Ok(array.value(i).to_owned()),
+                false => Err(Error::new(format!("column {:?}: expected a string, found null", columns.names[column]))),
+            };
+            let text = text_in(&texts, columns.text);
+            let pair = pairs.as_ref().zip(columns.pair).map(|(array, column)| text_in(array, column)).transpose();
+            let label = labels.as_ref().filter(|array| array.is_valid(i)).map(|array| columns.name(array.value(i)));
+            let place = (index + 1, index);
+            let pushed = text.and_then(|text| examples.push(self.want, place, text, pair?, label.transpose()?));
+            if let Err(e) = pushed {
+                self.problems.add(index + 1, e);
+                // keeps the count of rows
+                examples.rows.push(Example::default());
+            }
+            let example = &examples.rows[index as usize];
+            let texts = [Some(&example.text), example.pair.as_ref(), example.label.as_ref()];
+            let bytes: usize = texts.into_iter().flatten().map(String::len).sum();
+            self.bytes += (bytes + size_of::<Example>()) as u64;
+            if self.bytes > self.budget {
+                return Err(self.beyond_budget());
+            }
+        }
+        Ok(())
+    }
+
+    fn beyond_budget(&self) -> Error {
+        Error::new(format!("this file decodes to more than {} MiB, far beyond its size", self.budget >> 20))
+            .hint("is it damaged? Otherwise write it as JSON lines")
+    }
 }
 
 fn strings(array: &ArrayRef) -> Result<StringArray> {
     Ok(cast(array, &DataType::Utf8).map_err(damaged)?.as_string::<i32>().clone())
+}
+
+/// A file whose pages are looked at before they are decoded.
+struct Watched<R> {
+    inner: Arc<R>,
+    /// The most bytes that a page may decode to; 0 once one would have decoded to more.
+    most: Arc<AtomicU64>,
+}
+
+impl<R> Clone for Watched<R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), most: self.most.clone() }
+    }
+}
+
+impl<R: Length> Length for Watched<R> {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+}
+
+impl<R: ChunkReader> ChunkReader for Watched<R> {
+    type T = R::T;
+
+    /// Is asked for a page from its header on; the footer is read by [`ChunkReader::get_bytes`].
+    fn get_read(&self, start: u64) -> ParquetResult<R::T> {
+        let most = self.most.load(Ordering::Relaxed);
+        if most < u64::MAX {
+            let mut header = Vec::new();
+            self.inner.get_read(start)?.take(64).read_to_end(&mut header)?;
+            let page = Page::of(&header).ok_or_else(|| ParquetError::General("a page's header is damaged".into()))?;
+            if page.bytes > most {
+                self.most.store(0, Ordering::Relaxed);
+                return Err(ParquetError::General("a page is too large".into()));
+            }
+            // a value of a dictionary takes at least a byte, and room for as many as it claims is made before one is read
+            if page.is_dictionary && page.values > page.bytes {
+                return Err(ParquetError::General("a dictionary claims more values than it has bytes".into()));
+            }
+        }
+        self.inner.get_read(start)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<bytes::Bytes> {
+        self.inner.get_bytes(start, length)
+    }
+}
+
+/// What a page's header says first.
+struct Page {
+    is_dictionary: bool,
+    /// Its size, decoded.
+    bytes: u64,
+    /// How many values it has.
+    values: u64,
+}
+
+impl Page {
+    /// Reads the beginning of a header in Thrift's compact protocol: type, size, packed size, perhaps a checksum, and within the next
+    /// structure the number of values. Fields come in order, each behind a byte of distance and type.
+    fn of(header: &[u8]) -> Option<Self> {
+        const I32: u8 = 5;
+        const STRUCT: u8 = 12;
+        let mut bytes = header.iter().copied();
+        let mut numbers = [None; 5];
+        let mut field = 0;
+        loop {
+            let next = bytes.next()?;
+            field += usize::from(next >> 4);
+            match next & 15 {
+                I32 if (1..=4).contains(&field) => numbers[field] = Some(number(&mut bytes)?),
+                STRUCT if field > 4 => break,
+                _ => return None,
+            }
+        }
+        // an index page, which no reader here decodes, has no number of values
+        let values = if bytes.next()? == 1 << 4 | I32 { number(&mut bytes)? } else { 0 };
+        let positive = |n: i64| u64::try_from(n).ok();
+        let is_dictionary = numbers[1]? == 2;
+        Some(Self { is_dictionary, bytes: positive(numbers[2]?)?, values: positive(values)? })
+    }
+}
+
+/// A zigzag varint of at most 32 bits.
+fn number(bytes: &mut impl Iterator<Item = u8>) -> Option<i64> {
+    let mut value = 0_u64;
+    for shift in (0..35).step_by(7) {
+        let byte = bytes.next()?;
+        value |= u64::from(byte & 127) << shift;
+        if byte < 128 {
+            return Some((value >> 1) as i64 ^ -((value & 1) as i64));
+        }
+    }
+    None
 }
 
 fn expect(name: &str, found: &DataType, expected: &str, fits: fn(&DataType) -> bool) -> Result<()> {
@@ -105,11 +342,13 @@ mod tests {
     use super::*;
     use crate::tasks::Task;
     use ::parquet::arrow::ArrowWriter;
+    use ::parquet::arrow::arrow_writer::ArrowWriterOptions;
+    use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
     use arrow::array::{
         BooleanArray, DictionaryArray, Float32Array, Float64Array, Int8Array, Int64Array, LargeStringArray,
         RecordBatch, StringViewArray,
     };
-    use arrow::datatypes::Int32Type;
+    use arrow::datatypes::{Field, Int32Type};
     use std::fs::{self, File};
     use std::sync::Arc;
 
@@ -140,7 +379,7 @@ mod tests {
         let cases: Vec<(ArrayRef, [&str; 2])> = vec![
             (Arc::new(Int64Array::from(vec![0, -1])), ["0", "-1"]),
             (Arc::new(Int8Array::from(vec![0, 1])), ["0", "1"]),
-            (Arc::new(Float32Array::from(vec![0.1, f32::NAN])), ["0.1", "NaN"]),
+            (Arc::new(Float32Array::from(vec![0.1, 2.0])), ["0.1", "2.0"]),
             (Arc::new(Float64Array::from(vec![1.0, 3.8])), ["1.0", "3.8"]),
             (Arc::new(StringArray::from(vec!["true", "b "])), ["true", "b"]),
             (Arc::new(BooleanArray::from(vec![true, false])), ["1", "0"]),
@@ -181,8 +420,103 @@ mod tests {
         let holes: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None]));
         let found = message(vec![("text", holes)], false);
         assert_eq!(found, "column \"text\": expected a string, found null\n  in row 2");
+        let nan: ArrayRef = Arc::new(Float64Array::from(vec![1.0, f64::NAN]));
+        assert_eq!(
+            message(vec![("text", texts()), ("label", nan.clone())], true),
+            "the label is missing: found \"NaN\"\n  in row 2\n  hint: leave out the rows without a label; a class that is really called so needs another name"
+        );
+        assert_eq!(load(vec![("text", texts()), ("label", nan)], false).unwrap().rows[1].label, None);
         assert!(message(vec![("a", texts())], false).contains("found columns: a"));
         assert_eq!(message(vec![("text", texts().slice(0, 0))], false), "no rows");
+    }
+
+    /// A file of one long text, `rows` times.
+    fn bomb(text: &str, rows: usize, as_dictionary: bool) -> Result<Examples> {
+        let texts: DictionaryArray<Int32Type> = std::iter::repeat_n(text, rows).collect();
+        let batch = RecordBatch::try_from_iter([("text", Arc::new(texts) as ArrayRef)]).unwrap();
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::SNAPPY)
+            .set_dictionary_page_size_limit(1 << 30)
+            .set_statistics_enabled(EnabledStatistics::None)
+            .build();
+        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(!as_dictionary);
+        let mut bytes = Vec::new();
+        let mut writer = ArrowWriter::try_new_with_options(&mut bytes, batch.schema(), options).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        assert!(bytes.len() < text.len() / 8 + (1 << 16), "{}", bytes.len());
+        let want = Request { task: Task::Classify, columns: &COLUMNS, labels_required: false };
+        parquet(bytes::Bytes::from(bytes), &want)
+    }
+
+    #[test]
+    fn what_decodes_to_far_more_than_its_size_is_refused() {
+        let long = "x".repeat(1 << 20);
+        for as_dictionary in [false, true] {
+            assert_eq!(bomb(&long, 40, as_dictionary).unwrap().rows[39].text, long);
+            // a thousand examples of a MiB each, in some 50 KB
+            let message = bomb(&long, 1000, as_dictionary).unwrap_err().to_string();
+            assert!(message.contains("decodes to more than") && message.contains("beyond its size"), "{message}");
+        }
+        // few bytes of text, but the examples themselves
+        assert!(bomb("x", 3_500_000, false).unwrap_err().to_string().contains("decodes to more than"));
+        // a page above the usual is read row by row
+        let longer = "y".repeat(3 * PAGE as usize);
+        let read = bomb(&longer, 3, false).unwrap();
+        assert_eq!((read.rows.len(), read.rows[2].row, read.rows[2].text == longer), (3, 2, true));
+    }
+
+    #[test]
+    fn what_a_page_claims_is_looked_at_first() {
+        // a dictionary page of 40 bytes with 3 values; then one of 2 GiB; then one of 2 billion values
+        let header = |size: &[u8], values: &[u8]| {
+            [&[0x15, 4, 0x15], size, &[0x15, 60, 0x4c, 0x15], values, &[0x15, 0, 0]].concat()
+        };
+        let page = Page::of(&header(&[80], &[6])).unwrap();
+        assert_eq!((page.is_dictionary, page.bytes, page.values), (true, 40, 3));
+        assert_eq!(Page::of(&header(&[0xfe, 0xff, 0xff, 0xff, 0x0f], &[6])).unwrap().bytes, (1 << 31) - 1);
+        assert!(Page::of(&header(&[1], &[6])).is_none(), "a negative size");
+        assert!(Page::of(&[]).is_none());
+
+        let labels: ArrayRef = Arc::new(Int64Array::from(vec![0, 1]));
+        let (_folder, path) = write(vec![("text", texts()), ("label", labels)]);
+        let good = fs::read(path).unwrap();
+        let want = Request { task: Task::Classify, columns: &COLUMNS, labels_required: true };
+        assert!(parquet(bytes::Bytes::from(good.clone()), &want).is_ok());
+        // behind PAR1: a dictionary page, whose size takes one byte
+        assert_eq!((&good[4..7], good[8]), (&[0x15, 4, 0x15][..], 0x15));
+        for (bytes, what) in [
+            ([&good[..7], &[0xfe, 0xff, 0xff, 0xff, 0x0f], &good[8..]].concat(), "decodes to more than"),
+            ([&good[..4], &[0x25], &good[5..]].concat(), "a page's header is damaged"),
+        ] {
+            let message = parquet(bytes::Bytes::from(bytes), &want).unwrap_err().to_string();
+            assert!(message.contains(what), "{message}");
+        }
+    }
+
+    #[test]
+    fn names_of_integer_labels_are_read() {
+        let load = |labels: Vec<i64>, feature: &str| {
+            let info = format!("{{\"info\": {{\"features\": {{\"label\": {feature}}}}}}}");
+            let schema =
+                Schema::new(vec![Field::new("text", DataType::Utf8, true), Field::new("label", DataType::Int64, true)]);
+            let schema = schema.with_metadata([("huggingface".to_owned(), info)]);
+            let labels: ArrayRef = Arc::new(Int64Array::from(labels));
+            let batch = RecordBatch::try_new(Arc::new(schema), vec![texts(), labels]).unwrap();
+            let mut bytes = Vec::new();
+            let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+            writer.write(&batch).unwrap();
+            writer.close().unwrap();
+            let want = Request { task: Task::Classify, columns: &COLUMNS, labels_required: true };
+            let read = parquet(bytes::Bytes::from(bytes), &want).map_err(|e| e.to_string())?;
+            Ok((read.rows.into_iter().filter_map(|e| e.label).collect::<Vec<_>>().join(" "), read.classes))
+        };
+        const NAMED: &str = r#"{"names": ["neg", "pos"], "_type": "ClassLabel"}"#;
+        assert_eq!(load(vec![1, 0], NAMED), Ok(("pos neg".to_owned(), vec!["neg".to_owned(), "pos".to_owned()])));
+        assert_eq!(load(vec![1, 0], r#"{"dtype": "int64", "_type": "Value"}"#), Ok(("1 0".to_owned(), vec![])));
+        assert_eq!(load(vec![1, -1], NAMED), Err("the label is missing\n  in row 2".to_owned()));
+        let message = load(vec![2, 0], NAMED).unwrap_err();
+        assert_eq!(message, "label 2 is none of the 2 classes that the file names\n  in row 1");
     }
 
     #[test]

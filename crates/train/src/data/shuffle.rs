@@ -3,8 +3,10 @@
 //! The generator is splitmix64 (Steele, Lea and Flood, OOPSLA 2014) started from a hash of seed and purpose: draw `i` is
 //! a function of (seed, purpose, i) alone, so that any epoch's order is known without those before it, on every platform.
 
-use super::Examples;
+use super::labels::{OTHER_COLUMN, in_rows};
+use super::{Examples, Labels};
 use colrow_tensor::{Error, Result};
+use std::mem::take;
 
 /// What an order is for; different purposes get independent orders from one seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +57,8 @@ impl Examples {
     }
 
     /// Splits off a random share, rounded to whole examples but at least one on each side: (the rest, the share), both in
-    /// file order.
-    pub fn hold_out(self, share: f64, seed: u64) -> Result<(Examples, Examples)> {
+    /// file order. Where `labels` are classes, each has its share: at least one example where it has two, none where it has one.
+    pub fn hold_out(self, share: f64, seed: u64, labels: &Labels) -> Result<(Examples, Examples)> {
         let n = self.rows.len();
         if !(share > 0.0 && share < 1.0) {
             return Err(Error::usage(format!("expected a share between 0 and 1, found {share}")));
@@ -67,21 +69,59 @@ impl Examples {
                 .hint("give a file to evaluate on"));
         }
         let count = ((n as f64 * share).round() as usize).clamp(1, n - 1);
-        self.divide(count, seed, Purpose::HoldOut).map(|(share, rest)| (rest, share))
+        let Labels::Class(classes) = labels else {
+            return self.divide(count, seed, Purpose::HoldOut).map(|(share, rest)| (rest, share));
+        };
+        let mut sizes = vec![0; classes.iter().max().map_or(0, |&most| most as usize + 1)];
+        classes.iter().for_each(|&class| sizes[class as usize] += 1);
+        let mut quotas = quotas(&sizes, count);
+        if quotas.iter().all(|&quota| quota == 0) {
+            let what = format!("nothing can be held out to evaluate on: {}, each once", in_rows(n, &self));
+            return Err(self.in_source(Error::new(what)).hint("is this the label's column?".to_owned() + OTHER_COLUMN));
+        }
+        let mut chosen = vec![false; n];
+        for i in permutation(self.count()?, seed, Purpose::HoldOut) {
+            let quota = &mut quotas[classes[i as usize] as usize];
+            chosen[i as usize] = *quota > 0;
+            *quota = quota.saturating_sub(1);
+        }
+        let (share, rest) = self.split(chosen);
+        Ok((rest, share))
+    }
+
+    fn count(&self) -> Result<u32> {
+        u32::try_from(self.rows.len()).map_err(|_| Error::new("expected fewer than 2^32 examples"))
     }
 
     fn divide(self, count: usize, seed: u64, purpose: Purpose) -> Result<(Examples, Examples)> {
-        let n = u32::try_from(self.rows.len()).map_err(|_| Error::new("expected fewer than 2^32 examples"))?;
         let mut chosen = vec![false; self.rows.len()];
-        for &i in &permutation(n, seed, purpose)[..count] {
+        for &i in &permutation(self.count()?, seed, purpose)[..count] {
             chosen[i as usize] = true;
         }
-        let part =
-            |rows| Examples { rows, source: self.source.clone(), skipped: self.skipped, columns: self.columns.clone() };
-        let (yes, no): (Vec<_>, Vec<_>) = self.rows.into_iter().zip(chosen).partition(|(_, chosen)| *chosen);
-        let rows = |pairs: Vec<(_, bool)>| pairs.into_iter().map(|(row, _)| row).collect();
-        Ok((part(rows(yes)), part(rows(no))))
+        Ok(self.split(chosen))
     }
+
+    /// The examples that are chosen, and those that are not.
+    fn split(mut self, chosen: Vec<bool>) -> (Examples, Examples) {
+        let (yes, no): (Vec<_>, Vec<_>) = take(&mut self.rows).into_iter().zip(chosen).partition(|(_, chosen)| *chosen);
+        let rows = |pairs: Vec<(_, bool)>| pairs.into_iter().map(|(row, _)| row).collect();
+        (self.with_rows(rows(yes)), self.with_rows(rows(no)))
+    }
+}
+
+/// How many of each class's examples make up a share of `count`: in proportion, the largest remainders rounded up, but at least one and not
+/// all of a class. Where many classes are small, the sum is another.
+fn quotas(sizes: &[usize], count: usize) -> Vec<usize> {
+    let n = sizes.iter().sum::<usize>().max(1);
+    let part = |size: usize| size as u128 * count as u128;
+    let quota = |&size: &usize| ((part(size) / n as u128) as usize).max(1).min(size.saturating_sub(1));
+    let mut quotas: Vec<usize> = sizes.iter().map(quota).collect();
+    let left = count.saturating_sub(quotas.iter().sum());
+    let mut by_remainder: Vec<usize> =
+        (0..sizes.len()).filter(|&c| part(sizes[c]) >= n as u128 && quotas[c] + 1 < sizes[c]).collect();
+    by_remainder.sort_by_key(|&c| std::cmp::Reverse(part(sizes[c]) % n as u128));
+    by_remainder.into_iter().take(left).for_each(|c| quotas[c] += 1);
+    quotas
 }
 
 #[cfg(test)]
@@ -90,7 +130,7 @@ mod tests {
     use super::*;
 
     fn examples(n: u64) -> Examples {
-        let row = |line| Example { text: String::new(), pair: None, label: None, line };
+        let row = |line| Example { text: String::new(), pair: None, label: None, line, row: line - 1 };
         Examples { rows: (1..=n).map(row).collect(), ..Examples::default() }
     }
 
@@ -149,17 +189,59 @@ mod tests {
         assert!(examples(5).subset(0, 3).is_err());
     }
 
+    fn hold_out(n: u64, share: f64, labels: &Labels) -> Result<(Vec<u64>, Vec<u64>)> {
+        examples(n).hold_out(share, 3, labels).map(|(train, dev)| (lines(&train), lines(&dev)))
+    }
+
     #[test]
     fn held_out_examples_are_not_trained_on() {
-        let (train, dev) = examples(100).hold_out(0.1, 3).unwrap();
-        let (train, dev) = (lines(&train), lines(&dev));
-        assert_eq!((train.len(), dev.len()), (90, 10));
-        assert!(dev.is_sorted() && dev.iter().all(|line| !train.contains(line)));
-        assert_eq!(examples(2).hold_out(0.001, 3).unwrap().1.rows.len(), 1);
-        assert_eq!(examples(2).hold_out(0.999, 3).unwrap().0.rows.len(), 1);
-        for share in [0.0, 1.0, -0.5, f64::NAN] {
-            assert!(examples(9).hold_out(share, 3).unwrap_err().to_string().contains("between 0 and 1"));
+        for labels in [Labels::Value(vec![0.0; 100]), Labels::Class(vec![0; 100])] {
+            let (train, dev) = hold_out(100, 0.1, &labels).unwrap();
+            assert_eq!((train.len(), dev.len()), (90, 10));
+            assert!(dev.is_sorted() && dev.iter().all(|line| !train.contains(line)));
+            // numbers are not grouped: the draw is that of every release
+            assert_eq!(lines(&examples(100).divide(10, 3, Purpose::HoldOut).unwrap().0), dev);
         }
-        assert!(examples(1).hold_out(0.5, 3).unwrap_err().to_string().contains("at least two examples"));
+        let two = Labels::Value(vec![0.0; 2]);
+        assert_eq!(hold_out(2, 0.001, &two).unwrap().1.len(), 1);
+        assert_eq!(hold_out(2, 0.999, &two).unwrap().0.len(), 1);
+        for share in [0.0, 1.0, -0.5, f64::NAN] {
+            assert!(hold_out(9, share, &two).unwrap_err().to_string().contains("between 0 and 1"));
+        }
+        assert!(hold_out(1, 0.5, &two).unwrap_err().to_string().contains("at least two examples"));
+    }
+
+    #[test]
+    fn a_class_of_two_is_in_both_parts_and_one_of_one_is_trained_on() {
+        // class 0: 47 of 60, class 1: 10, class 2: 2, class 3: 1
+        let class = |i: u32| [47, 57, 59].iter().filter(|&&end| i >= end).count() as u32;
+        let classes: Vec<u32> = (0..60).map(|i| class(i * 7 % 60)).collect();
+        for (share, want) in [(0.1, [4, 1, 1, 0]), (0.5, [24, 5, 1, 0]), (0.95, [45, 9, 1, 0]), (0.001, [1, 1, 1, 0])] {
+            for seed in 0..8 {
+                let (train, dev) = examples(60).hold_out(share, seed, &Labels::Class(classes.clone())).unwrap();
+                let count = |part: &Examples, c| part.rows.iter().filter(|e| classes[e.row as usize] == c).count();
+                assert_eq!([0, 1, 2, 3].map(|c| count(&dev, c)), want, "{share}");
+                assert_eq!(train.rows.len() + dev.rows.len(), 60);
+            }
+        }
+        let (a, b) =
+            (hold_out(60, 0.1, &Labels::Class(classes.clone())).unwrap(), hold_out(60, 0.1, &Labels::Class(classes)));
+        assert_eq!(a, b.unwrap());
+    }
+
+    #[test]
+    fn as_many_labels_as_rows_hold_nothing_out() {
+        let message = hold_out(500, 0.1, &Labels::Class((0..500).collect())).unwrap_err().to_string();
+        assert!(message.contains("500 labels in 500 rows, each once") && message.contains("\"regress\""), "{message}");
+    }
+
+    #[test]
+    fn quotas_are_in_proportion() {
+        assert_eq!(quotas(&[500, 300, 200], 100), [50, 30, 20]);
+        assert_eq!(quotas(&[334, 333, 333], 100), [34, 33, 33]);
+        assert_eq!(quotas(&[98, 2], 10), [9, 1]);
+        assert_eq!(quotas(&[1, 1, 8], 5), [0, 0, 5]);
+        assert_eq!(quotas(&[2; 50], 10), [1; 50]);
+        assert_eq!(quotas(&[], 1), [0; 0]);
     }
 }

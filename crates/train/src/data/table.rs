@@ -1,104 +1,157 @@
-//! Readers of CSV, TSV and JSON lines: any bytes give examples or an error that names the line.
+//! Readers of CSV and TSV: any bytes give examples or an error that names the line.
 
 use super::columns::{Pick, pick};
-use super::{Examples, Names, Request, glue};
+use super::lines::{LONGEST, Lines, too_long};
+use super::problems::Problems;
+use super::{Examples, Request, glue};
 use crate::tasks::Task;
 use colrow_tensor::{Error, Result};
-use serde_json::{Map, Value};
-use std::io::BufRead;
+use std::io::{BufRead, Seek};
 
 /// Reads comma-separated values with a header line, quoted as in RFC 4180. A line break inside quotes becomes `\n`.
 pub fn csv(input: impl BufRead, want: &Request) -> Result<Examples> {
-    separated(Records { lines: Lines::new(input), separator: ',', quotes: true }, want)
+    separated(Records::new(input, ',', true), want)
 }
 
-/// Reads tab-separated values with a header line. Quotes mean nothing, as in GLUE's files.
-pub fn tsv(input: impl BufRead, want: &Request) -> Result<Examples> {
-    separated(Records { lines: Lines::new(input), separator: '\t', quotes: false }, want)
+/// Reads tab-separated values with a header line, quoted if the whole file was written so: see [`is_quoted`].
+pub fn tsv(mut input: impl BufRead + Seek, want: &Request) -> Result<Examples> {
+    let quotes = is_quoted(&mut input)?;
+    input.rewind()?;
+    separated(Records::new(input, '\t', quotes), want)
 }
 
-/// Reads one JSON object a line; the keys of the first object decide which are read.
-pub fn jsonl(input: impl BufRead, want: &Request) -> Result<Examples> {
-    let mut lines = Lines::new(input);
-    let mut keys = None;
-    let mut examples = Examples::default();
-    while let Some((number, line)) = lines.next()? {
-        if !line.trim().is_empty() {
-            object(line, &mut keys, want)
-                .and_then(|(text, pair, label)| examples.push(want, number, text, pair, label.as_deref()))
-                .map_err(|e| e.at(format_args!("line {number}")))?;
-        }
-    }
-    examples.columns = keys;
-    if examples.rows.is_empty() { Err(Error::new("empty file")) } else { Ok(examples) }
+/// Reads tab-separated values as GLUE's own files have them: a header line, and quotes mean nothing.
+pub fn glue_tsv(input: impl BufRead, want: &Request) -> Result<Examples> {
+    separated(Records::new(input, '\t', false), want)
 }
 
 fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examples> {
+    let mut problems = Problems::default();
     let mut record = Record::default();
-    if !records.next(&mut record)? {
+    if !records.next(&mut record, &mut problems)? {
+        problems.finish("line")?;
         return Err(Error::new("empty file"));
     }
     let first: Vec<&str> = record.fields().map(str::trim).collect();
     let headerless = glue::headerless(want.task, &first).filter(|_| !records.quotes);
     let columns = headerless.map_or(first, <[_]>::to_vec);
     let expected = columns.len();
-    let picked = pick(&columns, want).map_err(|e| e.at("line 1"))?;
-    let Pick { text, pair, label } = picked;
+    let picked = pick(&columns, want)
+        .map_err(|e| not_a_header(&columns, records.separator, want).unwrap_or(e))
+        .map_err(|e| e.at(format_args!("line {}", record.line)))?;
 
+    let Pick { text, pair, label } = picked;
     let mut examples = Examples { columns: Some(picked.names(&columns)), ..Examples::default() };
-    let mut more = headerless.is_some() || records.next(&mut record)?;
+    if headerless.is_none() {
+        records.row = 0;
+    }
+    let mut more = headerless.is_some() || records.next(&mut record, &mut problems)?;
     while more {
         let found = record.ends.len();
         if found == expected {
             let pair = pair.map(|i| record.field(i).to_owned());
+            let text = record.field(text).to_owned();
             examples
-                .push(want, record.line, record.field(text).to_owned(), pair, label.map(|i| record.field(i)))
-                .map_err(|e| e.at(format_args!("line {}", record.line)))?;
+                .push(want, (record.line, record.row), text, pair, label.map(|i| record.field(i)))
+                .unwrap_or_else(|e| problems.add(record.line, e));
         } else if want.task == Task::Qqp && !records.quotes {
             examples.skipped += 1;
         } else {
-            let hint = if records.quotes {
-                "a field that holds a comma or a line break must be in double quotes"
-            } else {
-                "fields are separated by single tabs, and quotes do not protect a tab; use .csv for quoted fields"
+            let hint = match (records.separator, records.quotes) {
+                (',', _) => "a field that holds a comma or a line break must be in double quotes",
+                (_, true) => "a field that holds a tab or a line break must be in double quotes",
+                _ => "fields are separated by single tabs, and quotes do not protect a tab; use .csv for quoted fields",
             };
-            let what = format!("expected {expected} fields, found {found}");
-            return Err(Error::new(what).at(format_args!("line {}", record.line)).hint(hint));
+            problems.add(record.line, Error::new(format!("expected {expected} fields, found {found}")).hint(hint));
         }
-        more = records.next(&mut record)?;
+        more = records.next(&mut record, &mut problems)?;
     }
+    problems.finish("line")?;
     if examples.rows.is_empty() { Err(Error::new("header only, no examples")) } else { Ok(examples) }
 }
 
-/// Lines as UTF-8, numbered from 1, without their `\n` or `\r\n` and without a byte order mark.
-struct Lines<R> {
-    input: R,
-    buffer: Vec<u8>,
-    number: u64,
+/// What a first line is that does not name the columns: one with other separators, or an example.
+fn not_a_header(columns: &[&str], separator: char, want: &Request) -> Option<Error> {
+    let line = columns.join(&separator.to_string());
+    let others = [
+        (
+            ';',
+            "semicolons",
+            "write it with commas: in a spreadsheet choose the separator, in pandas leave out sep=\";\"",
+        ),
+        ('\t', "tabs", "name it .tsv"),
+        (',', "commas", "name it .csv"),
+        ('|', "vertical bars", "write it with commas"),
+    ];
+    for (other, name, hint) in others.into_iter().filter(|(other, ..)| *other != separator) {
+        let names: Vec<&str> = line.split(other).map(|name| name.trim().trim_matches('"')).collect();
+        if names.len() > 1 && (columns.len() == 1 || pick(&names, want).is_ok()) && !is_example(&names) {
+            let usual = if separator == ',' { "commas" } else { "tabs" };
+            return Some(Error::new(format!("expected columns separated by {usual}, found {name}")).hint(hint));
+        }
+    }
+    let example = || {
+        Error::new(format!("expected a header line with the names of the columns, found an example: {}", shown(&line)))
+            .hint("write the names above it, for instance \"text\" and \"label\"")
+    };
+    is_example(columns).then(example)
 }
 
-impl<R: BufRead> Lines<R> {
-    fn new(input: R) -> Self {
-        Self { input, buffer: Vec::new(), number: 0 }
-    }
+/// Whether a line can hardly be names: a number, nothing at all, or a sentence is among them.
+fn is_example(columns: &[&str]) -> bool {
+    // pandas leaves the name of its index empty
+    let sentence =
+        |name: &&str| name.split_whitespace().count() > 5 || name.ends_with(['.', '!', '?']) && name.contains(' ');
+    columns.iter().any(|name| name.parse::<f64>().is_ok()) || columns.iter().any(sentence)
+}
 
-    fn next(&mut self) -> Result<Option<(u64, &str)>> {
-        self.buffer.clear();
-        self.number += 1;
-        let at = |e: Error| e.at(format_args!("line {}", self.number));
-        if self.input.read_until(b'\n', &mut self.buffer).map_err(|e| at(e.into()))? == 0 {
+fn shown(line: &str) -> String {
+    match line.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}
+
+/// Whether a tab-separated file protects its fields by quotes, as pandas, R and spreadsheets do, or lets them stand for
+/// themselves, as GLUE does.
+///
+/// It does if every quote of the file is where a writer puts one (around a whole field, and twice inside it), all records then have
+/// as many fields as the header, and either they do not without quotes, or a quote is there that only such writers write: in the header,
+/// or twice inside a field. A text that merely stands in quotes keeps them: writers that quote where they must do not quote it.
+fn is_quoted(input: &mut (impl BufRead + Seek)) -> Result<bool> {
+    let Some(evidence) = by_quotes(input)? else { return Ok(false) };
+    if evidence {
+        return Ok(true);
+    }
+    input.rewind()?;
+    let mut lines = Lines::new(input);
+    let mut fields = None;
+    let mut problems = Problems::default();
+    while let Some((_, line)) = lines.next(&mut problems)? {
+        let found = line.split('\t').count();
+        if !line.is_empty() && *fields.get_or_insert(found) != found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Reads a tab-separated file by its quotes: `None` if some quote is none or there are none at all, else whether one cannot be the text's own.
+fn by_quotes(input: &mut (impl BufRead + Seek)) -> Result<Option<bool>> {
+    let mut problems = Problems::default();
+    let mut records = Records { strict: true, ..Records::new(input, '\t', true) };
+    let mut record = Record::default();
+    let (mut fields, mut quoted, mut evidence) = (None, false, false);
+    // what cannot be read is told when it is read
+    while records.next(&mut record, &mut problems).unwrap_or(false) && problems.is_empty() {
+        let header = fields.is_none();
+        if *fields.get_or_insert(record.ends.len()) != record.ends.len() {
             return Ok(None);
         }
-        let line = self.buffer.strip_suffix(b"\n").unwrap_or(&self.buffer);
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let line = if self.number == 1 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
-        let line = str::from_utf8(line).map_err(|e| {
-            let byte = line[e.valid_up_to()];
-            at(Error::new(format!("expected UTF-8, found byte 0x{byte:02x} at position {}", e.valid_up_to() + 1)))
-                .hint("save the file as UTF-8")
-        })?;
-        Ok(Some((self.number, line)))
+        quoted |= record.quoted;
+        evidence |= record.quoted && header || record.doubled;
     }
+    Ok((quoted && problems.is_empty()).then_some(evidence))
 }
 
 /// The fields of one record, one after the other in `text`.
@@ -107,6 +160,11 @@ struct Record {
     text: String,
     ends: Vec<usize>,
     line: u64,
+    row: u64,
+    /// Whether a field is in quotes.
+    quoted: bool,
+    /// Whether a field of one line has a quote written twice.
+    doubled: bool,
 }
 
 impl Record {
@@ -118,6 +176,12 @@ impl Record {
     fn fields(&self) -> impl Iterator<Item = &str> {
         (0..self.ends.len()).map(|i| self.field(i))
     }
+
+    fn clear(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+        (self.quoted, self.doubled) = (false, false);
+    }
 }
 
 /// Records of a file of separated values; blank lines are none.
@@ -125,29 +189,52 @@ struct Records<R> {
     lines: Lines<R>,
     separator: char,
     quotes: bool,
+    /// Whether a quote inside a field without quotes is wrong.
+    strict: bool,
+    /// Rows so far, blank ones too.
+    row: u64,
 }
 
 impl<R: BufRead> Records<R> {
-    /// Reads the next record, or returns false at the end.
-    fn next(&mut self, record: &mut Record) -> Result<bool> {
-        record.text.clear();
-        record.ends.clear();
+    fn new(input: R, separator: char, quotes: bool) -> Self {
+        Self { lines: Lines::new(input), separator, quotes, strict: false, row: 0 }
+    }
+
+    /// Reads the next record, or returns false at the end. Lines that are none are added to `problems` and left out.
+    fn next(&mut self, record: &mut Record, problems: &mut Problems) -> Result<bool> {
+        record.clear();
         let mut state = State::Start;
         loop {
-            let Some((number, line)) = self.lines.next()? else {
-                let error = || Error::new("a quoted field is not closed").at(format_args!("line {}", record.line));
-                return if state == State::Quoted { Err(error()) } else { Ok(false) };
+            let Some((number, line)) = self.lines.next(problems)? else {
+                if state == State::Quoted {
+                    problems.add(record.line, Error::new("a quoted field is not closed"));
+                }
+                return Ok(false);
             };
             if state == State::Quoted {
                 record.text.push('\n');
-            } else if line.is_empty() {
-                continue;
             } else {
+                record.row = self.row;
+                self.row += 1;
                 record.line = number;
+                if line.is_empty() {
+                    continue;
+                }
+            }
+            if record.text.len() + line.len() > LONGEST {
+                let error = too_long("a record").hint("is a quote not closed?");
+                return Err(error.at(format_args!("line {}", record.line)));
             }
             if self.quotes {
-                state =
-                    unquote(line, self.separator, state, record).map_err(|e| e.at(format_args!("line {number}")))?;
+                match unquote(line, self.separator, self.strict, state, record) {
+                    Ok(next) => state = next,
+                    Err(e) => {
+                        problems.add(number, e);
+                        record.clear();
+                        state = State::Start;
+                        continue;
+                    }
+                }
             } else {
                 for field in line.split(self.separator) {
                     record.text.push_str(field);
@@ -175,17 +262,24 @@ enum State {
 }
 
 /// Appends the fields of `line`; the returned state is `Quoted` if the last field goes on in the next line.
-fn unquote(line: &str, separator: char, mut state: State, record: &mut Record) -> Result<State> {
+fn unquote(line: &str, separator: char, strict: bool, mut state: State, record: &mut Record) -> Result<State> {
+    let goes_on = state == State::Quoted;
+    let mut doubled = false;
     for c in line.chars() {
         state = match (state, c) {
-            (State::Start, '"') => State::Quoted,
+            (State::Start, '"') => {
+                record.quoted = true;
+                State::Quoted
+            }
             (State::Quoted, '"') => State::Quote,
+            (State::Plain, '"') if strict => return Err(Error::new("a quote inside a field that is not in quotes")),
             (State::Start | State::Plain | State::Quote, c) if c == separator => {
                 record.ends.push(record.text.len());
                 State::Start
             }
             (State::Quote, c) if c != '"' => {
-                return Err(Error::new(format!("expected a comma behind a quoted field, found {c:?}"))
+                let expected = if separator == ',' { "a comma" } else { "a tab" };
+                return Err(Error::new(format!("expected {expected} behind a quoted field, found {c:?}"))
                     .hint("a double quote inside a quoted field must be written twice"));
             }
             (state, c) => {
@@ -193,6 +287,7 @@ fn unquote(line: &str, separator: char, mut state: State, record: &mut Record) -
                 if state == State::Start {
                     State::Plain
                 } else if state == State::Quote {
+                    doubled = true;
                     State::Quoted
                 } else {
                     state
@@ -202,73 +297,17 @@ fn unquote(line: &str, separator: char, mut state: State, record: &mut Record) -
     }
     if state != State::Quoted {
         record.ends.push(record.text.len());
+        record.doubled |= doubled && !goes_on;
     }
     Ok(state)
 }
 
-/// Text, pair and label of the object in `line`. `keys` are found in the first one.
-fn object(line: &str, keys: &mut Option<Names>, want: &Request) -> Result<(String, Option<String>, Option<String>)> {
-    let hint = "write one JSON object a line";
-    let object = match serde_json::from_str(line) {
-        Ok(Value::Object(object)) => object,
-        Ok(other) => return Err(Error::new(format!("expected a JSON object, found {}", kind(&other))).hint(hint)),
-        Err(e) => return Err(Error::new(format!("expected a JSON object, found bad JSON: {e}")).hint(hint)),
-    };
-    let keys = match keys {
-        Some(keys) => keys,
-        None => {
-            let names: Vec<&str> = object.keys().map(String::as_str).collect();
-            keys.insert(pick(&names, want)?.names(&names))
-        }
-    };
-    let text = string(&object, &keys.text)?;
-    let pair = keys.pair.as_ref().map(|key| string(&object, key)).transpose()?;
-    let label = keys.label.as_ref().map(|key| label(&object, key, want.labels_required)).transpose()?.flatten();
-    Ok((text, pair, label))
-}
-
-fn string(object: &Map<String, Value>, key: &str) -> Result<String> {
-    match object.get(key) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(Error::new(format!("key {key:?}: expected a string, found {}", kind(other)))),
-        None => Err(no_key(object, key)),
-    }
-}
-
-/// A label as text; `true` and `false` are 1 and 0.
-fn label(object: &Map<String, Value>, key: &str, required: bool) -> Result<Option<String>> {
-    match object.get(key) {
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(Value::Number(number)) => Ok(Some(number.to_string())),
-        Some(Value::Bool(flag)) => Ok(Some(u8::from(*flag).to_string())),
-        Some(Value::Null) => Ok(None),
-        Some(other) => Err(Error::new(format!("key {key:?}: expected a string or a number, found {}", kind(other)))),
-        None if required => Err(no_key(object, key)),
-        None => Ok(None),
-    }
-}
-
-fn no_key(object: &Map<String, Value>, key: &str) -> Error {
-    let found: Vec<&str> = object.keys().map(String::as_str).collect();
-    Error::new(format!("expected the key {key:?}, found keys: {}", found.join(", ")))
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::Columns;
+    use super::super::{Columns, json, lines};
     use super::*;
     use proptest::prelude::*;
+    use std::io::Cursor;
 
     const COLUMNS: Columns = Columns { text: None, pair: None, label: None, known: None };
 
@@ -289,11 +328,7 @@ mod tests {
     }
 
     fn read_tsv(text: &str) -> Result<Examples> {
-        tsv(text.as_bytes(), &request(Task::Classify))
-    }
-
-    fn read_jsonl(text: &str) -> Result<Examples> {
-        jsonl(text.as_bytes(), &request(Task::Classify))
+        tsv(Cursor::new(text), &request(Task::Classify))
     }
 
     #[test]
@@ -327,34 +362,93 @@ mod tests {
     }
 
     #[test]
-    fn json_lines() {
-        let file = "{\"label\": true, \"text\": \"a\\n\"}\n\n{\"text\": \"b\", \"label\": 1.0, \"x\": []}\n";
-        assert_eq!(texts(read_jsonl(file)), [("a\n".to_owned(), 1), ("b".to_owned(), 3)]);
-        let labels: Vec<_> = read_jsonl(file).unwrap().rows.into_iter().filter_map(|e| e.label).collect();
-        assert_eq!(labels, ["1", "1.0"]);
+    fn tsv_as_programs_write_it() {
+        for (file, want) in [
+            // pandas, R's defaults, a spreadsheet: one quote written twice, or a header in quotes, or a line break, or a tab
+            ("text\tlabel\n\"say \"\"a\"\"\"\t1\nb\t0\n", &["say \"a\"", "b"][..]),
+            ("\"text\"\t\"label\"\n\"a\"\t1\n", &["a"]),
+            ("text\tlabel\n\"a\nb\"\t1\nc\t0\n", &["a\nb", "c"]),
+            ("text\tlabel\n\"a\tb\"\t1\n", &["a\tb"]),
+            // GLUE's way: a quote that no writer of quoted fields leaves
+            ("text\tlabel\n\"say \"\"a\"\"\"\t1\nb \"c\"\t0\n", &["\"say \"\"a\"\"\"", "b \"c\""]),
+            ("text\tlabel\n\"a\t1\nb\t0\n", &["\"a", "b"]),
+            ("text\tlabel\n\"a\"\t1\nb\t0\n", &["\"a\"", "b"]),
+            // speech that begins in one line and ends in another
+            ("label\ttext\ttext2\n1\t\"a\tb\n1\tc\"\td\n", &["\"a", "c\""]),
+        ] {
+            let read: Vec<_> = read_tsv(file).unwrap().rows.into_iter().map(|e| e.text).collect();
+            assert_eq!(read, want, "{file:?}");
+            let glues = glue_tsv(file.as_bytes(), &request(Task::Classify));
+            assert!(glues.is_err() || glues.unwrap().rows.iter().all(|e| e.text.contains('"') || e.text.len() == 1));
+        }
+        assert!(message(read_tsv("text\tlabel\n\"a\nb\"\t1\nc\n")).contains("3 problems\n  line 2: expected 2 fields"));
     }
 
     #[test]
-    fn json_errors() {
-        let after = |line: &str| message(read_jsonl(&format!("{{\"text\":\"a\",\"label\":0}}\n{line}\n")));
-        for (line, what) in [
-            ("[1]", "expected a JSON object, found an array"),
-            ("{\"text\":", "found bad JSON"),
-            ("{\"text\":\"a\"}", "expected the key \"label\", found keys: text"),
-            ("{\"label\":0}", "expected the key \"text\", found keys: label"),
-            ("{\"text\":1,\"label\":0}", "key \"text\": expected a string, found a number"),
-            ("{\"text\":\"a\",\"label\":{}}", "key \"label\": expected a string or a number, found an object"),
-            ("{\"text\":\"a\",\"label\":null}", "the label is missing"),
+    fn rows_count_what_is_left_out() {
+        let rows = |read: Result<Examples>| read.unwrap().rows.iter().map(|e| (e.line, e.row)).collect::<Vec<_>>();
+        assert_eq!(rows(read_csv("\ntext,label\n\na,1\n\"b\n\nc\",1\n\nd,1\n")), [(4, 1), (5, 2), (9, 4)]);
+        assert_eq!(rows(read_tsv("text\tlabel\na\t1\n\nb\t1\n")), [(2, 0), (4, 2)]);
+        let qqp = "question1\tquestion2\tis_duplicate\na\tb\nc\td\t1\n";
+        assert_eq!(rows(tsv(Cursor::new(qqp), &request(Task::Qqp))), [(3, 1)]);
+    }
+
+    #[test]
+    fn other_separators_and_missing_headers_are_named() {
+        for (file, what) in [
+            ("text;label\na, b;1\n", "expected columns separated by commas, found semicolons"),
+            ("\"text\";\"label\"\n\"a\";1\n", "found semicolons"),
+            ("id;text, or so;label\n", "found semicolons"),
+            ("text\tlabel\na\t1\n", "found tabs\n  in line 1\n  hint: name it .tsv"),
+            ("text|label\na|1\n", "found vertical bars"),
+            (
+                "a fine film,1\na bad one,0\n",
+                "expected a header line with the names of the columns, found an example: a fine",
+            ),
+            ("I have never seen a film so long,pos\n", "found an example"),
+            ("Good film!,pos\nBad film!,neg\n", "found an example"),
+            ("a,b\n1,2\n", "found columns: a, b\n  in line 1"),
+            ("\nid,review,sentiment\n", "found columns: id, review, sentiment\n  in line 2"),
         ] {
-            let message = after(line);
-            assert!(message.contains(what) && message.contains("in line 2"), "{message}");
+            let message = message(read_csv(file));
+            assert!(message.contains(what), "{file:?}: {message}");
         }
-        assert!(message(read_jsonl("{\"a\":1}")).contains("found columns: a\n  in line 1"));
+        assert!(message(read_tsv("text,label\na,1\n")).contains("separated by tabs, found commas"));
+        assert!(message(read_tsv("a fine film\t1\n")).contains("found an example"));
+        assert!(message(read_csv("text,label\ra,1\r")).contains("CR alone"));
+    }
+
+    #[test]
+    fn errors_come_together() {
+        let bad = "a\n".repeat(11);
+        let message = message(read_csv(&format!("text,label\nb,\n{bad}c,NaN\n\"d\"e,1\nf,1\n\"g,1\n")));
+        assert!(
+            message.starts_with("15 problems\n  line 2: the label is missing\n  line 3: expected 2 fields, found 1\n")
+        );
+        assert!(message.contains("  line 11: expected 2 fields, found 1\n  and 5 more\n  hint: "), "{message}");
+    }
+
+    #[test]
+    fn what_stands_for_no_label() {
+        for none in ["nan", "NaN", "-nan", "<NA>", "NaT", "#N/A", " ", "-1.#IND"] {
+            let message = message(read_csv(&format!("text,label\na,1\nb,{none}\n")));
+            assert!(message.starts_with("the label is missing") && message.contains("in line 3"), "{message}");
+        }
+        for some in ["NA", "None", "null", "nana", "0"] {
+            assert_eq!(read_csv(&format!("text,label\na,{some}\n")).unwrap().rows[0].label.as_deref(), Some(some));
+        }
+    }
+
+    #[test]
+    fn an_open_quote_does_not_take_the_whole_file() {
+        let file = format!("text,label\n\"a,1\n{}", "some more lines of text,1\n".repeat(LONGEST / 20));
+        let message = message(read_csv(&file));
+        assert_eq!(message, "a record of more than 64 MiB\n  in line 2\n  hint: is a quote not closed?");
     }
 
     #[test]
     fn nothing_to_read() {
-        for read in [read_csv, read_tsv, read_jsonl] {
+        for read in [read_csv, read_tsv] {
             assert_eq!(message(read("")), "empty file");
             assert_eq!(message(read("\n\n")), "empty file");
         }
@@ -368,8 +462,7 @@ mod tests {
         let classify = request(Task::Classify);
         for (message, line) in [
             (message(csv(&b"text,label\na,1\n\"x\n\xff\",1\n"[..], &classify)), 4),
-            (message(tsv(&b"text\tlabel\na\xff\t1\n"[..], &classify)), 2),
-            (message(jsonl(&b"\xff\xfe{}\n"[..], &classify)), 1),
+            (message(tsv(Cursor::new(b"text\tlabel\na\xff\t1\n"), &classify)), 2),
         ] {
             assert!(message.contains("expected UTF-8, found byte 0xff"), "{message}");
             assert!(message.contains(&format!("in line {line}")), "{message}");
@@ -379,11 +472,11 @@ mod tests {
     #[test]
     fn short_lines_are_left_out_for_qqp_only() {
         let file = b"question1\tquestion2\tis_duplicate\na\tb\nc\td\t1\ne\tf\t0\tg\n";
-        let read = tsv(&file[..], &request(Task::Qqp)).unwrap();
+        let read = tsv(Cursor::new(file), &request(Task::Qqp)).unwrap();
         assert_eq!((read.rows.len(), read.rows[0].line, read.skipped), (1, 3, 2));
         let columns = Columns { text: Some("question1".into()), label: Some("is_duplicate".into()), ..COLUMNS };
         let other = Request { task: Task::Classify, columns: &columns, labels_required: true };
-        assert!(message(tsv(&file[..], &other)).contains("expected 3 fields, found 2"));
+        assert!(message(tsv(Cursor::new(file), &other)).contains("expected 3 fields, found 2"));
     }
 
     #[test]
@@ -392,10 +485,6 @@ mod tests {
         let labels = |read: Result<Examples>| read.unwrap().rows.into_iter().map(|e| e.label).collect::<Vec<_>>();
         assert_eq!(labels(csv(&b"text\na\n"[..], &want)), [None]);
         assert_eq!(labels(csv(&b"text,label\na,\nb,1\n"[..], &want)), [None, Some("1".into())]);
-        assert_eq!(
-            labels(jsonl(&b"{\"text\":\"a\",\"label\":0}\n{\"text\":\"b\"}"[..], &want)),
-            [Some("0".into()), None]
-        );
     }
 
     /// Bytes near the formats, so that the search reaches beyond the first error.
@@ -440,7 +529,14 @@ mod tests {
         fn any_bytes_are_read_or_refused(bytes in bytes(), required in any::<bool>()) {
             for task in [Task::Classify, Task::Cola, Task::Qqp] {
                 let want = Request { labels_required: required, ..request(task) };
-                for read in [csv(&bytes[..], &want), tsv(&bytes[..], &want), jsonl(&bytes[..], &want)].into_iter().flatten() {
+                let reads = [
+                    csv(&bytes[..], &want),
+                    tsv(Cursor::new(&bytes), &want),
+                    glue_tsv(&bytes[..], &want),
+                    json::json(&bytes[..], &want),
+                    lines::text(&bytes[..], &want),
+                ];
+                for read in reads.into_iter().flatten() {
                     prop_assert!(!read.rows.is_empty());
                     prop_assert!(read.rows.iter().all(|e| e.line >= 1 && e.pair.is_some() == task.needs_pair()
                         && (e.label.is_some() || !required)) || task == Task::Classify);

@@ -19,14 +19,7 @@ pub struct Wording {
 impl Wording {
     /// The wording of `task`. The answers are T5's for GLUE, else the names of the labels.
     pub fn new(task: Task, map: &LabelMap) -> Self {
-        let words: &[&str] = match task {
-            Task::Cola => &["unacceptable", "acceptable"],
-            Task::Sst2 => &["negative", "positive"],
-            Task::Mrpc => &["not_equivalent", "equivalent"],
-            Task::Qqp => &["not_duplicate", "duplicate"],
-            _ => return Self { task, words: task.labels().map_or_else(|| map.names().to_vec(), owned) },
-        };
-        Self { task, words: owned(words) }
+        Self { task, words: task.class_names().map_or_else(|| map.names().to_vec(), owned) }
     }
 
     /// What the model reads.
@@ -147,7 +140,7 @@ mod tests {
     use super::*;
 
     fn example(text: &str, pair: Option<&str>) -> Example {
-        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, line: 1 }
+        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, line: 1, row: 0 }
     }
 
     fn wording(task: Task) -> Wording {

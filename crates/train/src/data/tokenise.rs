@@ -259,7 +259,7 @@ pub(crate) mod tests {
     }
 
     fn example(text: &str, pair: Option<&str>) -> Example {
-        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, line: 1 }
+        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, line: 1, row: 0 }
     }
 
     fn tokens(set: &TokenisedSet, i: usize) -> &[u32] {
