@@ -17,44 +17,48 @@ pub(crate) fn too_long(what: &str) -> Error {
 pub(crate) struct Lines<R> {
     input: R,
     buffer: Vec<u8>,
+    replaced: String,
     number: u64,
 }
 
 impl<R: BufRead> Lines<R> {
     pub(crate) fn new(input: R) -> Self {
-        Self { input, buffer: Vec::new(), number: 0 }
+        Self { input, buffer: Vec::new(), replaced: String::new(), number: 0 }
     }
 
-    /// The next line and its number, or `None` at the end. Lines that are not UTF-8 are added to `problems` and left out.
+    /// The next line and its number, or `None` at the end. What is not UTF-8 is added to `problems`, and replaced so that reading goes on.
     ///
     /// # Errors
     /// What makes going on useless: a failing disk, an endless line, line ends that are none.
     pub(crate) fn next(&mut self, problems: &mut Problems) -> Result<Option<(u64, &str)>> {
-        loop {
-            self.buffer.clear();
-            self.number += 1;
-            let number = self.number;
-            let at = |e: Error| e.at(format_args!("line {number}"));
-            let most = LONGEST as u64 + 1;
-            let read = (&mut self.input).take(most).read_until(b'\n', &mut self.buffer).map_err(|e| at(e.into()))?;
-            if read == 0 {
-                return Ok(None);
-            }
-            if read > LONGEST {
-                return Err(at(too_long("a line")));
-            }
-            let line = unmarked(&self.buffer, number);
-            if number == 1 && line.contains(&b'\r') {
-                return Err(at(Error::new("expected lines that end in LF or CR LF, found some that end in CR alone"))
-                    .hint("save the file with the line ends of Unix or Windows"));
-            }
-            let Err(e) = str::from_utf8(line) else { break };
-            let (byte, place) = (line[e.valid_up_to()], e.valid_up_to() + 1);
-            let error = Error::new(format!("expected UTF-8, found byte 0x{byte:02x} at position {place}"));
-            problems.add(number, error.hint("save the file as UTF-8"));
+        self.buffer.clear();
+        self.number += 1;
+        let number = self.number;
+        let at = |e: Error| e.at(format_args!("line {number}"));
+        let most = LONGEST as u64 + 1;
+        let read = (&mut self.input).take(most).read_until(b'\n', &mut self.buffer).map_err(|e| at(e.into()))?;
+        if read == 0 {
+            return Ok(None);
         }
-        // checked above; the borrow checker does not let the loop return it
-        Ok(Some((self.number, str::from_utf8(unmarked(&self.buffer, self.number)).unwrap_or_default())))
+        if read > LONGEST {
+            return Err(at(too_long("a line")));
+        }
+        let line = unmarked(&self.buffer, number);
+        if number == 1 && line.contains(&b'\r') {
+            return Err(at(Error::new("expected lines that end in LF or CR LF, found some that end in CR alone"))
+                .hint("save the file with the line ends of Unix or Windows"));
+        }
+        let line = match str::from_utf8(line) {
+            Ok(line) => line,
+            Err(e) => {
+                let (byte, place) = (line[e.valid_up_to()], e.valid_up_to() + 1);
+                let error = Error::new(format!("expected UTF-8, found byte 0x{byte:02x} at position {place}"));
+                problems.add(number, error.hint("save the file as UTF-8"));
+                self.replaced = String::from_utf8_lossy(line).into_owned();
+                &self.replaced
+            }
+        };
+        Ok(Some((number, line)))
     }
 }
 

@@ -28,7 +28,8 @@ pub fn glue_tsv(input: impl BufRead, want: &Request) -> Result<Examples> {
 fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examples> {
     let mut problems = Problems::default();
     let mut record = Record::default();
-    if !records.next(&mut record, &mut problems)? {
+    // with a header that cannot be read nothing can
+    if !records.next(&mut record, &mut problems)? || !problems.is_empty() {
         problems.finish("line")?;
         return Err(Error::new("empty file"));
     }
@@ -70,20 +71,18 @@ fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examp
     if examples.rows.is_empty() { Err(Error::new("header only, no examples")) } else { Ok(examples) }
 }
 
+/// What separates columns, its name, and what to do where another separator is meant.
+const SEPARATORS: [(char, &str, &str); 4] = [
+    (';', "semicolons", "write it with commas: in a spreadsheet choose the separator, in pandas leave out sep=\";\""),
+    ('\t', "tabs", "name it .tsv"),
+    (',', "commas", "name it .csv"),
+    ('|', "vertical bars", "write it with commas"),
+];
+
 /// What a first line is that does not name the columns: one with other separators, or an example.
 fn not_a_header(columns: &[&str], separator: char, want: &Request) -> Option<Error> {
     let line = columns.join(&separator.to_string());
-    let others = [
-        (
-            ';',
-            "semicolons",
-            "write it with commas: in a spreadsheet choose the separator, in pandas leave out sep=\";\"",
-        ),
-        ('\t', "tabs", "name it .tsv"),
-        (',', "commas", "name it .csv"),
-        ('|', "vertical bars", "write it with commas"),
-    ];
-    for (other, name, hint) in others.into_iter().filter(|(other, ..)| *other != separator) {
+    for (other, name, hint) in SEPARATORS.into_iter().filter(|(other, ..)| *other != separator) {
         let names: Vec<&str> = line.split(other).map(|name| name.trim().trim_matches('"')).collect();
         if names.len() > 1 && (columns.len() == 1 || pick(&names, want).is_ok()) && !is_example(&names) {
             let usual = if separator == ',' { "commas" } else { "tabs" };
@@ -279,8 +278,10 @@ fn unquote(line: &str, separator: char, strict: bool, mut state: State, record: 
             }
             (State::Quote, c) if c != '"' => {
                 let expected = if separator == ',' { "a comma" } else { "a tab" };
-                return Err(Error::new(format!("expected {expected} behind a quoted field, found {c:?}"))
-                    .hint("a double quote inside a quoted field must be written twice"));
+                let other = SEPARATORS.iter().find(|(other, ..)| *other == c);
+                let hint =
+                    other.map_or("a double quote inside a quoted field must be written twice", |(.., hint)| hint);
+                return Err(Error::new(format!("expected {expected} behind a quoted field, found {c:?}")).hint(hint));
             }
             (state, c) => {
                 record.text.push(c);
@@ -381,7 +382,7 @@ mod tests {
             let glues = glue_tsv(file.as_bytes(), &request(Task::Classify));
             assert!(glues.is_err() || glues.unwrap().rows.iter().all(|e| e.text.contains('"') || e.text.len() == 1));
         }
-        assert!(message(read_tsv("text\tlabel\n\"a\nb\"\t1\nc\n")).contains("3 problems\n  line 2: expected 2 fields"));
+        assert!(message(read_tsv("text\tlabel\n\"a\nb\"\t1\nc\n")).contains("2 problems\n  line 2: expected 2 fields"));
     }
 
     #[test]
@@ -397,7 +398,7 @@ mod tests {
     fn other_separators_and_missing_headers_are_named() {
         for (file, what) in [
             ("text;label\na, b;1\n", "expected columns separated by commas, found semicolons"),
-            ("\"text\";\"label\"\n\"a\";1\n", "found semicolons"),
+            ("\"text\";\"label\"\na;1\n", "a quoted field, found ';'\n  in line 1"),
             ("id;text, or so;label\n", "found semicolons"),
             ("text\tlabel\na\t1\n", "found tabs\n  in line 1\n  hint: name it .tsv"),
             ("text|label\na|1\n", "found vertical bars"),
