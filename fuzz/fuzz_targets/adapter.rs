@@ -4,9 +4,10 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok((config, _)) = config_from_json(bytes) else { return };
-    assert!(config.lora_rank >= 1 && config.scale().is_finite(), "{config:?}");
+    let module = "encoder.block.0.layer.0.SelfAttention.q";
+    assert!(config.rank_of(module) >= 1 && config.scale_of(module).is_finite(), "{config:?}");
     assert!((0.0..1.0).contains(&config.dropout), "{config:?}");
     for pattern in config.targets.iter().chain(&config.modules_to_save) {
-        names_module(pattern, "encoder.block.0.layer.0.SelfAttention.q");
+        names_module(pattern, module);
     }
 });

@@ -9,6 +9,7 @@ are those of the base model's folder.
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,48 @@ import make_t5
 
 HERE = Path(__file__).resolve().parent
 
+QKV = ["query", "key", "value"]
+
 # name: (seed, base model, settings)
 CASES = {
-    "pairs": (1, "bert-pairs", dict(r=3, lora_alpha=6, target_modules=["query", "key", "value"])),
+    "pairs": (1, "bert-pairs", dict(r=3, lora_alpha=6, target_modules=QKV)),
     "t5": (3, "t5-relu", dict(r=4, lora_alpha=8, target_modules=["q", "v", "wi"])),
     "stabilised": (2, "bert-gelu", dict(r=2, lora_alpha=5, use_rslora=True, target_modules=["value", "dense"])),
+    "pooler": (4, "bert-pairs", dict(r=2, lora_alpha=3, target_modules=["dense"], modules_to_save=["classifier", "pooler"])),
+    "patterns": (
+        5,
+        "bert-gelu",
+        dict(
+            r=3,
+            lora_alpha=5,
+            use_rslora=True,
+            bias="all",
+            target_modules=r".*\.attention\.self\.(query|key|value)|.*intermediate\.dense",
+            rank_pattern={"query": 2, "^bert.encoder.layer.1.*key": 5},
+            alpha_pattern={"layer.0.attention.self.value": 2, "self.(query|value)": 7},
+        ),
+    ),
+    "some-layers": (
+        6,
+        "bert-pairs",
+        dict(
+            r=2,
+            lora_alpha=3,
+            bias="lora_only",
+            target_modules="all-linear",
+            exclude_modules=["key"],
+            fan_in_fan_out=True,
+            rank_pattern={"output.dense": 4},
+        ),
+    ),
+    "converted": (7, "bert-pairs", dict(r=2, lora_alpha=4, init_lora_weights="pissa", target_modules=QKV)),
 }
 
 
 def plain(name):
     """The key of a tensor of the adapted model in colrow."""
     name = name.removeprefix("base_model.model.")
-    return name.replace(".default", "").replace(".modules_to_save", "")
+    return name.replace(".default", "").replace(".modules_to_save", "").replace(".base_layer", "")
 
 
 def open_base(base):
@@ -45,7 +76,7 @@ def open_base(base):
         return model, batch, dict(task_type="SEQ_2_SEQ_LM")
     model = BertForSequenceClassification.from_pretrained(HERE / base, attn_implementation="eager")
     batch = lambda dtype: make.tensors(inputs["sequences"], inputs["labels"], dtype)
-    return model, batch, dict(task_type="SEQ_CLS", modules_to_save=["classifier"])
+    return model, batch, dict(task_type="SEQ_CLS")
 
 
 def write(case):
@@ -55,13 +86,17 @@ def write(case):
     model.name_or_path = base
     settings = LoraConfig(lora_dropout=0.0, **task, **settings)
     model = get_peft_model(model, settings).eval()
+    if converted := settings.init_lora_weights != True:
+        # how an adapter that changed its base becomes one that does not
+        initial = Path(tempfile.mkdtemp()) / "initial"
+        model.save_pretrained(initial)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.requires_grad:
                 weight.copy_(torch.from_numpy(0.3 * random.standard_normal(tuple(weight.shape))))
     folder = HERE / f"lora-{case}"
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial) if converted else None)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
@@ -74,7 +109,10 @@ def write(case):
     expected |= {"loss": out.loss.detach().reshape(1)}
     expected |= {f"grad.{plain(n)}": w.grad for n, w in model.named_parameters() if w.requires_grad}
     save_file({n: t.float().contiguous() for n, t in expected.items()}, folder / "expected.safetensors")
-    stored = {plain(n) for n in load_file(folder / "adapter_model.safetensors")}
+    if converted:
+        return print(f"{folder.name}: loss {out.loss.item():.4f}")
+    # with bias="all", PEFT adds the bias of the head's two copies
+    stored = {plain(n) for n in load_file(folder / "adapter_model.safetensors") if ".original_module." not in n}
     if stored != {n.removeprefix("grad.") for n in expected if n.startswith("grad.")}:
         sys.exit(f"{case}: the adapter's file holds other tensors than those that are learned")
     print(f"{folder.name}: {len(stored)} tensors, loss {out.loss.item():.4f}")

@@ -8,11 +8,13 @@ in them is clear by a margin far above what f32 could change. Also `t5-buckets.j
 """
 
 import json
+import shutil
 import sys
+import tempfile
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils import logging
@@ -186,6 +188,23 @@ def buckets():
         file.write("\n")
 
 
+def names():
+    """Losses of a model whose head and embedding are in one tensor of the file, under the name of one of them."""
+    case = HERE / "t5-gated"
+    inputs = json.loads((case / "inputs.json").read_text())
+    losses = {}
+    for key in ["lm_head.weight", "shared.weight"]:
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(case / "config.json", folder)
+            stored = {name: tensor for name, tensor in load_file(case / "model.safetensors").items() if name != key}
+            save_file(stored, f"{folder}/model.safetensors", metadata={"format": "pt"})
+            model = T5ForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval().double()
+        losses[key] = model(**tensors(inputs["sources"], inputs["targets"])).loss.item()
+    with open(HERE / "t5-names.json", "w") as file:
+        json.dump(losses, file)
+        file.write("\n")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -194,3 +213,4 @@ if __name__ == "__main__":
             sys.exit(f"{case}: expected one of {', '.join(CASES)}")
         make(case)
     buckets()
+    names()

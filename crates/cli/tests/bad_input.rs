@@ -3,6 +3,7 @@
 
 mod common;
 
+use colrow_models::weights::{Data, Saved, Weights, write};
 use common::{Place, config, npy, tokenizer, tsv};
 use serde_json::json;
 
@@ -221,34 +222,68 @@ fn matrices() {
     estimate("x.npy", "x.npy", &["--trials", "1"], 2, &["--trials: expected at least 2, found 1"]);
 }
 
-#[test]
-fn models_that_cannot_predict() {
-    let place = Place::new();
-    // the bare model, without a classifier
-    let stored = colrow_models::weights::Weights::open(&place.path("model")).unwrap();
-    let names: Vec<_> = stored.names().filter(|n| !n.starts_with("classifier")).map(str::to_owned).collect();
+/// Rewrites the weights of `model/` without those whose names begin with `dropped`.
+fn drop_weights(place: &Place, dropped: &str) {
+    let stored = Weights::open(&place.path("model")).unwrap();
+    let names: Vec<_> = stored.names().filter(|n| !n.starts_with(dropped)).map(str::to_owned).collect();
     let values = |name: &String| {
         let mut values = vec![0.0; stored.shape(name).unwrap().iter().product()];
         stored.read(name, &mut values).unwrap();
         values
     };
     let values: Vec<_> = names.iter().map(values).collect();
-    let saved: Vec<_> = names
-        .iter()
-        .zip(&values)
-        .map(|(name, values)| colrow_models::weights::Saved {
-            name: name.clone(),
-            shape: stored.shape(name).unwrap().to_vec(),
-            data: colrow_models::weights::Data::F32(values),
-        })
-        .collect();
+    let saved = names.iter().zip(&values).map(|(name, values)| Saved {
+        name: name.clone(),
+        shape: stored.shape(name).unwrap().to_vec(),
+        data: Data::F32(values),
+    });
     let bare = place.path("bare.safetensors");
-    colrow_models::weights::write(&bare, &saved, &[]).unwrap();
-    drop(stored);
+    write(&bare, &saved.collect::<Vec<_>>(), &[]).unwrap();
     std::fs::rename(bare, place.path("model/model.safetensors")).unwrap();
+}
+
+#[test]
+fn models_that_cannot_predict() {
+    let place = Place::new();
+    // the bare model, without a classifier
+    drop_weights(&place, "classifier");
     let needles = &["classifier", "not trained", "in model", "hint: "];
     fails(&place, &["eval", "--model", "model", "--data", "dev.tsv"], 1, needles);
     fails(&place, &["predict", "--model", "model", "--data", "dev.tsv"], 1, needles);
+}
+
+#[test]
+fn bodies_that_lack_weights() {
+    let place = Place::new();
+    // which pre-training leaves out as it does the classifier
+    drop_weights(&place, "bert.pooler");
+    place.train(&["train.steps=1", "output=no-pooler"]);
+    drop_weights(&place, "bert.encoder.layer.1.output.dense.bias");
+    let needles = &["the checkpoint lacks bert.encoder.layer.1.output.dense.bias", "model.init_missing = true"];
+    train_fails(&place, &[], 1, needles);
+    fails(&place, &["eval", "--model", "model", "--data", "dev.tsv"], 1, needles);
+    place.train(&["model.init_missing=true", "train.steps=1"]);
+}
+
+#[test]
+fn heads_that_training_replaces() {
+    let place = Place::new();
+    let mut other = config();
+    other["id2label"] = json!({"1": "no", "2": "yes"});
+    other["problem_type"] = json!("multi_label_classification");
+    place.write("model/config.json", other.to_string());
+    let needles =
+        &["id2label: expected names", "problem_type: expected", "model/config.json", "this head cannot be used"];
+    fails(&place, &["eval", "--model", "model", "--data", "dev.tsv"], 1, needles);
+    fails(&place, &["predict", "--model", "model", "--data", "dev.tsv"], 1, needles);
+    place.train(&["train.steps=1"]);
+    place.ok(&["eval", "--model", "run/model", "--data", "dev.tsv"]);
+    // a module that holds others counts, and is saved with the adapter
+    let lora = ["train.method=lora", "train.modules_to_save=[\"classifier\", \"pooler\"]"];
+    place.train(&[&lora[..], &["train.steps=1", "output=adapter"]].concat());
+    place.ok(&["eval", "--model", "adapter/model", "--data", "dev.tsv"]);
+    let adapter = Weights::open_file(&place.path("adapter/model/adapter_model.safetensors")).unwrap();
+    assert!(adapter.shape("base_model.model.bert.pooler.dense.weight").is_some());
 }
 
 #[test]

@@ -87,20 +87,26 @@ impl Registry {
         self.edit(entry.param, entry.range(), |out| weights.read(name, out))
     }
 
+    /// Writes the numbers of entry `i`.
+    pub(crate) fn write(&mut self, i: usize, write: impl FnOnce(&mut [f32])) {
+        let entry = &self.entries[i];
+        let write = |out: &mut [f32]| {
+            write(out);
+            Ok(())
+        };
+        self.edit(entry.param, entry.range(), write).expect("writing does not fail");
+    }
+
     /// Initialises entry `i` from the stream `key`.
     pub fn init(&mut self, i: usize, key: Key) {
         let entry = &self.entries[i];
         let (key, init) = (key.named(&entry.key), entry.init);
-        let fill = |out: &mut [f32]| {
-            match init {
-                Init::Zeros => out.fill(0.0),
-                Init::Ones => out.fill(1.0),
-                Init::Normal(std) => draw(out, |i| std * key.normal(i)),
-                Init::Uniform(bound) => draw(out, |i| bound * (2.0 * key.uniform(i) - 1.0)),
-            }
-            Ok::<(), Error>(())
-        };
-        self.edit(entry.param, entry.range(), fill).expect("filling does not fail");
+        self.write(i, |out| match init {
+            Init::Zeros => out.fill(0.0),
+            Init::Ones => out.fill(1.0),
+            Init::Normal(std) => draw(out, |i| std * key.normal(i)),
+            Init::Uniform(bound) => draw(out, |i| bound * (2.0 * key.uniform(i) - 1.0)),
+        });
     }
 
     pub(crate) fn edit(

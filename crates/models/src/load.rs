@@ -8,12 +8,10 @@ use colrow_tensor::{DType, Device, Error, Result};
 use crate::config::Config;
 use crate::hub::{self, CONFIG_FILE, Needs, TOKENIZER_FILE};
 use crate::lora;
+pub use crate::matching::Anew;
 use crate::matching::{Wanted, match_keys};
 use crate::model::Model;
 use crate::weights::Weights;
-
-const HEAD: &str = "lm_head.weight";
-const EMBEDDING: &str = "shared.weight";
 
 /// A model and what the user should know about its weights.
 #[derive(Debug)]
@@ -30,19 +28,15 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-/// Reads a model's weights from `dir`. What the checkpoint lacks is initialised from `seed` and named in a warning; with
-/// `reinit_head` so is a classifier of another number of labels.
+/// Reads a model's weights from `dir`. A head that the checkpoint lacks is initialised from `seed` and named in a warning; so is what may
+/// be made `anew`.
 ///
 /// # Errors
-/// Weights that are not there, not readable, or not this configuration's.
-pub fn model(
-    dir: &Path,
-    config: Config,
-    device: &Device,
-    dtype: DType,
-    seed: u64,
-    reinit_head: bool,
-) -> Result<Loaded> {
+/// Weights that are not there, not readable, or not this configuration's; a head that cannot predict, unless it is made anew.
+pub fn model(dir: &Path, config: Config, device: &Device, dtype: DType, seed: u64, anew: Anew) -> Result<Loaded> {
+    if !anew.head {
+        config.check_head().map_err(|e| e.at(dir.join(CONFIG_FILE).display()))?;
+    }
     let weights = Weights::open(dir)?;
     let mut model = Model::new(config, device, dtype);
     let wanted: Vec<Wanted> = model
@@ -51,13 +45,13 @@ pub fn model(
         .iter()
         .map(|e| Wanted { key: e.key.clone(), shape: e.shape.clone(), dims: e.dims })
         .collect();
-    let mut matched = match_keys(model.family(), &wanted, weights.shapes(), reinit_head, dir)?;
-    // an untied head that was saved as if it were tied
-    let head = |i: usize| model.registry.entries[i].key == HEAD && weights.shape(EMBEDDING).is_some();
-    let copied: Vec<usize> = (0..matched.keys.len()).filter(|&i| matched.keys[i].is_none() && head(i)).collect();
-    for i in copied {
-        matched.keys[i] = Some(EMBEDDING.to_owned());
-        matched.missing.retain(|key| key != HEAD);
+    let matched = match_keys(model.family(), &wanted, weights.shapes(), anew, dir)?;
+    for [a, b] in &matched.tied {
+        if !weights.are_equal(a, b)? {
+            return Err(Error::new(format!("{a} and {b}: expected the same numbers, found different ones"))
+                .at(dir.display())
+                .hint("this model has one tensor where the checkpoint has two"));
+        }
     }
     for (i, name) in matched.keys.iter().enumerate() {
         match name {
@@ -85,25 +79,30 @@ pub fn adapted(
     let (mut settings, named) = lora::read_config(dir)?;
     let (modules, labels) = lora::contents(dir)?;
     settings.targets = modules;
-    let Some(base) = base.or(named.as_deref()) else {
-        return Err(Error::new("base_model_name_or_path: expected the adapter's base model, found nothing")
-            .at(dir.join(lora::ADAPTER_CONFIG_FILE).display())
-            .hint("name it by --base"));
+    let (base, revision) = match (base, &named) {
+        (Some(base), _) => (base, None),
+        (None, Some(named)) => (named.name.as_str(), named.revision.as_deref()),
+        (None, None) => {
+            return Err(Error::new("base_model_name_or_path: expected the adapter's base model, found nothing")
+                .at(dir.join(lora::ADAPTER_CONFIG_FILE).display())
+                .hint("name it by --base"));
+        }
     };
-    let base = hub::resolve(base, "main", Needs::Weights).map_err(|e| {
+    let base = hub::resolve(base, revision.unwrap_or("main"), Needs::Weights).map_err(|e| {
         e.at(dir.join(lora::ADAPTER_CONFIG_FILE).display()).hint("name the adapter's base model by --base")
     })?;
     // adapters of older versions of this program have the labels in a `config.json`
     let mut config = Config::open(if dir.join(CONFIG_FILE).exists() { dir } else { &base })?;
     relabel(&mut config);
-    if let Some(labels) = labels.filter(|&n| n != config.num_labels()) {
-        config.labels = (0..labels).map(|i| format!("LABEL_{i}")).collect();
+    if let Some(labels) = labels {
+        config.set_num_labels(labels);
     }
-    let mut loaded = model(&base, config, device, dtype, 0, true)?;
+    config.check_head().map_err(|e| e.at(dir.display()))?;
+    let mut loaded = model(&base, config, device, dtype, 0, Anew { head: true, body: false })?;
     lora::adapt(&mut loaded.model, &settings, 0)?;
-    lora::read(&mut loaded.model, &settings, dir)?;
+    let brought = lora::read(&mut loaded.model, &settings, dir)?;
     // what the adapter brings is not worth a warning
-    loaded.initialised.retain(|key| !lora::is_saved_whole(&settings.modules_to_save, key));
+    loaded.initialised.retain(|key| !brought.contains(key));
     loaded.warnings.clear();
     loaded.read_from.push(dir.to_owned());
     // PEFT may write an adapter without its tokenizer

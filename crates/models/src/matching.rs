@@ -22,48 +22,72 @@ pub struct Wanted {
 /// The name of the dimension that depends on the task.
 pub const NUM_LABELS: &str = "num_labels";
 
-impl Wanted {
-    fn is_head(&self) -> bool {
-        self.dims.contains(&NUM_LABELS)
-    }
-}
-
 /// How the checkpoints of a family name things.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
     /// As users know it: `BERT`.
     pub name: &'static str,
-    /// Before every key but the head's; checkpoints of the bare model lack it: `bert.`.
+    /// Before every key of the body; checkpoints of the bare model lack it: `bert.`.
     pub prefix: &'static str,
-    /// Beginnings of keys that a pretraining head leaves, ignored.
-    pub ignored_prefixes: &'static [&'static str],
-    /// Ends of keys of buffers that are no parameters, ignored.
-    pub ignored_suffixes: &'static [&'static str],
+    /// Beginnings of the keys of the body, without the prefix: any other tensor is of a head.
+    pub body: &'static [&'static str],
+    /// Beginnings of keys that belong to the head though the body has them: pre-training leaves them out.
+    pub head: &'static [&'static str],
+    /// Ends of keys of the body that have no effect.
+    pub ignored: &'static [&'static str],
+    /// Tensors that go by several names.
+    pub aliases: &'static [Alias],
     /// A part of keys that only a sibling has, and what to do then.
     pub sibling: Option<(&'static str, &'static str)>,
 }
 
-/// BERT.
+/// A tensor that goes by several names.
+#[derive(Clone, Copy, Debug)]
+pub struct Alias {
+    /// The key that the model knows it by.
+    pub key: &'static str,
+    /// Where it is read from if there is no such key, best first.
+    pub others: &'static [&'static str],
+    /// Whether it is one tensor in the model, so that a checkpoint that has several may not hold different numbers.
+    pub tied: bool,
+}
+
+/// BERT. A masked language model has no pooler, and its decoder is the embedding.
 pub const BERT: Family = Family {
     name: "BERT",
     prefix: "bert.",
-    ignored_prefixes: &["cls."],
-    ignored_suffixes: &["position_ids"],
+    body: &["embeddings.", "encoder.", "pooler."],
+    head: &["bert.pooler."],
+    ignored: &["embeddings.position_ids", "embeddings.token_type_ids"],
+    aliases: &[Alias {
+        key: "bert.embeddings.word_embeddings.weight",
+        others: &["cls.predictions.decoder.weight"],
+        tied: false,
+    }],
     sibling: None,
 };
 
-/// T5 v1.0. The embedding is also the encoder's, the decoder's and the head, and some checkpoints repeat it; the published ones hold a
-/// bias of the attention to the encoder that has no effect.
+/// T5 v1.0. The embedding is also the encoder's, the decoder's and the head; the published checkpoints hold a bias of the attention to
+/// the encoder that has no effect.
 pub const T5_RELU: Family = Family {
     name: "T5",
     prefix: "",
-    ignored_prefixes: &[
-        "encoder.embed_tokens.",
-        "decoder.embed_tokens.",
-        "lm_head.",
-        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.",
+    body: &["shared.", "encoder.", "decoder."],
+    head: &[],
+    ignored: &["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
+    aliases: &[
+        Alias {
+            key: "shared.weight",
+            others: &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"],
+            tied: true,
+        },
+        // an untied head that was saved as if it were tied
+        Alias {
+            key: "lm_head.weight",
+            others: &["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
+            tied: false,
+        },
     ],
-    ignored_suffixes: &[],
     sibling: Some((
         ".wi_0.",
         "wi_0 and wi_1 are of T5 v1.1 or Flan-T5, whose config.json says feed_forward_proj = \"gated-gelu\"",
@@ -76,23 +100,45 @@ pub const T5_GATED: Family = Family {
     ..T5_RELU
 };
 
+impl Family {
+    fn is_body(&self, key: &str) -> bool {
+        let prefixed = key.strip_prefix(self.prefix).filter(|_| !self.prefix.is_empty());
+        prefixed.is_some() || self.body.iter().any(|b| key.starts_with(b))
+    }
+
+    fn is_head(&self, wanted: &Wanted) -> bool {
+        wanted.dims.contains(&NUM_LABELS) || self.head.iter().any(|h| wanted.key.starts_with(h))
+    }
+}
+
+/// What is initialised anew instead of being an error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Anew {
+    /// A head that the checkpoint has for another number of labels.
+    pub head: bool,
+    /// What the checkpoint lacks of the body.
+    pub body: bool,
+}
+
 /// The outcome of [`match_keys`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Matched {
     /// For each wanted parameter the checkpoint's key, or `None` where it is to be initialised.
     pub keys: Vec<Option<String>>,
-    /// Wanted parameters that the checkpoint lacks.
+    /// Wanted parameters that the checkpoint lacks, to be initialised.
     pub missing: Vec<String>,
     /// Wanted parameters of the head that the checkpoint has for another number of labels, to be initialised.
     pub replaced: Vec<String>,
-    /// Tensors of the checkpoint that belong to no model here, and harmlessly so.
+    /// Tensors of the checkpoint that belong to other heads.
     pub ignored: Vec<String>,
+    /// Pairs of the checkpoint's tensors that have to hold the same numbers.
+    pub tied: Vec<[String; 2]>,
 }
 
 impl Matched {
     /// What a user should be told, a line each.
     pub fn warnings(&self) -> Vec<String> {
-        let line = |what: &str, keys: &[String]| (!keys.is_empty()).then(|| format!("{what}: {}", keys.join(", ")));
+        let line = |what: &str, keys: &[String]| (!keys.is_empty()).then(|| format!("{what}: {}", first_ten(keys)));
         [
             line("not in the checkpoint, initialised", &self.missing),
             line("in the checkpoint for another number of labels, initialised", &self.replaced),
@@ -106,51 +152,75 @@ impl Matched {
 
 /// Finds each wanted parameter among the `found` tensors (names and shapes) of the checkpoint at `place`.
 ///
-/// Keys match with or without the family's prefix, and with the old names `gamma` and `beta` of layer norms. Tensors that are neither
-/// wanted nor known to be harmless, and tensors of another shape, are one error that names them all; `reinit_head` excepts
-/// a head for another number of labels.
+/// Keys match with or without the family's prefix, without what wrappers add, and with the old names `gamma` and `beta` of layer norms.
+/// Tensors of other heads are ignored. Tensors of the body that are not wanted, that lack or that have another shape are one error that
+/// names them all; what of it is to be made `anew` instead is excepted.
 pub fn match_keys<'a>(
     family: &Family,
     wanted: &[Wanted],
     found: impl IntoIterator<Item = (&'a str, &'a [usize])>,
-    reinit_head: bool,
+    anew: Anew,
     place: &Path,
 ) -> Result<Matched> {
     let numbers: BTreeMap<&str, usize> = wanted.iter().enumerate().map(|(i, w)| (w.key.as_str(), i)).collect();
     let mut hits: Vec<Vec<(&str, &[usize])>> = vec![Vec::new(); wanted.len()];
-    let (mut ignored, mut unexpected) = (Vec::new(), Vec::new());
+    let mut others = BTreeMap::new();
     for (name, shape) in found {
-        let key = modern(name);
+        let key = plain(name);
         let number = numbers.get(key.as_str()).or_else(|| numbers.get(format!("{}{key}", family.prefix).as_str()));
-        if let Some(&number) = number {
-            hits[number].push((name, shape));
-        } else if family.ignored_prefixes.iter().any(|p| name.starts_with(p))
-            || family.ignored_suffixes.iter().any(|s| name.ends_with(s))
-        {
-            ignored.push(name.to_string());
-        } else {
-            unexpected.push(name);
+        match number {
+            Some(&number) => hits[number].push((name, shape)),
+            None => _ = others.insert(key, (name, shape)),
         }
     }
-    let in_body = |w: &Wanted| w.key.starts_with(family.prefix);
-    if !wanted.iter().zip(&hits).any(|(w, hits)| in_body(w) && !hits.is_empty()) {
-        let some = if unexpected.is_empty() { "nothing".to_string() } else { first_ten(&unexpected) };
+    let (mut ignored, mut unexpected) = (Vec::new(), Vec::new());
+    let is_alias = |key: &str| family.aliases.iter().any(|a| a.tied && a.others.contains(&key));
+    for (key, &(name, _)) in others.iter().filter(|(key, _)| !is_alias(key)) {
+        if family.ignored.iter().any(|end| key.ends_with(end)) {
+        } else if family.is_body(key) {
+            unexpected.push(name);
+        } else {
+            ignored.push(name.to_string());
+        }
+    }
+    if !wanted.iter().zip(&hits).any(|(w, hits)| family.is_body(&w.key) && !hits.is_empty()) {
+        let names: Vec<_> = others.values().map(|(name, _)| *name).collect();
+        let some = if names.is_empty() { "nothing".to_string() } else { first_ten(&names) };
         return Err(Error::new(format!("this checkpoint shares no parameter with {}; found {some}", family.name))
             .at(place.display())
             .hint("is it of another family?"));
     }
 
+    let mut tied = Vec::new();
+    for alias in family.aliases {
+        let Some(&number) = numbers.get(alias.key) else { continue };
+        if hits[number].is_empty() {
+            let of = |&other: &&str| match numbers.get(other) {
+                Some(&other) => hits[other].first().copied(),
+                None => others.get(other).copied(),
+            };
+            let first = alias.others.iter().find_map(of);
+            hits[number].extend(first);
+        }
+        if let (true, Some(&(name, _))) = (alias.tied, hits[number].first()) {
+            let copies = alias.others.iter().filter(|o| !numbers.contains_key(*o)).filter_map(|o| others.get(*o));
+            tied.extend(copies.filter(|c| c.0 != name).map(|c| [name.to_string(), c.0.to_string()]));
+        }
+    }
+
     let mut problems = Vec::new();
+    let mut lacking = Vec::new();
     let mut hints = Hints::default();
-    let mut matched = Matched { keys: Vec::new(), missing: Vec::new(), replaced: Vec::new(), ignored };
+    let mut matched = Matched { keys: Vec::new(), missing: Vec::new(), replaced: Vec::new(), ignored, tied };
     for (wanted, hits) in wanted.iter().zip(hits) {
         let key = match hits[..] {
             [] => {
-                matched.missing.push(wanted.key.clone());
+                let missing = if anew.body || family.is_head(wanted) { &mut matched.missing } else { &mut lacking };
+                missing.push(wanted.key.clone());
                 None
             }
             [(name, shape)] if shape == wanted.shape => Some(name.to_string()),
-            [_] if reinit_head && wanted.is_head() => {
+            [_] if anew.head && wanted.dims.contains(&NUM_LABELS) => {
                 matched.replaced.push(wanted.key.clone());
                 None
             }
@@ -174,7 +244,10 @@ pub fn match_keys<'a>(
     if !unexpected.is_empty() {
         let plural = if unexpected.len() == 1 { "a tensor" } else { "tensors" };
         let names = first_ten(&unexpected);
-        problems.push(format!("found {plural} that {} for this task does not have: {names}", family.name));
+        problems.push(format!("found {plural} that a {} of this configuration does not have: {names}", family.name));
+    }
+    if !lacking.is_empty() {
+        problems.push(format!("the checkpoint lacks {}", first_ten(&lacking)));
     }
     if problems.is_empty() {
         return Ok(matched);
@@ -185,19 +258,28 @@ pub fn match_keys<'a>(
     if let Some((_, what)) = sibling {
         hint.push(what.to_string());
     } else if !unexpected.is_empty() {
-        hint.push("a head for another task has to be removed from the checkpoint first".to_string());
+        hint.push("is config.json of another checkpoint?".to_string());
+    } else if !lacking.is_empty() {
+        hint.push("is it whole? To train with random numbers there, set model.init_missing = true".to_string());
     }
     Err(if hint.is_empty() { error } else { error.hint(hint.join("; ")) })
 }
 
-/// A key with today's names for the weight and bias of layer norms.
-fn modern(name: &str) -> String {
+/// What wrappers put between the parts of a key: data parallelism, compilation, sharding, activation checkpoints.
+const WRAPPERS: [&str; 4] = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+/// What other programs' models put before a key: `model.`, `0.auto_model.`.
+const HOLDERS: [&str; 3] = ["model", "0", "auto_model"];
+
+/// A key without what wrappers add, and with today's names for the weight and bias of layer norms.
+fn plain(name: &str) -> String {
+    let parts = name.split('.').filter(|part| !WRAPPERS.contains(part)).skip_while(|part| HOLDERS.contains(part));
+    let name = parts.collect::<Vec<_>>().join(".");
     for (old, new) in [("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")] {
         if let Some(start) = name.strip_suffix(old) {
             return format!("{start}{new}");
         }
     }
-    name.to_string()
+    name
 }
 
 /// Which keys of `config.json` contradict the checkpoint: expected and found sizes by key.
@@ -248,8 +330,12 @@ mod tests {
         ]
     }
 
-    fn run(found: &[(&str, &[usize])], reinit_head: bool) -> Result<Matched> {
-        match_keys(&BERT, &wanted(), found.iter().copied(), reinit_head, Path::new("m.safetensors"))
+    fn run(found: &[(&str, &[usize])], head: bool) -> Result<Matched> {
+        run_with(found, Anew { head, body: false })
+    }
+
+    fn run_with(found: &[(&str, &[usize])], anew: Anew) -> Result<Matched> {
+        match_keys(&BERT, &wanted(), found.iter().copied(), anew, Path::new("m.safetensors"))
     }
 
     #[track_caller]
@@ -278,12 +364,13 @@ mod tests {
 
     #[test]
     fn a_bare_model_with_old_names_matches() {
-        let found: [(&str, &[usize]); 5] = [
+        let found: [(&str, &[usize]); 6] = [
             ("embeddings.word_embeddings.weight", &[10, 4]),
             ("embeddings.LayerNorm.gamma", &[4]),
             ("embeddings.LayerNorm.beta", &[4]),
             ("embeddings.position_ids", &[1, 512]),
             ("cls.predictions.bias", &[10]),
+            ("loss_fct.weight", &[2]),
         ];
         let matched = run(&found, false).unwrap();
         let keys: Vec<_> = matched.keys.iter().map(Option::as_deref).collect();
@@ -293,7 +380,7 @@ mod tests {
             matched.warnings(),
             [
                 "not in the checkpoint, initialised: bert.pooler.dense.weight, classifier.weight, classifier.bias",
-                "in the checkpoint but not used: embeddings.position_ids, cls.predictions.bias",
+                "in the checkpoint but not used: cls.predictions.bias, loss_fct.weight",
             ]
         );
     }
@@ -314,15 +401,15 @@ mod tests {
         let mut found = WHOLE.to_vec();
         found[0].1 = &[11, 8];
         found[3].1 = &[4];
-        found.push(("qa_outputs.weight", &[2, 4]));
+        found.push(("bert.encoder.layer.0.output.dense.weight", &[4, 4]));
         fails(
             &found,
             &[
                 "word_embeddings.weight: expected shape (10, 4), found (11, 8)\n",
                 "bert.pooler.dense.weight: expected shape (4, 4), found (4)\n",
-                "found a tensor that BERT for this task does not have: qa_outputs.weight\n",
+                "a tensor that a BERT of this configuration does not have: bert.encoder.layer.0.output.dense.weight\n",
                 "config.json says hidden_size = 4, vocab_size = 10;",
-                "another task",
+                "of another checkpoint?",
             ],
         );
     }
@@ -332,7 +419,7 @@ mod tests {
         let names: Vec<_> = (0..12).map(|i| format!("bert.extra.{i}")).collect();
         let mut found = WHOLE.to_vec();
         found.extend(names.iter().map(|name| (name.as_str(), &[1][..])));
-        fails(&found, &["bert.extra.0, bert.extra.1", "bert.extra.9, … (12 in all)"]);
+        fails(&found, &["bert.extra.0, bert.extra.1", "bert.extra.7, … (12 in all)"]);
     }
 
     #[test]
@@ -356,6 +443,69 @@ mod tests {
             &["shares no parameter with BERT; found encoder.block.0.layer.0.weight", "another family?"],
         );
         fails(&[], &["found nothing"]);
+    }
+
+    #[test]
+    fn what_the_body_lacks_is_named_or_made_anew() {
+        let some = [WHOLE[0], WHOLE[1]];
+        fails(&some, &["the checkpoint lacks bert.embeddings.LayerNorm.bias\n", "model.init_missing = true"]);
+        let matched = run_with(&some, Anew { head: false, body: true }).unwrap();
+        assert_eq!(matched.missing, WHOLE[2..].iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_wrappers_add_is_taken_off() {
+        for wrapped in ["module.", "_orig_mod.", "model.", "0.auto_model.", "module._orig_mod.model.", "model.module."]
+        {
+            let names = WHOLE.map(|(name, _)| format!("{wrapped}{name}"));
+            let found: Vec<_> = names.iter().zip(WHOLE).map(|(name, (_, shape))| (name.as_str(), shape)).collect();
+            let matched = run(&found, false).unwrap();
+            assert_eq!(matched.keys, names.map(Some), "{wrapped}");
+            assert!(matched.warnings().is_empty());
+        }
+        let within = "bert.pooler._orig_mod.dense._fsdp_wrapped_module.weight";
+        assert_eq!(plain(within), "bert.pooler.dense.weight");
+    }
+
+    #[test]
+    fn a_masked_language_models_decoder_is_its_embedding() {
+        let mut found = WHOLE;
+        found[0].0 = "cls.predictions.decoder.weight";
+        assert_eq!(run(&found, false).unwrap().keys[0].as_deref(), Some(found[0].0));
+    }
+
+    #[test]
+    fn the_embedding_of_a_t5_goes_by_four_names() {
+        let [shared, norm] = ["shared.weight", "encoder.final_layer_norm.weight"];
+        let [encoder, decoder, head] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"];
+        let run = |wanted: &[&str], found: &[&'static str]| {
+            let dims = &["vocab_size", "d_model"];
+            let wanted: Vec<_> =
+                wanted.iter().map(|&key| Wanted { key: key.to_owned(), shape: vec![10, 4], dims }).collect();
+            let found = found.iter().map(|&name| (name, &[10, 4][..]));
+            match_keys(&T5_RELU, &wanted, found, Anew::default(), Path::new("m.safetensors"))
+        };
+        let same = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
+        let tied = [shared, norm];
+        for only in [encoder, decoder, head] {
+            let matched = run(&tied, &[norm, only]).unwrap();
+            assert_eq!((matched.keys[0].as_deref(), &matched.tied), (Some(only), &vec![]));
+            assert!(matched.warnings().is_empty());
+        }
+        let matched = run(&tied, &[norm, head, decoder, encoder]).unwrap();
+        assert_eq!(matched.keys[0].as_deref(), Some(encoder));
+        assert_eq!(matched.tied, [same(encoder, decoder), same(encoder, head)]);
+        assert_eq!(run(&tied, &[norm, head, shared]).unwrap().tied, [same(shared, head)]);
+        // a head of its own may differ, and is the embedding only if nothing else is
+        let untied = [shared, norm, head];
+        let matched = run(&untied, &[norm, head, decoder]).unwrap();
+        assert_eq!(matched.keys, [decoder, norm, head].map(|name| Some(name.to_owned())));
+        assert!(matched.tied.is_empty());
+        assert_eq!(run(&untied, &[norm, head]).unwrap().keys[0].as_deref(), Some(head));
+        assert_eq!(run(&untied, &[norm, encoder]).unwrap().keys[2].as_deref(), Some(encoder));
+        assert!(
+            run(&untied, &[norm]).unwrap_err().what().ends_with("the checkpoint lacks shared.weight, lm_head.weight")
+        );
     }
 
     #[test]

@@ -138,6 +138,33 @@ impl Weights {
         }
     }
 
+    /// Whether two tensors have the same type, shape and bytes.
+    pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
+        let find = |name: &str| self.tensors.get(name).ok_or_else(|| self.unreadable(name, "", None));
+        let ((file_a, a), (file_b, b)) = (find(a)?, find(b)?);
+        if (a.dtype, &a.shape) != (b.dtype, &b.shape) {
+            return Ok(false);
+        }
+        let [mut one, mut other] = [vec![0; CHUNK], vec![0; CHUNK]];
+        for start in (0..a.range.end - a.range.start).step_by(CHUNK) {
+            let length = CHUNK.min((a.range.end - a.range.start - start) as usize);
+            self.read_bytes(*file_a, a.range.start + start, &mut one[..length])?;
+            self.read_bytes(*file_b, b.range.start + start, &mut other[..length])?;
+            if one[..length] != other[..length] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn read_bytes(&self, file: usize, start: u64, out: &mut [u8]) -> Result<()> {
+        let (path, file) = &self.files[file];
+        // Each read starts by seeking, so a reader that panicked leaves nothing half done.
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(out));
+        read.map_err(|e| io_error("cannot read", &e, path))
+    }
+
     fn unreadable(&self, name: &str, expected: &str, found: Option<Dtype>) -> Error {
         match (found, self.path_of(name)) {
             (Some(found), Some(path)) => {
@@ -362,6 +389,23 @@ mod tests {
     fn fails<T>(result: Result<T>, expected: &str) {
         let e = result.err().expect("an error").to_string();
         assert!(e.contains(expected), "{e:?} does not contain {expected:?}");
+    }
+
+    #[test]
+    fn tensors_are_equal_if_their_bytes_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        // of several chunks, the last one short
+        let long = vec![1.0; CHUNK / 2 + 3];
+        let mut other = long.clone();
+        *other.last_mut().unwrap() = 2.0;
+        let n = [long.len()];
+        let tensors = [f32s("a", &n, &long), f32s("b", &n, &long), f32s("c", &n, &other), f32s("d", &[1, n[0]], &long)];
+        write(&path, &tensors, &[]).unwrap();
+        let weights = Weights::open_file(&path).unwrap();
+        let equal = |b: &str| weights.are_equal("a", b).unwrap();
+        assert_eq!(["a", "b", "c", "d"].map(equal), [true, true, false, false]);
+        assert!(weights.are_equal("a", "e").is_err());
     }
 
     #[test]

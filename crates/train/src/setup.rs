@@ -6,7 +6,7 @@ use std::sync::Arc;
 use colrow_autograd::{Bits, Keep, NormMemory, NormSource, Policy, RowsOf, Sampling, Store};
 use colrow_models::config::{Architecture, Config, ProblemType};
 use colrow_models::hub::{self, Needs};
-use colrow_models::load;
+use colrow_models::load::{self, Anew};
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES, Site, SiteKind};
 use colrow_tensor::rng::Key;
@@ -115,11 +115,9 @@ pub fn model_config(recipe: &Recipe, needs: Needs) -> Result<(PathBuf, Config)> 
 /// Gives the configuration this data's labels.
 pub fn set_labels(config: &mut Config, labels: &LabelMap) {
     if let LabelMap::Value = labels {
-        config.labels = vec!["LABEL_0".into()];
-        config.problem_type = Some(ProblemType::Regression);
+        config.set_head(vec!["LABEL_0".into()], ProblemType::Regression);
     } else {
-        config.labels = labels.names().to_vec();
-        config.problem_type = Some(ProblemType::Classification);
+        config.set_head(labels.names().to_vec(), ProblemType::Classification);
     }
 }
 
@@ -270,7 +268,15 @@ pub fn lora_config(recipe: &Recipe, config: &Config) -> Option<LoraConfig> {
     let projections = if config.is_text_to_text() { ["q", "k", "v"] } else { ["query", "key", "value"] };
     let targets = targets.unwrap_or_else(|| projections.map(str::to_owned).to_vec());
     let modules_to_save = modules_to_save(&recipe.train, config);
-    let config = LoraConfig { lora_rank: rank, alpha, dropout, rank_stabilised, targets, modules_to_save };
+    let config = LoraConfig {
+        lora_rank: rank,
+        alpha,
+        dropout,
+        rank_stabilised,
+        targets,
+        modules_to_save,
+        ..LoraConfig::default()
+    };
     matches!(recipe.train.method, Method::Lora | Method::LoraFa).then_some(config)
 }
 
@@ -306,7 +312,7 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
     for pattern in &whole {
         if !entries.iter().any(|e| lora::is_saved_whole(std::slice::from_ref(pattern), &e.key)) {
             return Err(Error::usage(format!("train.modules_to_save: `{pattern}` names no module of this model"))
-                .hint(format!("a module is a parameter without its last part; parameters are {}, …", some())));
+                .hint(format!("a module is the beginning of a parameter, up to a dot; parameters are {}, …", some())));
         }
     }
     model.registry.freeze(|key| is_frozen(train, &whole, key))?;
@@ -541,9 +547,8 @@ impl Job {
     /// A checkpoint that does not fit its configuration; new weights that an adapter's folder would lack.
     pub fn model(&mut self) -> Result<Model> {
         let device = device(self.recipe.train.precision);
-        let reinit_head = true;
-        let loaded =
-            load::model(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, reinit_head)?;
+        let anew = Anew { head: true, body: self.recipe.model.init_missing };
+        let loaded = load::model(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, anew)?;
         self.warnings.extend(loaded.warnings);
         let mut model = loaded.model;
         choose_trained(&mut model, &self.recipe)?;

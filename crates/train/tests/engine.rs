@@ -187,6 +187,7 @@ fn plan_equals_meter_with_adapters() {
             rank_stabilised: false,
             targets: targets.iter().map(|&t| t.to_owned()).collect(),
             modules_to_save: vec!["classifier".to_owned()],
+            ..LoraConfig::default()
         };
         let choose = |model: &mut Model| {
             lora::adapt(model, &settings, 1)?;
@@ -226,6 +227,7 @@ fn plan_equals_meter_for_t5() {
         rank_stabilised: false,
         targets: ["q", "v", "wo"].map(str::to_owned).to_vec(),
         modules_to_save: vec![],
+        ..LoraConfig::default()
     };
     let adapted = |model: &mut Model| {
         lora::adapt(model, &lora, 1)?;
@@ -343,6 +345,7 @@ fn trained(config: &Config) -> Vec<(&'static str, Choose)> {
         rank_stabilised: false,
         targets: vec![target.to_owned()],
         modules_to_save: vec![],
+        ..LoraConfig::default()
     };
     let adapted = move |model: &mut Model| {
         lora::adapt(model, &lora, 1)?;

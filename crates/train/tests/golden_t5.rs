@@ -2,14 +2,16 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use colrow_autograd::Policy;
 use colrow_models::config::Config;
+use colrow_models::load::{self, Anew};
+use colrow_models::lora;
 use colrow_models::save::save_model_folder;
-use colrow_models::weights::{Weights, write};
-use colrow_models::{load, lora};
+use colrow_models::weights::{Data, Saved, Weights, write};
 use colrow_tensor::{Buckets, DType, Device};
 use colrow_train::data::{Batch, Labels};
 use colrow_train::engine::Micro;
@@ -157,6 +159,59 @@ fn a_saved_model_is_read_back_to_the_bit() {
         assert_eq!(names, keys, "{case}: the tensors that transformers saves");
         let after = engine(&dir, &Config::open(&dir).unwrap(), DType::F32, ADAMW);
         assert_eq!(weights(&before), weights(&after), "{case}");
+    }
+}
+
+/// The embedding is found under each of its names, as `transformers` finds it, and two that differ are refused.
+#[test]
+fn the_embedding_goes_by_four_names() {
+    const SHARED: &str = "shared.weight";
+    const HEAD: &str = "lm_head.weight";
+    const COPIES: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+    // a golden model with its embedding under `names`, times `factor` in the last of them, and without the tensor `left_out`
+    let load = |golden: &Golden, names: &[&str], factor: f32, left_out: &str| {
+        let theirs = Weights::open(&golden.dir).unwrap();
+        let read = |name: &str| -> Vec<f32> { numbers(&theirs, name).into_iter().map(|x| x as f32).collect() };
+        let mut tensors: Vec<_> =
+            theirs.names().filter(|&n| n != SHARED && n != left_out).map(|n| (n, n, read(n))).collect();
+        tensors.extend(names.iter().map(|&name| (name, SHARED, read(SHARED))));
+        if let Some((_, _, last)) = tensors.last_mut() {
+            last.iter_mut().for_each(|x| *x *= factor);
+        }
+        let saved = tensors.iter().map(|(name, key, data)| Saved {
+            name: name.to_string(),
+            shape: theirs.shape(key).unwrap().to_vec(),
+            data: Data::F32(data),
+        });
+        let folder = tokenizer();
+        write(&folder.path().join("model.safetensors"), &saved.collect::<Vec<_>>(), &[]).unwrap();
+        let loaded = load::model(folder.path(), golden.config.clone(), &Device::cpu(), DType::F64, 7, Anew::default());
+        loaded.map(|loaded| {
+            assert!(loaded.initialised.is_empty() && loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+            gradients(common::engine_of(loaded.model, GRADIENT), &[golden.all()]).0.loss
+        })
+    };
+    let (tied, untied) = (Golden::open("relu"), Golden::open("gated"));
+    for (golden, names) in [
+        (&tied, &[COPIES[0]][..]),
+        (&tied, &[COPIES[1]]),
+        (&tied, &[HEAD]),
+        (&tied, &[COPIES[1], COPIES[0]]),
+        (&tied, &[SHARED, COPIES[0], COPIES[1], HEAD]),
+        (&untied, &[COPIES[0]]),
+        (&untied, &[COPIES[1]]),
+    ] {
+        let loss = load(golden, names, 1.0, "").unwrap();
+        within(&format!("{names:?}"), (loss / golden.expected("loss")[0] - 1.0).abs(), REFERENCE);
+    }
+    let losses: BTreeMap<String, f64> = serde_json::from_slice(&fs::read(golden("t5-names.json")).unwrap()).unwrap();
+    for (left_out, names) in [(HEAD, &[SHARED][..]), (SHARED, &[])] {
+        let loss = load(&untied, names, 1.0, left_out).unwrap();
+        within(left_out, (loss / losses[left_out] - 1.0).abs(), REFERENCE);
+    }
+    for names in [[SHARED, COPIES[1]], COPIES, [COPIES[0], HEAD]] {
+        let error = load(&tied, &names, 2.0, "").unwrap_err().to_string();
+        assert!(error.contains("expected the same numbers"), "{error}");
     }
 }
 

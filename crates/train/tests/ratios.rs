@@ -55,6 +55,7 @@ impl Case {
             rank_stabilised: false,
             targets: targets.map(str::to_owned).to_vec(),
             modules_to_save: vec![],
+            ..LoraConfig::default()
         };
         lora::adapt(model, &settings, 1)?;
         model.registry.freeze(|key| !lora::is_adapter_key(key))

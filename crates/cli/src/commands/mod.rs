@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use colrow_models::config::Config;
 use colrow_models::hub::{self, Needs};
-use colrow_models::load::{self, Loaded};
+use colrow_models::load::{self, Anew, Loaded};
 use colrow_models::lora::ADAPTER_CONFIG_FILE;
 use colrow_tensor::{DType, Error, Result};
 use colrow_train::recipe::{Precision, Recipe};
@@ -77,7 +77,7 @@ impl ModelArgs {
         }
         let dir = hub::resolve(&self.model.to_string_lossy(), "main", Needs::Weights)?;
         let usage = Usage::open(&dir)?;
-        let loaded = load::model(&dir, Config::open(&dir)?, &device(&usage), DType::F32, 0, false)?;
+        let loaded = load::model(&dir, Config::open(&dir)?, &device(&usage), DType::F32, 0, Anew::default())?;
         Used::new(dir, usage, loaded)
     }
 }

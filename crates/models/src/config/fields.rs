@@ -26,9 +26,12 @@ impl<'a> Fields<'a> {
         self.json.get(key).filter(|v| !v.is_null())
     }
 
+    fn wrong(&self, key: &str, expected: &str) -> String {
+        format!("{key}: expected {expected}, found {}", shown(self.json.get(key)))
+    }
+
     pub(super) fn problem(&mut self, key: &str, expected: &str) {
-        let found = shown(self.json.get(key));
-        self.problems.push(format!("{key}: expected {expected}, found {found}"));
+        self.problems.push(self.wrong(key, expected));
     }
 
     pub(super) fn size(&mut self, key: &str, default: Option<usize>, most: usize) -> usize {
@@ -72,19 +75,20 @@ impl<'a> Fields<'a> {
         }
     }
 
-    pub(super) fn problem_type(&mut self) -> Option<ProblemType> {
-        let found = self.get("problem_type")?;
-        let known = ProblemType::ALL.iter().find(|(name, _)| found == name).map(|(_, problem)| *problem);
-        if known.is_none() {
-            let names = ProblemType::ALL.map(|(name, _)| format!("{name:?}"));
-            self.problem("problem_type", &names.join(" or "));
+    /// What the head's outputs are, if the file says so, or what is wrong with what it says.
+    pub(super) fn problem_type(&self) -> Result<Option<ProblemType>, String> {
+        let Some(found) = self.get("problem_type") else { return Ok(None) };
+        match ProblemType::ALL.iter().find(|(name, _)| found == name) {
+            Some((_, problem)) => Ok(Some(*problem)),
+            None => {
+                let names = ProblemType::ALL.map(|(name, _)| format!("{name:?}"));
+                Err(self.wrong("problem_type", &names.join(" or ")))
+            }
         }
-        known
     }
 
-    /// From `id2label`, else `label2id`, else `num_labels`, else two.
-    pub(super) fn labels(&mut self) -> Vec<String> {
-        let unnamed = |n: usize| (0..n).map(|i| format!("LABEL_{i}")).collect();
+    /// From `id2label`, else `label2id`, else `num_labels`, else two; or what is wrong with them.
+    pub(super) fn labels(&self) -> Result<Vec<String>, String> {
         let (key, pairs) = if let Some(map) = self.get("id2label") {
             (
                 "id2label",
@@ -94,16 +98,24 @@ impl<'a> Fields<'a> {
             let id = |id: &Value| usize::try_from(id.as_u64()?).ok();
             ("label2id", map.as_object().map(|map| map.iter().map(|(l, i)| Some((id(i)?, l.as_str()))).collect()))
         } else {
-            return unnamed(self.size("num_labels", Some(2), MOST_LABELS));
+            let Some(n) = self.get("num_labels") else { return Ok(unnamed(2)) };
+            let n = n.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MOST_LABELS).contains(n));
+            return n
+                .map(unnamed)
+                .ok_or_else(|| self.wrong("num_labels", &format!("a whole number from 1 to {MOST_LABELS}")));
         };
         let mut pairs: Vec<(usize, &str)> = pairs.flatten().unwrap_or_default();
         pairs.sort_unstable();
         if pairs.is_empty() || pairs.len() > MOST_LABELS || pairs.iter().enumerate().any(|(i, (id, _))| *id != i) {
-            self.problem(key, &format!("names for the labels 0, 1, 2, … (at most {MOST_LABELS})"));
-            return unnamed(2);
+            return Err(self.wrong(key, &format!("names for the labels 0, 1, 2, … (at most {MOST_LABELS})")));
         }
-        pairs.into_iter().map(|(_, label)| label.to_string()).collect()
+        Ok(pairs.into_iter().map(|(_, label)| label.to_string()).collect())
     }
+}
+
+/// The names of so many labels that have none.
+pub(super) fn unnamed(labels: usize) -> Vec<String> {
+    (0..labels).map(|i| format!("LABEL_{i}")).collect()
 }
 
 /// A JSON value as an error shows it.

@@ -14,7 +14,7 @@ pub use t5::{FeedForward, T5Config};
 
 use crate::files::read_json_bytes;
 use crate::hub::CONFIG_FILE;
-use fields::{Fields, shown};
+use fields::{Fields, shown, unnamed};
 
 /// What the classifier's outputs are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Config {
     pub labels: Vec<String>,
     /// `None` where the file does not say.
     pub problem_type: Option<ProblemType>,
+    /// What is wrong with the names of the labels, and with the problem type: of a head that training replaces, and that cannot predict.
+    head_problems: [Option<String>; 2],
     /// The file as it was, for the keys that are not above.
     original: Map<String, Value>,
 }
@@ -59,13 +61,16 @@ impl Config {
         Self::from_json(&read_json_bytes(&path)?, &path)
     }
 
-    /// Reads the text of `file`. All that is wrong is in one error, by key.
+    /// Reads the text of `file`. All that is wrong is in one error, by key; what is wrong with the head alone is for [`Config::check_head`]
+    /// to say.
     pub fn from_json(json: &[u8], file: &Path) -> Result<Self> {
         let at = |what: String| Error::new(what).at(file.display());
         let original: Map<String, Value> =
             serde_json::from_slice(json).map_err(|e| at(format!("expected a JSON object: {e}")))?;
         let mut fields = Fields { json: &original, problems: Vec::new() };
         let (labels, problem_type) = (fields.labels(), fields.problem_type());
+        let head_problems = [labels.as_ref().err().cloned(), problem_type.as_ref().err().cloned()];
+        let (labels, problem_type) = (labels.unwrap_or_else(|_| unnamed(2)), problem_type.ok().flatten());
         let architecture = match original.get("model_type") {
             None | Some(Value::Null) => Architecture::Bert(BertConfig::from_fields(&mut fields, labels.len())),
             Some(family) if family == "bert" => Architecture::Bert(BertConfig::from_fields(&mut fields, labels.len())),
@@ -81,7 +86,33 @@ impl Config {
         if !problems.is_empty() {
             return Err(at(problems.join("\n")));
         }
-        Ok(Self { architecture, labels, problem_type, original })
+        Ok(Self { architecture, labels, problem_type, head_problems, original })
+    }
+
+    /// Gives the model a new head.
+    pub fn set_head(&mut self, labels: Vec<String>, problem_type: ProblemType) {
+        (self.labels, self.problem_type) = (labels, Some(problem_type));
+        self.head_problems = [None, None];
+    }
+
+    /// Says that the head has so many labels. Their names stay if they are as many.
+    pub(crate) fn set_num_labels(&mut self, n: usize) {
+        if self.head_problems[0].take().is_some() || n != self.num_labels() {
+            self.labels = unnamed(n);
+        }
+    }
+
+    /// Checks that the head is one that can predict: a model that answers in text has none.
+    ///
+    /// # Errors
+    /// Labels that are not numbered from 0, more than one right label.
+    pub fn check_head(&self) -> Result<()> {
+        let problems: Vec<&str> = self.head_problems.iter().flatten().map(String::as_str).collect();
+        if problems.is_empty() || self.is_text_to_text() {
+            return Ok(());
+        }
+        Err(Error::new(problems.join("\n"))
+            .hint("this head cannot be used; colrow train replaces it by one for the labels of its data"))
     }
 
     /// Number of outputs of the classifier.
@@ -274,14 +305,8 @@ mod tests {
             ("hidden_dropout_prob", json!(1), "hidden_dropout_prob: expected a number from 0 to below 1, found 1"),
             ("position_embedding_type", json!("relative_key"), "expected \"absolute\", found \"relative_key\""),
             ("is_decoder", json!(true), "is_decoder: expected false"),
-            ("problem_type", json!("multi_label_classification"), "\"regression\" or \"single_label_classification\""),
             ("pad_token_id", json!(50), "pad_token_id: expected less than vocab_size = 50, found 50"),
             ("pad_token_id", json!(-1), "pad_token_id: expected a token number, found -1"),
-            ("num_labels", json!(1u64 << 40), "num_labels: expected"),
-            ("id2label", json!({"0": "a", "2": "b"}), "id2label: expected names for the labels 0, 1, 2"),
-            ("id2label", json!({}), "id2label"),
-            ("id2label", json!(["a", "b"]), "found [\"a\",\"b\"]"),
-            ("label2id", json!({"a": 0, "b": 0}), "label2id"),
         ] {
             fails(&with(key, value), expected);
         }
@@ -290,6 +315,35 @@ mod tests {
         large["vocab_size"] = json!(1 << 24);
         large["hidden_size"] = json!(3 << 14);
         fails(&large, "expected at most 100000000000");
+    }
+
+    #[test]
+    fn a_head_that_cannot_predict_may_be_replaced() {
+        for (key, value, expected) in [
+            ("problem_type", json!("multi_label_classification"), "\"regression\" or \"single_label_classification\""),
+            ("num_labels", json!(1u64 << 40), "num_labels: expected"),
+            ("id2label", json!({"1": "a", "2": "b"}), "id2label: expected names for the labels 0, 1, 2"),
+            ("id2label", json!({"0": "a", "2": "b"}), "id2label: expected names for the labels 0, 1, 2"),
+            ("id2label", json!({}), "id2label"),
+            ("id2label", json!(["a", "b"]), "found [\"a\",\"b\"]"),
+            ("label2id", json!({"a": 0, "b": 0}), "label2id"),
+        ] {
+            let mut config = read(&with(key, value)).unwrap();
+            let error = config.check_head().unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("hint: this head cannot be used"), "{error}");
+            config.set_head(vec!["no".into(), "yes".into()], ProblemType::Classification);
+            config.check_head().unwrap();
+            let again = Config::from_json(config.to_json().as_bytes(), Path::new("c")).unwrap();
+            assert_eq!((again.check_head().unwrap(), again.labels), ((), config.labels));
+        }
+        read(&small()).unwrap().check_head().unwrap();
+        // an adapter that brings a head of three labels says how many there are, not that several may be right
+        let mut config = read(&with("id2label", json!({"1": "a"}))).unwrap();
+        config.set_num_labels(3);
+        assert_eq!((config.check_head().unwrap(), config.num_labels()), ((), 3));
+        let mut config = read(&with("problem_type", json!("multi_label_classification"))).unwrap();
+        config.set_num_labels(3);
+        config.check_head().unwrap_err();
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub(super) enum Value {
         value: f64,
         raw: String,
     },
-    /// A boolean or a date: no key takes one.
+    Flag(bool),
+    /// A date, or a number of too many digits: no key takes one.
     Other {
         raw: String,
     },
@@ -184,7 +185,8 @@ fn convert(value: &Spanned<DeValue<'_>>, text: &str, place: &dyn Fn(usize) -> At
             Ok(value) => Value::Number { value, raw: raw() },
             Err(_) => Value::Other { raw: raw() },
         },
-        DeValue::Boolean(_) | DeValue::Datetime(_) => Value::Other { raw: raw() },
+        DeValue::Boolean(flag) => Value::Flag(*flag),
+        DeValue::Datetime(_) => Value::Other { raw: raw() },
         DeValue::Array(items) => Value::List(
             items.iter().map(|v| Node { at: place(v.span().start), value: convert(v, text, place) }).collect(),
         ),
@@ -256,6 +258,7 @@ mod tests {
                 Value::Text(s) => format!("{s:?}"),
                 Value::Whole { value, .. } => value.to_string(),
                 Value::Number { value, .. } => value.to_string(),
+                Value::Flag(flag) => flag.to_string(),
                 Value::Other { raw } => raw.clone(),
                 Value::List(items) => items.iter().map(|item| format!("{:?},", item.at)).collect(),
             };

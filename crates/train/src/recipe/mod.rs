@@ -78,11 +78,13 @@ pub struct Model {
     /// Replaces the hidden, attention and classifier dropout of `config.json`; in [0, 1).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropout: Option<f64>,
+    /// Whether weights that the checkpoint lacks are initialised at random. Those of a head always are.
+    pub init_missing: bool,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { path: String::new(), revision: "main".into(), dropout: None }
+        Self { path: String::new(), revision: "main".into(), dropout: None, init_missing: false }
     }
 }
 
@@ -468,6 +470,7 @@ mod tests {
         path = "models/m"
         revision = "v2"
         dropout = 0.25
+        init_missing = true
         [data]
         train = "a.csv"
         dev = "b.csv"

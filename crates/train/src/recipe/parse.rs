@@ -71,6 +71,7 @@ fn model(t: &mut Table<'_, '_>, whole: bool) -> Model {
         path: t.get("path", text).unwrap_or(d.path),
         revision: t.get("revision", text).unwrap_or(d.revision),
         dropout: t.get("dropout", number("a number in [0, 1)", |x| (0.0..1.0).contains(&x))),
+        init_missing: t.get("init_missing", flag).unwrap_or(d.init_missing),
     }
 }
 
@@ -389,6 +390,7 @@ mod tests {
             ("task=", "task: expected a string that is not empty, found the string \"\""),
             ("output=[]", "output: expected a string that is not empty, found a list"),
             ("model.dropout=1", "model.dropout: expected a number in [0, 1), found 1"),
+            ("model.init_missing=yes", "model.init_missing: expected true or false, found the string \"yes\""),
             ("data.max_length=0", "data.max_length: expected a whole number of at least 1, found 0"),
             ("data.limit=0", "data.limit: expected a whole number of at least 1, found 0"),
             ("data.dev_share=0", "data.dev_share: expected a number in (0, 1), found 0"),

@@ -23,6 +23,7 @@ fn found(value: &Value) -> String {
         }
         Value::Text(s) => format!("the string {s:?}"),
         Value::Whole { raw, .. } | Value::Number { raw, .. } | Value::Other { raw } => raw.clone(),
+        Value::Flag(flag) => flag.to_string(),
         Value::List(_) => "a list".into(),
         Value::Table(_) => "a table".into(),
     }
@@ -84,12 +85,13 @@ pub(super) fn whole_number<T: TryFrom<i128>>(least: i128) -> impl Fn(&Node) -> R
 pub(super) fn text(node: &Node) -> Result<String, String> {
     match &node.value {
         Value::Text(s) if !s.is_empty() => Ok(s.clone()),
-        // On the command line nobody quotes a revision that happens to be all digits.
+        // On the command line nobody quotes a revision that happens to be all digits, or `true`.
         Value::Whole { raw, .. } | Value::Number { raw, .. } | Value::Other { raw }
             if matches!(node.at, At::Set(_)) =>
         {
             Ok(raw.clone())
         }
+        Value::Flag(flag) if matches!(node.at, At::Set(_)) => Ok(flag.to_string()),
         _ => wrong("a string that is not empty", node),
     }
 }
@@ -113,9 +115,8 @@ pub(super) fn glob(node: &Node) -> Result<String, String> {
 
 /// True or false.
 pub(super) fn flag(node: &Node) -> Result<bool, String> {
-    match &node.value {
-        Value::Other { raw } if raw == "true" => Ok(true),
-        Value::Other { raw } if raw == "false" => Ok(false),
+    match node.value {
+        Value::Flag(flag) => Ok(flag),
         _ => wrong("true or false", node),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use colrow_autograd::{ParamId, Policy};
 use colrow_models::config::Config;
 use colrow_models::hub::TOKENIZER_FILE;
-use colrow_models::load;
+use colrow_models::load::{self, Anew};
 use colrow_models::model::Model;
 use colrow_models::weights::Weights;
 use colrow_tensor::rng::Key;
@@ -41,7 +41,7 @@ pub(crate) fn gradients(mut engine: Engine, micros: &[Micro]) -> (StepStats, Vec
 }
 
 pub(crate) fn engine(dir: &Path, config: &Config, dtype: DType, settings: Settings) -> Engine {
-    engine_of(load::model(dir, config.clone(), &Device::cpu(), dtype, 7, false).unwrap().model, settings)
+    engine_of(load::model(dir, config.clone(), &Device::cpu(), dtype, 7, Anew::default()).unwrap().model, settings)
 }
 
 pub(crate) fn engine_of(model: Model, settings: Settings) -> Engine {
