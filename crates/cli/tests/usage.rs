@@ -175,22 +175,37 @@ fn predictions_as_tables_and_with_texts() {
     }
     let plain: Vec<Value> = predict(&[]).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let keys: Vec<_> = plain[0].as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["index", "logits", "label", "probabilities"]);
+    assert_eq!(keys, ["index", "logits", "label", "probabilities", "row"]);
 
     predict(&["--with-text", "--out", "out.csv"]);
     let csv = place.text("out.csv");
     let mut table = csv.lines();
-    assert_eq!(table.next(), Some("index,label,probability.0,probability.1,logit.0,logit.1,text,pair"));
+    assert_eq!(table.next(), Some("index,row,label,probability.0,probability.1,logit.0,logit.1,text,pair"));
     assert!(table.next().unwrap().ends_with(",\"a \"\"good\"\", film\","), "{csv}");
     let fields: Vec<&str> = table.next().unwrap().split(',').collect();
-    assert_eq!((fields[0], fields[1], fields[6]), ("1", lines[1]["label"].as_str().unwrap(), "bad"));
+    assert_eq!((fields[0], fields[2], fields[7]), ("1", lines[1]["label"].as_str().unwrap(), "bad"));
     for (field, value) in
-        fields[2..6].iter().zip([numbers(&lines[1], "probabilities"), numbers(&lines[1], "logits")].concat())
+        fields[3..7].iter().zip([numbers(&lines[1], "probabilities"), numbers(&lines[1], "logits")].concat())
     {
         assert_eq!(field.parse::<f32>().unwrap(), value as f32);
     }
     predict(&["--out", "out.tsv"]);
-    assert!(place.text("out.tsv").starts_with("index\tlabel\tprobability.0\t"));
+    assert!(place.text("out.tsv").starts_with("index\trow\tlabel\tprobability.0\t"));
+    // a blank row is no example, and counts as a row
+    place.write("texts.jsonl", "{\"text\": \"good\"}\n{\"text\": \"bad\"}\n");
+    place.write("texts.txt", "good\n\nbad\n");
+    let numbers = |data: &str| -> Vec<(u64, u64)> {
+        let out = place.ok(&["predict", "--model", "run/model", "--data", data]);
+        let line = |l: &str| serde_json::from_str::<Value>(l).unwrap();
+        let of = |l: &str| (line(l)["index"].as_u64().unwrap(), line(l)["row"].as_u64().unwrap());
+        out.lines().map(of).collect()
+    };
+    assert_eq!(numbers("texts.jsonl"), [(0, 0), (1, 1)]);
+    assert_eq!(numbers("texts.txt"), [(0, 0), (1, 2)]);
+    let mut command = place.command(&["predict", "--model", "run/model", "--data", "-"]);
+    let input = std::fs::File::open(place.path("texts.txt")).unwrap();
+    let ran = common::finish(command.stdin(input));
+    assert_eq!((ran.code, ran.out), (Some(0), place.ok(&["predict", "--model", "run/model", "--data", "texts.txt"])));
     for name in ["out.jsonl", "out.unknown"] {
         predict(&["--out", name]);
         assert_eq!(place.text(name), predict(&[]));

@@ -102,6 +102,7 @@ struct Line<'a> {
     probabilities: Option<Vec<f32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     is_label: Option<bool>,
+    row: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,7 +127,7 @@ struct Lines<'a> {
 impl Lines<'_> {
     fn head(&mut self) -> io::Result<()> {
         let Format::Table(separator) = self.format else { return Ok(()) };
-        let mut fields = vec!["index".to_owned(), "label".into()];
+        let mut fields = vec!["index".to_owned(), "row".into(), "label".into()];
         match self.in_text {
             true => fields.push("is_label".into()),
             // a regression's only output is its label
@@ -181,7 +182,7 @@ impl Lines<'_> {
         is_label: Option<bool>,
     ) -> io::Result<()> {
         let (text, pair) = if self.with_text { (Some(&*example.text), example.pair.as_deref()) } else { (None, None) };
-        let line = Line { index, logits, label, probabilities, is_label, text, pair };
+        let line = Line { index, logits, label, probabilities, is_label, row: example.row, text, pair };
         let Format::Table(separator) = self.format else {
             serde_json::to_writer(&mut *self.out, &line)?;
             return writeln!(self.out);
@@ -190,7 +191,7 @@ impl Lines<'_> {
             Label::Name(name) => name.to_owned(),
             Label::Value(value) => value.to_string(),
         };
-        let mut fields = vec![index.to_string(), label];
+        let mut fields = vec![index.to_string(), line.row.to_string(), label];
         fields.extend(is_label.map(|is| is.to_string()));
         if let Some(probabilities) = &line.probabilities {
             fields.extend(probabilities.iter().chain(logits).map(f32::to_string));
