@@ -17,7 +17,7 @@ fn args<'a>(sets: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn spawn(place: &Place, args: &[&str]) -> Child {
-    place.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    place.interruptible(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 fn signal(child: &Child, name: &str) {

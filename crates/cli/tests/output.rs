@@ -73,7 +73,7 @@ fn a_reader_that_is_gone_costs_no_checkpoint() {
     place.write("train.tsv", tsv(&rows(600, 1, None)));
     for (i, signal) in ["-INT", "-TERM", "-HUP"].into_iter().enumerate() {
         let output = format!("output=run-{i}");
-        let mut command = place.command(&["train", "recipe.toml", "--set", "train.epochs=50", "--set", &output]);
+        let mut command = place.interruptible(&["train", "recipe.toml", "--set", "train.epochs=50", "--set", &output]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop((child.stdout.take(), child.stderr.take()));
         let metrics = place.path(&format!("run-{i}/metrics.jsonl"));

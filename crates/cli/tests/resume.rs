@@ -44,7 +44,7 @@ fn train<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn spawn(place: &Place, args: &[&str]) -> Child {
-    place.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    place.interruptible(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 fn signal(child: &Child, name: &str) {
