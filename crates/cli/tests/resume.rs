@@ -252,19 +252,15 @@ fn a_second_signal_ends_a_run_at_once() {
     let text = tsv(&rows(5000, 1, None));
     let (head, lines) = text.split_once('\n').unwrap();
     place.write("train.tsv", format!("{head}\n{}", lines.repeat(6)));
-    // one step of 30,000 batches
-    let sets = ["train", "recipe.toml", "--set", "train.batch=1", "--set", "train.accumulate=30000"];
-    let mut child = spawn(&place, &sets);
-    let start = Instant::now();
-    while !place.path("run/metrics.jsonl").exists() {
-        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    // from the first step on a run is spared
-    std::thread::sleep(Duration::from_secs(1));
-    signal(&child, "-TERM");
+    // one step of 30,000 batches; the ratios are logged just before it
+    let sets = ["train.batch=1", "train.accumulate=30000", "keep.policy=paper", "keep.ratio=auto"];
+    let sets: Vec<_> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
+    let mut child = spawn(&place, &[&["train", "recipe.toml"], &sets[..]].concat());
+    wait_for_steps(&place, &mut child, "run", 1);
+    std::thread::sleep(Duration::from_millis(300));
     // as `timeout` does
-    signal(&child, "-TERM");
+    let twice = "kill -TERM $0; kill -TERM $0";
+    assert!(Command::new("sh").args(["-c", twice, &child.id().to_string()]).status().unwrap().success());
     std::thread::sleep(Duration::from_millis(500));
     assert!(child.try_wait().unwrap().is_none(), "the first signal, though it comes by two ways, lets the step finish");
     signal(&child, "-INT");
