@@ -334,7 +334,7 @@ fn adapters_that_do_not_fit() {
     let eval = |base: &str, needles: &[&str]| {
         fails(&place, &["eval", "--model", "run/model", "--base", base, "--data", "train.tsv"], 1, needles);
     };
-    eval("wide", &["hint: "]);
+    eval("wide", &["does not fit its base model", "hint: "]);
     eval("./absent", &["no such folder: ./absent"]);
     let settings = place.text("run/model/adapter_config.json");
     place.write("run/model/adapter_config.json", settings.replace("\"r\": 8", "\"r\": 4"));

@@ -99,7 +99,11 @@ pub fn adapted(
     }
     config.check_head().map_err(|e| e.at(dir.display()))?;
     let mut loaded = model(&base, config, device, dtype, 0, Anew { head: true, body: false })?;
-    lora::adapt(&mut loaded.model, &settings, 0)?;
+    lora::adapt(&mut loaded.model, &settings, 0).map_err(|e| {
+        Error::new(format!("the adapter does not fit its base model: {}", e.what()))
+            .at(dir.display())
+            .hint("is it the adapter of another base model?")
+    })?;
     let brought = lora::read(&mut loaded.model, &settings, dir)?;
     // what the adapter brings is not worth a warning
     loaded.initialised.retain(|key| !brought.contains(key));

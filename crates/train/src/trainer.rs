@@ -451,9 +451,11 @@ impl Run {
             self.save_model()?;
         }
         let loss = evaluation.get(Metric::Loss);
-        self.folder.log(&json!({
+        let mut line = json!({
             "kind": "eval", "step": self.state.step, "epoch": self.epochs(), "loss": loss, "metrics": metrics,
-        }))?;
+        });
+        extend(&mut line, evaluation.by_class_in_short());
+        self.folder.log(&line)?;
         observer.evaluation(self.state.step, &evaluation, better);
         self.last = Some(evaluation);
         Ok(Some(loss.unwrap_or(f64::NAN)))
