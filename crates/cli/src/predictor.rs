@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use colrow_models::hub;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Error, Result};
 use colrow_train::data::{Answers, BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser};
@@ -102,8 +101,11 @@ impl Predictor {
             _ => config.labels.clone(),
         };
         let map = LabelMap::of_model(task, names);
+        let tokeniser = Tokeniser::load(&loaded.tokenizer_dir, config)?;
+        tokeniser.notes().iter().for_each(|w| output::warn(w));
         let max_length = args.max_length.or(told(|usage| Some(usage.max_length)));
-        let max_length = max_length.unwrap_or(config.longest().unwrap_or(LONGEST));
+        let limits = [config.longest(), tokeniser.longest()];
+        let max_length = max_length.or(limits.into_iter().flatten().min()).unwrap_or(LONGEST);
         if let Some(longest) = config.longest().filter(|&longest| max_length > longest) {
             return Err(Error::usage(format!(
                 "--max-length: expected at most {longest} (max_position_embeddings of the model), found {max_length}"
@@ -111,8 +113,11 @@ impl Predictor {
         }
         let longest = args.max_target_length.map(|n| n as usize).or(told(|usage| usage.max_target_length));
         let longest = longest.unwrap_or(Recipe::default().data.max_target_length);
-        let tokeniser = Tokeniser::load(&loaded.tokenizer_dir.join(hub::TOKENIZER_FILE))?;
-        let answers = setup::answers(config, task, &map, &tokeniser, longest);
+        let answers = setup::answers(config, task, &map, &tokeniser, longest)?;
+        if let Some(answers) = &answers {
+            let fault = answers.fault().map(|fault| fault.to_string());
+            fault.into_iter().chain(answers.warning()).for_each(|w| output::warn(&w));
+        }
         // another task's columns are others
         let known = usage.as_ref().filter(|usage| usage.task == task).and_then(|usage| usage.columns.clone());
         let (text, pair, label) = (args.text.clone(), args.pair.clone(), args.label.clone());
@@ -136,15 +141,11 @@ impl Predictor {
     /// # Errors
     /// A length or a token that the model does not have.
     pub(crate) fn tokens(&self, examples: &Examples, labels: Option<&Labels>) -> Result<TokenisedSet> {
-        let config = &self.engine.model.config;
         let set = match &self.answers {
             Some(answers) => answers.tokenise(examples, labels, self.max_length)?,
-            None => self.tokeniser.tokenise(&examples.rows, None, self.max_length)?,
+            None => self.tokeniser.tokenise(examples, None, self.max_length)?,
         };
-        set.check_vocab(config.vocab_size(), config.type_vocab_size()).map_err(|e| e.at(self.dir.display()))?;
-        if let Some(warning) = set.warning(self.max_length) {
-            output::warn(&warning);
-        }
+        set.warnings.iter().for_each(|w| output::warn(w));
         Ok(set)
     }
 

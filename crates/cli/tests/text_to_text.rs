@@ -87,6 +87,28 @@ fn resume_with_adapters() {
     assert_eq!(answers("whole/model"), answers("merged"));
 }
 
+/// An example of each label.
+fn blank_free(labels: &[&str]) -> String {
+    labels.iter().map(|label| json!({"text": "so good", "label": label}).to_string() + "\n").collect()
+}
+
+/// What a model cannot answer, and which file its tokens are of, is said wherever the model is used.
+#[test]
+fn eval_and_predict_say_what_a_t5_cannot_write() {
+    let place = place();
+    for command in ["eval", "predict"] {
+        let ran = place.run(&[command, "--model", "t5", "--data", "train.tsv", "--task", "classify"]);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        for needle in [
+            "warning: labels that the",
+            "\"LABEL_0\" becomes nothing",
+            "warning: tokens are those of tokenizer.json: T5Tokenizer",
+        ] {
+            assert!(ran.err.contains(needle), "{needle} is not in {}", ran.err);
+        }
+    }
+}
+
 #[test]
 fn bad_input() {
     let place = place();
@@ -119,7 +141,17 @@ fn bad_input() {
     fails(&["data.train=empty.tsv"], 1, &["the label is missing", "line 3", "empty.tsv"]);
     place.write("blank.jsonl", "{\"text\": \"a\", \"label\": \"good\"}\n{\"text\": \"b\", \"label\": \"\\u00ad\"}\n");
     let blank = ["task=classify", "data.train=blank.jsonl", "data.dev=blank.jsonl"];
-    fails(&blank, 1, &["the target text \"\\u{ad}\" has no token", "line 2", "blank.jsonl", "hint: "]);
+    fails(&blank, 1, &["cannot write apart: \"\\u{ad}\" becomes nothing", "t5/tokenizer.json", "hint: rename"]);
+    place.write("alike.jsonl", blank_free(&["bad <", "bad >", "good"]));
+    let alike = ["task=classify", "data.train=alike.jsonl", "data.dev=alike.jsonl"];
+    fails(&alike, 1, &["\"bad <\" and \"bad >\" both become \"bad\""]);
+    place.write("long.jsonl", blank_free(&["so good so good", "bad"]));
+    let long = ["task=classify", "data.train=long.jsonl", "data.dev=long.jsonl", "data.max_target_length=4"];
+    fails(
+        &long,
+        2,
+        &["data.max_target_length: ", "found 4: \"so good so good\" takes 5", "set data.max_target_length = 5"],
+    );
     fails(&["data.max_target_length=1"], 2, &["data.max_target_length: expected a whole number of at least 2"]);
     fails(&["train.method=lora", "lora.targets=[\"query\"]"], 2, &["`query` names no linear", "hint: linears end in "]);
     fails(&["train.modules_to_save=[\"classifier\"]", "train.method=lora"], 2, &["`classifier` names no module"]);

@@ -347,10 +347,18 @@ fn read_dev(
 }
 
 /// How a model of this configuration is asked and answers, if it does so in text.
-pub fn answers(config: &Config, task: Task, map: &LabelMap, tokeniser: &Tokeniser, longest: usize) -> Option<Answers> {
-    let Architecture::T5(t5) = &config.architecture else { return None };
-    let wording = Wording::new(task, map);
-    Some(Answers { wording, tokeniser: tokeniser.clone(), eos: t5.eos_token_id as u32, longest })
+///
+/// # Errors
+/// A label that the tokenizer cannot read.
+pub fn answers(
+    config: &Config,
+    task: Task,
+    map: &LabelMap,
+    tokeniser: &Tokeniser,
+    longest: usize,
+) -> Result<Option<Answers>> {
+    let Architecture::T5(t5) = &config.architecture else { return Ok(None) };
+    Answers::new(Wording::new(task, map), tokeniser.clone(), t5.eos_token_id as u32, longest).map(Some)
 }
 
 /// Reads all of a recipe but the weights, which need not be there unless the job `needs` them.
@@ -379,24 +387,31 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     if let Some(limit) = recipe.data.limit {
         train = train.subset(limit, recipe.seed)?;
     }
-    let tokeniser = Tokeniser::load(&model_dir.join(hub::TOKENIZER_FILE))?;
-    let answers = answers(&config, task, &map, &tokeniser, recipe.data.max_target_length);
+    let tokeniser = Tokeniser::load(&model_dir, &config)?;
+    warnings.extend_from_slice(tokeniser.notes());
+    let answers = answers(&config, task, &map, &tokeniser, recipe.data.max_target_length)?;
+    if let Some(fault) = answers.as_ref().and_then(Answers::fault) {
+        return Err(fault);
+    }
+    warnings.extend(answers.as_ref().and_then(Answers::warning));
     // takes the texts, so that they are gone when the next are tokenised
-    let mut tokens = |examples: Examples, name: &str| -> Result<(TokenisedSet, Labels)> {
+    let mut tokens = |examples: Examples, name: &str, tokeniser: &Tokeniser, answers: Option<&Answers>| -> Result<_> {
         let labels = map.resolve(&examples)?;
-        let set = match &answers {
+        let set = match answers {
             Some(answers) => answers.tokenise(&examples, Some(&labels), recipe.data.max_length)?,
-            None => tokeniser.tokenise(&examples.rows, Some(labels.clone()), recipe.data.max_length)?,
+            None => tokeniser.tokenise(&examples, Some(labels.clone()), recipe.data.max_length)?,
         };
-        set.check_vocab(config.vocab_size(), config.type_vocab_size()).map_err(|e| e.at(model_dir.display()))?;
-        warnings.extend(set.warning(recipe.data.max_length).map(|w| format!("{name}: {w}")));
+        warnings.extend(set.warnings.iter().map(|w| format!("{name}: {w}")));
         Ok((set, labels))
     };
-    let (train, _) = tokens(train, "training data")?;
+    let seed = recipe.seed;
+    let in_training = answers.as_ref().map(|answers| answers.for_training(seed));
+    let (train, _) = tokens(train, "training data", &tokeniser.for_training(seed), in_training.as_ref())?;
     let dev = dev
         .into_iter()
         .map(|(prefix, examples)| {
-            tokens(examples, "development data").map(|(set, labels)| DevSet { prefix, set, labels })
+            let (set, labels) = tokens(examples, "development data", &tokeniser, answers.as_ref())?;
+            Ok(DevSet { prefix, set, labels })
         })
         .collect::<Result<Vec<_>>>()?;
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;

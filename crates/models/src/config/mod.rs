@@ -142,6 +142,11 @@ impl Config {
         }
     }
 
+    /// The class that the file names for the tokenizer, if it does.
+    pub fn tokenizer_class(&self) -> Option<&str> {
+        self.original.get("tokenizer_class")?.as_str()
+    }
+
     /// Longest sequence in tokens, where there is a limit.
     pub fn longest(&self) -> Option<usize> {
         match &self.architecture {

@@ -249,7 +249,7 @@ mod tests {
             labels: Some(Labels::Value(vec![0.5, 1.5, 2.5])),
             truncated: 0,
             target_bounds: vec![],
-            dropped: 0,
+            warnings: vec![],
         };
         let batch = collate(&set, &[2, 0]);
         assert_eq!(batch.ids, [2, 8, 8, 3, 2, 7, 3]);

@@ -1,6 +1,7 @@
 //! From files to ragged batches: read examples, resolve their labels, tokenise, draw batches.
 
 pub mod batch;
+mod bpe_dropout;
 mod columns;
 mod fingerprint;
 pub mod glue;
@@ -14,6 +15,8 @@ pub mod shuffle;
 pub mod table;
 pub mod text_to_text;
 pub mod tokenise;
+mod tokenizer_files;
+mod tokenizer_limits;
 
 pub use batch::{Batch, BatchBy, Sampler, collate, places};
 pub use fingerprint::Fingerprint;
@@ -100,7 +103,12 @@ impl Examples {
 
     /// Adds the line of example `i` and the file to `error`.
     pub fn place(&self, error: Error, i: usize) -> Error {
-        self.in_source(error.at(format_args!("{} {}", self.unit, self.rows[i].line)))
+        self.in_source(error.at(self.line(i)))
+    }
+
+    /// Where example `i` stands in the file.
+    pub(crate) fn line(&self, i: usize) -> String {
+        format!("{} {}", self.unit, self.rows[i].line)
     }
 
     /// Adds the file to `error`.

@@ -1,24 +1,40 @@
 //! Texts to token ids: truncated to a maximum length, never padded, stored end to end.
 
 use super::quietly::quietly;
-use super::{Example, Labels};
-use colrow_models::files;
+use super::tokenizer_files::{self, Built};
+use super::{Example, Examples, Labels};
+use colrow_models::config::Config;
+use colrow_models::hub::TOKENIZER_FILE;
+use colrow_tensor::rng::Key;
 use colrow_tensor::{Error, Result};
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokenizers::utils::truncation::TruncationDirection;
-use tokenizers::{Encoding, PostProcessor, Tokenizer};
+use tokenizers::{Encoding, PostProcessor};
 
 /// Texts that are encoded at a time: encodings hold strings and offsets, many times the size of the ids.
 const CHUNK: usize = 4096;
 
-/// More than any `tokenizer.json` needs: those with a million tokens have some 50 MB.
-const MOST_BYTES: u64 = 1 << 30;
-
-/// A model's tokenizer, without the padding and truncation that its file may ask for.
-#[derive(Clone, Debug)]
+/// A model's tokenizer, without the padding and truncation that its files may ask for.
+///
+/// Every call of the library stands behind a guard: a file that contradicts itself can make it panic at any text.
+#[derive(Clone)]
 pub struct Tokeniser {
-    inner: Tokenizer,
+    built: Arc<Built>,
+    /// Token ids and types of the model.
+    sizes: (usize, usize),
+    /// In training, what a BPE's dropout draws with.
+    key: Option<Key>,
     source: PathBuf,
+}
+
+impl fmt::Debug for Tokeniser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokeniser").field("source", &self.source).finish_non_exhaustive()
+    }
 }
 
 /// The tokens of a set of examples, end to end.
@@ -30,7 +46,7 @@ pub struct TokenisedSet {
     pub types: Vec<u8>,
     /// Whether the tokenizer added the token, such as `[CLS]` and `[SEP]`.
     pub special: Vec<bool>,
-    /// Example `i` has the tokens `bounds[i]..bounds[i + 1]`.
+    /// Example `i` has the tokens `bounds[i]..bounds[i + 1]`, of which there is at least one.
     pub bounds: Vec<usize>,
     /// The labels, if they are known.
     pub labels: Option<Labels>,
@@ -38,44 +54,86 @@ pub struct TokenisedSet {
     pub target_bounds: Vec<usize>,
     /// Number of examples that were cut to the maximum length.
     pub truncated: usize,
-    /// Number of tokens that were cut off.
-    pub dropped: usize,
+    /// What the user should know: of truncation, of empty and unknown texts.
+    pub warnings: Vec<String>,
+}
+
+/// The tokens of one example.
+struct Tokens {
+    ids: Vec<u32>,
+    types: Vec<u8>,
+    special: Vec<bool>,
+    /// Tokens that were cut off.
+    dropped: usize,
+    /// Whether all tokens of its texts, of which there are some, are unknown.
+    unknown: bool,
+    /// Whether the tokenizer knows types that the model is not given.
+    untold: bool,
 }
 
 impl Tokeniser {
-    /// Reads a `tokenizer.json`.
-    pub fn load(path: &Path) -> Result<Self> {
-        let bytes = files::read(path, MOST_BYTES).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::new("no such file").at(path.display()).hint(
-                "a model folder needs the tokenizer.json of its fast tokenizer; \
-                 AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one",
-            ),
-            _ => Error::from(e).at(path.display()),
-        })?;
-        // Its decoding of some parts ends in a panic instead of an error.
-        let mut inner = quietly(|| Tokenizer::from_bytes(bytes))
-            .unwrap_or_else(|| Err("the file contradicts itself".into()))
-            .map_err(|e| Error::new(format!("cannot be read as a tokenizer.json: {e}")).at(path.display()))?;
-        let disabled = inner.with_padding(None).with_truncation(None).map(|_| ());
-        disabled.map_err(|e| Error::new(e.to_string()).at(path.display()))?;
-        Ok(Self { inner, source: path.to_owned() })
+    /// Reads the tokenizer of a model folder as `transformers` does: `tokenizer.json` and the files beside it.
+    ///
+    /// # Errors
+    /// A file that is missing or damaged, with its name.
+    pub fn load(dir: &Path, model: &Config) -> Result<Self> {
+        let built = Arc::new(tokenizer_files::build(dir, model)?);
+        let sizes = (model.vocab_size(), model.type_vocab_size());
+        Ok(Self { built, sizes, key: None, source: dir.join(TOKENIZER_FILE) })
+    }
+
+    /// The tokenizer with the dropout that its file asks for; the draws are those of the seed and of an example's place in its file.
+    #[must_use]
+    pub fn for_training(&self, seed: u64) -> Self {
+        Self { key: Some(Key::new(seed).named("tokenizer")), ..self.clone() }
+    }
+
+    /// Its `tokenizer.json`.
+    pub fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// What the user should know of its files, in lines.
+    pub fn notes(&self) -> &[String] {
+        &self.built.notes
+    }
+
+    /// Most tokens of a text that the model was made for (`model_max_length`), where its files say it.
+    pub fn longest(&self) -> Option<usize> {
+        self.built.longest
     }
 
     /// Number of special tokens that are added to a text or to a pair.
     pub fn added(&self, pair: bool) -> usize {
-        self.inner.get_post_processor().map_or(0, |p| p.added_tokens(pair))
+        self.built.around.as_ref().map_or(0, |p| p.added_tokens(pair))
     }
 
     /// Tokenises `examples` in parallel.
     ///
-    /// An example longer than `max_length` tokens, special ones included, loses tokens at the end of the longer text
-    /// until both are equally long, then of both (longest first, as in `transformers`). `labels` are those of
-    /// `examples`. Errors if `max_length` leaves no room for a token, or if the sizes differ.
-    pub fn tokenise(&self, examples: &[Example], labels: Option<Labels>, max_length: usize) -> Result<TokenisedSet> {
-        if let Some(labels) = labels.as_ref().filter(|labels| labels.len() != examples.len()) {
-            return Err(Error::new(format!("expected {} labels, found {}", examples.len(), labels.len())));
+    /// An example longer than `max_length` tokens, special ones included, loses tokens of the longer text until both are equally long, then
+    /// of both (longest first, as in `transformers`), at the end unless the tokenizer's files name the other side. `labels` are those of
+    /// `examples`.
+    ///
+    /// # Errors
+    /// If `max_length` leaves no room for a token, or if the sizes differ; with its place, an example that the tokenizer cannot read, or
+    /// of which it makes no token or one that the model does not have.
+    pub fn tokenise(&self, examples: &Examples, labels: Option<Labels>, max_length: usize) -> Result<TokenisedSet> {
+        if let Some(labels) = labels.as_ref().filter(|labels| labels.len() != examples.rows.len()) {
+            return Err(Error::new(format!("expected {} labels, found {}", examples.rows.len(), labels.len())));
         }
-        let added = self.added(examples.iter().any(|e| e.pair.is_some()));
+        let set = self.tokenise_as(examples, max_length, |e| (Cow::Borrowed(&e.text), e.pair.as_deref()))?;
+        Ok(TokenisedSet { labels, ..set })
+    }
+
+    /// As [`tokenise`](Self::tokenise), of the texts that `read` makes of an example.
+    pub(super) fn tokenise_as(
+        &self,
+        examples: &Examples,
+        max_length: usize,
+        read: impl Fn(&Example) -> (Cow<'_, str>, Option<&str>) + Sync,
+    ) -> Result<TokenisedSet> {
+        let rows = &examples.rows;
+        let added = self.added(rows.iter().any(|e| read(e).1.is_some()));
         if max_length <= added {
             return Err(Error::usage(format!(
                 "expected a maximum length of at least {} tokens, found {max_length}: the tokenizer adds {added} special \
@@ -83,70 +141,171 @@ impl Tokeniser {
                 added + 1
             )));
         }
-        let mut set = TokenisedSet { bounds: vec![0], labels, ..TokenisedSet::default() };
-        for chunk in examples.chunks(CHUNK) {
-            let encode = |texts: Vec<&str>| self.inner.encode_batch_fast(texts, false).map_err(|e| self.failed(&*e));
-            let mut pairs = encode(chunk.iter().filter_map(|e| e.pair.as_deref()).collect())?.into_iter();
-            let texts = encode(chunk.iter().map(|e| e.text.as_str()).collect())?;
-            for (text, example) in texts.into_iter().zip(chunk) {
-                let pair = example.pair.as_ref().and_then(|_| pairs.next());
-                self.append(&mut set, text, pair, max_length)?;
+        let mut set = TokenisedSet { bounds: vec![0], ..TokenisedSet::default() };
+        let (mut dropped, mut untold) = (0, false);
+        let (mut unknown, mut empty, mut long) = (Odd::default(), Odd::default(), Odd::default());
+        for (chunk, first) in rows.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
+            let tokens = chunk.par_iter().map(|example| {
+                let (text, pair) = read(example);
+                self.tokens(&text, pair, max_length, example.line)
+            });
+            for (i, tokens) in (first..).zip(tokens.collect::<Vec<_>>()) {
+                let tokens = tokens.map_err(|e| examples.place(e, i))?;
+                set.truncated += usize::from(tokens.dropped > 0);
+                dropped += tokens.dropped;
+                untold |= tokens.untold;
+                let blank = |text: &str| text.trim().is_empty();
+                empty.count(i, blank(&rows[i].text) || rows[i].pair.as_deref().is_some_and(blank));
+                unknown.count(i, tokens.unknown);
+                long.count(i, self.built.longest.is_some_and(|longest| tokens.ids.len() > longest));
+                set.ids.extend(tokens.ids);
+                set.types.extend(tokens.types);
+                set.special.extend(tokens.special);
+                set.bounds.push(set.ids.len());
             }
+        }
+        if set.truncated > 0 {
+            let side = if self.built.side == TruncationDirection::Left { ", at the start," } else { "" };
+            set.warnings.push(format!(
+                "{} of {} examples were cut{side} to {max_length} tokens ({dropped} of {} tokens left out)",
+                set.truncated,
+                set.len(),
+                set.ids.len() + dropped
+            ));
+        }
+        set.warnings.extend(empty.warning("have an empty text", examples));
+        set.warnings.extend(unknown.warning("consist of nothing but tokens for unknown text", examples));
+        set.warnings.extend(long.warning("are longer than the model_max_length of tokenizer_config.json", examples));
+        if untold {
+            set.warnings.push(
+                "the model is not told which text of a pair a token is from, as in transformers 5: tokenizer_config.json's \
+                 model_input_names lacks \"token_type_ids\""
+                    .into(),
+            );
         }
         Ok(set)
     }
 
     /// The token ids of each text, with the special tokens that the tokenizer adds.
     pub fn texts(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
-        let mut all = Vec::with_capacity(texts.len());
-        for chunk in texts.chunks(CHUNK) {
-            let texts: Vec<&str> = chunk.iter().map(String::as_str).collect();
-            let encodings = self.inner.encode_batch_fast(texts, true).map_err(|e| self.failed(&*e))?;
-            all.extend(encodings.iter().map(|encoding| encoding.get_ids().to_vec()));
-        }
-        Ok(all)
+        let one = |text: &String| {
+            self.guarded(|t| Ok(self.surround(t.encode_fast(text.as_str(), false)?, None)?.get_ids().to_vec()))
+                .and_then(|ids| self.check(ids))
+        };
+        texts.par_iter().map(one).collect()
     }
 
     /// The text of token ids, without special tokens and surrounding white space.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        let text = self.inner.decode(ids, true).map_err(|e| self.failed(&*e))?;
-        Ok(text.trim().to_owned())
+        Ok(self.guarded(|t| t.decode(ids, true))?.trim().to_owned())
     }
 
-    fn append(&self, set: &mut TokenisedSet, text: Encoding, pair: Option<Encoding>, max_length: usize) -> Result<()> {
-        let (n1, n2) = (text.len(), pair.as_ref().map_or(0, Encoding::len));
-        let room = max_length - self.added(pair.is_some());
-        let (k1, k2) = longest_first(n1, n2, room);
-        set.truncated += usize::from(k1 + k2 < n1 + n2);
-        set.dropped += n1 + n2 - k1 - k2;
-        let text = cut(text, k1);
-        let pair = pair.map(|pair| {
-            let mut pair = cut(pair, k2);
-            // A tokenizer without post-processor leaves the types as they are.
-            pair.set_type_ids(vec![1; k2]);
-            pair
-        });
-        let encoding = self.inner.post_process(text, pair, true).map_err(|e| self.failed(&*e))?;
-        set.ids.extend(encoding.get_ids());
-        set.special.extend(encoding.get_special_tokens_mask().iter().map(|&flag| flag != 0));
-        for &kind in encoding.get_type_ids() {
-            set.types.push(u8::try_from(kind).map_err(|_| self.failed(&format!("token type {kind} is above 255")))?);
+    fn tokens(&self, text: &str, pair: Option<&str>, max_length: usize, line: u64) -> Result<Tokens> {
+        let room = max_length.saturating_sub(self.added(pair.is_some()));
+        let (encoding, dropped) = self.guarded(|tokenizer| {
+            let encode = |text: &str, which: u64| match self.built.dropout.as_ref().zip(self.key) {
+                Some((dropout, key)) => dropout.encode(tokenizer, text, key.child(line).child(which)),
+                None => tokenizer.encode_fast(text, false),
+            };
+            let text = encode(text, 0)?;
+            let pair = pair.map(|pair| encode(pair, 1)).transpose()?;
+            let (n1, n2) = (text.len(), pair.as_ref().map_or(0, Encoding::len));
+            let (k1, k2) = longest_first(n1, n2, room);
+            let pair = pair.map(|pair| {
+                let mut pair = self.cut(pair, k2);
+                // A tokenizer without post-processor leaves the types as they are.
+                pair.set_type_ids(vec![1; k2]);
+                pair
+            });
+            Ok((self.surround(self.cut(text, k1), pair)?, n1 + n2 - k1 - k2))
+        })?;
+        if encoding.is_empty() {
+            return Err(Error::new("the tokenizer makes no token of the text").hint("leave the row out"));
         }
-        set.bounds.push(set.ids.len());
-        Ok(())
+        if encoding.len() > max_length {
+            let what = format!("the tokenizer makes {} tokens of at most {max_length}", encoding.len());
+            return Err(self
+                .failed(&what)
+                .hint("its post_processor writes a text or special tokens more often than it says"));
+        }
+        let special: Vec<bool> = encoding.get_special_tokens_mask().iter().map(|&flag| flag != 0).collect();
+        let kinds = encoding.get_type_ids();
+        let types = if self.built.types { kinds.to_vec() } else { vec![0; kinds.len()] };
+        if let Some(kind) = types.iter().find(|&&kind| kind as usize >= self.sizes.1.min(256)) {
+            let what = format!("token type {kind} is not below type_vocab_size = {}", self.sizes.1);
+            return Err(self.failed(&what).hint("do tokenizer.json and config.json belong to the same model?"));
+        }
+        let ids = self.check(encoding.get_ids().to_vec())?;
+        let mut own = ids.iter().zip(&special).filter(|&(_, special)| !special).map(|(id, _)| Some(*id)).peekable();
+        let unknown = self.built.unknown.is_some() && own.peek().is_some() && own.all(|id| id == self.built.unknown);
+        let untold = !self.built.types && self.sizes.1 > 1 && self.sizes.1 < 256 && kinds.iter().any(|&kind| kind > 0);
+        Ok(Tokens { types: types.iter().map(|&kind| kind as u8).collect(), ids, special, dropped, unknown, untold })
     }
 
-    fn failed(&self, why: &(impl std::fmt::Display + ?Sized)) -> Error {
+    /// Puts special tokens around texts.
+    fn surround(&self, text: Encoding, pair: Option<Encoding>) -> tokenizers::Result<Encoding> {
+        match &self.built.around {
+            Some(around) => around.process(text, pair, true),
+            None => self.built.tokenizer.post_process(text, pair, true),
+        }
+    }
+
+    /// Keeps `length` tokens.
+    fn cut(&self, mut encoding: Encoding, length: usize) -> Encoding {
+        encoding.truncate(length, 0, self.built.side);
+        // What was cut off stays attached, and post-processing would combine all of it with all of the other text.
+        encoding.take_overflowing();
+        encoding
+    }
+
+    /// Errors if the model lacks one of the tokens.
+    fn check(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        match ids.iter().find(|&&id| id as usize >= self.sizes.0) {
+            None => Ok(ids),
+            Some(&id) => {
+                let text = quietly(|| self.built.tokenizer.id_to_token(id)).flatten();
+                let text = text.map_or(String::new(), |text| format!(" ({text:?})"));
+                let what = format!("token id {id}{text} is not below vocab_size = {}", self.sizes.0);
+                Err(Error::new(what)
+                    .at(self.source.display())
+                    .hint("do tokenizer.json and config.json belong to the same model?"))
+            }
+        }
+    }
+
+    /// The one way to the library: its errors and panics are errors.
+    fn guarded<T>(&self, work: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<T>) -> Result<T> {
+        match quietly(|| work(&self.built.tokenizer)) {
+            Some(result) => result.map_err(|e| self.failed(&*e)),
+            None => Err(self.failed("its file contradicts itself")),
+        }
+    }
+
+    fn failed(&self, why: &(impl fmt::Display + ?Sized)) -> Error {
         Error::new(format!("the tokenizer failed: {why}")).at(self.source.display())
     }
 }
 
-/// Keeps the first `length` tokens.
-fn cut(mut encoding: Encoding, length: usize) -> Encoding {
-    encoding.truncate(length, 0, TruncationDirection::Right);
-    // What was cut off stays attached, and post-processing would combine all of it with all of the other text.
-    encoding.take_overflowing();
-    encoding
+/// How many examples are odd in some way, and the first.
+#[derive(Default)]
+struct Odd {
+    number: usize,
+    first: usize,
+}
+
+impl Odd {
+    fn count(&mut self, i: usize, is_odd: bool) {
+        if is_odd && self.number == 0 {
+            self.first = i;
+        }
+        self.number += usize::from(is_odd);
+    }
+
+    fn warning(&self, how: &str, examples: &Examples) -> Option<String> {
+        let all = examples.rows.len();
+        (self.number > 0)
+            .then(|| format!("{} of {all} examples {how}; the first is in {}", self.number, examples.line(self.first)))
+    }
 }
 
 /// How many of `n1` and `n2` tokens fit into `room`: the shorter text is whole if it needs at most half.
@@ -188,32 +347,6 @@ impl TokenisedSet {
             _ => None,
         }
     }
-
-    /// Errors if a token id or type is outside the model's embedding tables.
-    pub fn check_vocab(&self, vocab_size: usize, type_vocab_size: usize) -> Result<()> {
-        let hint = "do tokenizer.json and config.json belong to the same model?";
-        if let Some(id) = self.ids.iter().max().filter(|&&id| id as usize >= vocab_size) {
-            return Err(Error::new(format!("token id {id} is not below vocab_size = {vocab_size}")).hint(hint));
-        }
-        if let Some(kind) = self.types.iter().max().filter(|&&kind| usize::from(kind) >= type_vocab_size) {
-            let what = format!("token type {kind} is not below type_vocab_size = {type_vocab_size}");
-            return Err(Error::new(what).hint(hint));
-        }
-        Ok(())
-    }
-
-    /// What the user should know about truncation.
-    pub fn warning(&self, max_length: usize) -> Option<String> {
-        let total = self.ids.len() + self.dropped;
-        (self.truncated > 0).then(|| {
-            format!(
-                "{} of {} examples were cut to {max_length} tokens ({} of {total} tokens left out)",
-                self.truncated,
-                self.len(),
-                self.dropped
-            )
-        })
-    }
 }
 
 #[cfg(test)]
@@ -251,15 +384,37 @@ pub(crate) mod tests {
         })
     }
 
-    fn load(json: &Value) -> Result<Tokeniser> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tokenizer.json");
-        fs::write(&path, json.to_string()).unwrap();
-        Tokeniser::load(&path)
+    /// A model of `family` with that many tokens and types.
+    pub(crate) fn model(family: &str, vocab_size: usize, types: usize) -> Config {
+        let json = json!({"model_type": family, "vocab_size": vocab_size, "type_vocab_size": types, "hidden_size": 8, "num_hidden_layers": 1,
+                          "num_attention_heads": 2, "intermediate_size": 8, "d_model": 8, "d_kv": 4, "num_heads": 2, "d_ff": 8,
+                          "num_layers": 1, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0});
+        Config::from_json(json.to_string().as_bytes(), Path::new("config.json")).unwrap()
     }
 
-    fn example(text: &str, pair: Option<&str>) -> Example {
-        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, line: 1, row: 0 }
+    /// The tokenizer in a folder of these files.
+    pub(crate) fn load_files(files: &[(&str, &[u8])], model: &Config) -> Result<Tokeniser> {
+        let folder = tempfile::tempdir().unwrap();
+        files.iter().for_each(|(name, bytes)| fs::write(folder.path().join(name), bytes).unwrap());
+        Tokeniser::load(folder.path(), model)
+    }
+
+    /// `tokenizer.json` as it is, for a model of ten tokens.
+    fn load(json: &Value) -> Result<Tokeniser> {
+        let file = json.to_string();
+        let class = br#"{"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["token_type_ids"]}"#;
+        let files: [(&str, &[u8]); 2] = [(TOKENIZER_FILE, file.as_bytes()), ("tokenizer_config.json", class)];
+        load_files(&files, &model("bert", 10, 3))
+    }
+
+    pub(crate) fn examples(texts: &[(&str, Option<&str>)]) -> Examples {
+        let row = |(&(text, pair), line): (&(&str, Option<&str>), u64)| Example {
+            text: text.into(),
+            pair: pair.map(str::to_owned),
+            line,
+            ..Example::default()
+        };
+        Examples { rows: texts.iter().zip(1..).map(row).collect(), source: "a.csv".into(), ..Examples::default() }
     }
 
     fn tokens(set: &TokenisedSet, i: usize) -> &[u32] {
@@ -268,12 +423,13 @@ pub(crate) mod tests {
 
     #[test]
     fn single_texts_without_padding() {
-        let examples = [example("Goods.", None), example("", None), example("zzz a", None)];
+        let examples = examples(&[("Goods.", None), ("", None), ("zzz a", None)]);
         let set = load(&wordpiece()).unwrap().tokenise(&examples, Some(Labels::Class(vec![0, 1, 0])), 128).unwrap();
         assert_eq!(tokens(&set, 0), [2, 8, 7, 9, 3]);
         assert_eq!(tokens(&set, 1), [2, 3]);
         assert_eq!(tokens(&set, 2), [2, 1, 4, 3]);
-        assert_eq!((set.lengths(), set.truncated, set.warning(128)), (vec![5, 2, 4], 0, None));
+        assert_eq!((set.lengths(), set.truncated), (vec![5, 2, 4], 0));
+        assert_eq!(set.warnings, ["1 of 3 examples have an empty text; the first is in line 2"]);
         assert_eq!(set.special[..6], [true, false, false, false, true, true]);
         assert!(set.types.iter().all(|&kind| kind == 0));
         assert_eq!(set.labels, Some(Labels::Class(vec![0, 1, 0])));
@@ -282,14 +438,14 @@ pub(crate) mod tests {
     #[test]
     fn pairs_have_types_and_are_cut_longest_first() {
         let tokeniser = load(&wordpiece()).unwrap();
-        let pair = [example("a b", Some("c c c c c")), example("a", Some(""))];
+        let pair = examples(&[("a b", Some("c c c c c")), ("a", Some(""))]);
         let set = tokeniser.tokenise(&pair, None, 7).unwrap();
         assert_eq!(tokens(&set, 0), [2, 4, 5, 3, 6, 6, 3]);
         assert_eq!(set.types[..7], [0, 0, 0, 0, 1, 1, 1]);
         assert_eq!(set.special[..7], [true, false, false, true, false, false, true]);
         assert_eq!(tokens(&set, 1), [2, 4, 3, 3]);
-        assert_eq!((set.truncated, set.dropped), (1, 3));
-        assert_eq!(set.warning(7).unwrap(), "1 of 2 examples were cut to 7 tokens (3 of 14 tokens left out)");
+        assert_eq!(set.truncated, 1);
+        assert_eq!(set.warnings[0], "1 of 2 examples were cut to 7 tokens (3 of 14 tokens left out)");
         // one token of room
         assert_eq!(tokens(&tokeniser.tokenise(&pair, None, 4).unwrap(), 0).len(), 4);
     }
@@ -307,13 +463,13 @@ pub(crate) mod tests {
             let tokeniser = load(&json).unwrap();
             for max_length in [4, 5, 6, 9, 40] {
                 let params = TruncationParams { max_length, ..TruncationParams::default() };
-                let mut library = tokeniser.inner.clone();
-                library.with_truncation(Some(params)).unwrap();
+                let mut library = tokeniser.built.tokenizer.clone();
+                library.with_post_processor(tokeniser.built.around.clone()).with_truncation(Some(params)).unwrap();
                 for (text, pair) in
                     [("a b c a", "good"), ("a", "b b b b b b"), ("a b a b a", "c c c c c"), ("", "a [SEP]")]
                 {
                     let want = library.encode((text, pair), true).unwrap();
-                    let set = tokeniser.tokenise(&[example(text, Some(pair))], None, max_length).unwrap();
+                    let set = tokeniser.tokenise(&examples(&[(text, Some(pair))]), None, max_length).unwrap();
                     assert_eq!(set.ids, want.get_ids());
                     assert_eq!(set.types, want.get_type_ids().iter().map(|&v| v as u8).collect::<Vec<_>>());
                     assert_eq!(set.special, want.get_special_tokens_mask().iter().map(|&v| v == 1).collect::<Vec<_>>());
@@ -325,19 +481,19 @@ pub(crate) mod tests {
     #[test]
     fn more_examples_than_a_chunk_stay_in_order() {
         let text = |i: usize| ["a", "b b", "c c c"][i % 3];
-        let examples: Vec<_> = (0..9000).map(|i| example(text(i), (i % 2 == 0).then_some("good"))).collect();
+        let texts: Vec<_> = (0..9000).map(|i| (text(i), (i % 2 == 0).then_some("good"))).collect();
         let tokeniser = load(&wordpiece()).unwrap();
-        let set = tokeniser.tokenise(&examples, None, 64).unwrap();
+        let set = tokeniser.tokenise(&examples(&texts), None, 64).unwrap();
         assert_eq!(set.len(), 9000);
         for i in [0, 1, 4095, 4096, 4097, 8999] {
-            assert_eq!(tokens(&set, i), tokeniser.tokenise(&examples[i..=i], None, 64).unwrap().ids);
+            assert_eq!(tokens(&set, i), tokeniser.tokenise(&examples(&texts[i..=i]), None, 64).unwrap().ids);
         }
     }
 
     #[test]
     fn errors() {
         let tokeniser = load(&wordpiece()).unwrap();
-        let (single, pair) = ([example("a", None)], [example("a", Some("b"))]);
+        let (single, pair) = (examples(&[("a", None)]), examples(&[("a", Some("b"))]));
         for (examples, least) in [(&single, 3), (&pair, 4)] {
             assert!(tokeniser.tokenise(examples, None, least).is_ok());
             let error = tokeniser.tokenise(examples, None, least - 1).unwrap_err();
@@ -348,13 +504,7 @@ pub(crate) mod tests {
         }
         assert!(tokeniser.tokenise(&single, Some(Labels::Value(vec![])), 8).is_err());
 
-        let set = tokeniser.tokenise(&[example("good", Some("a"))], None, 8).unwrap();
-        assert!(set.check_vocab(9, 2).is_ok());
-        let message = set.check_vocab(8, 2).unwrap_err().to_string();
-        assert!(message.contains("token id 8 is not below vocab_size = 8"), "{message}");
-        assert!(set.check_vocab(9, 1).unwrap_err().to_string().contains("token type 1"));
-
-        let missing = Tokeniser::load(Path::new("no/tokenizer.json")).unwrap_err().to_string();
+        let missing = Tokeniser::load(Path::new("no"), &model("bert", 10, 2)).unwrap_err().to_string();
         assert!(missing.contains("no such file\n  in no/tokenizer.json\n  hint: "), "{missing}");
         for bad in [json!({"version": "1.0"}), json!([]), json!("x")] {
             let message = load(&bad).unwrap_err().to_string();
@@ -363,19 +513,110 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn tokens_that_the_model_lacks_are_refused_with_their_place() {
+        let class = br#"{"do_lower_case": true}"#;
+        let file = wordpiece().to_string();
+        let files: [(&str, &[u8]); 2] = [(TOKENIZER_FILE, file.as_bytes()), ("tokenizer_config.json", class)];
+        let message = |vocab, types| {
+            let texts = examples(&[("a", None), ("good", Some("a"))]);
+            let set = load_files(&files, &model("bert", vocab, types)).unwrap().tokenise(&texts, None, 8);
+            set.err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        assert_eq!(message(9, 2), "");
+        let lacks = message(8, 2);
+        assert!(
+            lacks.starts_with("token id 8 (\"good\") is not below vocab_size = 8\n") && lacks.contains("in line 2\n"),
+            "{lacks}"
+        );
+        let lacks = message(9, 1);
+        assert!(
+            lacks.contains("token type 1 is not below type_vocab_size = 1") && lacks.contains("in line 2\n"),
+            "{lacks}"
+        );
+    }
+
+    #[test]
+    fn no_sequence_is_empty_or_too_long() {
+        let mut json = wordpiece();
+        json["post_processor"] = Value::Null;
+        let read = |json: &Value, text| load(json).unwrap().tokenise(&examples(&[("a", None), (text, None)]), None, 4);
+        let message = read(&json, " ").unwrap_err().to_string();
+        assert!(
+            message.starts_with("the tokenizer makes no token of the text\n  in line 2\n  in a.csv\n"),
+            "{message}"
+        );
+        let template =
+            |single: Value| json!({"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}});
+        json["post_processor"] = template(json!([]));
+        assert!(read(&json, "a").unwrap_err().to_string().contains("no token"));
+        let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+        json["post_processor"] = template(json!([text, text]));
+        assert_eq!(read(&json, "a b").unwrap().bounds, [0, 2, 6]);
+        let message = read(&json, "a b c").unwrap_err().to_string();
+        assert!(message.contains("makes 6 tokens of at most 4\n") && message.contains("line 2"), "{message}");
+        // a special token that the template does not define makes the library panic
+        json["post_processor"] = template(json!([text, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]));
+        let message = read(&json, "a").unwrap_err().to_string();
+        assert!(message.contains("contradicts itself") && message.contains("line 1"), "{message}");
+        json["post_processor"] = template(json!([text, {"Sequence": {"id": "A", "type_id": 300}}]));
+        assert!(read(&json, "a").unwrap_err().to_string().contains("token type 300"));
+    }
+
+    #[test]
+    fn dropout_is_for_training_and_follows_the_seed() {
+        let vocab: serde_json::Map<_, _> =
+            ["[UNK]", "g", "o", "go", "d"].iter().zip(0..).map(|(t, i)| (t.to_string(), json!(i))).collect();
+        let mut json = wordpiece();
+        json["post_processor"] = Value::Null;
+        json["model"] = json!({"type": "BPE", "dropout": 0.5, "unk_token": "[UNK]", "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                               "fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": vocab, "merges": [["g", "o"]]});
+        json["added_tokens"] = json!([]);
+        let tokeniser = load(&json).unwrap();
+        let texts = examples(&[("go go go go go go go go", Some("go go go go go go go go")); 2]);
+        let set = |tokeniser: &Tokeniser| tokeniser.tokenise(&texts, None, 64).unwrap();
+        assert_eq!(set(&tokeniser).ids, [3; 32]);
+        let (one, two) = (tokeniser.for_training(1), tokeniser.for_training(2));
+        assert_eq!(set(&one), set(&one));
+        assert_ne!(set(&one), set(&two));
+        assert_ne!(tokens(&set(&one), 0), tokens(&set(&one), 1));
+        assert!(set(&one).ids.iter().all(|id| (1..4).contains(id)));
+    }
+
+    #[test]
+    fn unknown_and_long_texts_are_counted() {
+        let file = wordpiece().to_string();
+        let config = br#"{"model_max_length": 5}"#;
+        let files: [(&str, &[u8]); 2] = [(TOKENIZER_FILE, file.as_bytes()), ("tokenizer_config.json", config)];
+        let tokeniser = load_files(&files, &model("bert", 10, 2)).unwrap();
+        assert_eq!(tokeniser.longest(), Some(5));
+        let set = tokeniser
+            .tokenise(&examples(&[("a x", None), ("x y", None), ("", None), ("a b c a", None)]), None, 8)
+            .unwrap();
+        assert_eq!(
+            set.warnings,
+            [
+                "1 of 4 examples have an empty text; the first is in line 3",
+                "1 of 4 examples consist of nothing but tokens for unknown text; the first is in line 2",
+                "1 of 4 examples are longer than the model_max_length of tokenizer_config.json; the first is in line 4",
+            ]
+        );
+    }
+
+    #[test]
     fn a_damaged_file_is_refused_or_used() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tokenizer.json");
         let good = wordpiece().to_string().into_bytes();
+        let class: &[u8] = br#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#;
         let mut refused = 0;
         for i in 0..good.len() {
             for byte in [b'0', b'9', b' '] {
                 let mut bytes = good.clone();
                 bytes[i] = byte;
-                fs::write(&path, bytes).unwrap();
-                let read = Tokeniser::load(&path);
+                let config = if i % 2 == 0 { class } else { b"{}" };
+                let read =
+                    load_files(&[(TOKENIZER_FILE, &bytes), ("tokenizer_config.json", config)], &model("bert", 10, 2));
                 refused += usize::from(read.is_err());
-                let _ = read.and_then(|t| t.tokenise(&[example("a goods. x", Some("b")), example("", None)], None, 6));
+                let texts = examples(&[("a goods. x", Some("b")), ("", None)]);
+                let _ = read.and_then(|t| t.tokenise(&texts, None, 6));
             }
         }
         assert!(refused > good.len(), "{refused}");
@@ -400,9 +641,9 @@ pub(crate) mod tests {
         #[test]
         fn any_text_is_tokenised(text in ".{0,40}", pair in ".{0,40}", max_length in 4..20_usize) {
             let tokeniser = load(&wordpiece()).unwrap();
-            let set = tokeniser.tokenise(&[example(&text, Some(&pair)), example(&pair, None)], None, max_length).unwrap();
+            let set = tokeniser.tokenise(&examples(&[(text.as_str(), Some(pair.as_str())), (pair.as_str(), None)]), None, max_length).unwrap();
             prop_assert!(set.lengths().iter().all(|&n| (2..=max_length as u32).contains(&n)));
-            prop_assert!(set.check_vocab(10, 2).is_ok());
+            prop_assert!(set.ids.iter().all(|&id| id < 10));
         }
     }
 }
