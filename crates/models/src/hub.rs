@@ -1,14 +1,21 @@
 //! From what a user calls a model to a local folder with its files.
 
-use std::env;
+mod cache;
+mod client;
+#[cfg(test)]
+mod testing;
+
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use colrow_tensor::{Error, Result};
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use indicatif::{ProgressBar, ProgressStyle};
 
+use self::cache::Cached;
+use self::client::{Answer, Client, Patience, is_commit};
 use crate::config::Config;
-use crate::files::{first_ten, io_error, read_json_bytes};
+use crate::files::{self, first_ten, io_error, read_json_bytes};
 use crate::save::USAGE_FILE;
 use crate::weights::{INDEX_FILE, WEIGHTS_FILE, parse_index};
 
@@ -23,6 +30,11 @@ pub const OTHER_TOKENIZER_FILES: [&str; 4] =
 const PASS_A_FOLDER: &str =
     "pass a local folder that holds config.json, model.safetensors and tokenizer.json, or check the name";
 
+/// Where models are, unless `HF_ENDPOINT` says where.
+const ENDPOINT: &str = "https://huggingface.co";
+/// No file but weights is larger.
+const MOST_BYTES: u64 = 1 << 30;
+
 /// What of a model is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
@@ -36,8 +48,8 @@ pub enum Needs {
 ///
 /// `revision` is a branch, tag or commit of the repository ("main" if in doubt) and means nothing for a local folder. What the cache
 /// holds of a revision is used without asking the hub again. What [`Config::open`] refuses is refused before any other file is
-/// asked for. `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT` and
-/// `HF_TOKEN` mean what they mean to `transformers`.
+/// asked for. `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`,
+/// `HF_TOKEN` and `HF_TOKEN_PATH` mean what they mean to `transformers`.
 pub fn resolve(model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
     let path = match (model.strip_prefix("~/"), env::home_dir()) {
         (Some(rest), Some(home)) => home.join(rest),
@@ -130,9 +142,7 @@ fn is_revision(revision: &str) -> bool {
 /// Where repositories and their copies are.
 struct Hub {
     cache: PathBuf,
-    /// The hub's own if `None`.
-    endpoint: Option<String>,
-    token: Option<String>,
+    client: Client,
     offline: bool,
     progress: bool,
 }
@@ -140,14 +150,21 @@ struct Hub {
 impl Hub {
     fn from_env() -> Result<Self> {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        let home = || Some(env::home_dir()?.join(".cache").join("huggingface"));
+        let home = set("HF_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cache/huggingface")));
+        let in_home = |name: &str| home.as_ref().map(|home| home.join(name));
         let cache = set("HF_HUB_CACHE")
             .map(PathBuf::from)
-            .or_else(|| Some(set("HF_HOME").map(PathBuf::from).or_else(home)?.join("hub")))
+            .or_else(|| in_home("hub"))
             .ok_or_else(|| Error::new("no home folder to cache models in").hint("set HF_HOME to a folder"))?;
+        // where logging in to the hub leaves it
+        let login =
+            || files::read(&set("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| in_home("token"))?, 1 << 16).ok();
+        let token = set("HF_TOKEN").or_else(|| String::from_utf8(login()?).ok());
+        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
         let offline = set("HF_HUB_OFFLINE")
             .is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str()));
-        Ok(Self { cache, endpoint: set("HF_ENDPOINT"), token: set("HF_TOKEN"), offline, progress: true })
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
+        Ok(Self { cache, client: Client::new(&endpoint, token, Patience::default()), offline, progress: true })
     }
 
     fn resolve(&self, model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
@@ -166,10 +183,9 @@ impl Hub {
 
     /// The folder of a revision of which all files that are needed are in the cache.
     fn cached(&self, model: &str, revision: &str, needs: Needs) -> Result<Option<PathBuf>> {
-        let repo = self.cache.join(repo(model, revision).folder_name());
-        // A commit may be given itself, or through a branch or tag.
-        let commit = std::fs::read_to_string(repo.join("refs").join(revision)).unwrap_or_else(|_| revision.to_string());
-        let folder = repo.join("snapshots").join(commit.trim());
+        let repository = Cached::new(&self.cache, model);
+        let Some(commit) = repository.commit(revision) else { return Ok(None) };
+        let folder = repository.snapshot(&commit);
         let has = |name: &str| folder.join(name).exists();
         if !has(CONFIG_FILE) {
             return Ok(None);
@@ -184,57 +200,89 @@ impl Hub {
     }
 
     fn fetch(&self, model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
-        let mut builder = ApiBuilder::from_cache(Cache::new(self.cache.clone())).with_progress(self.progress);
-        if let Some(endpoint) = &self.endpoint {
-            builder = builder.with_endpoint(endpoint.clone());
-        }
-        if self.token.is_some() {
-            builder = builder.with_token(self.token.clone());
-        }
-        let api = builder.build().map_err(|e| Failure::from(e).explain(model, revision, CONFIG_FILE))?;
-        let get = |repo: &ApiRepo, name: &str| repo.get(name).map_err(Failure::from);
-        let needed = |repo: &ApiRepo, name: &str| get(repo, name).map_err(|e| e.explain(model, revision, name));
+        let repository = Cached::new(&self.cache, model);
+        let get = |revision: &str, name: &str| self.get(&repository, model, revision, name);
+        let needed = |commit: &str, name: &str| get(commit, name).map_err(|e| e.explain(model, revision, name));
 
-        let config = needed(&api.repo(repo(model, revision)), CONFIG_FILE)?;
+        let config = needed(revision, CONFIG_FILE)?;
         let folder = config.parent().unwrap_or(Path::new(".")).to_path_buf();
         Config::open(&folder).map_err(|e| e.at(model))?;
         // The branch may move on while the rest is fetched; all files have to be of one commit.
-        let commit = folder.file_name().unwrap_or_default().to_string_lossy();
-        let commit = api.repo(repo(model, &commit));
+        let commit = &folder.file_name().unwrap_or_default().to_string_lossy();
         for name in OTHER_TOKENIZER_FILES.into_iter().chain([USAGE_FILE]) {
-            match get(&commit, name) {
+            match get(commit, name) {
                 Ok(_) | Err(Failure::Absent) => {}
                 Err(e) => return Err(e.explain(model, revision, name)),
             }
         }
-        needed(&commit, TOKENIZER_FILE)?;
+        needed(commit, TOKENIZER_FILE)?;
         if needs != Needs::Weights {
             return Ok(folder);
         }
-        match get(&commit, WEIGHTS_FILE) {
+        match get(commit, WEIGHTS_FILE) {
             Ok(_) => {}
             Err(Failure::Absent) => {
-                let index = match get(&commit, INDEX_FILE) {
+                let index = match get(commit, INDEX_FILE) {
                     Err(Failure::Absent) => return Err(Failure::Absent.explain(model, revision, WEIGHTS_FILE)),
                     index => index.map_err(|e| e.explain(model, revision, INDEX_FILE))?,
                 };
                 let map = parse_index(&read_json_bytes(&index)?).map_err(|e| e.at(index.display()))?;
                 let shards: std::collections::BTreeSet<_> = map.into_values().collect();
                 for shard in shards {
-                    needed(&commit, &shard)?;
+                    needed(commit, &shard)?;
                 }
             }
             Err(e) => return Err(e.explain(model, revision, WEIGHTS_FILE)),
         }
         Ok(folder)
     }
-}
 
-fn repo(model: &str, revision: &str) -> Repo {
-    Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string())
+    /// A file of a revision in the cache, fetched if it is not there.
+    fn get(&self, repository: &Cached, model: &str, revision: &str, name: &str) -> Result<PathBuf, Failure> {
+        let known = repository.commit(revision).map(|commit| repository.snapshot(&commit).join(name));
+        if let Some(path) = known.filter(|path| path.exists()) {
+            return Ok(path);
+        }
+        let answer = self.client.ask(model, revision, name)?;
+        let (commit, etag) = (answer.commit.clone(), answer.etag.clone());
+        if is_commit(revision) && commit.len() == revision.len() && commit != revision {
+            return Err(Failure::Refused(format!("asked for a file of commit {revision}, it gives one of {commit}")));
+        }
+        if !name.ends_with(".safetensors") && answer.size.is_some_and(|size| size > MOST_BYTES) {
+            return Err(Failure::Refused(format!("expected at most {MOST_BYTES} bytes, it announces more")));
+        }
+        let _lock = repository.lock(&etag, &|| self.say(&format!("another process is fetching {name} of {model}")))?;
+        let blob = repository.blob(&etag);
+        let whole = |found: fs::Metadata| found.is_file() && answer.size.is_none_or(|size| size == found.len());
+        if !fs::metadata(&blob).is_ok_and(whole) {
+            let partial = blob.with_extension("incomplete");
+            self.save(answer, &partial, name)?;
+            fs::rename(&partial, &blob)?;
+        }
+        repository.remember(revision, &commit).map_err(|e| Failure::Local(e.to_string()))?;
+        Ok(repository.add(&commit, name, &etag)?)
+    }
+
+    fn save(&self, answer: Answer, partial: &Path, name: &str) -> Result<(), Failure> {
+        let style =
+            ProgressStyle::with_template("{prefix} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
+        let bar = if self.progress { ProgressBar::new(answer.size.unwrap_or(0)) } else { ProgressBar::hidden() };
+        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_prefix(name.to_owned());
+        let result = self.client.save(answer, partial, &|done| bar.set_position(done));
+        bar.finish_and_clear();
+        result
+    }
+
+    fn say(&self, message: &str) {
+        if self.progress {
+            // nobody may be listening
+            let _ = writeln!(std::io::stderr(), "{message}");
+        }
+    }
 }
 
 /// Why a file could not be fetched, as far as it makes a difference to the user.
+#[derive(Debug)]
 enum Failure {
     /// The repository has no such file, or there is no such repository or revision.
     Absent,
@@ -244,25 +292,10 @@ enum Failure {
     Refused(String),
     /// No answer.
     Unreachable(String),
+    /// An answer that ends before its end.
+    Broken(String),
     /// The file could not be kept.
     Local(String),
-}
-
-impl From<ApiError> for Failure {
-    fn from(e: ApiError) -> Self {
-        let text = e.to_string();
-        match e {
-            ApiError::RequestError(e) => match e.into_response().map(|response| response.status()) {
-                Some(404) => Self::Absent,
-                Some(401 | 403) => Self::Forbidden,
-                Some(_) => Self::Refused(text),
-                None => Self::Unreachable(text),
-            },
-            ApiError::TooManyRetries(e) => Self::from(*e),
-            ApiError::IoError(_) | ApiError::LockAcquisition(_) | ApiError::InvalidResume => Self::Local(text),
-            _ => Self::Refused(text),
-        }
-    }
 }
 
 impl Failure {
@@ -287,6 +320,10 @@ impl Failure {
                 .hint("check the name; for a private or gated one set HF_TOKEN, or pass a local folder");
             }
             Self::Refused(e) => format!("the hub did not give {file} of {model}: {e}"),
+            Self::Broken(e) => {
+                return Error::new(format!("{file} of {model} did not arrive whole: {e}"))
+                    .hint("try again: what has arrived of large files is kept");
+            }
             Self::Unreachable(e) => format!("no folder {model:?}, and the hub cannot be reached: {e}"),
             Self::Local(e) => format!("{file} of {model} cannot be kept in the cache: {e}"),
         };
@@ -296,11 +333,9 @@ impl Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
-    use std::sync::{Arc, Mutex};
 
+    use super::testing::{Server, head, serve_files as serve};
     use super::*;
 
     #[track_caller]
@@ -367,21 +402,19 @@ mod tests {
             fails(resolve(dir.path().to_str().unwrap(), "main", needs), &["another family: found model_type \"gpt2\""]);
         }
         let cache = tempfile::tempdir().unwrap();
-        let (endpoint, requests) =
-            serve(&[(CONFIG_FILE, GPT2), (TOKENIZER_FILE, "{}"), (WEIGHTS_FILE, "weights")], 404);
+        let server = serve(&[(CONFIG_FILE, GPT2), (TOKENIZER_FILE, "{}"), (WEIGHTS_FILE, "weights")], 404);
         for offline in [false, true] {
-            let hub = hub(cache.path(), &endpoint, offline);
+            let hub = hub(cache.path(), &server.address, offline);
             fails(hub.resolve("org/name", "main", Needs::Weights), &["another family", "in org/name"]);
         }
-        // one to ask how long the file is, one for the file
-        assert!(*requests.lock().unwrap() <= 2);
+        assert_eq!(server.requests().len(), 1);
     }
 
     #[test]
     fn a_plan_fetches_no_weights() {
         let cache = tempfile::tempdir().unwrap();
-        let (endpoint, _) = serve(&[(CONFIG_FILE, CONFIG), (TOKENIZER_FILE, "{}"), (WEIGHTS_FILE, "weights")], 404);
-        let resolve = |offline, needs| hub(cache.path(), &endpoint, offline).resolve("org/name", "main", needs);
+        let server = serve(&[(CONFIG_FILE, CONFIG), (TOKENIZER_FILE, "{}"), (WEIGHTS_FILE, "weights")], 404);
+        let resolve = |offline, needs| hub(cache.path(), &server.address, offline).resolve("org/name", "main", needs);
         let folder = resolve(false, Needs::ConfigAndTokenizer).unwrap();
         assert!(folder.join(TOKENIZER_FILE).exists() && !folder.join(WEIGHTS_FILE).exists());
         assert_eq!(resolve(true, Needs::ConfigAndTokenizer).unwrap(), folder);
@@ -413,85 +446,52 @@ mod tests {
         assert!(is_revision("refs/pr/1") && is_hub_name("google-bert/bert-base_uncased.v1"));
     }
 
-    /// A hub on this machine that has one commit of `org/name`; counts the requests and answers `status` where it has no file.
-    fn serve(files: &'static [(&'static str, &'static str)], status: u16) -> (String, Arc<Mutex<usize>>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let requests = Arc::new(Mutex::new(0));
-        let count = requests.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                *count.lock().unwrap() += 1;
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map(Result::unwrap);
-                let target = lines.next().unwrap_or_default();
-                let probe = lines.take_while(|line| !line.is_empty()).any(|line| line.ends_with("bytes=0-0"));
-                let wanted = |name: &str| {
-                    ["main", "c0ffee"].iter().any(|r| target.contains(&format!("/org/name/resolve/{r}/{name} ")))
-                };
-                let answer = match files.iter().find(|(name, _)| wanted(name)) {
-                    Some((name, text)) => {
-                        let body = if probe { &text[..1] } else { text };
-                        let (sent, all) = (body.len(), text.len());
-                        format!(
-                            "HTTP/1.1 206 Partial Content\r\nETag: \"{name}\"\r\nX-Repo-Commit: c0ffee\r\nContent-Length: {sent}\r\n\
-                             Content-Range: bytes 0-{}/{all}\r\nConnection: close\r\n\r\n{body}",
-                            sent - 1
-                        )
-                    }
-                    None => format!("HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
-                };
-                stream.write_all(answer.as_bytes()).unwrap();
-            }
-        });
-        (address, requests)
-    }
-
     fn hub(cache: &Path, endpoint: &str, offline: bool) -> Hub {
-        Hub { cache: cache.to_path_buf(), endpoint: Some(endpoint.to_string()), token: None, offline, progress: false }
+        let client = Client::new(endpoint, None, testing::PATIENCE);
+        Hub { cache: cache.to_path_buf(), client, offline, progress: false }
     }
 
     #[test]
     fn a_repository_is_fetched_once() {
         let cache = tempfile::tempdir().unwrap();
-        let (endpoint, requests) = serve(
+        let server = serve(
             &[(CONFIG_FILE, CONFIG), (TOKENIZER_FILE, "{\"t\":1}"), ("vocab.txt", "a"), (WEIGHTS_FILE, "weights")],
             404,
         );
         fails(
-            hub(cache.path(), &endpoint, true).resolve("org/name", "main", Needs::Weights),
+            hub(cache.path(), &server.address, true).resolve("org/name", "main", Needs::Weights),
             &["not in the cache", "HF_HUB_OFFLINE"],
         );
-        let folder = hub(cache.path(), &endpoint, false).resolve("org/name", "main", Needs::Weights).unwrap();
+        let folder = hub(cache.path(), &server.address, false).resolve("org/name", "main", Needs::Weights).unwrap();
         assert_eq!(fs::read_to_string(folder.join(WEIGHTS_FILE)).unwrap(), "weights");
         assert_eq!(fs::read_to_string(folder.join(TOKENIZER_FILE)).unwrap(), "{\"t\":1}");
         assert!(folder.join("vocab.txt").exists() && !folder.join("added_tokens.json").exists());
-        let before = *requests.lock().unwrap();
+        let before = server.requests().len();
         for revision in ["main", "c0ffee"] {
             assert_eq!(
-                hub(cache.path(), &endpoint, true).resolve("org/name", revision, Needs::Weights).unwrap(),
+                hub(cache.path(), &server.address, true).resolve("org/name", revision, Needs::Weights).unwrap(),
                 folder
             );
             assert_eq!(
-                hub(cache.path(), &endpoint, false).resolve("org/name", revision, Needs::Weights).unwrap(),
+                hub(cache.path(), &server.address, false).resolve("org/name", revision, Needs::Weights).unwrap(),
                 folder
             );
         }
-        assert_eq!(*requests.lock().unwrap(), before, "a cached revision needs no network");
+        assert_eq!(server.requests().len(), before, "a cached revision needs no network");
     }
 
     #[test]
     fn shards_are_fetched_and_none_may_be_absent() {
         const INDEX: &str = r#"{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#;
         let cache = tempfile::tempdir().unwrap();
-        let (endpoint, _) =
+        let server =
             serve(&[(CONFIG_FILE, CONFIG), (TOKENIZER_FILE, "{}"), (INDEX_FILE, INDEX), ("1.safetensors", "1")], 404);
         fails(
-            hub(cache.path(), &endpoint, false).resolve("org/name", "main", Needs::Weights),
+            hub(cache.path(), &server.address, false).resolve("org/name", "main", Needs::Weights),
             &["org/name has no 2.safetensors"],
         );
-        let (endpoint, _) = serve(&[("2.safetensors", "2")], 404);
-        let folder = hub(cache.path(), &endpoint, false).resolve("org/name", "main", Needs::Weights);
+        let server = serve(&[("2.safetensors", "2")], 404);
+        let folder = hub(cache.path(), &server.address, false).resolve("org/name", "main", Needs::Weights);
         // The first answers are cached, so only the rest is asked for.
         let folder = folder.unwrap();
         assert_eq!(fs::read_to_string(folder.join("2.safetensors")).unwrap(), "2");
@@ -501,7 +501,7 @@ mod tests {
     fn what_the_hub_lacks_is_named() {
         let cache = tempfile::tempdir().unwrap();
         let try_with = |files, status| {
-            hub(cache.path(), &serve(files, status).0, false).resolve("org/name", "main", Needs::Weights)
+            hub(cache.path(), &serve(files, status).address, false).resolve("org/name", "main", Needs::Weights)
         };
         fails(try_with(&[], 404), &["no folder \"org/name\", and no hub repository", "pass a local folder"]);
         fails(try_with(&[], 401), &["does not exist or is not public", "HF_TOKEN"]);
@@ -521,5 +521,101 @@ mod tests {
         );
         let nonsense = hub(cache.path(), "not an address", false);
         assert!(nonsense.resolve("org/name", "main", Needs::Weights).is_err());
+    }
+
+    /// Every file and folder in `dir`.
+    fn everything(dir: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        entries.flat_map(|path| if path.is_dir() { everything(&path) } else { vec![path] }).collect()
+    }
+
+    #[test]
+    fn what_a_server_says_never_leads_out_of_the_cache() {
+        for (header, value) in [
+            ("X-Repo-Commit", "../../../../escaped"),
+            ("X-Repo-Commit", "/tmp/escaped"),
+            ("X-Repo-Commit", "c0ffee/../../escaped"),
+            ("X-Repo-Commit", ""),
+            ("ETag", "\"../../../../escaped\""),
+            ("ETag", "\"\""),
+            ("ETag", "W/\"abc.lock\""),
+            ("X-Linked-Etag", "\"/tmp/escaped\""),
+            ("X-Linked-Etag", "..\\escaped"),
+            ("X-Linked-Size", "-1"),
+            ("X-Linked-Size", "many"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = dir.path().join("a/b/c/d/cache");
+            let server = Server::new(move |_, stream| {
+                let mut headers = vec![("X-Repo-Commit", "c0ffee"), ("ETag", "\"abc\"")];
+                headers.retain(|(name, _)| *name != header);
+                headers.push((header, value));
+                let _ = stream.write_all(head(200, &headers, CONFIG.len()).as_bytes());
+                let _ = stream.write_all(CONFIG.as_bytes());
+            });
+            fails(
+                hub(&cache, &server.address, false).resolve("org/name", "main", Needs::Weights),
+                &["the hub did not give config.json of org/name"],
+            );
+            assert!(everything(dir.path()).is_empty(), "{header}: {value}: {:?}", everything(dir.path()));
+        }
+    }
+
+    #[test]
+    fn a_hostile_name_in_the_cache_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let refs = dir.path().join("cache/models--org--name/refs");
+        fs::create_dir_all(&refs).unwrap();
+        fs::create_dir(dir.path().join("elsewhere")).unwrap();
+        for name in [CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE] {
+            fs::write(dir.path().join("elsewhere").join(name), CONFIG).unwrap();
+        }
+        fs::write(refs.join("main"), "../../../elsewhere").unwrap();
+        let hub = hub(&dir.path().join("cache"), "http://127.0.0.1:1", true);
+        fails(hub.resolve("org/name", "main", Needs::Weights), &["not in the cache"]);
+    }
+
+    #[test]
+    fn a_commit_that_changes_on_the_way_is_refused() {
+        let cache = tempfile::tempdir().unwrap();
+        let server = Server::new(|request, stream| {
+            let commit = if request.contains(CONFIG_FILE) { "c0ffee" } else { "decade" };
+            let headers = [("X-Repo-Commit", commit), ("ETag", "\"abc\"")];
+            let _ = stream.write_all((head(200, &headers, CONFIG.len()) + CONFIG).as_bytes());
+        });
+        fails(
+            hub(cache.path(), &server.address, false).resolve("org/name", "main", Needs::Weights),
+            &["asked for a file of commit c0ffee, it gives one of decade"],
+        );
+    }
+
+    #[test]
+    fn the_cache_is_laid_out_as_for_transformers() {
+        let cache = tempfile::tempdir().unwrap();
+        let server = serve(&[(CONFIG_FILE, CONFIG), (TOKENIZER_FILE, "{}"), (WEIGHTS_FILE, "weights")], 404);
+        hub(cache.path(), &server.address, false).resolve("org/name", "main", Needs::Weights).unwrap();
+        let repository = cache.path().join("models--org--name");
+        assert_eq!(fs::read_to_string(repository.join("refs/main")).unwrap(), "c0ffee");
+        assert_eq!(fs::read_dir(repository.join("blobs")).unwrap().count(), 3);
+        #[cfg(unix)]
+        for name in [CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE] {
+            let link = fs::read_link(repository.join("snapshots/c0ffee").join(name)).unwrap();
+            assert!(link.starts_with("../../blobs"), "{link:?}");
+        }
+    }
+
+    #[test]
+    fn processes_that_fetch_at_once_do_not_clash() {
+        let cache = tempfile::tempdir().unwrap();
+        let server = serve(&[(CONFIG_FILE, CONFIG), (TOKENIZER_FILE, "{}"), (WEIGHTS_FILE, "weights")], 404);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let hub = hub(cache.path(), &server.address, false);
+                    let folder = hub.resolve("org/name", "main", Needs::Weights).unwrap();
+                    assert_eq!(fs::read_to_string(folder.join(WEIGHTS_FILE)).unwrap(), "weights");
+                });
+            }
+        });
     }
 }
