@@ -5,7 +5,6 @@ mod client;
 #[cfg(test)]
 mod testing;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -251,7 +250,11 @@ impl Hub {
         if !name.ends_with(".safetensors") && answer.size.is_some_and(|size| size > MOST_BYTES) {
             return Err(Failure::Refused(format!("expected at most {MOST_BYTES} bytes, it announces more")));
         }
-        let _lock = repository.lock(&etag, &|| self.say(&format!("another process is fetching {name} of {model}")))?;
+        let waiting = self.bar("{msg}");
+        let lock =
+            repository.lock(&etag, &|| waiting.set_message(format!("another process is fetching {name} of {model}")));
+        waiting.finish_and_clear();
+        let _lock = lock?;
         let blob = repository.blob(&etag);
         let whole = |found: fs::Metadata| found.is_file() && answer.size.is_none_or(|size| size == found.len());
         if !fs::metadata(&blob).is_ok_and(whole) {
@@ -264,20 +267,18 @@ impl Hub {
     }
 
     fn save(&self, answer: Answer, partial: &Path, name: &str) -> Result<(), Failure> {
-        let style =
-            ProgressStyle::with_template("{prefix} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
-        let bar = if self.progress { ProgressBar::new(answer.size.unwrap_or(0)) } else { ProgressBar::hidden() };
-        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())).with_prefix(name.to_owned());
+        let bar = self.bar("{prefix} {bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
+        bar.set_length(answer.size.unwrap_or(0));
+        bar.set_prefix(name.to_owned());
         let result = self.client.save(answer, partial, &|done| bar.set_position(done));
         bar.finish_and_clear();
         result
     }
 
-    fn say(&self, message: &str) {
-        if self.progress {
-            // nobody may be listening
-            let _ = writeln!(std::io::stderr(), "{message}");
-        }
+    /// Shows on a terminal what is waited for.
+    fn bar(&self, template: &str) -> ProgressBar {
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        if self.progress { ProgressBar::new(0).with_style(style) } else { ProgressBar::hidden() }
     }
 }
 
@@ -333,6 +334,7 @@ impl Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::net::TcpListener;
 
     use super::testing::{Server, head, serve_files as serve};
