@@ -399,7 +399,7 @@ mod tests {
         for (file, what) in [
             ("text;label\na, b;1\n", "expected columns separated by commas, found semicolons"),
             ("\"text\";\"label\"\na;1\n", "a quoted field, found ';'\n  in line 1"),
-            ("id;text, or so;label\n", "found semicolons"),
+            ("id;label;text;note, if any\n", "found semicolons"),
             ("text\tlabel\na\t1\n", "found tabs\n  in line 1\n  hint: name it .tsv"),
             ("text|label\na|1\n", "found vertical bars"),
             (
