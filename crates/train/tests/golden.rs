@@ -333,8 +333,7 @@ fn with_tokenizer(model: &Path) -> tempfile::TempDir {
 const ADAPTERS: [(&str, &str); 3] = [("pairs", "bert-pairs"), ("stabilised", "bert-gelu"), ("pooler", "bert-pairs")];
 
 /// Adapters with settings that are read and not written: ranks and factors by module, biases.
-const ONLY_READ: [(&str, &str); 3] =
-    [("patterns", "bert-gelu"), ("some-layers", "bert-pairs"), ("converted", "bert-pairs")];
+const ONLY_READ: [(&str, &str); 2] = [("patterns", "bert-gelu"), ("some-layers", "bert-pairs")];
 
 #[test]
 fn adapters_that_are_only_read_are_those_of_peft() {

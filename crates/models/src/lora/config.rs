@@ -59,13 +59,13 @@ const PLAIN_INITS: [&str; 4] = ["eva", "gaussian", "mica", "orthogonal"];
 
 const MERGE: &str = "merge the adapter into its model in PEFT (merge_and_unload), and use that model";
 const CONVERT: &str = "save it in PEFT as plain LoRA: save_pretrained(FOLDER, path_initial_model_for_weight_conversion=INITIAL), \
-                       where INITIAL is the folder of the adapter as it was before its training";
+                       where INITIAL is the folder of the adapter as it was before its training; this leaves out modules_to_save";
 
 /// Initialisations that take what they put into the adapter off the base model, and what to do with such an adapter. Loaded again, PEFT
 /// repeats the first two, cannot repeat the next two, and needs no initial adapter for the last.
 const CHANGED_BASE: [(&str, &[&str]); 5] = [
-    ("pissa", &[CONVERT, MERGE]),
-    ("olora", &[CONVERT, MERGE]),
+    ("pissa", &[MERGE, CONVERT]),
+    ("olora", &[MERGE, CONVERT]),
     ("corda", &[CONVERT]),
     ("lora_ga", &[CONVERT]),
     ("loftq", &[MERGE]),
