@@ -88,7 +88,8 @@ fn tokens_outside_the_vocabulary() {
     let more: Vec<_> = common::VOCABULARY.iter().copied().chain(["hello"]).collect();
     place.write("model/tokenizer.json", tokenizer(&more).to_string());
     place.write("train.tsv", "sentence\tlabel\nhello film\t1\nfilm\t0\n");
-    let needles = &["token id 16 is not below vocab_size = 16", "./model", "hint: do tokenizer.json and config.json"];
+    let needles =
+        &["token id 16 (\"hello\") is not below vocab_size = 16", "./model", "hint: do tokenizer.json and config.json"];
     train_fails(&place, &[], 1, needles);
     fails(&place, &["predict", "--model", "model", "--data", "train.tsv"], 1, &["token id 16", "in model"]);
 }
