@@ -505,7 +505,7 @@ mod tests {
             ("optimizer.lr=1", "unknown key `optimizer`; did you mean `optim`?"),
             ("train.epoch=1", "unknown key `train.epoch`; did you mean `train.epochs`?"),
             ("model.weight_deacy=1", "unknown key `model.weight_deacy`; did you mean `optim.weight_decay`?"),
-            ("model.qqq=1", "unknown key `model.qqq`; there are `path`, `revision`, `dropout`"),
+            ("model.qqq=1", "unknown key `model.qqq`; there are `path`, `revision`, `dropout`, `init_missing`"),
             (
                 "keep.sites.\"a.b\".ratios=1",
                 "unknown key `keep.sites.\"a.b\".ratios`; did you mean `keep.sites.\"a.b\".ratio`?",
