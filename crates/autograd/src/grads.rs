@@ -1,5 +1,7 @@
 //! Gradients, and when they are final.
 
+use std::collections::BTreeSet;
+
 use colrow_tensor::{Class, Device, Tensor};
 
 use crate::param::{ParamId, Params};
@@ -10,6 +12,8 @@ pub struct Grads {
     pub(crate) device: Device,
     pub(crate) vars: Vec<Option<Tensor>>,
     pub(crate) params: Vec<Option<Tensor>>,
+    /// The parameters that have a gradient. Where gradients are taken on the way they are few, in models of any depth.
+    present: BTreeSet<ParamId>,
     /// Whether a parameter's gradient was final and is taken.
     taken: Vec<bool>,
     /// The memory timeline of the last pass, if its tape noted one.
@@ -21,7 +25,8 @@ impl Grads {
     pub fn new(params: &Params) -> Self {
         let none = (0..params.len()).map(|_| None).collect();
         let taken = vec![false; params.len()];
-        Self { device: params.device().clone(), vars: Vec::new(), params: none, taken, timeline: Vec::new() }
+        let device = params.device().clone();
+        Self { device, vars: Vec::new(), params: none, present: BTreeSet::new(), taken, timeline: Vec::new() }
     }
 
     /// Adds to the gradient of a variable, in place where there is one already.
@@ -41,6 +46,7 @@ impl Grads {
     /// The gradient of a parameter to write to, and the factor (0 or 1) of what stands there.
     pub(crate) fn param(&mut self, id: ParamId, like: &Tensor) -> (&mut Tensor, f64) {
         assert!(!self.taken[id.0], "an op holds the value of a parameter as long as it may add to its gradient");
+        self.present.insert(id);
         let slot = &mut self.params[id.0];
         let beta = if slot.is_some() { 1.0 } else { 0.0 };
         let new = || self.device.empty(Class::Gradients, like.dtype(), like.shape());
@@ -59,11 +65,13 @@ impl Grads {
 
     /// As [`Grads::param_sum`], taken out, to be put back by [`Grads::put_sum`].
     pub(crate) fn take_sum(&mut self, id: ParamId, like: &Tensor) -> Tensor {
+        self.present.remove(&id);
         let zeros = || self.device.zeros(Class::Gradients, like.dtype(), like.shape());
         self.params[id.0].take().unwrap_or_else(zeros)
     }
 
     pub(crate) fn put_sum(&mut self, id: ParamId, sum: Tensor) {
+        self.present.insert(id);
         self.params[id.0] = Some(sum);
     }
 
@@ -76,14 +84,15 @@ impl Grads {
     /// value nothing else holds. Ops hold a handle to the value of every parameter that they use, so that its
     /// number of handles counts its uses, of tied weights too.
     pub fn take_final(&mut self, params: &Params) -> Option<(ParamId, Tensor)> {
-        let found = params.iter().rev().find(|(id, p)| self.params[id.0].is_some() && p.value.is_unique());
-        let id = found.map(|(id, _)| id)?;
+        let id = self.present.iter().rev().copied().find(|&id| params[id].value.is_unique())?;
+        self.present.remove(&id);
         self.taken[id.0] = true;
         self.params[id.0].take().map(|gradient| (id, gradient))
     }
 
     /// Takes all gradients of parameters out.
     pub fn clear(&mut self) {
+        self.present.clear();
         self.params.iter_mut().for_each(|p| *p = None);
         self.taken.fill(false);
     }

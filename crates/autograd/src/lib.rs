@@ -34,7 +34,7 @@ pub use kept::{Kept, Ledger, LedgerEntry, Rebuild};
 pub use low_rank::LowRank;
 pub use norms::{BatchPlaces, NormMemory, Places, RowsOf, Running, Store};
 pub use param::{Param, ParamId, Params};
-pub use policy::{Keep, NormSource, Policy, Sampling, rows_of};
+pub use policy::{Keep, NormSource, Policy, Sampling, glob_matches, rows_of};
 pub use probe::Probe;
 pub use sample::{Draw, RowSample, draw, estimate_by, estimate_product, row_norms};
 pub use tape::{Mark, Mode, Op, Phase, Recorded, Tape, Var};

@@ -34,12 +34,14 @@ pub struct Params {
     device: Device,
     dtype: DType,
     list: Vec<Param>,
+    /// The names of those in the list, ascending, where it is a part of another; else they are numbered as they stand.
+    of_another: Option<Vec<ParamId>>,
 }
 
 impl Params {
     /// An empty list.
     pub fn new(device: &Device, dtype: DType) -> Self {
-        Self { device: device.clone(), dtype, list: Vec::new() }
+        Self { device: device.clone(), dtype, list: Vec::new(), of_another: None }
     }
 
     /// Adds a trainable parameter of zeros.
@@ -59,12 +61,21 @@ impl Params {
         self.dtype
     }
 
-    /// A list in which the parameters `used` are the same, by the same names, and the others have no elements.
-    pub(crate) fn only(&self, used: &BTreeSet<ParamId>) -> Self {
-        let nothing = self.device.empty(Class::Weights, self.dtype, &[0]);
-        let absent = || Param { name: String::new(), value: nothing.clone(), trainable: false, decay: false };
-        let one = |(id, param): (ParamId, &Param)| if used.contains(&id) { param.clone() } else { absent() };
-        Self { list: self.iter().map(one).collect(), ..Self::new(&self.device, self.dtype) }
+    /// A list of the parameters `used` alone, by the same names.
+    pub(crate) fn only(&self, used: BTreeSet<ParamId>) -> Self {
+        let list = used.iter().map(|&id| self[id].clone()).collect();
+        Self { list, of_another: Some(used.into_iter().collect()), ..Self::new(&self.device, self.dtype) }
+    }
+
+    fn place(&self, id: ParamId) -> usize {
+        match &self.of_another {
+            None => id.0,
+            Some(ids) => ids.binary_search(&id).expect("a block uses the parameters that it used before"),
+        }
+    }
+
+    fn name(of_another: Option<&Vec<ParamId>>, place: usize) -> ParamId {
+        of_another.map_or(ParamId(place), |ids| ids[place])
     }
 
     /// Number of parameters (tensors, not elements).
@@ -79,24 +90,26 @@ impl Params {
 
     /// The parameters in the order in which they were added, with their names in this list.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (ParamId, &Param)> {
-        self.list.iter().enumerate().map(|(i, p)| (ParamId(i), p))
+        self.list.iter().enumerate().map(|(i, p)| (Self::name(self.of_another.as_ref(), i), p))
     }
 
     /// As [`Params::iter`], writable.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (ParamId, &mut Param)> {
-        self.list.iter_mut().enumerate().map(|(i, p)| (ParamId(i), p))
+        let Self { list, of_another, .. } = self;
+        list.iter_mut().enumerate().map(|(i, p)| (Self::name(of_another.as_ref(), i), p))
     }
 }
 
 impl std::ops::Index<ParamId> for Params {
     type Output = Param;
     fn index(&self, id: ParamId) -> &Param {
-        &self.list[id.0]
+        &self.list[self.place(id)]
     }
 }
 
 impl std::ops::IndexMut<ParamId> for Params {
     fn index_mut(&mut self, id: ParamId) -> &mut Param {
-        &mut self.list[id.0]
+        let place = self.place(id);
+        &mut self.list[place]
     }
 }

@@ -1,5 +1,8 @@
 //! What ops keep for the backward pass, by site.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use colrow_tensor::{Error, Estimator, Result};
 use globset::{Glob, GlobMatcher};
 
@@ -57,7 +60,8 @@ pub fn rows_of(ratio: f32, n: usize) -> usize {
 /// Where the norms of dZ come from when rows are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NormSource {
-    /// The true norms: rows are drawn in the backward pass, so the input must be at hand there.
+    /// The true norms: rows are drawn in the backward pass, so the input must be at hand there. Where nothing can rebuild it, all of it is kept,
+    /// and the norms of its rows beside it: a little more than `Exact` keeps. The ledger then says `exact`.
     Current,
     /// Those of the last time this example's tokens passed this site; for unseen examples, `Running`.
     Cached,
@@ -67,9 +71,30 @@ pub enum NormSource {
     Uniform,
 }
 
+/// Whether a glob (`*` also crosses dots) names `name`; one that is not valid names nothing.
+pub fn glob_matches(glob: &str, name: &str) -> bool {
+    thread_local! {
+        // a model has tens of thousands of names, and a glob is compiled in the time of a hundred matches
+        static COMPILED: RefCell<HashMap<String, Option<GlobMatcher>>> = RefCell::default();
+    }
+    COMPILED.with_borrow_mut(|compiled| {
+        if !compiled.contains_key(glob) {
+            compiled.insert(glob.to_owned(), Glob::new(glob).ok().map(|g| g.compile_matcher()));
+        }
+        compiled[glob].as_ref().is_some_and(|g| g.is_match(name))
+    })
+}
+
 /// Keeps by site: the first rule whose pattern matches, else exact.
 #[derive(Clone, Debug, Default)]
-pub struct Policy(Vec<(GlobMatcher, Keep)>);
+pub struct Policy {
+    rules: Vec<Keep>,
+    /// The first rule of every pattern that is a name. A model's own policy has nothing else, so that a lookup takes the same time in models of
+    /// any depth.
+    named: HashMap<String, usize>,
+    /// The other patterns with their rules.
+    globs: Vec<(GlobMatcher, usize)>,
+}
 
 impl Policy {
     /// Keeps every input whole.
@@ -82,27 +107,83 @@ impl Policy {
     /// # Errors
     /// A pattern that is not a valid glob.
     pub fn new(rules: impl IntoIterator<Item = (String, Keep)>) -> Result<Self> {
-        let compile = |(pattern, keep): (String, Keep)| {
-            let glob = Glob::new(&pattern).map_err(|e| Error::usage(format!("`{pattern}` is no site pattern: {e}")))?;
-            Ok((glob.compile_matcher(), keep))
-        };
-        rules.into_iter().map(compile).collect::<Result<_>>().map(Self)
+        let mut policy = Self::default();
+        for (i, (pattern, keep)) in rules.into_iter().enumerate() {
+            policy.rules.push(keep);
+            if pattern.contains(['*', '?', '[', ']', '{', '}', '\\']) {
+                let glob =
+                    Glob::new(&pattern).map_err(|e| Error::usage(format!("`{pattern}` is no site pattern: {e}")))?;
+                policy.globs.push((glob.compile_matcher(), i));
+            } else {
+                policy.named.entry(pattern).or_insert(i);
+            }
+        }
+        Ok(policy)
+    }
+
+    fn rule(&self, site: &str) -> Option<usize> {
+        let named = self.named.get(site).copied();
+        let mut earlier = self.globs.iter().take_while(|(_, i)| named.is_none_or(|named| *i < named));
+        earlier.find(|(glob, _)| glob.is_match(site)).map(|&(_, i)| i).or(named)
     }
 
     /// What the op at `site` keeps.
     pub fn keep(&self, site: &str) -> Keep {
-        self.0.iter().find(|(glob, _)| glob.is_match(site)).map_or(Keep::Exact, |&(_, keep)| keep)
+        self.rule(site).map_or(Keep::Exact, |i| self.rules[i])
     }
 
     /// Sets the ratio of the rule for `site`, if it draws rows.
     pub fn set_ratio(&mut self, site: &str, ratio: f32) {
-        if let Some((_, Keep::Rows(sampling))) = self.0.iter_mut().find(|(glob, _)| glob.is_match(site)) {
+        if let Some(Keep::Rows(sampling)) = self.rule(site).map(|i| &mut self.rules[i]) {
             sampling.ratio = ratio;
         }
     }
 
+    /// Whether any rule draws some rows of all by remembered norms; where ratios may change, also rules that draw all.
+    pub(crate) fn needs_memory(&self, ratios_change: bool) -> bool {
+        let draws = |s: &Sampling| s.remembers() && (s.ratio < 1.0 || ratios_change);
+        self.rules.iter().any(|keep| matches!(keep, Keep::Rows(s) if draws(s)))
+    }
+
     /// Whether any rule draws rows by remembered norms.
     pub fn remembers_norms(&self) -> bool {
-        self.0.iter().any(|(_, keep)| matches!(keep, Keep::Rows(s) if s.remembers()))
+        self.rules.iter().any(|keep| matches!(keep, Keep::Rows(s) if s.remembers()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::NormSource;
+
+    fn rows(ratio: f32) -> Keep {
+        Keep::Rows(Sampling { estimator: Estimator::Pps, ratio, norms: NormSource::Uniform, uniform: 0.1 })
+    }
+
+    /// Names and globs count in the order in which they were given.
+    #[test]
+    fn the_first_rule_that_matches_counts() {
+        let rules = [
+            ("a.b", rows(0.1)),
+            ("a.*", rows(0.2)),
+            ("a.b", rows(0.3)),
+            ("a.c", rows(0.4)),
+            ("b", rows(0.5)),
+            ("[bd]", rows(0.6)),
+            ("*", Keep::Nothing),
+        ];
+        let mut policy = Policy::new(rules.map(|(pattern, keep)| (pattern.to_owned(), keep))).unwrap();
+        for (site, keep) in [("a.b", 0.1), ("a.c", 0.2), ("b", 0.5), ("d", 0.6)] {
+            assert_eq!(policy.keep(site), rows(keep), "{site}");
+        }
+        assert_eq!((policy.keep("e"), Policy::exact().keep("e")), (Keep::Nothing, Keep::Exact));
+        policy.set_ratio("a.c", 1.0);
+        policy.set_ratio("e", 1.0);
+        assert_eq!((policy.keep("a.d"), policy.keep("a.b"), policy.keep("e")), (rows(1.0), rows(0.1), Keep::Nothing));
+        for bad in ["[", "{a", "a}"] {
+            let e = Policy::new([(bad.to_owned(), Keep::Exact)]).unwrap_err().to_string();
+            assert!(e.starts_with(&format!("`{bad}` is no site pattern: ")), "{e}");
+        }
+        assert!(glob_matches("a.*", "a.b.c") && !glob_matches("a.*", "b") && !glob_matches("{a", "{a"));
     }
 }

@@ -65,6 +65,22 @@ pub enum Mode {
     },
 }
 
+impl Mode {
+    /// Whether the policy has what it draws by.
+    ///
+    /// # Errors
+    /// A policy that draws rows by remembered norms, and no memory of them: every row would count as equally large.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::Training { policy, norms: None, variances, .. } if policy.needs_memory(variances.is_some()) => {
+                Err(Error::new("the policy draws rows by cached or running norms, and there is no memory of norms")
+                    .hint("give Mode::Training a NormMemory of these sites, or draw by current or uniform norms"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,6 +113,8 @@ struct Node {
 /// The ops of a forward pass. They hold what they need of the parameters, which may change while the ops run backward.
 #[derive(Default)]
 pub struct Recorded {
+    /// Why there is no backward pass.
+    refusal: Option<Error>,
     nodes: Vec<Node>,
     vars: usize,
     timeline: Option<Vec<Mark>>,
@@ -115,9 +133,10 @@ pub struct Tape<'p> {
 }
 
 impl<'p> Tape<'p> {
-    /// An empty tape over a model's parameters.
+    /// An empty tape over a model's parameters. If `mode` is not sound (see [`Mode::check`]), its backward pass is an error.
     pub fn new(params: &'p Params, mode: Mode) -> Self {
-        Self { params, mode, recorded: Recorded::default(), passing: None, check: false, not_finite: None }
+        let recorded = Recorded { refusal: mode.check().err(), ..Recorded::default() };
+        Self { params, mode, recorded, passing: None, check: false, not_finite: None }
     }
 
     /// Notes live bytes after every op; see [`Grads::timeline`].
@@ -157,7 +176,7 @@ impl<'p> Tape<'p> {
         self.passing = Some(RefCell::default());
         let y = block(self);
         let used = self.passing.take().unwrap_or_default().into_inner();
-        (y, self.params.only(&used))
+        (y, self.params.only(used))
     }
 
     /// A tensor that a gradient is wanted for, if `learns`, and that no op gave.
@@ -253,7 +272,7 @@ impl<'p> Tape<'p> {
     /// Adds `scale` times the gradient of the sum of `of`'s elements to `grads`, popping every op.
     ///
     /// # Errors
-    /// Those of the ops.
+    /// Those of the ops and of [`Mode::check`].
     pub fn backward(self, of: Var, scale: f64, grads: &mut Grads) -> Result<()> {
         self.recorded.backward(of, scale, grads, &mut |_| Ok(()))
     }
@@ -261,7 +280,7 @@ impl<'p> Tape<'p> {
     /// As [`Tape::backward`], from a given gradient `dy` of `of`.
     ///
     /// # Errors
-    /// Those of the ops.
+    /// Those of the ops and of [`Mode::check`].
     pub fn backward_from(self, of: Var, dy: Tensor, grads: &mut Grads) -> Result<()> {
         self.recorded.backward_from(of, dy, grads, &mut |_| Ok(()))
     }
@@ -291,6 +310,9 @@ impl Recorded {
         grads: &mut Grads,
         after: &mut dyn FnMut(&mut Grads) -> Result<()>,
     ) -> Result<()> {
+        if let Some(refusal) = self.refusal.take() {
+            return Err(refusal);
+        }
         grads.vars = (0..self.vars).map(|_| None).collect();
         grads.add(of.id, dy);
         drop(of);
@@ -565,6 +587,40 @@ mod tests {
             encoder.loss(&mut tape, &encoder.batch());
             assert_eq!(tape.not_finite(), Some(site).filter(|s| !s.is_empty()));
             assert!(tape.ledger().entries.is_empty());
+        }
+    }
+
+    /// Sampling by norms that nobody remembers would be sampling by none.
+    #[test]
+    fn remembered_norms_need_a_memory() {
+        let device = Device::cpu();
+        let (params, [w]) = random_params(&device, DType::F64, [("w", &[2, 3])]);
+        let pass = |norms, ratio, memory: bool| {
+            let keep = Keep::Rows(Sampling { estimator: Estimator::Pps, ratio, norms, uniform: 0.1 });
+            let memory = memory.then(|| {
+                Arc::new(NormMemory::new(&device, &[("w".into(), RowsOf::Tokens)], 4, Store::Memory).unwrap())
+            });
+            let policy = Policy::new([("*".to_owned(), keep)]).unwrap();
+            let mut tape = Tape::new(&params, training(Key::new(1), false, policy, memory.clone()));
+            memory.iter().for_each(|memory| {
+                let positions = (0..4).map(|p| (p, false)).collect();
+                let tokens = Places { tokens: None, positions };
+                memory.begin(BatchPlaces { tokens, targets: Places::default(), losses: 1 });
+            });
+            let x = tape.constant(crate::testing::random(&device, DType::F64, Key::new(2), &[4, 3]));
+            let y = tape.linear("w", &x, w, None);
+            tape.backward(y, 1.0, &mut Grads::new(&params))
+        };
+        for norms in [NormSource::Cached, NormSource::Running] {
+            let error = pass(norms, 0.5, false).unwrap_err().to_string();
+            assert!(
+                error.starts_with("the policy draws rows by cached or running norms, and there is no memory"),
+                "{error}"
+            );
+            assert!(pass(norms, 0.5, true).is_ok() && pass(norms, 1.0, false).is_ok(), "{norms:?}");
+        }
+        for norms in [NormSource::Current, NormSource::Uniform] {
+            assert!(pass(norms, 0.5, false).is_ok(), "{norms:?}");
         }
     }
 

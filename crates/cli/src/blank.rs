@@ -12,6 +12,10 @@ use colrow_train::plan::{self, Lengths, Plan, Shape};
 use colrow_train::recipe::Recipe;
 use colrow_train::{fit, setup};
 
+/// Most sequences and tokens of a batch: more than any machine's memory holds of what a step makes of them.
+pub(crate) const MOST_SEQUENCES: u64 = 1 << 20;
+pub(crate) const MOST_TOKENS: usize = 1 << 25;
+
 /// A configuration with what is trained and kept.
 pub(crate) struct Blank {
     pub(crate) config: Config,
@@ -59,6 +63,8 @@ impl Blank {
             regression: self.regression(),
             threads: rayon::current_num_threads(),
             resident: self.resident,
+            host: 0,
+            mapped: 0,
         })
     }
 
@@ -72,8 +78,7 @@ impl Blank {
         lengths: impl Fn(usize) -> Lengths,
         fits: impl Fn(&Plan) -> bool,
     ) -> Result<Option<usize>> {
-        // positions of a batch are 32 bits wide
-        let most = (u32::MAX as usize / longest.max(1)).min(1 << 20);
+        let most = (MOST_TOKENS / longest.max(1)).clamp(1, MOST_SEQUENCES as usize);
         fit::largest(1..=most, |batch| Ok(fits(&self.plan(lengths(batch))?)))
     }
 }

@@ -1,5 +1,6 @@
 //! The `colrow` program: results on standard output, progress and warnings on standard error.
 
+mod arguments;
 mod blank;
 mod commands;
 mod fetch;
@@ -26,7 +27,7 @@ const AFTER_HELP: &str = "Exit codes: 0 success, 1 failure, 2 bad command line o
 #[command(name = "colrow", version, arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Cli {
     /// Number of threads [default: all processors].
-    #[arg(long, global = true, value_name = "N", display_order = 100)]
+    #[arg(long, global = true, value_name = "N", display_order = 100, value_parser = arguments::whole(1..=1024))]
     threads: Option<usize>,
     #[command(subcommand)]
     command: Command,
@@ -35,6 +36,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Quickstart(commands::quickstart::Args),
+    Init(commands::init::Args),
     Train(commands::train::Args),
     Eval(commands::eval::Args),
     Predict(commands::predict::Args),
@@ -57,14 +59,12 @@ enum Command {
 
 fn run(cli: Cli) -> Result<()> {
     if let Some(threads) = cli.threads {
-        if threads == 0 {
-            return Err(Error::usage("--threads: expected at least 1, found 0"));
-        }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         pool.map_err(|e| Error::new(format!("cannot start {threads} threads: {e}")))?;
     }
     match cli.command {
         Command::Quickstart(args) => commands::quickstart::run(&args),
+        Command::Init(args) => commands::init::run(&args),
         Command::Train(args) => commands::train::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Predict(args) => commands::predict::run(&args),

@@ -1,5 +1,7 @@
 //! Sizes of memory on the command line, what of a recipe fits into one, and the check before a run.
 
+use std::collections::BTreeSet;
+
 use clap::builder::{StringValueParser, TypedValueParser};
 use colrow_tensor::{Error, Result};
 use colrow_train::fit::{Fit, Found};
@@ -23,30 +25,39 @@ pub(crate) fn table(fits: &[Fit], memory: usize) -> String {
     let size = |n: usize| units::bytes(n as u64);
     if fits.is_empty() {
         return format!(
-            "nothing fits into {}: not one sequence, or the fewest tokens, a batch under the leanest policy; adapters \
-             (train.method=lora), shorter sequences (data.max_length) or a smaller model need less",
+            "nothing fits into {}: not adapters (train.method=lora) under the leanest policy, a short sequence at a time; a smaller model needs \
+             less",
             size(memory)
         );
     }
     let row = |fit: &Fit| {
         let found = match fit.found {
             Found::AsItIs => "as it is",
+            Found::Accumulation => "smaller batches, added up",
+            Found::EightBitStates => "moments of eight bits",
             Found::CheapestPolicy => "cheapest policy",
+            Found::InBackward => "updates in the backward pass",
             Found::LargestBatch => "largest batch",
             Found::LeanestPolicy => "with the leanest policy",
+            Found::LeastMemory => "with the least of everything",
+            Found::ShorterSequences => "shorter sequences",
+            Found::Lora => "adapters",
         };
         let set = fit.set.iter().map(|s| format!(" --set {s}")).collect::<String>();
         [found.to_owned(), keep(fit), batch(fit), size(fit.peak_bytes), size(fit.process_bytes), set.trim().to_owned()]
     };
     let head = ["fits", "policy", "batch", "peak", "process", "arguments"].map(str::to_owned);
     let rows: Vec<[String; 6]> = [head].into_iter().chain(fits.iter().map(row)).collect();
-    let width = |i: usize| rows.iter().map(|row| row[i].len()).max().unwrap_or(0);
+    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..6).map(width).collect();
     let line = |row: &[String; 6]| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+    let mut lines: Vec<String> = rows.iter().map(line).collect();
+    let gives_up: BTreeSet<&String> = fits.iter().flat_map(|fit| &fit.gives_up).collect();
+    lines.extend(gives_up.into_iter().map(|text| format!("note: {text}")));
+    lines.join("\n")
 }
 
 fn keep(fit: &Fit) -> String {
@@ -54,10 +65,24 @@ fn keep(fit: &Fit) -> String {
 }
 
 fn batch(fit: &Fit) -> String {
+    let times = if fit.accumulate > 1 { format!("{} × ", units::count(fit.accumulate as u64)) } else { String::new() };
     match fit.batch {
-        Batch::Sequences(n) => format!("{} sequences", units::count(n as u64)),
-        Batch::Tokens(n) => format!("{} tokens", units::count(n as u64)),
+        Batch::Sequences(n) => format!("{times}{} sequences", units::count(n as u64)),
+        Batch::Tokens(n) => format!("{times}{} tokens", units::count(n as u64)),
     }
+}
+
+/// That a plan exceeds `limit`, in words, if it does.
+pub(crate) fn excess(plan: &Plan, limit: Limit) -> Option<String> {
+    let size = |n: usize| units::bytes(n as u64);
+    (plan.process_bytes - plan.mapped_bytes > limit.bytes).then(|| {
+        format!(
+            "the run needs {} at its peak, and this process can have {} ({})",
+            size(plan.process_bytes),
+            size(limit.bytes),
+            limit.by
+        )
+    })
 }
 
 /// Refuses a run whose plan exceeds `limit`, and says what would fit.
@@ -65,16 +90,7 @@ fn batch(fit: &Fit) -> String {
 /// # Errors
 /// The refusal; those of further plans.
 pub(crate) fn check(job: &Job, plan: &Plan, limit: Limit) -> Result<()> {
-    if plan.process_bytes <= limit.bytes {
-        return Ok(());
-    }
-    let size = |n: usize| units::bytes(n as u64);
-    let what = format!(
-        "the run needs {} at its peak, and this process can have {} ({})",
-        size(plan.process_bytes),
-        size(limit.bytes),
-        limit.by
-    );
+    let Some(what) = excess(plan, limit) else { return Ok(()) };
     let fits = table(&job.fits(limit.bytes)?, limit.bytes).replace('\n', "\n    ");
     Err(Error::new(what)
         .hint(format!("what would fit, by the plan (--ignore-memory starts the run all the same):\n    {fits}")))

@@ -12,6 +12,7 @@ use colrow_train::setup;
 use colrow_train::tasks::Task;
 use colrow_train::usage::Usage;
 
+use crate::arguments::{MOST_LENGTH, offering, tasks, whole};
 use crate::commands::{ModelArgs, Used};
 use crate::output;
 
@@ -19,7 +20,7 @@ use crate::output;
 #[derive(clap::Args)]
 pub(crate) struct UseArgs {
     /// Task: cola, sst2, mrpc, qqp, mnli, qnli, rte, stsb, classify or regress [default: the model's, else classify].
-    #[arg(long)]
+    #[arg(long, value_parser = offering(tasks), hide_possible_values = true)]
     task: Option<String>,
     /// Column of the text [default: the training data's, else the task's usual].
     #[arg(long, value_name = "COLUMN")]
@@ -31,14 +32,14 @@ pub(crate) struct UseArgs {
     #[arg(long, value_name = "COLUMN")]
     label: Option<String>,
     /// Truncate sequences to this many tokens [default: as in training, else the model's longest].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1..=MOST_LENGTH))]
     max_length: Option<usize>,
     /// Most tokens of an answer in text [default: as in training, else 32].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    max_target_length: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = whole(2..=1 << 16))]
+    max_target_length: Option<usize>,
     /// Tokens in a batch [default: the training's batches, else 4096].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    batch_tokens: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = whole(1..=1_000_000_000))]
+    batch_tokens: Option<usize>,
     /// What matrix products multiply: f32 or bf16 [default: as in training].
     #[arg(long)]
     precision: Option<String>,
@@ -63,7 +64,7 @@ pub(crate) struct Predictor {
     pub(crate) usage: Option<Usage>,
     tokeniser: Tokeniser,
     max_length: usize,
-    batch_tokens: Option<u32>,
+    batch_tokens: Option<usize>,
 }
 
 /// Longest sequence in tokens where a model has no limit, unless one is given.
@@ -111,7 +112,7 @@ impl Predictor {
                 "--max-length: expected at most {longest} (max_position_embeddings of the model), found {max_length}"
             )));
         }
-        let longest = args.max_target_length.map(|n| n as usize).or(told(|usage| usage.max_target_length));
+        let longest = args.max_target_length.or(told(|usage| usage.max_target_length));
         let longest = longest.unwrap_or(Recipe::default().data.max_target_length);
         let answers = setup::answers(config, task, &map, &tokeniser, longest)?;
         if let Some(answers) = &answers {
@@ -158,7 +159,7 @@ impl Predictor {
     /// How `set` is cut into batches: as in training, which decides the last bits of what the model computes.
     pub(crate) fn batches(&self, set: &TokenisedSet) -> BatchBy {
         let budget = match (self.batch_tokens, &self.usage) {
-            (Some(n), _) => n as usize,
+            (Some(n), _) => n,
             (None, None) => BATCH_TOKENS,
             (None, Some(usage)) => match setup::batch_by(usage.batch) {
                 BatchBy::Examples(n) => return BatchBy::Examples(n),

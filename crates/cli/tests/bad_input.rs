@@ -4,7 +4,7 @@
 mod common;
 
 use colrow_models::weights::{Data, Saved, Weights, write};
-use common::{Place, config, npy, tokenizer, tsv};
+use common::{Place, config, npy, t5_config, tokenizer, tsv};
 use serde_json::json;
 
 /// Runs a command that must fail with `code` and a message that holds all of `needles`, and leave no run folder.
@@ -187,11 +187,16 @@ fn command_lines() {
     let place = Place::new();
     fails(&place, &["trian", "recipe.toml"], 2, &["unrecognized subcommand 'trian'", "'train'"]);
     fails(&place, &["train"], 2, &["required", "<RECIPE>"]);
-    fails(&place, &["train", "recipe.toml", "--threads", "0"], 2, &["--threads: expected at least 1, found 0"]);
+    fails(
+        &place,
+        &["train", "recipe.toml", "--threads", "0"],
+        2,
+        &["--threads", "expected a whole number from 1 to 1024"],
+    );
     let bench = |more: &[&str], needles: &[&str]| {
         fails(&place, &[&["bench", "--model-config", "model/config.json", "--seq", "8"], more].concat(), 2, needles);
     };
-    bench(&["--batch", "0"], &["--batch", "expected at least 1, found 0"]);
+    bench(&["--batch", "0"], &["'0'", "--batch", "expected a whole number from 1 to 1048576"]);
     bench(&["--ratio", "2"], &["--ratio: expected a number in (0, 1], found 2"]);
     bench(&["--keep", "lein"], &["'lein'", "--keep", "exact, paper, lean"]);
     bench(&["--estimator", "wtf"], &["'wtf'", "--estimator", "'wta'"]);
@@ -208,6 +213,60 @@ fn command_lines() {
     bench(&["--lengths-file", "lengths"], &["--seq", "--lengths-file", "cannot be used"]);
 }
 
+/// Every number of every command, and those of a recipe: beyond any sense they are errors of the command line, told at once.
+#[test]
+fn huge_numbers() {
+    let place = Place::new();
+    place.write("x.npy", npy(3, 2, &[1.0; 6]));
+    place.write("lengths", "4294967295 4294967295");
+    let huge = ["9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616", "1e300"];
+    let t5 = ["bench", "--model-config", "t5/config.json", "--plan"];
+    let bench = ["bench", "--model-config", "model/config.json", "--seq", "8", "--plan"];
+    let estimate = ["estimate", "--x", "x.npy", "--dz", "x.npy"];
+    let eval = ["eval", "--model", "model", "--data", "dev.tsv"];
+    let predict = ["predict", "--model", "model", "--data", "dev.tsv"];
+    let inspect = ["inspect", "recipe.toml"];
+    place.t5("t5", &t5_config());
+    let numbers: [(&[&str], &[&str]); 7] = [
+        (&t5, &["--batch", "--seq", "--target", "--lora-rank"]),
+        (&bench, &["--batch", "--steps", "--warmup", "--lora-rank", "--threads"]),
+        (&estimate, &["--trials", "--threads"]),
+        (&eval, &["--max-length", "--batch-tokens"]),
+        (&predict, &["--max-length"]),
+        (&inspect, &["--steps", "--passes", "--draws"]),
+        (&["plan", "recipe.toml"], &["--threads"]),
+    ];
+    for (command, flags) in numbers {
+        for (flag, n) in flags.iter().flat_map(|flag| huge.map(|n| (flag, n))) {
+            fails(
+                &place,
+                &[command, &[*flag, n]].concat(),
+                2,
+                &["invalid value", flag, "expected a whole number from"],
+            );
+        }
+    }
+    // each in its range, and together too many
+    fails(&place, &[&t5[..], &["--batch", "1048576", "--seq", "1048576"]].concat(), 2, &["at most 33554432 tokens"]);
+    fails(&place, &[&t5[..], &["--lengths-file", "lengths"]].concat(), 2, &["at most 33554432 tokens"]);
+    for key in ["train.accumulate", "train.batch", "train.batch_tokens", "train.steps", "data.max_length", "lora.rank"]
+    {
+        for n in &huge[..4] {
+            let set = format!("{key}={n}");
+            fails(&place, &["plan", "recipe.toml", "--set", &set], 2, &[key, "expected a whole number of at most ", n]);
+        }
+    }
+    // the largest that are in their range plan as what the data makes of them
+    let ends =
+        ["accumulate=1000000000", "batch=1000000000", "steps=1000000000000", "epochs=10000", "batch_tokens=1000000000"];
+    for end in ends {
+        let planned = place.ok_json(&["plan", "recipe.toml", "--json", "--set", &format!("train.{end}")]);
+        assert!(planned["tokens"].as_u64().is_some_and(|n| n < 1000), "{end}: {planned}");
+    }
+    let planned = place.ok_json(&[&t5[..], &["--batch", "1048576", "--seq", "32", "--json"]].concat());
+    assert!(planned["process_bytes"].as_u64() > Some(1 << 35), "{planned}");
+}
+
 #[test]
 fn matrices() {
     let place = Place::new();
@@ -220,7 +279,7 @@ fn matrices() {
     estimate("train.tsv", "x.npy", &[], 1, &["expected a NumPy .npy file", "train.tsv", "hint: "]);
     estimate("absent.npy", "x.npy", &[], 1, &["absent.npy", "No such file"]);
     estimate("x.npy", "x.npy", &["--ratio", "2"], 2, &["--ratio: expected a number in (0, 1], found 2"]);
-    estimate("x.npy", "x.npy", &["--trials", "1"], 2, &["--trials: expected at least 2, found 1"]);
+    estimate("x.npy", "x.npy", &["--trials", "1"], 2, &["--trials", "expected a whole number from 2 to 1000000000"]);
 }
 
 /// Rewrites the weights of `model/` without those whose names begin with `dropped`.

@@ -111,7 +111,7 @@ fn what_cannot_be_inspected() {
         assert_eq!(ran.code, Some(2), "{}", ran.err);
         needles.iter().for_each(|needle| assert!(ran.err.contains(needle), "{needle:?} is not in {}", ran.err));
     };
-    fails(&["--steps", "0"], &["expected at least 1, found 0"]);
+    fails(&["--steps", "0"], &["expected a whole number from 1 to 1000000"]);
     let sets = ["--set", "train.method=bitfit", "--set", "train.modules_to_save=[]"];
     fails(&sets, &["trains no linear's weight", "hint: inspect full fine-tuning"]);
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Place, config, finish, rows, t5_config, tsv};
+use common::{Place, VOCABULARY, config, finish, random, rows, t5_config, tsv};
 use serde_json::{Value, json};
 
 const MIB: f64 = (1 << 20) as f64;
@@ -106,6 +106,102 @@ fn the_process_holds_what_train_plans() {
     }
 }
 
+/// `n` texts of 3 to 30 words with `labels` labels, each of them once before any comes again.
+fn labelled(n: usize, labels: usize, seed: &mut u64) -> String {
+    let row = |i: usize| {
+        let words = 3 + random(seed, 28);
+        let text: Vec<&str> = (0..words).map(|_| VOCABULARY[4 + random(seed, 12)]).collect();
+        format!("{}\tc{:05}\n", text.join(" "), i % labels)
+    };
+    (0..n).map(row).fold("sentence\tlabel\n".into(), |all, row| all + &row)
+}
+
+/// A recipe of random settings over random data of at most `most` labels, and what to call it.
+#[cfg(target_os = "linux")]
+fn random_recipe(place: &Place, seed: u64, most: usize) -> (Vec<String>, String) {
+    let mut seed = seed;
+    let mut pick = |below: usize| random(&mut seed, below);
+    let one = |of: &[&str], at: usize| of[at % of.len()].to_owned();
+    let text_to_text = pick(5) == 0;
+    // as many labels of one as of another order of magnitude
+    let labels = 2.0 * (most as f64 / 2.0).powf(pick(1001) as f64 / 1000.0);
+    let labels = if text_to_text { 2 } else { labels.round() as usize };
+    let examples = labels + pick(2 * labels + 300);
+    let evaluated = 1 + pick(examples);
+    let largest = [8, 64, examples.min(600)][pick(3)];
+    let batch = 1 + pick(largest);
+    let mut sets = vec![
+        format!("model.path=./{}", if text_to_text { "t5" } else { "bert" }),
+        format!("keep.policy={}", one(&["exact", "paper", "lean", "leanest", "recompute"], pick(5))),
+        format!("optim.states={}", one(&["f32", "8bit"], pick(2))),
+        format!("keep.cache={}", one(&["memory", "file"], pick(2))),
+        format!("data.max_length={}", 8 + pick(25)),
+        format!("train.steps={}", 1 + pick(4)),
+        "train.eval_every=1".into(),
+        "train.save_every=2".into(),
+    ];
+    sets.push(match pick(3) {
+        0 => format!("train.batch_tokens={}", 40 + 10 * batch),
+        _ => format!("train.batch={batch}"),
+    });
+    sets.push(match pick(4) {
+        0 => format!("train.accumulate={}", 2 + pick(5)),
+        1 => "optim={update='in-backward', clip=0}".into(),
+        _ => "train.accumulate=1".into(),
+    });
+    match pick(4) {
+        0 => sets.push("train.method=lora".into()),
+        1 if !text_to_text => sets.push("train.method=bitfit".into()),
+        _ => {}
+    }
+    if pick(5) == 0 && sets[1] != "keep.policy=exact" {
+        sets.push("keep.ratio=auto".into());
+    }
+    let named = |text: String| if text_to_text { text.replace("c0000", "") } else { text };
+    let task = if text_to_text { "sst2" } else { "classify" };
+    place.write("train.tsv", named(labelled(examples, labels, &mut seed)));
+    place.write("dev.tsv", named(labelled(evaluated, labels, &mut seed)));
+    place.write("recipe.toml", common::RECIPE.replace("batch = 8\n", "").replace("\"classify\"", &format!("{task:?}")));
+    let what = format!("{labels} labels, {examples} and {evaluated} examples, {}", sets.join(" "));
+    (sets, what)
+}
+
+/// The plan is never below the run, on the meter and in the process, whatever the recipe and however many labels. Eight small recipes; for
+/// the table of many, `COLROW_PLANS=60 COLROW_PLAN_LABELS=20000 cargo test --release -p colrow --test plan random_recipes -- --nocapture`.
+#[test]
+#[cfg(target_os = "linux")]
+#[expect(clippy::print_stdout, reason = "the table")]
+fn random_recipes_need_no_more_than_planned() {
+    let setting = |name: &str, default: usize| std::env::var(name).map_or(default, |text| text.parse().unwrap());
+    let (count, most) = (setting("COLROW_PLANS", 8), setting("COLROW_PLAN_LABELS", 3000));
+    let first = setting("COLROW_PLAN_SEED", 1);
+    let place = Place::new();
+    place.model("bert", &config());
+    place.t5("t5", &t5_config());
+    let mut rows = Vec::new();
+    for i in 0..count {
+        let (mut sets, what) = random_recipe(&place, 1000 * first as u64 + i as u64, most);
+        sets.push(format!("output=run{i}"));
+        let mut args = vec!["train", "recipe.toml", "--json", "--threads", "2"];
+        args.extend(sets.iter().flat_map(|set| ["--set", set]));
+        let run = place.ok_json(&args);
+        let of = |key: &str| bytes(&run, key);
+        assert!(of("peak_bytes") <= of("planned_peak_bytes"), "{what}: {run}");
+        assert!(of("kept_bytes") <= of("planned_kept_bytes"), "{what}: {run}");
+        rows.push((
+            of("peak_rss_bytes") / of("planned_process_bytes"),
+            of("peak_bytes") / of("planned_peak_bytes"),
+            what,
+        ));
+        std::fs::remove_dir_all(place.path(&format!("run{i}"))).unwrap();
+    }
+    rows.sort_by(|a, b| b.0.total_cmp(&a.0));
+    for (process, meter, what) in &rows {
+        println!("{process:.3} of the planned process, {meter:.3} of the planned meter: {what}");
+    }
+    assert!(rows.iter().all(|row| row.0 <= 1.0), "{:?}", rows[0]);
+}
+
 /// Where steps are small and the development texts long, the evaluation's peak is the run's.
 #[test]
 fn evaluations_are_planned_too() {
@@ -168,15 +264,37 @@ fn what_fits_is_what_is_planned() {
     assert_eq!((&all[0]["policy"], &all[0]["ratio"], &all[0]["batch"]), (&json!("exact"), &json!(1.0), &json!(100)));
     assert!(all[1]["batch"].as_u64() > Some(100) && all[1]["set"].as_array().unwrap().len() == 1);
 
-    let cheapest = fits(&base, process - 0.2 * kept);
-    assert_eq!(found(&cheapest), ["cheapest_policy", "largest_batch", "leanest_policy"], "{cheapest:?}");
-    assert_eq!((&cheapest[0]["policy"], &cheapest[0]["batch"]), (&json!("lean"), &json!(100)));
-    assert!(cheapest[1]["batch"].as_u64() < Some(100) && cheapest[1]["policy"] == "exact");
-    assert!(cheapest[2]["batch"].as_u64() > cheapest[1]["batch"].as_u64());
+    let some = fits(&base, process - 0.2 * kept);
+    let of = |fits: &[Value], name: &str| {
+        fits.iter().find(|f| f["found"] == name).unwrap_or_else(|| panic!("{name}: {fits:?}")).clone()
+    };
+    let [added_up, cheapest] = ["accumulation", "cheapest_policy"].map(|name| of(&some, name));
+    assert_eq!((&some[0], &added_up["policy"], &added_up["states"]), (&added_up, &json!("exact"), &json!("f32")));
+    let [batch, accumulate] = ["batch", "accumulate"].map(|key| added_up[key].as_u64().unwrap());
+    assert!(accumulate > 1 && batch * accumulate == 100, "{added_up}");
+    assert_eq!((&cheapest["policy"], &cheapest["batch"]), (&json!("lean"), &json!(100)));
+    let [largest, leanest] = ["largest_batch", "leanest_policy"].map(|name| of(&some, name));
+    assert!(largest["batch"].as_u64() < Some(100) && largest["policy"] == "exact");
+    assert!(leanest["batch"].as_u64() > largest["batch"].as_u64());
 
     let tokens = fits(&["model.path=./bert", "train.batch_tokens=1000"], process - 0.77 * kept);
-    assert_eq!(found(&tokens), ["largest_batch", "leanest_policy"]);
-    assert!(tokens.iter().all(|fit| fit["batch_tokens"].as_u64() < Some(1000) && fit["batch"].is_null()), "{tokens:?}");
+    for name in ["accumulation", "largest_batch", "leanest_policy"] {
+        let fit = of(&tokens, name);
+        assert!(fit["batch_tokens"].as_u64() < Some(1000) && fit["batch"].is_null(), "{fit}");
+    }
+
+    // all of a model's states at once do not fit, nor does any policy mend that
+    let least = ["keep.policy=recompute", "optim.states=8bit", "optim.update=in-backward", "optim.clip=0"];
+    let room = bytes(&plan(&place, &[&base[..], &least].concat(), &[]), "process_bytes") + 3e6;
+    let fit = of(&fits(&base, room), "in_backward");
+    assert_eq!((&fit["update"], &fit["states"], &fit["batch"]), (&json!("in-backward"), &json!("8bit"), &json!(100)));
+    assert_eq!(fit["gives_up"][0], "optim.clip=0: the gradient is no longer clipped to 1");
+    let text =
+        place.ok(&["plan", "recipe.toml", "--set", base[0], "--set", base[1], "--memory", &format!("{room:.0}")]);
+    assert!(text.contains("\nupdates in the backward pass ") && text.contains("\nnote: optim.clip=0: "), "{text}");
+    let one = plan(&place, &[&["model.path=./bert", "train.batch=1", "data.max_length=16"], &least[..]].concat(), &[]);
+    let shorter = fits(&["model.path=./bert", "train.batch=100"], bytes(&one, "process_bytes") - 3e6);
+    assert!(shorter.iter().all(|f| f["found"] == "lora" && f["method"] == "lora"), "{shorter:?}");
 
     // ratios that the run chooses, of at least two sequences, under policies that draw rows
     let auto = fits(&[&base[..], &["keep.policy=lean", "keep.ratio=auto"]].concat(), process - 0.2 * kept);

@@ -54,6 +54,7 @@ pub fn resolve(model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
         (Some(rest), Some(home)) => home.join(rest),
         _ => PathBuf::from(model),
     };
+    let path = of_run(&path);
     if path.is_dir() {
         check_folder(&path, needs)?;
         return Ok(path);
@@ -75,6 +76,13 @@ pub fn resolve(model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
         return Err(Error::new(format!("expected a branch, tag or commit, found the revision {revision:?}")));
     }
     Hub::from_env()?.resolve(model, revision, needs)
+}
+
+/// The model's folder of a run's folder; any other path is itself.
+pub fn of_run(path: &Path) -> PathBuf {
+    let is_run = path.join("recipe.toml").exists() && !path.join(CONFIG_FILE).exists();
+    let model = path.join("model");
+    if is_run && model.is_dir() { model } else { path.to_owned() }
 }
 
 /// Checks that a folder holds the files of a model that can be used here; the error names what is missing and what is there instead.

@@ -156,8 +156,9 @@ impl Registry {
     /// A parameter that is frozen in part: stacked tensors are learned together.
     pub fn freeze(&mut self, frozen: impl Fn(&str) -> bool) -> Result<()> {
         let Self { params, entries } = self;
-        for (id, param) in params.iter_mut() {
-            let keys: Vec<&str> = entries.iter().filter(|e| e.param == id).map(|e| e.key.as_str()).collect();
+        let mut keys = vec![Vec::new(); params.len()];
+        entries.iter().for_each(|e| keys[e.param.index()].push(e.key.as_str()));
+        for ((_, param), keys) in params.iter_mut().zip(keys) {
             let count = keys.iter().filter(|k| frozen(k)).count();
             if count > 0 && count < keys.len() {
                 return Err(Error::usage(format!(

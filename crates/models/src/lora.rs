@@ -5,10 +5,9 @@ mod config;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use colrow_autograd::LowRank;
+use colrow_autograd::{LowRank, glob_matches};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Error, Result};
-use globset::Glob;
 use serde_json::json;
 
 pub use config::{Base, Patterns, config_from_json, read_config};
@@ -81,8 +80,7 @@ impl LoraConfig {
 
 /// Whether `pattern` names the module of a checkpoint: its whole name or an end of it after a dot, where `*` stands for anything.
 pub fn names_module(pattern: &str, module: &str) -> bool {
-    let matches = |pattern: &str| Glob::new(pattern).is_ok_and(|g| g.compile_matcher().is_match(module));
-    matches(pattern) || matches(&format!("*.{pattern}"))
+    glob_matches(pattern, module) || glob_matches(&format!("*.{pattern}"), module)
 }
 
 /// Whether a key of a registry is one of an adapter.

@@ -58,6 +58,14 @@ impl Error {
         self
     }
 
+    /// With its text and its hint in other words.
+    #[must_use]
+    pub fn reworded(mut self, words: impl Fn(&str) -> String) -> Self {
+        self.what = words(&self.what);
+        self.hint = self.hint.as_deref().map(words);
+        self
+    }
+
     /// Says what to do.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod data;
+pub mod draft;
 pub mod engine;
 pub mod evaluate;
 pub mod fit;
@@ -9,6 +10,7 @@ pub mod folder;
 pub mod inspect;
 pub mod machine;
 pub mod metrics;
+pub mod odd;
 pub mod optim;
 pub mod plan;
 pub mod ratios;

@@ -1,8 +1,9 @@
 //! The memory plan: the real step and the real evaluation on the shape-only device, before any weight is read.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, Ledger, NormMemory, Policy, RowsOf, Store};
+use colrow_autograd::{Keep, Ledger, NormMemory, NormSource, Policy, RowsOf, Store};
 use colrow_models::config::Config;
 use colrow_models::model::{Model, Site};
 use colrow_tensor::rng::Key;
@@ -41,6 +42,10 @@ pub struct Shape<'a> {
     pub threads: usize,
     /// What the process holds already: the program, tokenizer, data.
     pub resident: Resident,
+    /// What it will hold beside the meter and beside the batch that is being run: the order of an epoch, other batches of a step, metrics.
+    pub host: usize,
+    /// Bytes of files that the run maps: they count as the process's, but the system can take them back.
+    pub mapped: usize,
 }
 
 /// Lengths of a batch's sequences.
@@ -57,6 +62,17 @@ impl Lengths {
     pub fn tokens(&self) -> usize {
         let [sources, _, _, targets, ..] = self.figures();
         sources + targets
+    }
+
+    /// Most bytes that a batch of these lengths takes on the host: tokens with their types, places and positions; sequences with their bounds,
+    /// labels and numbers; and targets.
+    pub fn host_bytes(&self) -> usize {
+        let [tokens, sequences, _, targets, ..] = self.figures();
+        let token = (4 + 4 + 1 + 8) + (8 + 8);
+        let target = (4 + 4) + (8 + 8 + 8);
+        // a list of its own, and what the allocator adds to it
+        let text = if self.targets.is_some() { 2 * (24 + 32) } else { 0 };
+        token * tokens + target * targets + (4 + 4 + 4 + text) * sequences
     }
 
     /// All that memory depends on: tokens, sequences and the longest, of sources and of targets.
@@ -108,8 +124,11 @@ pub struct Plan {
     /// Most bytes alive at once in an evaluation; 0 if there is none.
     pub evaluation_peak_bytes: usize,
     /// The process's largest resident set: what it holds already ([`Shape::resident`]), the peak, and what stands beside the meter
-    /// ([`BESIDE`], [`BESIDE_PER_THREAD`], the operand that a matrix product copies); or what reading the data took, if that was more.
+    /// ([`BESIDE`], [`BESIDE_PER_THREAD`], the operand that a matrix product copies, [`Shape::host`], a batch and its logits on the host, and
+    /// [`Shape::mapped`]); or what reading the data took, if that was more.
     pub process_bytes: usize,
+    /// Those of them that are mapped files, which the system takes back where memory is short.
+    pub mapped_bytes: usize,
     /// Every site that keeps something, or could.
     pub sites: Vec<SitePlan>,
     /// Tokens of the step.
@@ -140,17 +159,28 @@ pub fn keep_name(keep: Keep, auto: bool) -> String {
     }
 }
 
+/// What is said of a site that draws rows in the backward pass where nothing rebuilds its input.
+pub(crate) const NOT_REBUILT: &str = ", keeps all rows: nothing rebuilds them";
+
 /// Sites of the ledger with what they keep, each once, in order; `auto` are those whose ratio the run chooses.
 pub fn sites(policy: &Policy, auto: &[(String, RowsOf)], known: &[Site], ledger: &Ledger) -> Vec<SitePlan> {
-    let mut sites: Vec<SitePlan> = Vec::new();
+    let known: HashSet<&str> = known.iter().map(|site| site.name.as_str()).collect();
+    let auto: HashSet<&str> = auto.iter().map(|(site, _)| site.as_str()).collect();
+    let (mut sites, mut places) = (Vec::<SitePlan>::new(), HashMap::<&str, usize>::new());
     for entry in &ledger.entries {
-        match sites.iter_mut().find(|s| s.name == entry.site) {
-            Some(site) => site.kept_bytes += entry.bytes,
+        let name = entry.site.as_str();
+        match places.get(name) {
+            Some(&place) => sites[place].kept_bytes += entry.bytes,
             None => {
-                let is_auto = || auto.iter().any(|(site, _)| *site == entry.site);
-                let known = known.iter().any(|site| site.name == entry.site);
-                let policy = if known { keep_name(policy.keep(&entry.site), is_auto()) } else { entry.keep.clone() };
-                sites.push(SitePlan { name: entry.site.clone(), policy, kept_bytes: entry.bytes });
+                let keep = policy.keep(name);
+                let late = matches!(keep, Keep::Rows(s) if s.norms == NormSource::Current);
+                let mut policy =
+                    if known.contains(name) { keep_name(keep, auto.contains(name)) } else { entry.keep.clone() };
+                if late && entry.what == "input" && entry.keep == "exact" {
+                    policy += NOT_REBUILT;
+                }
+                places.insert(name, sites.len());
+                sites.push(SitePlan { name: name.to_owned(), policy, kept_bytes: entry.bytes });
             }
         }
     }
@@ -187,23 +217,35 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let mut engine = Engine { model, optimizer, policy, norms, ratios, probe: None, key: Key::new(0), dropout: true };
     let stats = engine.step(&micros, 0.0, 1, false)?;
     let mut evaluation = Bytes::default();
+    let mut batch = shape.micros.iter().map(Lengths::host_bytes).max().unwrap_or(0);
     for lengths in shape.evaluated {
+        batch = batch.max(lengths.host_bytes() + answers_bytes(lengths, shape));
         device.meter().reset_peak();
         evaluate::batch(&engine, blank(lengths, shape.regression).batch, shape.longest_answer)?;
         evaluation = larger(evaluation, device.meter().peak());
     }
     let peak = larger(stats.peak, evaluation);
-    let beside = BESIDE + shape.threads * BESIDE_PER_THREAD + device.packing();
+    let beside = BESIDE + shape.threads * BESIDE_PER_THREAD + device.packing() + batch + shape.host + shape.mapped;
     Ok(Plan {
         kept_bytes: stats.kept_bytes,
         peak_bytes: peak.total(),
         peak_bytes_by_class: peak,
         evaluation_peak_bytes: evaluation.total(),
-        process_bytes: shape.resident.most.max(shape.resident.now + peak.total() + beside),
+        process_bytes: shape.resident.most.max(shape.resident.now.saturating_add(peak.total()).saturating_add(beside)),
+        mapped_bytes: shape.mapped,
         sites: sites(&shape.policy, shape.auto, &linears, &stats.ledger),
         tokens: stats.tokens,
         ledger: stats.ledger,
     })
+}
+
+/// What a batch of an evaluation gives on the host: its logits, in f64 and in f32, or its answers.
+fn answers_bytes(lengths: &Lengths, shape: &Shape) -> usize {
+    let sequences = lengths.sources.len();
+    match shape.config.is_text_to_text() {
+        false => sequences * shape.config.num_labels() * (8 + 4),
+        true => sequences * (4 * shape.longest_answer + 2 * (24 + 32)),
+    }
 }
 
 /// The one with the larger total, the first of equals.

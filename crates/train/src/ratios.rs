@@ -111,11 +111,11 @@ impl Ratios {
     /// # Errors
     /// A limit below what the smallest ratios keep.
     pub fn limit(&mut self, limit: usize, ledger: &Ledger, rows: &[usize]) -> Result<()> {
-        let kept = |site: &str| {
-            let drawn = ledger.entries.iter().filter(|e| e.site == site && e.what == "input" && e.keep == "rows");
-            drawn.map(|e| e.bytes).sum::<usize>()
-        };
-        let kept: Vec<usize> = self.sites.iter().map(|s| kept(&s.site)).collect();
+        let mut drawn: HashMap<&str, usize> = HashMap::new();
+        for entry in ledger.entries.iter().filter(|e| e.what == "input" && e.keep == "rows") {
+            *drawn.entry(&entry.site).or_default() += entry.bytes;
+        }
+        let kept: Vec<usize> = self.sites.iter().map(|s| drawn.get(s.site.as_str()).copied().unwrap_or(0)).collect();
         let fixed = ledger.total() - kept.iter().sum::<usize>();
         let sites = rows.iter().zip(kept).map(|(&n, bytes)| (n, bytes / n.max(1))).collect();
         let budget = Budget { bytes: limit.saturating_sub(fixed), sites };

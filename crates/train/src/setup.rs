@@ -1,9 +1,10 @@
 //! From a recipe to what a run needs: model folder, labels, tokens, policy, sampler.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use colrow_autograd::{Bits, Keep, NormMemory, NormSource, Policy, RowsOf, Sampling, Store};
+use colrow_autograd::{Bits, Keep, NormMemory, NormSource, Policy, RowsOf, Sampling, Store, glob_matches};
 use colrow_models::config::{Architecture, Config, ProblemType};
 use colrow_models::hub::{self, Needs};
 use colrow_models::load::{self, Anew};
@@ -19,12 +20,14 @@ use crate::data::{
 use crate::engine::Engine;
 use crate::fit::{self, Fit};
 use crate::machine::{self, Resident};
+use crate::odd::{self, Facts};
 use crate::optim::{Optimizer, Settings};
 use crate::plan::{self, Lengths, Plan, Shape, remembering_sites};
 use crate::ratios::{self, Ratios};
 use crate::recipe::{self, CacheIn, Method, PolicyName, Ratio, Recipe, SiteKeep};
 use crate::score::Scorer;
 use crate::tasks::Task;
+use crate::trainer;
 use crate::usage::Usage;
 
 /// A labelled development set.
@@ -135,7 +138,7 @@ fn fits(kind: SiteKind, keep: SiteKeep) -> bool {
 
 /// What a site keeps by the policy alone.
 fn preset(policy: PolicyName, site: &Site) -> SiteKeep {
-    let in_paper = || PAPER_SITES.iter().any(|p| recipe::glob_matches(p, &site.name));
+    let in_paper = || PAPER_SITES.iter().any(|p| glob_matches(p, &site.name));
     match (policy, site.kind) {
         // one row a sequence: next to nothing to save
         _ if site.rows == RowsOf::Sequences => SiteKeep::Exact,
@@ -196,7 +199,7 @@ pub fn site_keep(keep: &recipe::Keep, site: &Site) -> Keep {
 pub fn policy(keep: &recipe::Keep, sites: &[Site]) -> Result<Policy> {
     for exception in &keep.sites {
         let pattern = &exception.pattern;
-        let named: Vec<&Site> = sites.iter().filter(|s| recipe::glob_matches(pattern, &s.name)).collect();
+        let named: Vec<&Site> = sites.iter().filter(|s| glob_matches(pattern, &s.name)).collect();
         if named.is_empty() {
             let names: Vec<_> = sites.iter().take(4).map(|s| s.name.as_str()).collect();
             return Err(Error::usage(format!("keep.sites: `{pattern}` names no site of this model"))
@@ -303,7 +306,7 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
     let entries = &model.registry.entries;
     let some = || entries.iter().take(4).map(|e| e.key.as_str()).collect::<Vec<_>>().join(", ");
     for pattern in &train.freeze {
-        if !entries.iter().any(|e| recipe::glob_matches(pattern, &e.key)) {
+        if !entries.iter().any(|e| glob_matches(pattern, &e.key)) {
             return Err(Error::usage(format!("train.freeze: `{pattern}` names no parameter of this model"))
                 .hint(format!("parameters are {}, …", some())));
         }
@@ -421,8 +424,7 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     let policy = Arc::new(policy(&recipe.keep, &sites)?);
     check_auto(&recipe, &sites)?;
     let auto = auto_sites(&recipe.keep, &sites);
-    let resident = machine::resident();
-    Ok(Job {
+    let mut job = Job {
         recipe,
         task,
         model_dir,
@@ -437,8 +439,29 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
         auto,
         warnings,
         sites,
-        resident,
-    })
+        resident: Resident::default(),
+    };
+    job.warnings.extend(odd::settings(&job.recipe, &job.facts()));
+    job.resident = machine::resident();
+    Ok(job)
+}
+
+/// What a label takes as it is counted, told and written: its name in two maps of `config.json`, its figures in an evaluation and in the log.
+const LABEL_BYTES: usize = 1536;
+
+/// Lengths of a set's sources under a recipe, which may cut them further.
+fn lengths_of(set: &TokenisedSet, recipe: &Recipe) -> Vec<u32> {
+    set.lengths().into_iter().map(|length| length.min(recipe.data.max_length as u32)).collect()
+}
+
+/// Rows of a batch are numbered by 32 bits.
+fn check_tokens(lengths: &[u32]) -> Result<()> {
+    let tokens: u64 = lengths.iter().map(|&length| u64::from(length)).sum();
+    if tokens <= u64::from(u32::MAX) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("train.batch: expected batches of fewer than 2^32 tokens, found one of {tokens}"))
+        .hint("a smaller train.batch, and train.accumulate for as many sequences a step"))
 }
 
 impl Job {
@@ -453,17 +476,54 @@ impl Job {
         self.train.ids.len() + self.train.target_bounds.last().unwrap_or(&0)
     }
 
+    fn facts(&self) -> Facts {
+        Facts {
+            examples: self.train.len(),
+            batches: self.sampler.epoch(0).len(),
+            steps: trainer::total_steps(self, &self.recipe.train),
+            longest: self.train.lengths().into_iter().max().unwrap_or(0) as usize,
+            evaluated: self.dev.iter().map(|dev| dev.set.len()).sum(),
+            known: self.dev.iter().map(|dev| odd::known(&self.train, &dev.set)).sum(),
+        }
+    }
+
     /// The lengths of the largest batch that the sampler can produce. For a model that answers in text, of the longest sources and
     /// the longest targets, whose ever they are: no batch needs more.
     fn largest_batch(&self, recipe: &Recipe) -> Result<Lengths> {
         let by = batch_by(recipe.train.batch);
-        let sources = Sampler::new(self.train.lengths(), by, Some(recipe.seed))?.largest_batch();
+        let sources = Sampler::new(lengths_of(&self.train, recipe), by, Some(recipe.seed))?.largest_batch();
+        check_tokens(&sources)?;
         let mut targets = self.train.target_lengths();
         if let Some(targets) = &mut targets {
             targets.sort_unstable_by(|a, b| b.cmp(a));
             targets.truncate(sources.len());
         }
         Ok(Lengths { sources, targets })
+    }
+
+    /// What a run holds on the host beside the batch that is being run: the order of an epoch and of an evaluation, the batches of a step
+    /// that wait, predictions, and what is said of each label.
+    fn host_bytes(&self, recipe: &Recipe, largest: &Lengths) -> usize {
+        // numbers in one list and in one list a batch, which has a header and what the allocator adds
+        let order = |examples: usize, tokens: usize| {
+            let batches = match recipe.train.batch {
+                recipe::Batch::Sequences(n) => examples.div_ceil(n),
+                // two batches that follow each other have more tokens than one may have
+                recipe::Batch::Tokens(n) => examples.min(2 * tokens.div_ceil(n)),
+            };
+            // lists that grow take up to twice their length
+            8 * examples + (4 + 4) * examples + (2 * 24 + 32 + 16) * batches
+        };
+        let training = order(self.train.len(), self.train.ids.len());
+        let evaluation = self.dev.iter().map(|DevSet { set, .. }| {
+            let answer = if self.answers.is_some() { 2 * (24 + 32) + 4 * recipe.data.max_target_length } else { 8 };
+            order(set.len(), set.ids.len()) + (4 + answer) * set.len()
+        });
+        let waiting = (recipe.train.accumulate - 1).saturating_mul(largest.host_bytes());
+        // no more than all examples
+        let all = Lengths { sources: lengths_of(&self.train, recipe), targets: self.train.target_lengths() };
+        let labels = LABEL_BYTES * self.config.num_labels();
+        training + evaluation.max().unwrap_or(0) + waiting.min(all.host_bytes()) + labels
     }
 
     /// What chooses ratios, if the recipe leaves any to the run, by the plan of all rows.
@@ -473,8 +533,9 @@ impl Job {
             return Ok(None);
         }
         // a frozen linear keeps nothing and has no gradient to follow
-        let learns = |site: &str| plan.ledger.entries.iter().any(|e| e.site == site && e.what == "projections");
-        let sites: Vec<_> = self.auto.iter().filter(|(site, _)| learns(site)).cloned().collect();
+        let measured = plan.ledger.entries.iter().filter(|e| e.what == "projections");
+        let learns: HashSet<&str> = measured.map(|e| e.site.as_str()).collect();
+        let sites: Vec<_> = self.auto.iter().filter(|(site, _)| learns.contains(site.as_str())).cloned().collect();
         let settings = ratios::Settings { every: keep.auto_every, share: keep.auto_share };
         let mut ratios = Ratios::new(settings, &sites);
         if let Some(limit) = keep.bytes {
@@ -503,7 +564,7 @@ impl Job {
         Ok(plan)
     }
 
-    /// The plan with another recipe over the same model and data, which differs in `[keep]` or `[train]`.
+    /// The plan with another recipe over the same model and data, which differs in `[keep]`, `[train]`, `[optim]` or a lower `data.max_length`.
     ///
     /// # Errors
     /// Frozen keys that split a stacked weight; examples longer than a batch by tokens may be; settings of the optimizer that exclude each
@@ -512,30 +573,52 @@ impl Job {
         let by = batch_by(recipe.train.batch);
         let mut evaluated = Vec::new();
         for DevSet { set, .. } in &self.dev {
-            let (lengths, targets) = (set.lengths(), set.target_lengths());
+            let (lengths, targets) = (lengths_of(set, recipe), set.target_lengths());
             let of = |batch: &[u32], lengths: &[u32]| batch.iter().map(|&i| lengths[i as usize]).collect();
             evaluated.extend(Sampler::new(lengths.clone(), by, None)?.epoch(0).iter().map(|batch| Lengths {
                 sources: of(batch, &lengths),
                 targets: targets.as_ref().map(|targets| of(batch, targets)),
             }));
         }
-        let mut policy = policy(&recipe.keep, &self.sites)?;
-        let auto = auto_sites(&recipe.keep, &self.sites);
+        let adapted;
+        let sites = match recipe.train.method == self.recipe.train.method {
+            true => &self.sites,
+            false => {
+                let mut blank = Model::new(self.config.clone(), &Device::meta(1), DType::F32);
+                choose_trained(&mut blank, recipe)?;
+                adapted = blank.sites();
+                &adapted
+            }
+        };
+        let mut policy = policy(&recipe.keep, sites)?;
+        let auto = auto_sites(&recipe.keep, sites);
         auto.iter().for_each(|(site, _)| policy.set_ratio(site, 1.0));
-        plan::plan(&Shape {
+        let largest = self.largest_batch(recipe)?;
+        let host = self.host_bytes(recipe, &largest);
+        let remembered =
+            sites.iter().filter(|site| matches!(site_keep(&recipe.keep, site), Keep::Rows(s) if s.remembers()));
+        let cached = remembered.count() * self.cached_tokens();
+        // the second batch of a step adds to gradients that are there, and those after it need what it needs
+        let distinct = recipe.train.accumulate.min(2);
+        let mut plan = plan::plan(&Shape {
             config: &self.config,
             choose_trained: &|model| choose_trained(model, recipe),
             optim: Settings::from(&recipe.optim),
             policy: Arc::new(policy),
             auto: &auto,
-            micros: &vec![self.largest_batch(recipe)?; recipe.train.accumulate],
+            micros: &vec![largest; distinct],
             evaluated: &plan::outermost(evaluated),
             longest_answer: recipe.data.max_target_length,
             cached_tokens: if recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
             regression: self.task.is_regression(),
             threads: rayon::current_num_threads(),
             resident: self.resident,
-        })
+            host,
+            mapped: if recipe.keep.cache == CacheIn::File { cached } else { 0 },
+        })?;
+        // a step has no more batches than an epoch
+        plan.tokens = (plan.tokens / distinct).saturating_mul(recipe.train.accumulate).min(self.train.ids.len());
+        Ok(plan)
     }
 
     /// What of the recipe fits into `memory` bytes of this process; see [`fit::search`].

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use colrow_models::hub::Needs;
+use colrow_models::hub::{self, Needs};
 use colrow_models::lora;
 use colrow_models::save::{save_adapter_folder, save_model_folder};
 use colrow_tensor::{Error, Result};
@@ -17,6 +17,7 @@ use crate::evaluate::{Evaluation, evaluate};
 use crate::folder::{self, RunFolder};
 use crate::machine;
 use crate::metrics::Metric;
+use crate::odd::{self, FirstSteps};
 use crate::plan::{self, Plan};
 use crate::ratios::Ratios;
 use crate::recipe::{self, Batch, Every, Recipe};
@@ -102,6 +103,7 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     let model = job.model()?;
     let mut folder = RunFolder::open(&output, &job.recipe, resume)?;
     let mut engine = job.engine(model, &folder.norms())?;
+    job.warnings.extend(odd::kept(&plan));
     job.warnings.iter().for_each(|w| observer.warn(w));
     let total = total_steps(&job, &job.recipe.train);
     let before = other_length.map(|recipe| total_steps(&job, &recipe.train)).unwrap_or(total);
@@ -141,6 +143,8 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
         timeline_peak: 0,
         last: None,
         tokens: 0,
+        first_steps: FirstSteps::default(),
+        told_of_one_class: false,
     };
     if run.state.step == 0 {
         run.log_ratios(|_| None)?;
@@ -187,7 +191,7 @@ pub(crate) fn steps_in(job: &Job, epoch: u64) -> u64 {
 }
 
 /// Optimizer steps of a whole run of the length that `train` tells: whole epochs and a part of the last.
-fn total_steps(job: &Job, train: &recipe::Train) -> u64 {
+pub(crate) fn total_steps(job: &Job, train: &recipe::Train) -> u64 {
     if let Some(steps) = train.steps {
         return steps;
     }
@@ -229,6 +233,8 @@ struct Run {
     timeline_peak: usize,
     last: Option<Evaluation>,
     tokens: usize,
+    first_steps: FirstSteps,
+    told_of_one_class: bool,
 }
 
 impl Run {
@@ -247,6 +253,7 @@ impl Run {
                 let progress = self.state.epoch as f64 + (self.state.step_in_epoch + 1) as f64 / groups.len() as f64;
                 let stats = self.step(group, progress, observer)?;
                 self.state.seconds = seconds();
+                self.first_steps.step(stats.loss).iter().for_each(|w| observer.warn(w));
                 observer.step(self.state.step, progress, &stats);
                 if self.state.step_in_epoch == groups.len() as u64 {
                     self.state.epoch += 1;
@@ -457,6 +464,10 @@ impl Run {
         extend(&mut line, evaluation.by_class_in_short());
         self.folder.log(&line)?;
         observer.evaluation(self.state.step, &evaluation, better);
+        if let Some(warning) = evaluation.warning().filter(|_| !self.told_of_one_class) {
+            observer.warn(&format!("step {}: {warning}", self.state.step));
+            self.told_of_one_class = true;
+        }
         self.last = Some(evaluation);
         Ok(Some(loss.unwrap_or(f64::NAN)))
     }
@@ -478,7 +489,7 @@ impl Run {
             Some(settings) => {
                 // a folder's name means the same wherever the adapter is used from; a hub id does anyway
                 let base = match Path::new(&self.job.recipe.model.path).canonicalize() {
-                    Ok(folder) => folder.display().to_string(),
+                    Ok(folder) => hub::of_run(&folder).display().to_string(),
                     Err(_) => self.job.recipe.model.path.clone(),
                 };
                 let tensors = lora::saved(&model.registry, &settings);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use colrow_autograd::{Keep, NormMemory, NormSource, Policy, Sampling, Store};
 use colrow_models::config::Config;
-use colrow_models::model::{Model, PAPER_SITES};
+use colrow_models::model::{Model, PAPER_SITES, SiteKind};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator};
 use colrow_train::data::{BatchBy, Sampler};
@@ -13,7 +13,7 @@ use colrow_train::engine::Engine;
 use colrow_train::machine::Resident;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{Lengths, Plan, Shape, blank, outermost, plan, remembering_sites};
-use colrow_train::recipe;
+use colrow_train::{recipe, setup};
 use proptest::prelude::*;
 
 /// Threads that are planned for, so that attention's scratch counts.
@@ -66,6 +66,8 @@ fn plan_of(config: &Config, policy: &Arc<Policy>, micros: &[Lengths], evaluated:
         regression: false,
         threads: THREADS,
         resident: Resident::default(),
+        host: 0,
+        mapped: 0,
     })
     .unwrap()
 }
@@ -197,4 +199,53 @@ fn plan_equals_meter_in_evaluations() {
             assert_eq!(device.meter().peak(), plan.peak_bytes_by_class);
         });
     }
+}
+
+/// Whatever is kept and however weights are updated, the time of a plan grows with the layers, not with a power of their number: models of a
+/// thousand layers are planned in seconds, and the bound is generous.
+#[test]
+fn a_thousand_layers_are_planned_in_seconds() {
+    let mut json = serde_json::json!({
+        "model_type": "bert", "hidden_size": 4, "num_attention_heads": 2, "intermediate_size": 6, "vocab_size": 30,
+        "max_position_embeddings": 80, "num_labels": 3,
+    });
+    json["num_hidden_layers"] = 1024.into();
+    let config = config(&json);
+    let clock = std::time::Instant::now();
+    for set in [
+        &["keep.policy=exact", "train.freeze=['bert.embeddings.*', '*.layer.7.*']"][..],
+        &["keep.policy=paper", "keep.sites.'*.layer.1*'.ratio=0.5", "keep.sites.'*'.norms='running'"],
+        &["keep.policy=lean", "keep.ratio=auto", "train.method=lora"],
+        &["keep.policy=recompute", "optim.states=8bit"],
+        &["keep.policy=leanest", "optim.update=in-backward", "optim.clip=0"],
+    ] {
+        let sets: Vec<String> = set.iter().map(|&s| s.to_owned()).collect();
+        let recipe = recipe::Recipe::parse("model.path = 'm'", "test", &sets).unwrap();
+        let mut model = Model::new(config.clone(), &Device::meta(1), DType::F32);
+        setup::choose_trained(&mut model, &recipe).unwrap();
+        let sites = model.sites();
+        let auto: Vec<_> = match recipe.keep.chooses_ratios() {
+            true => sites.iter().filter(|s| s.kind == SiteKind::Linear).map(|s| (s.name.clone(), s.rows)).collect(),
+            false => Vec::new(),
+        };
+        let planned = plan(&Shape {
+            config: &config,
+            choose_trained: &|model| setup::choose_trained(model, &recipe),
+            optim: Settings::from(&recipe.optim),
+            policy: Arc::new(setup::policy(&recipe.keep, &sites).unwrap()),
+            auto: &auto,
+            micros: &[lengths(&config, vec![20; 4], vec![])],
+            evaluated: &[],
+            longest_answer: LONGEST_ANSWER,
+            cached_tokens: 1000,
+            regression: false,
+            threads: THREADS,
+            resident: Resident::default(),
+            host: 0,
+            mapped: 0,
+        })
+        .unwrap();
+        assert!(planned.sites.len() > 1000, "{set:?}: {}", planned.sites.len());
+    }
+    assert!(clock.elapsed().as_secs() < 60, "{:?}", clock.elapsed());
 }

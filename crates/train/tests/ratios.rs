@@ -93,6 +93,8 @@ impl Case {
             evaluated: &[],
             longest_answer: 0,
             resident: Resident::default(),
+            host: 0,
+            mapped: 0,
             micros: &micros.iter().map(|sources| self.lengths(sources)).collect::<Vec<_>>(),
             cached_tokens: TOKENS,
             regression: false,

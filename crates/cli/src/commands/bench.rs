@@ -23,7 +23,8 @@ use colrow_train::setup;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::blank::Blank;
+use crate::arguments::{MOST_LENGTH, whole};
+use crate::blank::{Blank, MOST_SEQUENCES, MOST_TOKENS};
 use crate::output::{print, print_json};
 use crate::{memory, units};
 
@@ -34,13 +35,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     model_config: PathBuf,
     /// Sequences in a batch.
-    #[arg(long, value_name = "B", default_value_t = 32)]
+    #[arg(long, value_name = "B", default_value_t = 32, value_parser = whole(1..=MOST_SEQUENCES))]
     batch: usize,
     /// Tokens in a sequence.
-    #[arg(long, value_name = "S", default_value_t = 128)]
+    #[arg(long, value_name = "S", default_value_t = 128, value_parser = whole(1..=MOST_LENGTH))]
     seq: usize,
     /// Tokens in a target, for models that answer in text.
-    #[arg(long, value_name = "T", default_value_t = 8)]
+    #[arg(long, value_name = "T", default_value_t = 8, value_parser = whole(1..=1 << 16))]
     target: usize,
     /// Lengths of the sequences: all S, or drawn uniformly from 16…S.
     #[arg(long, value_enum, default_value_t = Spread::Equal)]
@@ -52,8 +53,8 @@ pub(crate) struct Args {
     #[arg(long, value_parser = choice::<Method>(), default_value = "full")]
     method: Method,
     /// Rank of adapters.
-    #[arg(long, value_name = "R", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
-    lora_rank: u32,
+    #[arg(long, value_name = "R", default_value_t = 8, value_parser = whole(1..=1 << 16))]
+    lora_rank: usize,
     /// What is kept for the backward pass.
     #[arg(long, value_parser = choice::<PolicyName>(), default_value = "exact")]
     keep: PolicyName,
@@ -81,11 +82,14 @@ pub(crate) struct Args {
     /// Plan a step, run none.
     #[arg(long)]
     plan: bool,
+    /// Start even if the plan exceeds the memory that the process can have.
+    #[arg(long)]
+    ignore_memory: bool,
     /// Timed steps.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole(1..=1_000_000))]
     steps: usize,
     /// Steps before those, not timed.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0..=1_000_000))]
     warmup: usize,
     /// Seed of weights, lengths and draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -141,9 +145,6 @@ fn read_lengths(file: &Path) -> Result<Vec<u32>> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if [args.batch, args.seq, args.steps, args.target].contains(&0) {
-        return Err(Error::usage("--batch, --seq, --steps, --target: expected at least 1, found 0"));
-    }
     if !(args.ratio > 0.0 && args.ratio <= 1.0) {
         return Err(Error::usage(format!("--ratio: expected a number in (0, 1], found {}", args.ratio)));
     }
@@ -153,15 +154,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let given = args.lengths_file.as_deref().map(read_lengths).transpose()?;
     let (name, longest) = match &given {
         Some(lengths) => ("--lengths-file", lengths.iter().max().map_or(0, |&length| length as usize)),
-        None => ("--seq", args.seq),
+        None => ("--batch, --seq, --target", args.seq),
     };
     if let Some(limit) = config.longest().filter(|&limit| longest > limit) {
+        let name = if given.is_some() { name } else { "--seq" };
         let what = format!("{name}: expected at most {limit} (max_position_embeddings), found {longest}");
         return Err(Error::usage(what));
+    }
+    let targets = args.target * given.as_ref().map_or(args.batch, Vec::len);
+    let tokens = given.as_ref().map_or(args.batch * args.seq, |l| l.iter().map(|&l| l as usize).sum());
+    let tokens = if config.is_text_to_text() { tokens.max(targets) } else { tokens };
+    if args.memory.is_none() && tokens > MOST_TOKENS {
+        return Err(Error::usage(format!("{name}: expected at most {MOST_TOKENS} tokens in a batch, found {tokens}")));
     }
     let bench = Bench::new(args, config, given)?;
     let batch = bench.batch()?;
     let plan = bench.plan(batch)?;
+    let limit = machine::limit().filter(|_| !args.plan && !args.ignore_memory);
+    if let Some(what) = limit.and_then(|limit| memory::excess(&plan, limit)) {
+        return Err(Error::new(what).hint(
+            "--memory takes the largest batch that fits, --plan plans only, --ignore-memory starts all the same",
+        ));
+    }
     match (args.plan, args.json) {
         (true, true) => print_json(&Planned { batch, plan: &plan }),
         (true, false) => print(&format!("batch         {batch} sequences\n{}", super::plan::summary(&plan))),
@@ -187,7 +201,7 @@ impl<'a> Bench<'a> {
             ..recipe::Keep::default()
         };
         let train = recipe::Train { method: args.method, precision: args.precision, ..recipe::Train::default() };
-        let lora = recipe::Lora { rank: args.lora_rank as usize, ..recipe::Lora::default() };
+        let lora = recipe::Lora { rank: args.lora_rank, ..recipe::Lora::default() };
         let recipe = Recipe { train, lora, keep, optim: args.optim(), seed: args.seed, ..Recipe::default() };
         Ok(Self { args, blank: Blank::new(config, recipe)?, lengths })
     }

@@ -9,6 +9,7 @@ use colrow_tensor::{Class, Device, Error, Estimator, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::arguments::whole;
 use crate::output::{print, print_json};
 use crate::{npy, report};
 
@@ -25,8 +26,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "R", default_value_t = 0.3)]
     ratio: f64,
     /// Number of draws.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    trials: u64,
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = whole(2..=1_000_000_000))]
+    trials: usize,
     /// Seed of the draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -84,9 +85,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !(args.ratio > 0.0 && args.ratio <= 1.0) {
         return Err(Error::usage(format!("--ratio: expected a number in (0, 1], found {}", args.ratio)));
     }
-    if args.trials < 2 {
-        return Err(Error::usage(format!("--trials: expected at least 2, found {}", args.trials)));
-    }
     if let Some(out) = &args.out {
         apart::check_file(out, [&*args.x, &*args.dz])?;
     }
@@ -95,6 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(Error::usage(format!("expected as many rows in --dz as in --x, {}, found {}", x.rows, dz.rows))
             .at(args.dz.display()));
     }
+    let trials = args.trials as u64;
     let device = Device::cpu();
     let x = device.tensor(Class::Workspace, &[x.rows, x.cols], &x.values);
     let dz = device.tensor(Class::Workspace, &[dz.rows, dz.cols], &dz.values);
@@ -114,14 +113,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 let how = Draw { estimator, rows: k, uniform: 0.0, key: key.child(t) };
                 estimate_product(&how, &x, &dz).to_f64()
             };
-            measure(name, &exact, args.trials, draw)
+            measure(name, &exact, trials, draw)
         }
     });
     let report = Report {
         estimators: estimators.into(),
         rows: n,
         drawn: k,
-        trials: args.trials,
+        trials,
         x: args.x.display().to_string(),
         dz: args.dz.display().to_string(),
         columns: [x.cols(), dz.cols()],
@@ -133,8 +132,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return print_json(&report);
     }
     let head = format!(
-        "{k} of {n} rows, {} draws\n{:<10} {:>10} {:>10} {:>10} {:>10}",
-        args.trials, "estimator", "slope", "± s.e.", "bias", "rmse"
+        "{k} of {n} rows, {trials} draws\n{:<10} {:>10} {:>10} {:>10} {:>10}",
+        "estimator", "slope", "± s.e.", "bias", "rmse"
     );
     let line = |r: &Row| {
         format!("{:<10} {:>10.5} {:>10.5} {:>10.5} {:>10.5}", r.estimator, r.slope, r.slope_se, r.bias, r.rmse)
@@ -183,9 +182,12 @@ fn measure(estimator: &'static str, exact: &[f64], trials: u64, draw: impl Fn(u6
         }
         sums
     };
-    let blocks: Vec<u64> = (0..trials.div_ceil(BLOCK)).collect();
+    let blocks = trials.div_ceil(BLOCK);
     // a wave of blocks at a time bounds the memory that their sums take
-    let waves = blocks.chunks(64).map(|wave| wave.par_iter().map(|&b| block(b)).collect::<Vec<_>>());
+    let waves = (0..blocks).step_by(64).map(|first| {
+        let wave = first..blocks.min(first + 64);
+        wave.into_par_iter().map(block).collect::<Vec<_>>()
+    });
     let sums = waves.flatten().fold(Sums::new(exact.len()), |sum, b| sum.add(&b));
     let t = trials as f64;
     let slope = sums.slope / t;

@@ -11,6 +11,7 @@ use colrow_train::score::{Class, Scorer};
 use serde_json::json;
 
 use super::ModelArgs;
+use crate::arguments::in_arguments;
 use crate::output::{self, print, print_json};
 use crate::predictor::{Predictor, UseArgs};
 
@@ -44,8 +45,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ))
         .at(predictor.dir.display()));
     }
-    let examples = data::read(&args.data, task, &predictor.columns, Split::Dev, true)?;
-    let labels = map.resolve(&examples)?;
+    let examples = data::read(&args.data, task, &predictor.columns, Split::Dev, true).map_err(in_arguments)?;
+    let labels = map.resolve(&examples).map_err(in_arguments)?;
     map.warnings(&examples).iter().for_each(|w| output::warn(w));
     let scorer = Scorer::new(task, map.names(), predictor.positive(args.positive.as_deref()), "--positive")?;
     let set = predictor.tokens(&examples, Some(&labels))?;

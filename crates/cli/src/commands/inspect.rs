@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use colrow_models::apart;
 use colrow_models::hub::Needs;
-use colrow_tensor::{Error, Result};
+use colrow_tensor::Result;
 use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
 use colrow_train::recipe::Ratio;
 use colrow_train::{ratios, setup};
 
 use super::RecipeArgs;
+use crate::arguments::whole;
 use crate::output::{self, Bar, print, print_json};
 use crate::{npy, report};
 
@@ -20,14 +21,14 @@ pub(crate) struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
     /// Batches to look at.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(1..=1_000_000))]
     steps: usize,
     /// Passes over these batches that train before, so that norms are remembered.
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole(0..=1_000_000))]
     passes: usize,
     /// Draws by which each error is measured.
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    draws: u64,
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(1..=1_000_000))]
+    draws: usize,
     /// Write an offline HTML page with pictures.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -44,9 +45,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.steps == 0 || args.draws == 0 {
-        return Err(Error::usage("--steps, --draws: expected at least 1, found 0"));
-    }
     let mut job = setup::prepare(args.recipe.load()?, Needs::Weights)?;
     let exported = args.export.as_ref().map(|site| {
         let folder = args.export_to.clone().unwrap_or_else(|| PathBuf::from("."));
@@ -57,7 +55,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let files = data.filter(|path| path.is_file()).chain([&*args.recipe.recipe, &*job.model_dir]);
         apart::check_file(out, files)?;
     }
-    let settings = Settings { steps: args.steps, passes: args.passes, draws: args.draws, export: args.export.clone() };
+    let (steps, passes, draws) = (args.steps, args.passes, args.draws as u64);
+    let settings = Settings { steps, passes, draws, export: args.export.clone() };
     let bar = Bar::new("inspect", 0, 0, "{pos}/{len} batches  {eta} left");
     let evidence = inspect(&mut job, &settings, |done, of| {
         bar.of(of as u64);

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod estimate;
 pub(crate) mod eval;
+pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod merge;
 pub(crate) mod paper_memory;
@@ -24,13 +25,15 @@ use colrow_train::recipe::{Precision, Recipe};
 use colrow_train::setup;
 use colrow_train::usage::Usage;
 
+use crate::arguments::{keys, offering};
+
 /// A recipe as commands take it.
 #[derive(clap::Args)]
 pub(crate) struct RecipeArgs {
     /// The recipe, a TOML file (docs/recipe.md lists its keys).
     recipe: PathBuf,
     /// Change a key of the recipe: --set optim.lr=3e-5. May be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = offering(keys), hide_possible_values = true)]
     sets: Vec<String>,
 }
 
@@ -49,7 +52,7 @@ impl RecipeArgs {
 /// A fine-tuned model as commands take it.
 #[derive(clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Model folder or hub id, or the folder of an adapter.
+    /// Model folder or hub id, or the folder of an adapter or of a run.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Base model of the adapter [default: the one that its adapter_config.json names].
@@ -64,11 +67,12 @@ impl ModelArgs {
             let trained = usage.as_ref().map(|usage| usage.precision);
             setup::device(precision.or(trained).unwrap_or(Precision::F32))
         };
-        if self.model.join(ADAPTER_CONFIG_FILE).exists() {
-            let usage = Usage::open(&self.model)?;
+        let folder = hub::of_run(&self.model);
+        if folder.join(ADAPTER_CONFIG_FILE).exists() {
+            let usage = Usage::open(&folder)?;
             let relabel = |config: &mut Config| usage.iter().for_each(|usage| usage.relabel(config));
-            let loaded = load::adapted(&self.model, self.base.as_deref(), relabel, &device(&usage), DType::F32)?;
-            return Used::new(self.model.clone(), usage, loaded);
+            let loaded = load::adapted(&folder, self.base.as_deref(), relabel, &device(&usage), DType::F32)?;
+            return Used::new(folder, usage, loaded);
         }
         if self.base.is_some() {
             return Err(Error::usage(format!("--base: expected an adapter, found no {ADAPTER_CONFIG_FILE}"))

@@ -4,7 +4,7 @@ use colrow_models::hub::Needs;
 use colrow_tensor::Result;
 use colrow_train::fit::Fit;
 use colrow_train::plan::Plan;
-use colrow_train::setup;
+use colrow_train::{odd, setup};
 use serde::Serialize;
 
 use super::RecipeArgs;
@@ -36,8 +36,8 @@ struct Planned<'a> {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let job = setup::prepare(args.recipe.load()?, Needs::ConfigAndTokenizer)?;
-    job.warnings.iter().for_each(|w| output::warn(w));
     let plan = job.plan()?;
+    job.warnings.iter().chain(&odd::kept(&plan)).for_each(|w| output::warn(w));
     let fits = args.memory.map(|memory| job.fits(memory)).transpose()?;
     if args.json {
         return print_json(&Planned { plan: &plan, memory_bytes: args.memory, fits: fits.as_deref() });

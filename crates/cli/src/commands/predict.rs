@@ -13,6 +13,7 @@ use colrow_train::metrics::{argmax, softmax};
 use serde::Serialize;
 
 use super::ModelArgs;
+use crate::arguments::in_arguments;
 use crate::output::write_out;
 use crate::predictor::{Predictor, UseArgs};
 
@@ -37,7 +38,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let predictor = Predictor::new(&args.model, &args.usage)?;
-    let examples = data::read(&args.data, predictor.task, &predictor.columns, Split::Dev, false)?;
+    let examples =
+        data::read(&args.data, predictor.task, &predictor.columns, Split::Dev, false).map_err(in_arguments)?;
     if let Some(out) = &args.out {
         let models = predictor.read_from.iter().map(PathBuf::as_path);
         apart::check_file(out, models.chain([&*examples.source]))?;

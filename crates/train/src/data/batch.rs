@@ -121,7 +121,10 @@ fn spread(tokens: usize, sequences: usize, longest: Option<&u32>) -> Vec<u32> {
 /// Dynamic programme over the sums that can be reached, length by length: time O(distinct lengths × budget).
 fn fullest(lengths: &[u32], budget: usize) -> usize {
     const UNREACHED: u32 = u32::MAX;
-    let budget = budget.min(lengths.iter().map(|&n| n as usize).sum());
+    let all = lengths.iter().map(|&n| n as usize).sum();
+    if budget >= all {
+        return all;
+    }
     // The length that first reached a sum, and how many of it the sum holds.
     let mut last = vec![UNREACHED; budget + 1];
     let mut copies = vec![0_u32; budget + 1];

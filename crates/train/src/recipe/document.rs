@@ -1,6 +1,7 @@
 //! TOML text and `--set` arguments as one tree in which every node knows where it was written.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::IntErrorKind;
 
 use colrow_tensor::Error;
 use toml::Spanned;
@@ -179,7 +180,12 @@ fn convert(value: &Spanned<DeValue<'_>>, text: &str, place: &dyn Fn(usize) -> At
         DeValue::String(s) => Value::Text(s.to_string()),
         DeValue::Integer(n) => match i128::from_str_radix(n.as_str(), n.radix()) {
             Ok(value) => Value::Whole { value, raw: raw() },
-            Err(_) => Value::Other { raw: raw() },
+            // digits that fit no number still say that it is a large one
+            Err(e) => match e.kind() {
+                IntErrorKind::PosOverflow => Value::Whole { value: i128::MAX, raw: raw() },
+                IntErrorKind::NegOverflow => Value::Whole { value: i128::MIN, raw: raw() },
+                _ => Value::Other { raw: raw() },
+            },
         },
         DeValue::Float(x) => match x.as_str().parse() {
             Ok(value) => Value::Number { value, raw: raw() },

@@ -9,14 +9,15 @@
 mod choice;
 mod difference;
 mod document;
+mod foreign;
 mod parse;
 mod rules;
 
 use std::path::Path;
 
+use colrow_autograd::glob_matches;
 use colrow_models::files;
 use colrow_tensor::{Error, Result};
-use globset::Glob;
 use serde::{Serialize, Serializer};
 
 pub use choice::{
@@ -381,9 +382,9 @@ impl Serialize for Ratio {
     }
 }
 
-/// Whether a glob of a recipe (`*` also crosses dots) names `name`.
-pub fn glob_matches(glob: &str, name: &str) -> bool {
-    Glob::new(glob).is_ok_and(|g| g.compile_matcher().is_match(name))
+/// Every key of a recipe by its path, but those of exceptions by site.
+pub fn keys() -> Vec<String> {
+    parse::keys()
 }
 
 /// Size of a batch.
@@ -422,6 +423,9 @@ impl Recipe {
     /// A usage error if the file cannot be read as UTF-8, else as [`Recipe::parse`].
     pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
         let file = path.display().to_string();
+        if let Some((found, hint)) = other_than_a_recipe(path) {
+            return Err(Error::usage(format!("{file}: expected a recipe (a TOML file), found {found}")).hint(hint));
+        }
         let bytes = files::read(path, MOST_BYTES)
             .map_err(|e| Error::usage(format!("{file}: expected a recipe (a TOML file): {e}")))?;
         let text = std::str::from_utf8(&bytes).map_err(|e| {
@@ -453,6 +457,23 @@ impl Recipe {
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a recipe is a table of strings, numbers, lists and tables")
     }
+}
+
+/// What a path is that is no recipe, and what to do with it.
+fn other_than_a_recipe(path: &Path) -> Option<(&'static str, String)> {
+    let name = path.display();
+    if path.is_dir() {
+        let has = |file: &str| path.join(file).exists();
+        return Some(match (has("recipe.toml"), has("config.json")) {
+            (true, _) => ("a run's folder", format!("its recipe is {}", path.join("recipe.toml").display())),
+            (_, true) => ("a model", format!("colrow init --model {name} writes a recipe for it")),
+            _ => ("a folder", format!("if it is data, colrow init --data {name} writes a recipe for it")),
+        });
+    }
+    const DATA: [&str; 8] = ["csv", "tsv", "txt", "json", "jsonl", "ndjson", "parquet", "arrow"];
+    let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+    (path.exists() && DATA.contains(&extension.as_str()))
+        .then(|| ("data", format!("colrow init --data {name} writes a recipe for it")))
 }
 
 #[cfg(test)]
@@ -656,7 +677,21 @@ mod tests {
         let path = folder.path().join("r.toml");
         let load = |path: &Path| Recipe::load(path, &[]).unwrap_err();
         assert!(load(&path).to_string().contains("r.toml: expected a recipe (a TOML file): "));
-        assert!(load(folder.path()).to_string().contains("expected a recipe (a TOML file): "));
+        let found = |path: &Path, found: &str, hint: &str| {
+            let error = load(path).to_string();
+            assert!(error.contains(&format!(": expected a recipe (a TOML file), found {found}\n")), "{error}");
+            assert!(error.ends_with(&format!("hint: {hint}")), "{error}");
+        };
+        let name = folder.path().display().to_string();
+        found(folder.path(), "a folder", &format!("if it is data, colrow init --data {name} writes a recipe for it"));
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        found(folder.path(), "a model", &format!("colrow init --model {name} writes a recipe for it"));
+        std::fs::write(folder.path().join("recipe.toml"), "").unwrap();
+        found(folder.path(), "a run's folder", &format!("its recipe is {name}/recipe.toml"));
+        let data = folder.path().join("a.CSV");
+        assert!(load(&data).to_string().contains("expected a recipe (a TOML file): "), "no such file");
+        std::fs::write(&data, "text,label\n").unwrap();
+        found(&data, "data", &format!("colrow init --data {} writes a recipe for it", data.display()));
         std::fs::write(&path, b"a = 1\nb = \"\xff\"\n").unwrap();
         let error = load(&path);
         assert!(error.to_string().ends_with("r.toml:2: expected UTF-8 text, found other bytes"));

@@ -7,7 +7,9 @@ use colrow_tensor::Result;
 use globset::Glob;
 
 use super::document::{At, Document, Entries, Node, Problem, Value, report};
-use super::rules::{bytes, choice, every, flag, glob, label, nearest, number, ratio, text, whole_number, wrong};
+use super::rules::{
+    MOST_STEPS, bytes, choice, every, flag, glob, label, nearest, number, ratio, text, whole_number, wrong,
+};
 use super::{Batch, Data, Keep, Lora, Model, Optim, Recipe, Site, Train};
 use crate::optim::Settings;
 
@@ -26,6 +28,15 @@ pub(super) fn parse(text: &str, file: &str, sets: &[String]) -> Result<Recipe> {
     if doc.problems.is_empty() { Ok(recipe) } else { Err(report(doc.problems, file, sets)) }
 }
 
+/// See [`super::keys`].
+pub(super) fn keys() -> Vec<String> {
+    let mut walk = Walk::default();
+    recipe(&mut walk, Entries::new(), false);
+    let is_table = |path: &str| walk.known.iter().any(|(table, _)| table == path);
+    let paths = walk.known.iter().map(|(table, key)| join(table, key));
+    paths.filter(|path| path != "keep.sites" && !is_table(path)).collect()
+}
+
 /// See [`Recipe::check_train`].
 pub(super) fn check_train(recipe: &Recipe, file: &str) -> Result<()> {
     let needed = [
@@ -40,13 +51,27 @@ pub(super) fn check_train(recipe: &Recipe, file: &str) -> Result<()> {
     if problems.is_empty() { Ok(()) } else { Err(report(problems, file, &[])) }
 }
 
+/// Most tokens of an example: beyond what any model reads.
+const MOST_LENGTH: i128 = 1 << 20;
+/// The same of an answer.
+const MOST_TARGET_LENGTH: i128 = 1 << 16;
+/// Most sequences or tokens in a batch, and batches in a step: numbers of rows have 32 bits.
+const MOST_BATCH: i128 = 1_000_000_000;
+/// Most rows of an adapter's A: beyond the width of any model.
+const MOST_RANK: i128 = 1 << 16;
+
+/// Also as the 32-bit float that it is used as.
+fn probability(x: f64) -> bool {
+    x >= 0.0 && (x as f32) < 1.0
+}
+
 fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
     let d = Recipe::default();
     let mut t = Table { walk, path: String::new(), at: At::File, entries };
     let update = t.at_within("optim", "update").unwrap_or(At::File);
     let recipe = Recipe {
         task: t.get("task", text).unwrap_or(d.task),
-        seed: t.get("seed", whole_number(0)).unwrap_or(d.seed),
+        seed: t.get("seed", whole_number(0..=i128::from(u64::MAX))).unwrap_or(d.seed),
         output: t.get("output", text),
         model: t.table("model", |t| model(t, whole)),
         data: t.table("data", data),
@@ -70,7 +95,7 @@ fn model(t: &mut Table<'_, '_>, whole: bool) -> Model {
     Model {
         path: t.get("path", text).unwrap_or(d.path),
         revision: t.get("revision", text).unwrap_or(d.revision),
-        dropout: t.get("dropout", number("a number in [0, 1)", |x| (0.0..1.0).contains(&x))),
+        dropout: t.get("dropout", number("a number in [0, 1)", probability)),
         init_missing: t.get("init_missing", flag).unwrap_or(d.init_missing),
     }
 }
@@ -84,9 +109,11 @@ fn data(t: &mut Table<'_, '_>) -> Data {
         pair: t.get("pair", text),
         label: t.get("label", text),
         positive: t.get("positive", label),
-        max_length: t.get("max_length", whole_number(1)).unwrap_or(d.max_length),
-        max_target_length: t.get("max_target_length", whole_number(2)).unwrap_or(d.max_target_length),
-        limit: t.get("limit", whole_number(1)),
+        max_length: t.get("max_length", whole_number(1..=MOST_LENGTH)).unwrap_or(d.max_length),
+        max_target_length: t
+            .get("max_target_length", whole_number(2..=MOST_TARGET_LENGTH))
+            .unwrap_or(d.max_target_length),
+        limit: t.get("limit", whole_number(1..=MOST_STEPS)),
         dev_share: t.get("dev_share", number("a number in (0, 1)", |x| x > 0.0 && x < 1.0)).unwrap_or(d.dev_share),
     }
 }
@@ -94,32 +121,34 @@ fn data(t: &mut Table<'_, '_>) -> Data {
 fn train(t: &mut Table<'_, '_>) -> Train {
     let d = Train::default();
     t.exclude("batch", "batch_tokens");
-    let sequences = t.get("batch", whole_number(1)).map(Batch::Sequences);
-    let tokens = t.get("batch_tokens", whole_number(1)).map(Batch::Tokens);
+    let sequences = t.get("batch", whole_number(1..=MOST_BATCH)).map(Batch::Sequences);
+    let tokens = t.get("batch_tokens", whole_number(1..=MOST_BATCH)).map(Batch::Tokens);
     Train {
-        epochs: t.get("epochs", number("a number above 0", |x| x > 0.0)).unwrap_or(d.epochs),
-        steps: t.get("steps", whole_number(1)),
+        epochs: t
+            .get("epochs", number("a number above 0 and at most 10000", |x| x > 0.0 && x <= 1e4))
+            .unwrap_or(d.epochs),
+        steps: t.get("steps", whole_number(1..=MOST_STEPS)),
         batch: sequences.or(tokens).unwrap_or(d.batch),
-        accumulate: t.get("accumulate", whole_number(1)).unwrap_or(d.accumulate),
+        accumulate: t.get("accumulate", whole_number(1..=MOST_BATCH)).unwrap_or(d.accumulate),
         precision: t.get("precision", choice).unwrap_or(d.precision),
         method: t.get("method", choice).unwrap_or(d.method),
         modules_to_save: t.list("modules_to_save", glob).or(d.modules_to_save),
         eval_every: t.get("eval_every", every).unwrap_or(d.eval_every),
         save_every: t.get("save_every", every).unwrap_or(d.save_every),
-        keep_checkpoints: t.get("keep_checkpoints", whole_number(1)).unwrap_or(d.keep_checkpoints),
+        keep_checkpoints: t.get("keep_checkpoints", whole_number(1..=MOST_BATCH)).unwrap_or(d.keep_checkpoints),
         best_metric: t.get("best_metric", text),
-        patience: t.get("patience", whole_number(1)),
+        patience: t.get("patience", whole_number(1..=MOST_STEPS)),
         freeze: t.list("freeze", glob).unwrap_or(d.freeze),
-        log_every: t.get("log_every", whole_number(1)).unwrap_or(d.log_every),
+        log_every: t.get("log_every", whole_number(1..=MOST_STEPS)).unwrap_or(d.log_every),
     }
 }
 
 fn lora(t: &mut Table<'_, '_>) -> Lora {
     let d = Lora::default();
     Lora {
-        rank: t.get("rank", whole_number(1)).unwrap_or(d.rank),
+        rank: t.get("rank", whole_number(1..=MOST_RANK)).unwrap_or(d.rank),
         alpha: t.get("alpha", number("a number above 0", |x| x > 0.0)).unwrap_or(d.alpha),
-        dropout: t.get("dropout", number("a number in [0, 1)", |x| (0.0..1.0).contains(&x))).unwrap_or(d.dropout),
+        dropout: t.get("dropout", number("a number in [0, 1)", probability)).unwrap_or(d.dropout),
         rank_stabilised: t.get("rank_stabilised", flag).unwrap_or(d.rank_stabilised),
         targets: t.list("targets", glob).or(d.targets),
     }
@@ -139,7 +168,7 @@ fn optim(t: &mut Table<'_, '_>) -> Optim {
         weight_decay: t.get("weight_decay", not_negative()).unwrap_or(d.weight_decay),
         beta1: t.get("beta1", decay()).unwrap_or(d.beta1),
         beta2: t.get("beta2", decay()).unwrap_or(d.beta2),
-        eps: t.get("eps", number("a number above 0", |x| x > 0.0)).unwrap_or(d.eps),
+        eps: t.get("eps", number("a number above 0 (in 32-bit floats)", |x| x as f32 > 0.0)).unwrap_or(d.eps),
         clip: t.get("clip", not_negative()).unwrap_or(d.clip),
         states: t.get("states", choice).unwrap_or(d.states),
         update: t.get("update", choice).unwrap_or(d.update),
@@ -153,7 +182,7 @@ fn keep(t: &mut Table<'_, '_>) -> Keep {
         policy: t.get("policy", choice).unwrap_or(d.policy),
         estimator: t.get("estimator", choice).unwrap_or(d.estimator),
         ratio: t.get("ratio", ratio).unwrap_or(d.ratio),
-        auto_every: t.get("auto_every", whole_number(1)).unwrap_or(d.auto_every),
+        auto_every: t.get("auto_every", whole_number(1..=MOST_STEPS)).unwrap_or(d.auto_every),
         auto_share: t.get("auto_share", number("a number above 0", |x| x > 0.0)).unwrap_or(d.auto_share),
         bytes: t.get("bytes", bytes),
         norms: t.get("norms", choice),
@@ -215,9 +244,10 @@ impl Walk<'_> {
                     let near = nearest(&key, all())?;
                     self.known.iter().find(|(_, k)| *k == near).map(|(t, k)| join(t, k))
                 });
-            let advice = match meant {
-                Some(path) => format!("did you mean `{path}`?"),
-                None => format!("there are `{}`", here().collect::<Vec<_>>().join("`, `")),
+            let advice = match (super::foreign::advice(&key), meant) {
+                (Some(advice), _) => advice.to_owned(),
+                (None, Some(path)) => format!("did you mean `{path}`?"),
+                (None, None) => format!("there are `{}`", here().collect::<Vec<_>>().join("`, `")),
             };
             self.problems.push(Problem { at, text: format!("unknown key `{}`; {advice}", join(&table, &key)) });
         }
@@ -376,7 +406,7 @@ mod tests {
   r.toml:11: train.freeze: expected a string that is not empty, found 1
   r.toml:12: train.freeze: expected a string that is not empty, found 2
   in --set optim.lrr=1: unknown key `optim.lrr`; did you mean `optim.lr`?
-  in --set optim.eps=0: optim.eps: expected a number above 0, found 0
+  in --set optim.eps=0: optim.eps: expected a number above 0 (in 32-bit floats), found 0
   in --set optim.lrrr=2: unknown key `optim.lrrr`; did you mean `optim.lr`?";
         assert_eq!(error.to_string(), expected);
     }
@@ -386,7 +416,7 @@ mod tests {
         let cases = [
             ("seed=-1", "seed: expected a whole number of at least 0, found -1"),
             ("seed=1.0", "seed: expected a whole number of at least 0, found 1.0"),
-            ("seed=99999999999999999999", "seed: expected a whole number of at least 0, found 99999999999999999999"),
+            ("seed=-1", "seed: expected a whole number of at least 0, found -1"),
             ("task=", "task: expected a string that is not empty, found the string \"\""),
             ("output=[]", "output: expected a string that is not empty, found a list"),
             ("model.dropout=1", "model.dropout: expected a number in [0, 1), found 1"),
@@ -395,8 +425,8 @@ mod tests {
             ("data.limit=0", "data.limit: expected a whole number of at least 1, found 0"),
             ("data.dev_share=0", "data.dev_share: expected a number in (0, 1), found 0"),
             ("data.dev_share=1.0", "data.dev_share: expected a number in (0, 1), found 1.0"),
-            ("train.epochs=0", "train.epochs: expected a number above 0, found 0"),
-            ("train.epochs=inf", "train.epochs: expected a number above 0, found inf"),
+            ("train.epochs=0", "train.epochs: expected a number above 0 and at most 10000, found 0"),
+            ("train.epochs=inf", "train.epochs: expected a number above 0 and at most 10000, found inf"),
             ("train.steps=0", "train.steps: expected a whole number of at least 1, found 0"),
             ("train.batch=0", "train.batch: expected a whole number of at least 1, found 0"),
             ("train.batch_tokens=0", "train.batch_tokens: expected a whole number of at least 1, found 0"),
@@ -436,7 +466,7 @@ mod tests {
             ("optim.weight_decay=-1", "optim.weight_decay: expected a number of at least 0, found -1"),
             ("optim.beta1=1", "optim.beta1: expected a number in [0, 1), found 1"),
             ("optim.beta2=-0.1", "optim.beta2: expected a number in [0, 1), found -0.1"),
-            ("optim.eps=0.0", "optim.eps: expected a number above 0, found 0.0"),
+            ("optim.eps=0.0", "optim.eps: expected a number above 0 (in 32-bit floats), found 0.0"),
             ("optim.clip=-1", "optim.clip: expected a number of at least 0, found -1"),
             ("optim.states=int8", "optim.states: expected one of \"f32\", \"8bit\", found the string \"int8\""),
             (
@@ -476,6 +506,55 @@ mod tests {
         assert!(set_problem("train.freeze=['[']").starts_with("train.freeze: expected a glob, found \"[\": "));
     }
 
+    /// Every number of a recipe has an upper end, or takes all that its type has.
+    #[test]
+    fn numbers_beyond_any_sense_are_range_errors() {
+        let whole = [
+            ("data.max_length", 1_048_576_u64),
+            ("data.max_target_length", 65_536),
+            ("data.limit", 1_000_000_000_000),
+            ("train.steps", 1_000_000_000_000),
+            ("train.batch", 1_000_000_000),
+            ("train.batch_tokens", 1_000_000_000),
+            ("train.accumulate", 1_000_000_000),
+            ("train.eval_every", 1_000_000_000_000),
+            ("train.save_every", 1_000_000_000_000),
+            ("train.keep_checkpoints", 1_000_000_000),
+            ("train.patience", 1_000_000_000_000),
+            ("train.log_every", 1_000_000_000_000),
+            ("lora.rank", 65_536),
+            ("keep.auto_every", 1_000_000_000_000),
+        ];
+        let huge = ["9223372036854775807", "9223372036854775808", "18446744073709551615", "18446744073709551616"];
+        let beyond = format!("1{}", "0".repeat(60));
+        for (key, most) in whole {
+            for n in huge.into_iter().chain([beyond.as_str(), (most + 1).to_string().as_str()]) {
+                let problem = set_problem(&format!("{key}={n}"));
+                let end = format!(" of at most {most}, found {n}");
+                assert!(problem.starts_with(&format!("{key}: expected ")) && problem.ends_with(&end), "{problem}");
+            }
+            assert!(read(MODEL, &[&format!("{key}={most}")]).is_ok(), "{key}");
+        }
+        let seed = "seed: expected a whole number of at most 18446744073709551615, found 18446744073709551616";
+        assert_eq!(set_problem("seed=18446744073709551616"), seed);
+        for (set, expected) in [
+            ("keep.bytes=9223372036854775808", "a size such as"),
+            ("train.epochs=1e300", "a number above 0 and at most 10000"),
+            ("optim.eps=1e-300", "a number above 0 (in 32-bit floats)"),
+            ("lora.dropout=0.9999999999999999", "a number in [0, 1)"),
+            ("model.dropout=0.9999999999999999", "a number in [0, 1)"),
+            ("optim.lr=1e309", "a number of at least 0"),
+        ] {
+            assert!(set_problem(set).contains(&format!(": expected {expected}")), "{set}: {}", set_problem(set));
+        }
+        for number in ["optim.lr", "optim.warmup", "optim.weight_decay", "optim.clip", "lora.alpha", "keep.auto_share"]
+        {
+            for n in huge.into_iter().chain(["1e300"]) {
+                assert!(read(MODEL, &[&format!("{number}={n}")]).is_ok(), "{number}={n} is odd, and no error here");
+            }
+        }
+    }
+
     #[test]
     fn ends_of_ranges_are_accepted() {
         for set in [
@@ -501,6 +580,10 @@ mod tests {
     fn unknown_keys_name_the_nearest() {
         let cases = [
             ("lr=1", "unknown key `lr`; did you mean `optim.lr`?"),
+            ("learning_rate=1", "unknown key `learning_rate`; here it is `optim.lr`"),
+            ("lora.r=8", "unknown key `lora.r`; here it is `lora.rank`"),
+            ("train.weight_decay=0", "unknown key `train.weight_decay`; did you mean `optim.weight_decay`?"),
+            ("train.max-grad-norm=1", "unknown key `train.max-grad-norm`; here it is `optim.clip`"),
             ("data.ratio=1", "unknown key `data.ratio`; did you mean `keep.ratio`?"),
             ("optimizer.lr=1", "unknown key `optimizer`; did you mean `optim`?"),
             ("train.epoch=1", "unknown key `train.epoch`; did you mean `train.epochs`?"),

@@ -1,5 +1,7 @@
 //! Rules: what a key of a recipe accepts. An error is the text that follows the key's path in the report.
 
+use std::ops::RangeInclusive;
+
 use globset::Glob;
 
 use super::document::{At, Node, Value};
@@ -46,6 +48,9 @@ pub(super) fn ratio(node: &Node) -> Result<Ratio, String> {
     }
 }
 
+/// Most steps, examples, evaluations: a run of a microsecond a step would take eleven days.
+pub(super) const MOST_STEPS: i128 = 1_000_000_000_000;
+
 /// A number of bytes.
 pub(super) fn bytes(node: &Node) -> Result<u64, String> {
     let value = match &node.value {
@@ -53,7 +58,10 @@ pub(super) fn bytes(node: &Node) -> Result<u64, String> {
         Value::Text(s) => parse_bytes(s),
         _ => None,
     };
-    value.filter(|&n| n > 0).map_or_else(|| wrong("a size such as \"200MiB\" or a number of bytes", node), Ok)
+    // more has no integer in TOML
+    value
+        .filter(|&n| n > 0 && n <= i64::MAX as u64)
+        .map_or_else(|| wrong("a size such as \"200MiB\" or a number of bytes", node), Ok)
 }
 
 /// Reads bytes as people write them: `8GiB`, `1.5 GiB`, `512MiB` (binary), `8GB` (decimal), `4096`, `4096 B`; letters in any case.
@@ -70,14 +78,19 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
     (value < u64::MAX as f64).then_some(value as u64)
 }
 
-/// A whole number that fits `T`.
-pub(super) fn whole_number<T: TryFrom<i128>>(least: i128) -> impl Fn(&Node) -> Result<T, String> {
+/// A whole number of a range, all of which fits `T`.
+pub(super) fn whole_number<T: TryFrom<i128>>(range: RangeInclusive<i128>) -> impl Fn(&Node) -> Result<T, String> {
     move |node| {
-        let value = match node.value {
-            Value::Whole { value, .. } if value >= least => T::try_from(value).ok(),
-            _ => None,
+        let (least, most) = (range.start(), range.end());
+        let end = match node.value {
+            Value::Whole { value, .. } if range.contains(&value) => match T::try_from(value) {
+                Ok(value) => return Ok(value),
+                Err(_) => format!("most {most}"),
+            },
+            Value::Whole { value, .. } if value > *most => format!("most {most}"),
+            _ => format!("least {least}"),
         };
-        value.map_or_else(|| wrong(&format!("a whole number of at least {least}"), node), Ok)
+        wrong(&format!("a whole number of at {end}"), node)
     }
 }
 
@@ -125,10 +138,9 @@ pub(super) fn flag(node: &Node) -> Result<bool, String> {
 pub(super) fn every(node: &Node) -> Result<Every, String> {
     match &node.value {
         Value::Text(s) if s == EPOCH => Ok(Every::Epoch),
-        _ => match whole_number(1)(node) {
-            Ok(steps) => Ok(Every::Steps(steps)),
-            Err(_) => wrong(&format!("{EPOCH:?} or a whole number of steps of at least 1"), node),
-        },
+        _ => whole_number(1..=MOST_STEPS)(node)
+            .map(Every::Steps)
+            .map_err(|e| e.replacen("a whole number", &format!("{EPOCH:?} or a whole number of steps"), 1)),
     }
 }
 
