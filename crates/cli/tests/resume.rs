@@ -91,9 +91,7 @@ fn same_run(place: &Place, run: &str) {
 #[test]
 fn killed_runs_end_as_if_they_had_not_been() {
     let place = place();
-    let clock = Instant::now();
     place.ok(&train("output=whole", &[]));
-    let whole = clock.elapsed();
     for threads in ["1", "3"] {
         let run = format!("threads-{threads}");
         place.ok(&train(&format!("output={run}"), &["--threads", threads]));
@@ -109,8 +107,9 @@ fn killed_runs_end_as_if_they_had_not_been() {
             let mut child = spawn(&place, &train(output, resume));
             if attempt < 6 {
                 // a little later each time, so that every attempt gets somewhere
-                let part = 0.1 + 0.05 * f64::from(attempt) + 0.3 * random(&mut seed, 1000) as f64 / 1000.0;
-                std::thread::sleep(whole.mul_f64(part));
+                let share = 0.1 * (1.0 + f64::from(attempt)) + 0.1 * random(&mut seed, 1000) as f64 / 1000.0;
+                wait_for_share(&place, &mut child, output.trim_start_matches("output="), "whole", share);
+                std::thread::sleep(Duration::from_millis(random(&mut seed, 10) as u64));
                 child.kill().unwrap();
             }
             let output = child.wait_with_output().unwrap();

@@ -39,7 +39,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 /// What `<(…)` of a shell is too.
-const PIPE: &str = "a pipe: write what comes out of it to a file first";
+const PIPE: &str = "a pipe: write what comes out of it to a file first, or give data to eval and predict by --data -";
 
 pub(crate) fn expect_file(kind: fs::FileType) -> io::Result<()> {
     if kind.is_file() {

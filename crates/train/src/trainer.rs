@@ -148,6 +148,9 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     };
     if run.state.step == 0 {
         run.log_ratios(|_| None)?;
+    } else {
+        // a run that ended between a checkpoint and the removal of older ones may have none left to write
+        run.prune()?;
     }
     observer.start(run.state.step, run.total);
     let clock = Instant::now();

@@ -21,11 +21,11 @@ pub(crate) use load::Run;
 
 use crate::units;
 use colrow_models::apart;
+use colrow_models::atomic::write_atomic;
 use colrow_tensor::{Error, Result};
 use colrow_train::inspect::Evidence;
 use load::Summary;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use svg::{Points, Series, escape};
@@ -122,20 +122,12 @@ pub(crate) fn write_estimates(report: &crate::commands::estimate::Report, out: &
 }
 
 fn write_page(html: &str, out: &Path) -> Result<()> {
-    let Some(name) = out.file_name() else {
+    if out.file_name().is_none() {
         return Err(Error::usage("expected the name of a file for the report")
             .at(out.display())
             .hint("such as report.html"));
-    };
-    let temporary = out.with_file_name(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let written = std::fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(html.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, out));
-    written.map_err(|e| {
-        // The first error is the one to tell.
-        let _ = std::fs::remove_file(&temporary);
-        Error::new(format!("the report cannot be written: {e}")).at(out.display())
-    })
+    }
+    write_atomic(out, html)
 }
 
 /// The runs by recipe; recipes of one name are told apart by a number.
@@ -532,7 +524,7 @@ mod tests {
         fs::create_dir(dir.path().join("taken")).unwrap();
         fs::write(dir.path().join("taken/file"), "").unwrap();
         let error = write("a", &[], &dir.path().join("taken")).unwrap_err().to_string();
-        assert!(error.contains("the report cannot be written") && error.contains("taken"), "{error}");
+        assert!(error.starts_with("expected a file to write, found a folder") && error.contains("taken"), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         assert!(write("a", &[], &dir.path().join("none/report.html")).is_err());
         assert!(write("a", &[], Path::new("/")).is_err());
