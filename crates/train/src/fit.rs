@@ -11,7 +11,7 @@
 //! 7. full fine-tuning: adapters.
 //!
 //! What comes later in the list is tried only where what stands before it does not do. A further option (weights in fewer bits, say) is one more
-//! function from recipe to recipe, and its place in [`Cost`].
+//! function from recipe to recipe, and its place in `Cost`.
 
 use std::ops::RangeInclusive;
 

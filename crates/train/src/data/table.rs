@@ -13,7 +13,7 @@ pub fn csv(input: impl BufRead, want: &Request) -> Result<Examples> {
     separated(Records::new(input, ',', true), want)
 }
 
-/// Reads tab-separated values with a header line, quoted if the whole file was written so: see [`is_quoted`].
+/// Reads tab-separated values with a header line, quoted if the whole file was written so: see `is_quoted`.
 pub fn tsv(mut input: impl BufRead + Seek, want: &Request) -> Result<Examples> {
     let quotes = is_quoted(&mut input)?;
     input.rewind()?;
