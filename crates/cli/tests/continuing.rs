@@ -241,7 +241,12 @@ fn checkpoints_that_cannot_be_listed_are_an_error() {
     fs::remove_file(place.path("run/summary.json")).unwrap();
     fs::rename(place.path("run/checkpoints"), place.path("elsewhere")).unwrap();
     place.write("run/checkpoints", "");
-    refused(&place.run(&args(&[], &["--resume"])), 1, &["cannot list the checkpoints: ", "in run/checkpoints"]);
+    let words = ["cannot list the checkpoints: ", "in run/checkpoints"];
+    refused(&place.run(&args(&[], &["--resume"])), 1, &words);
+    // a disk that is not there today
+    fs::remove_file(place.path("run/checkpoints")).unwrap();
+    std::os::unix::fs::symlink(place.path("nowhere"), place.path("run/checkpoints")).unwrap();
+    refused(&place.run(&args(&[], &["--resume"])), 1, &words);
     assert!(place.read("run/metrics.jsonl") == metrics);
 }
 

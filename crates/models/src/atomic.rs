@@ -18,6 +18,12 @@ pub fn write_file_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()
     if path.is_dir() {
         return Err(Error::new("expected a file to write, found a folder").at(path.display()));
     }
+    // What is renamed over a link, a pipe or a device takes its place, for all who use it.
+    if path.symlink_metadata().is_ok_and(|m| !m.is_file()) {
+        return Err(Error::new("expected a file to write, found a link, a pipe or a device")
+            .at(path.display())
+            .hint("name the file itself"));
+    }
     let temporary = temporary_beside(path)?;
     // Before anything that cleans up: a file that is there already is another writer's.
     let mut file = File::create_new(&temporary).map_err(|e| io_error("cannot write", &e, path))?;
@@ -267,6 +273,22 @@ mod tests {
         assert!(e.contains("cannot write") && e.contains("no/file") && e.contains("does its folder exist"), "{e}");
         let e = write_file_atomic(dir.path(), |_| Ok(())).unwrap_err().to_string();
         assert!(e.contains("found a folder"), "{e}");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn what_is_no_file_is_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link, socket) = (dir.path().join("file"), dir.path().join("link"), dir.path().join("socket"));
+        fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for path in [&link, &socket] {
+            let error = write_atomic(path, "new").unwrap_err().to_string();
+            assert!(error.contains("found a link, a pipe or a device") && error.contains("hint: "), "{error}");
+        }
+        assert!(link.is_symlink() && fs::read(&file).unwrap() == b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
     }
 
     #[test]

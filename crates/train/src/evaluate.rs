@@ -1,6 +1,6 @@
 //! Running a model over a set of examples without learning from it.
 
-use colrow_tensor::Result;
+use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use crate::data::{Answers, Batch, BatchBy, Labels, Sampler, TokenisedSet, collate};
@@ -73,6 +73,14 @@ pub enum Outputs {
     Answers(Vec<String>),
 }
 
+fn finite(logits: Vec<f32>) -> Result<Vec<f32>> {
+    match logits.iter().find(|x| !x.is_finite()) {
+        None => Ok(logits),
+        Some(x) => Err(Error::new(format!("expected finite logits, found {x}"))
+            .hint("the model's weights are damaged, or were when they were saved")),
+    }
+}
+
 /// Hands what a model makes of all examples to `each`, batch by batch in the examples' order; `words` for a model that answers in text.
 ///
 /// # Errors
@@ -87,7 +95,7 @@ pub fn outputs(
     for examples in Sampler::new(set.lengths(), by, None)?.epoch(0) {
         let batch = collate(set, &examples);
         each(match words {
-            None => Outputs::Logits(engine.logits(&batch)?),
+            None => Outputs::Logits(finite(engine.logits(&batch)?)?),
             Some(words) => Outputs::Answers(words.decode(&engine.generate(&batch, words.longest)?)?),
         })?;
     }
