@@ -120,11 +120,11 @@ impl Place {
         command
     }
 
-    /// As [`Place::command`], with the SIGINT of a program in a terminal, even where whoever runs the tests ignores it.
+    /// As [`Place::command`], with the signals of a program in a terminal, even where whoever runs the tests ignores them.
     pub fn interruptible(&self, args: &[&str]) -> Command {
         let program = self.command(args);
         let mut command = Command::new("env");
-        command.arg("--default-signal=INT").arg(program.get_program()).args(program.get_args());
+        command.arg("--default-signal=INT,TERM,HUP").arg(program.get_program()).args(program.get_args());
         command.current_dir(self.dir.path()).stdin(Stdio::null());
         command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command
