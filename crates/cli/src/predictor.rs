@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Error, Result};
-use colrow_train::data::{Answers, BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser};
+use colrow_train::data::{Answers, BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser, is_unnamed};
 use colrow_train::engine::Engine;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::recipe::{Choice, Optim, Precision, Recipe};
@@ -64,6 +64,7 @@ pub(crate) struct Predictor {
     pub(crate) usage: Option<Usage>,
     tokeniser: Tokeniser,
     max_length: usize,
+    max_target_length: usize,
     batch_tokens: Option<usize>,
 }
 
@@ -99,6 +100,8 @@ impl Predictor {
         let names = match task.labels() {
             // a classifier's outputs are what its configuration says; text says itself what it means
             Some(names) if config.is_text_to_text() => names.iter().map(|&name| name.to_owned()).collect(),
+            // a text-to-text model's file says nothing of what it answers
+            None if config.is_text_to_text() && usage.is_none() && is_unnamed(&config.labels) => Vec::new(),
             _ => config.labels.clone(),
         };
         let map = LabelMap::of_model(task, names);
@@ -112,13 +115,8 @@ impl Predictor {
                 "--max-length: expected at most {longest} (max_position_embeddings of the model), found {max_length}"
             )));
         }
-        let longest = args.max_target_length.or(told(|usage| usage.max_target_length));
-        let longest = longest.unwrap_or(Recipe::default().data.max_target_length);
-        let answers = setup::answers(config, task, &map, &tokeniser, longest)?;
-        if let Some(answers) = &answers {
-            let fault = answers.fault().map(|fault| fault.to_string());
-            fault.into_iter().chain(answers.warning()).for_each(|w| output::warn(&w));
-        }
+        let max_target_length = args.max_target_length.or(told(|usage| usage.max_target_length));
+        let max_target_length = max_target_length.unwrap_or(Recipe::default().data.max_target_length);
         // another task's columns are others
         let known = usage.as_ref().filter(|usage| usage.task == task).and_then(|usage| usage.columns.clone());
         let (text, pair, label) = (args.text.clone(), args.pair.clone(), args.label.clone());
@@ -134,7 +132,44 @@ impl Predictor {
         };
         let columns = Columns { text, pair, label, known };
         let batch_tokens = args.batch_tokens;
-        Ok(Self { engine, task, map, answers, columns, dir, read_from, usage, tokeniser, max_length, batch_tokens })
+        let mut predictor = Self {
+            engine,
+            task,
+            map,
+            answers: None,
+            columns,
+            dir,
+            read_from,
+            usage,
+            tokeniser,
+            max_length,
+            max_target_length,
+            batch_tokens,
+        };
+        predictor.word_answers()?;
+        Ok(predictor)
+    }
+
+    /// Takes the labels of `examples` for those of a model that answers in text and whose folder does not tell them.
+    ///
+    /// # Errors
+    /// Labels that are missing or all the same.
+    pub(crate) fn learn_labels(&mut self, examples: &Examples) -> Result<()> {
+        if self.map != LabelMap::from_names(Vec::new()) {
+            return Ok(());
+        }
+        self.map = LabelMap::of(self.task, examples)?;
+        self.word_answers()
+    }
+
+    fn word_answers(&mut self) -> Result<()> {
+        let config = &self.engine.model.config;
+        self.answers = setup::answers(config, self.task, &self.map, &self.tokeniser, self.max_target_length)?;
+        if let Some(answers) = &self.answers {
+            let fault = answers.fault().map(|fault| fault.to_string());
+            fault.into_iter().chain(answers.warning()).for_each(|w| output::warn(&w));
+        }
+        Ok(())
     }
 
     /// Tokens of examples, with their labels if the model is to say how likely they are; says on standard error what was cut.

@@ -96,17 +96,38 @@ fn blank_free(labels: &[&str]) -> String {
 #[test]
 fn eval_and_predict_say_what_a_t5_cannot_write() {
     let place = place();
+    let mut named = t5_config();
+    named["id2label"] = json!({"0": "%", "1": "&"});
+    place.t5("named", &named);
+    place.write("named.jsonl", blank_free(&["%", "&"]));
     for command in ["eval", "predict"] {
-        let ran = place.run(&[command, "--model", "t5", "--data", "train.tsv", "--task", "classify"]);
+        let ran = place.run(&[command, "--model", "named", "--data", "named.jsonl", "--task", "classify"]);
         assert_eq!(ran.code, Some(0), "{}", ran.err);
         for needle in [
             "warning: labels that the",
-            "\"LABEL_0\" becomes nothing",
+            "\"%\" becomes nothing",
             "warning: tokens are those of tokenizer.json: T5Tokenizer",
         ] {
             assert!(ran.err.contains(needle), "{needle} is not in {}", ran.err);
         }
     }
+}
+
+/// The labels of a model whose folder does not tell them are those of the data.
+#[test]
+fn a_t5_of_unknown_labels_is_evaluated_by_the_data_s() {
+    let place = place();
+    place.write("two.jsonl", blank_free(&["good", "bad"]));
+    let eval = place.ok_json(&["eval", "--model", "t5", "--data", "two.jsonl", "--json"]);
+    let names: Vec<_> =
+        eval["classes"].as_array().unwrap().iter().map(|class| class["label"].as_str().unwrap()).collect();
+    assert_eq!(names, ["bad", "good"], "{eval}");
+    let predicted = place.ok(&["predict", "--model", "t5", "--data", "two.jsonl"]);
+    assert!(!predicted.contains("is_label"), "{predicted}");
+    place.ok(&["predict", "--model", "t5", "--data", "two.jsonl", "--out", "two.csv"]);
+    let table = place.text("two.csv");
+    let fields = table.lines().map(|line| line.split(',').count()).collect::<Vec<_>>();
+    assert_eq!(fields, [4, 4, 4], "{table}");
 }
 
 #[test]

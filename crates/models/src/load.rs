@@ -7,7 +7,7 @@ use colrow_tensor::{DType, Device, Error, Result};
 
 use crate::config::Config;
 use crate::hub::{self, CONFIG_FILE, Needs, TOKENIZER_FILE};
-use crate::lora;
+use crate::lora::{self, ADAPTER_CONFIG_FILE, AdapterConfig};
 pub use crate::matching::Anew;
 use crate::matching::{Wanted, match_keys};
 use crate::model::Model;
@@ -50,7 +50,10 @@ pub fn model(dir: &Path, config: Config, device: &Device, dtype: DType, seed: u6
         if !weights.are_equal(a, b)? {
             return Err(Error::new(format!("{a} and {b}: expected the same numbers, found different ones"))
                 .at(dir.display())
-                .hint("this model has one tensor where the checkpoint has two"));
+                .hint(
+                    "this model has one tensor where the checkpoint has two; for a T5 whose head is its own, set tie_word_embeddings = \
+                     false and scale_decoder_outputs = true in config.json",
+                ));
         }
     }
     for (i, name) in matched.keys.iter().enumerate() {
@@ -76,21 +79,27 @@ pub fn adapted(
     device: &Device,
     dtype: DType,
 ) -> Result<Loaded> {
-    let (mut settings, named) = lora::read_config(dir)?;
+    let AdapterConfig { lora: mut settings, base: named, selection } = lora::read_config(dir)?;
     let (modules, labels) = lora::contents(dir)?;
+    if let Some(module) = modules.iter().find(|module| !selection.selects(module)) {
+        return Err(Error::new(format!(
+            "expected adapters of the modules that {ADAPTER_CONFIG_FILE} selects, found one of {module}"
+        ))
+        .at(dir.display())
+        .hint("PEFT passes it over: correct target_modules, exclude_modules or layers_to_transform"));
+    }
     settings.targets = modules;
     let (base, revision) = match (base, &named) {
         (Some(base), _) => (base, None),
         (None, Some(named)) => (named.name.as_str(), named.revision.as_deref()),
         (None, None) => {
             return Err(Error::new("base_model_name_or_path: expected the adapter's base model, found nothing")
-                .at(dir.join(lora::ADAPTER_CONFIG_FILE).display())
+                .at(dir.join(ADAPTER_CONFIG_FILE).display())
                 .hint("name it by --base"));
         }
     };
-    let base = hub::resolve(base, revision.unwrap_or("main"), Needs::Weights).map_err(|e| {
-        e.at(dir.join(lora::ADAPTER_CONFIG_FILE).display()).hint("name the adapter's base model by --base")
-    })?;
+    let base = hub::resolve(base, revision.unwrap_or("main"), Needs::Weights)
+        .map_err(|e| e.at(dir.join(ADAPTER_CONFIG_FILE).display()).hint("name the adapter's base model by --base"))?;
     // adapters of older versions of this program have the labels in a `config.json`
     let mut config = Config::open(if dir.join(CONFIG_FILE).exists() { dir } else { &base })?;
     relabel(&mut config);

@@ -1,6 +1,7 @@
 //! LoRA (Hu et al. 2022): which linears are adapted, and adapters as files in PEFT's format.
 
 mod config;
+mod selection;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,7 +11,8 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{Error, Result};
 use serde_json::json;
 
-pub use config::{Base, Patterns, config_from_json, read_config};
+pub use config::{AdapterConfig, Base, Patterns, config_from_json, read_config};
+pub use selection::Selection;
 
 use crate::files::{first_ten, shape_text};
 use crate::layers::{Entry, Init, Registry};
@@ -130,9 +132,9 @@ pub fn adapt(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<()> {
         }
         let keys: Vec<_> = modules.iter().map(|(_, m)| format!("{m}{A}")).collect();
         let bound = 1.0 / (input as f64).sqrt();
-        // what is stacked has one rank and one factor; `read` fits others to them
+        // what is stacked has one rank and one factor; `read` fits others to them, so the factor is not 0
         let rank = modules.iter().map(|(_, m)| config.rank_of(m)).max().expect("there is a module");
-        let scale = config.scale_of(&modules[0].1);
+        let scale = modules.iter().map(|(_, m)| config.scale_of(m)).find(|&s| s != 0.0).unwrap_or(1.0);
         let a = registry.add(&keys, &[rank, input], &[], Init::Uniform(bound));
         let b = modules.iter().map(|(part, m)| {
             let keys = [format!("{m}{B}")];
@@ -424,6 +426,45 @@ mod tests {
         std::fs::write(dir.path().join(PICKLED_FILE), "").unwrap();
         let error = contents(dir.path()).unwrap_err().to_string();
         assert!(error.contains("found adapter_model.bin") && error.contains("in PEFT"), "{error}");
+    }
+
+    /// Of three stacked modules all, or the first alone, has a factor of 0.
+    #[test]
+    fn an_alpha_of_0_switches_modules_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let targets = settings(&["query", "key", "value"]);
+        let mut small = model();
+        adapt(&mut small, &targets, 1).unwrap();
+        for i in 0..small.registry.entries.len() {
+            if small.registry.entries[i].key.ends_with(B) {
+                small.registry.write(i, |b| b.fill(0.5));
+            }
+        }
+        write(&dir.path().join(ADAPTER_WEIGHTS_FILE), &saved(&small.registry, &targets), &[]).unwrap();
+        let all = r#""lora_alpha":0"#;
+        let one = r#""lora_alpha":4,"alpha_pattern":{"query":0}"#;
+        for (alphas, is_off) in [(all, &[true; 3]), (one, &[true, false, false])] {
+            let json = format!(
+                r#"{{"peft_type":"LORA","r":2,"target_modules":["query","key","value"],"modules_to_save":["classifier"],{alphas}}}"#
+            );
+            let config =
+                LoraConfig { targets: targets.targets.clone(), ..config_from_json(json.as_bytes()).unwrap().lora };
+            let (mut base, mut changed) = (model(), model());
+            adapt(&mut changed, &config, 1).unwrap();
+            read(&mut changed, &config, dir.path()).unwrap();
+            merge(&mut changed);
+            let weight = |model: &mut Model, module: &str| {
+                let key = format!("bert.encoder.layer.0.attention.self.{module}.weight");
+                let r = &model.registry;
+                let i = r.entries.iter().position(|e| e.key == key).unwrap();
+                r.part(i, &r.params[r.entries[i].param].value)
+            };
+            for (module, &off) in ["query", "key", "value"].into_iter().zip(is_off) {
+                let (before, after) = (weight(&mut base, module), weight(&mut changed, module));
+                assert_eq!(before == after, off, "{alphas}: {module}");
+                assert!(after.iter().all(|x| x.is_finite()));
+            }
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use colrow_autograd::{Keep, Policy};
 use colrow_models::config::{Architecture, Config};
 use colrow_models::load::{self, Anew};
-use colrow_models::lora::{self, Base};
+use colrow_models::lora::{self, AdapterConfig, Base};
 use colrow_models::save::{save_adapter_folder, save_model_folder};
 use colrow_models::weights::{Data, Saved, Weights, write};
 use colrow_tensor::{DType, Device};
@@ -314,7 +314,7 @@ fn adapted(case: &str, base: &str, dtype: DType) -> (Golden, PathBuf, Engine) {
     let loaded = load::adapted(&dir, Some(&base), |_| {}, &Device::cpu(), dtype).unwrap();
     assert!(loaded.initialised.is_empty(), "{:?}", loaded.initialised);
     let mut model = loaded.model;
-    let whole = lora::read_config(&dir).unwrap().0.modules_to_save;
+    let whole = lora::read_config(&dir).unwrap().lora.modules_to_save;
     let learned = |key: &str| lora::is_adapter_key(key) || lora::is_saved_whole(&whole, key);
     model.registry.freeze(|key| !learned(key)).unwrap();
     golden.expected = Weights::open_file(&dir.join("expected.safetensors")).unwrap();
@@ -377,7 +377,7 @@ fn adapters_are_saved_as_peft_saves_them() {
     let runs = tempfile::tempdir().unwrap();
     for (case, tiny) in ADAPTERS {
         let (golden, theirs, engine) = adapted(case, tiny, DType::F32);
-        let (settings, _) = lora::read_config(&theirs).unwrap();
+        let settings = lora::read_config(&theirs).unwrap().lora;
         let ours = runs.path().join(case);
         let model = &engine.model;
         let folder = with_tokenizer(&golden.dir);
@@ -393,7 +393,7 @@ fn adapters_are_saved_as_peft_saves_them() {
             expected.read(name, &mut b).unwrap();
             assert_eq!(a, b, "{name}");
         }
-        let (again, base) = lora::read_config(&ours).unwrap();
+        let AdapterConfig { lora: again, base, .. } = lora::read_config(&ours).unwrap();
         assert_eq!((again, base), (settings, Some(Base { name, revision: None })));
         let back = load::adapted(&ours, None, |_| {}, &Device::cpu(), DType::F32).unwrap();
         let (_, _, other) = adapted(case, tiny, DType::F32);

@@ -258,7 +258,7 @@ fn adapters_are_those_of_peft() {
         // q and v of six attentions, wi of four layers, A and B each
         assert_eq!(learned, 2 * (2 * 6 + 4));
     }
-    let (settings, _) = lora::read_config(&dir).unwrap();
+    let settings = lora::read_config(&dir).unwrap().lora;
     let model = load::adapted(&dir, Some(&base), |_| {}, &Device::cpu(), DType::F32).unwrap().model;
     let ours = folder.path().join("ours.safetensors");
     write(&ours, &lora::saved(&model.registry, &settings), &[]).unwrap();

@@ -34,9 +34,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let predictor = Predictor::new(&args.model, &args.usage)?;
-    let (engine, task, map) = (&predictor.engine, predictor.task, &predictor.map);
-    let config = &engine.model.config;
+    let mut predictor = Predictor::new(&args.model, &args.usage)?;
+    let (config, task) = (&predictor.engine.model.config, predictor.task);
     if !config.is_text_to_text() && task.is_regression() != (config.num_labels() == 1) {
         return Err(Error::usage(format!(
             "--task {task}: expected a model with {}, found one with {} labels",
@@ -46,6 +45,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .at(predictor.dir.display()));
     }
     let examples = data::read(&args.data, task, &predictor.columns, Split::Dev, true).map_err(in_arguments)?;
+    predictor.learn_labels(&examples).map_err(in_arguments)?;
+    let (engine, map) = (&predictor.engine, &predictor.map);
     let labels = map.resolve(&examples).map_err(in_arguments)?;
     map.warnings(&examples).iter().for_each(|w| output::warn(w));
     let scorer = Scorer::new(task, map.names(), predictor.positive(args.positive.as_deref()), "--positive")?;

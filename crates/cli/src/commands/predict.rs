@@ -166,7 +166,7 @@ impl Lines<'_> {
             }
             Outputs::Answers(texts) => {
                 for (text, (index, example)) in texts.iter().zip(rows) {
-                    let is_label = answers.map(|answers| answers.wording.is_label(text));
+                    let is_label = answers.and_then(|answers| answers.wording.is_label(text));
                     self.line(index, example, &[], Label::Name(text), None, is_label)?;
                 }
             }
@@ -194,7 +194,9 @@ impl Lines<'_> {
             Label::Value(value) => value.to_string(),
         };
         let mut fields = vec![index.to_string(), line.row.to_string(), label];
-        fields.extend(is_label.map(|is| is.to_string()));
+        if self.in_text {
+            fields.push(is_label.map(|is| is.to_string()).unwrap_or_default());
+        }
         if let Some(probabilities) = &line.probabilities {
             fields.extend(probabilities.iter().chain(logits).map(f32::to_string));
         }

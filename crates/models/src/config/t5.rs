@@ -43,9 +43,10 @@ pub struct T5Config {
     pub initializer_factor: f64,
     /// Between the feed-forward linears.
     pub feed_forward_proj: FeedForward,
-    /// Whether the head is the embedding, and the logits are scaled by d_model^−½: v1.0. Newer files say the latter by
-    /// `scale_decoder_outputs`, and that all heads are tied.
+    /// Whether the head is the embedding: v1.0. Newer files say of all heads that they are tied; one whose outputs are not scaled is not.
     pub tie_word_embeddings: bool,
+    /// Whether the head's input is scaled by d_model^−½. Older files do not say it: there a tied head's is.
+    pub scale_decoder_outputs: bool,
     /// The decoder's first input.
     pub decoder_start_token_id: usize,
     /// Ends a sequence.
@@ -56,6 +57,8 @@ impl T5Config {
     pub(super) fn from_fields(f: &mut Fields<'_>) -> Self {
         const FACTOR: (&str, fn(f64) -> bool) = ("a number above 0", |x| x > 0.0 && x < 1e9);
         let num_layers = f.size("num_layers", Some(6), 1 << 10);
+        let tied = f.flag("tie_word_embeddings", true);
+        let scaled = f.flag("scale_decoder_outputs", tied);
         let config = Self {
             d_model: f.size("d_model", None, 1 << 16),
             d_kv: f.size("d_kv", Some(64), 1 << 16),
@@ -70,7 +73,8 @@ impl T5Config {
             layer_norm_epsilon: f.number("layer_norm_epsilon", 1e-6, POSITIVE),
             initializer_factor: f.number("initializer_factor", 1.0, FACTOR),
             feed_forward_proj: feed_forward(f),
-            tie_word_embeddings: f.flag("tie_word_embeddings", true) & f.flag("scale_decoder_outputs", true),
+            tie_word_embeddings: tied && scaled,
+            scale_decoder_outputs: scaled,
             decoder_start_token_id: f.token("decoder_start_token_id", 0),
             eos_token_id: f.token("eos_token_id", 1),
         };
@@ -197,6 +201,27 @@ mod tests {
             json[key] = value;
             let error = read(&json).unwrap_err();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    /// What transformers 5.24 makes of the two keys, with the head that its checkpoints then have.
+    #[test]
+    fn old_and_new_files_say_whether_outputs_are_scaled() {
+        for (tied, scaled, expected) in [
+            (None, None, (true, true)),
+            (None, Some(false), (false, false)),
+            (Some(true), Some(true), (true, true)),
+            (Some(true), Some(false), (false, false)),
+            (Some(false), None, (false, false)),
+            (Some(false), Some(true), (false, true)),
+            (Some(false), Some(false), (false, false)),
+        ] {
+            let mut json = small();
+            for (key, value) in [("tie_word_embeddings", tied), ("scale_decoder_outputs", scaled)] {
+                value.into_iter().for_each(|value: bool| json[key] = value.into());
+            }
+            let config = read(&json).unwrap();
+            assert_eq!((config.tie_word_embeddings, config.scale_decoder_outputs), expected, "{json}");
         }
     }
 

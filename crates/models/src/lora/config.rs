@@ -3,25 +3,21 @@
 use std::path::Path;
 
 use colrow_tensor::{Error, Result};
-use regex::Regex;
+use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
-use super::{ADAPTER_CONFIG_FILE, LoraConfig};
+use super::{ADAPTER_CONFIG_FILE, LoraConfig, Selection};
 use crate::files::read_json_bytes;
 
-/// Settings that say which modules have adapters, which the file of tensors says too; how adapters were initialised or trained, which
-/// their numbers hold; or what only other kinds of layer read.
-const WITHOUT_EFFECT: [&str; 18] = [
+/// Settings that say how adapters were initialised or trained, which their numbers hold, or what only other kinds of layer read.
+const WITHOUT_EFFECT: [&str; 15] = [
     "auto_mapping",
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
-    "exclude_modules",
     // PEFT sets it to false for linears
     "fan_in_fan_out",
     "inference_mode",
-    "layers_pattern",
-    "layers_to_transform",
     "loftq_config",
     "lora_ga_config",
     "megatron_config",
@@ -35,11 +31,14 @@ const WITHOUT_EFFECT: [&str; 18] = [
 ];
 
 /// Settings that [`parse`] reads.
-const READ: [&str; 13] = [
+const READ: [&str; 16] = [
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",
+    "exclude_modules",
     "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
     "lora_alpha",
     "lora_dropout",
     "modules_to_save",
@@ -91,8 +90,24 @@ impl<T: PartialEq> PartialEq for Patterns<T> {
 impl<T: Copy> Patterns<T> {
     /// The value for a module, if a pattern matches it.
     pub fn get(&self, module: &str) -> Option<T> {
-        self.0.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
+        self.0.iter().find(|(pattern, _)| matches(pattern, module)).map(|(_, value)| *value)
     }
+}
+
+/// A pattern that goes on for ever names nothing.
+pub(super) fn matches(pattern: &Regex, module: &str) -> bool {
+    pattern.is_match(module).unwrap_or(false)
+}
+
+/// What an adapter's file of settings says.
+#[derive(Clone, Debug)]
+pub struct AdapterConfig {
+    /// The adapter's settings.
+    pub lora: LoraConfig,
+    /// The base model, if it is named.
+    pub base: Option<Base>,
+    /// The modules that have adapters.
+    pub selection: Selection,
 }
 
 /// The model that an adapter was trained on.
@@ -104,11 +119,11 @@ pub struct Base {
     pub revision: Option<String>,
 }
 
-/// An adapter's file of settings, and the base model that it names, if it names one.
+/// Reads an adapter's file of settings.
 ///
 /// # Errors
 /// Settings that this program does not have, by name.
-pub fn read_config(dir: &Path) -> Result<(LoraConfig, Option<Base>)> {
+pub fn read_config(dir: &Path) -> Result<AdapterConfig> {
     let path = dir.join(ADAPTER_CONFIG_FILE);
     config_from_json(&read_json_bytes(&path)?).map_err(|e| e.at(path.display()))
 }
@@ -117,14 +132,14 @@ pub fn read_config(dir: &Path) -> Result<(LoraConfig, Option<Base>)> {
 ///
 /// # Errors
 /// As there.
-pub fn config_from_json(json: &[u8]) -> Result<(LoraConfig, Option<Base>)> {
+pub fn config_from_json(json: &[u8]) -> Result<AdapterConfig> {
     let json = serde_json::from_slice(json).map_err(|e| Error::new(format!("expected an object: {e}")))?;
     parse(&Settings(&json))
 }
 
-struct Settings<'a>(&'a Map<String, Value>);
+pub(super) struct Settings<'a>(&'a Map<String, Value>);
 
-fn parse(json: &Settings<'_>) -> Result<(LoraConfig, Option<Base>)> {
+fn parse(json: &Settings<'_>) -> Result<AdapterConfig> {
     if json.text("peft_type") != Some("LORA") {
         return Err(json.wrong("peft_type", "\"LORA\"").hint("other adapters than LoRA cannot be read"));
     }
@@ -140,7 +155,7 @@ fn parse(json: &Settings<'_>) -> Result<(LoraConfig, Option<Base>)> {
         return Err(Error::new(format!("bias: expected \"none\", \"all\" or \"lora_only\", found {bias}")));
     }
     let is_rank = |x: f64| x >= 1.0 && x.fract() == 0.0 && x < 1e9;
-    let config = LoraConfig {
+    let lora = LoraConfig {
         lora_rank: json.number("r", is_rank, "a whole number of at least 1")? as usize,
         alpha: json.number("lora_alpha", f64::is_finite, "a number")?,
         dropout: match json.get("lora_dropout") {
@@ -155,7 +170,8 @@ fn parse(json: &Settings<'_>) -> Result<(LoraConfig, Option<Base>)> {
     };
     let base = json.text("base_model_name_or_path").filter(|name| !name.is_empty());
     let revision = json.text("revision").map(str::to_owned);
-    Ok((config, base.map(|name| Base { name: name.to_owned(), revision })))
+    let base = base.map(|name| Base { name: name.to_owned(), revision });
+    Ok(AdapterConfig { lora, base, selection: Selection::of(json)? })
 }
 
 /// Whether a value asks for something. Settings that are not known have to be of this kind.
@@ -171,7 +187,7 @@ fn says_something(value: &Value) -> bool {
 }
 
 impl<'a> Settings<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 
@@ -179,7 +195,7 @@ impl<'a> Settings<'a> {
         self.get(key)?.as_str()
     }
 
-    fn wrong(&self, key: &str, expected: &str) -> Error {
+    pub(super) fn wrong(&self, key: &str, expected: &str) -> Error {
         let found = self.get(key).map_or("nothing".to_owned(), Value::to_string);
         Error::new(format!("{key}: expected {expected}, found {found}"))
     }
@@ -189,7 +205,7 @@ impl<'a> Settings<'a> {
     }
 
     /// A list of names; a pattern instead of a list names none.
-    fn names(&self, key: &str) -> Result<Vec<String>> {
+    pub(super) fn names(&self, key: &str) -> Result<Vec<String>> {
         let list = self.get(key).and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         list.iter().map(|v| v.as_str().map(str::to_owned).ok_or_else(|| self.wrong(key, "a list of names"))).collect()
     }
@@ -200,9 +216,7 @@ impl<'a> Settings<'a> {
         let map = found.as_object().ok_or_else(wrong)?;
         let one = |(pattern, number): (&String, &Value)| {
             // as PEFT's get_pattern_key matches
-            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-                .map_err(|e| Error::new(format!("{key}: cannot read the pattern {pattern:?}: {e}")).hint(MERGE))?;
-            Ok((regex, value(number).ok_or_else(wrong)?))
+            Ok((regex(key, &format!(r"(?:.*\.)?(?:{pattern})"))?, value(number).ok_or_else(wrong)?))
         };
         map.iter().map(one).collect::<Result<_>>().map(Patterns)
     }
@@ -227,6 +241,12 @@ impl<'a> Settings<'a> {
     }
 }
 
+/// A pattern over whole names, as in Python.
+pub(super) fn regex(key: &str, pattern: &str) -> Result<Regex> {
+    Regex::new(&format!("^(?:{pattern})$"))
+        .map_err(|e| Error::new(format!("{key}: cannot read the pattern {pattern:?}: {e}")).hint(MERGE))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,12 +254,12 @@ mod tests {
     const GOOD: &str =
         r#"{"peft_type":"LORA","r":4,"lora_alpha":8,"target_modules":["q"],"bias":"none","use_dora":false}"#;
 
-    fn with(more: &str) -> Result<(LoraConfig, Option<Base>)> {
+    fn with(more: &str) -> Result<AdapterConfig> {
         config_from_json(GOOD.replacen('{', &format!("{{{more},"), 1).as_bytes())
     }
 
     #[track_caller]
-    fn fails(result: Result<(LoraConfig, Option<Base>)>, expected: &[&str]) {
+    fn fails(result: Result<AdapterConfig>, expected: &[&str]) {
         let error = result.unwrap_err().to_string();
         for expected in expected {
             assert!(error.contains(expected), "{error:?} does not contain {expected:?}");
@@ -248,7 +268,7 @@ mod tests {
 
     #[test]
     fn settings_that_mean_something_else_are_refused() {
-        assert_eq!(config_from_json(GOOD.as_bytes()).unwrap().0.scale_of("q"), 2.0);
+        assert_eq!(config_from_json(GOOD.as_bytes()).unwrap().lora.scale_of("q"), 2.0);
         for (from, to, message) in [
             ("LORA", "IA3", "peft_type: expected \"LORA\", found \"IA3\""),
             ("none", "some", "bias: expected \"none\", \"all\" or \"lora_only\", found \"some\""),
@@ -313,10 +333,11 @@ mod tests {
 
     #[test]
     fn patterns_match_as_in_peft() {
-        let (config, _) = with(
+        let config = with(
             r#""rank_pattern":{"query":2,"^bert.*[01].*key":3,"attention.(q|k)":5},"alpha_pattern":{"layer.1.*":1}"#,
         )
-        .unwrap();
+        .unwrap()
+        .lora;
         for (module, rank, scale) in [
             ("bert.encoder.layer.0.attention.self.query", 2, 4.0),
             ("bert.encoder.layer.1.attention.self.query", 2, 0.5),
@@ -328,14 +349,16 @@ mod tests {
         ] {
             assert_eq!((config.rank_of(module), config.scale_of(module)), (rank, scale), "{module}");
         }
-        fails(with(r#""rank_pattern":{"(?=q)":2}"#), &["rank_pattern: cannot read the pattern \"(?=q)\""]);
+        let ahead = with(r#""rank_pattern":{"(?!key)[a-z]+":2}"#).unwrap().lora;
+        assert_eq!([ahead.rank_of("a.query"), ahead.rank_of("a.key")], [2, 4]);
+        fails(with(r#""rank_pattern":{"(q":2}"#), &["rank_pattern: cannot read the pattern ", "(q"]);
         fails(with(r#""rank_pattern":{"q":0}"#), &["rank_pattern: expected numbers by patterns"]);
         fails(with(r#""alpha_pattern":[1]"#), &["alpha_pattern: expected numbers by patterns"]);
     }
 
     #[test]
     fn the_base_is_named_with_its_revision() {
-        let base = |more: &str| with(more).unwrap().1;
+        let base = |more: &str| with(more).unwrap().base;
         assert_eq!(base(r#""base_model_name_or_path":"""#), None);
         let named = Base { name: "a/b".into(), revision: Some("v2".into()) };
         assert_eq!(base(r#""base_model_name_or_path":"a/b","revision":"v2""#), Some(named));

@@ -64,6 +64,8 @@ pub struct Classes {
     by_folded: HashMap<String, Option<u32>>,
     /// The class that a file's index means; none if indices are no labels.
     by_index: Vec<Option<u32>>,
+    /// Whether the task or the data says so, not the place alone.
+    indices_are_told: bool,
     /// What the user should know.
     notes: Vec<String>,
 }
@@ -119,7 +121,7 @@ impl LabelMap {
         }
         let mut seen = HashSet::new();
         names.retain(|name| seen.insert(name.clone()));
-        let mut classes = Classes::new(names);
+        let mut classes = Classes { indices_are_told: !train.classes.is_empty(), ..Classes::new(names) };
         classes.notes.extend(perhaps.iter().map(|label| format!("label {label:?} is read as the name of a class")));
         if numbers && labels.iter().any(|label| integer(label).is_none()) {
             classes.notes.push(format!(
@@ -197,6 +199,7 @@ impl LabelMap {
         if !train.classes.is_empty() {
             // an index in another file of this data is the data's
             ordered.by_index = train.classes.iter().map(|name| ordered.exact(name)).collect();
+            ordered.indices_are_told = true;
         }
         LabelMap::Names(ordered)
     }
@@ -249,7 +252,7 @@ impl LabelMap {
             let name = &classes.names[class as usize];
             format!("label {label:?} is read as {name:?}, from which it differs only by case or white space")
         });
-        classes.notes.iter().cloned().chain(said).collect()
+        classes.notes.iter().cloned().chain(said).chain(classes.by_place(examples)).collect()
     }
 }
 
@@ -275,11 +278,12 @@ impl Classes {
         // files of `datasets` give the index of a name
         let indices = if names.iter().all(|name| integer(name).is_none()) { names.len() } else { 0 };
         let by_index = (0..indices as u32).map(Some).collect();
-        Self { names, by_name, by_folded, by_index, notes }
+        Self { names, by_name, by_folded, by_index, indices_are_told: false, notes }
     }
 
     /// Takes what `task` calls its classes, by index in `labels` and in `words`.
     fn speak(&mut self, task: Task, labels: &[&str], words: &[&str]) {
+        self.indices_are_told = true;
         let pairs = || labels.iter().zip(words);
         let outputs: Vec<Option<u32>> =
             pairs().map(|(label, word)| self.find(word).or_else(|| self.find(label))).collect();
@@ -337,6 +341,18 @@ impl Classes {
         }
     }
 
+    /// What integers of a file mean whose classes have names that the file does not know.
+    fn by_place(&self, examples: &Examples) -> Option<String> {
+        if self.indices_are_told || is_unnamed(&self.names) || !examples.classes.is_empty() {
+            return None;
+        }
+        let labels = examples.rows.iter().filter_map(|e| e.label.as_deref()).filter(|label| self.find(label).is_none());
+        let by_place: BTreeSet<u32> = labels.filter_map(|label| self.as_written(label)).collect();
+        let named = by_place.iter().map(|&i| format!("{i} as {:?}", self.names[i as usize])).collect::<Vec<_>>();
+        (!named.is_empty())
+            .then(|| format!("integer labels are read by their place in the model's outputs: {}", listed(&named)))
+    }
+
     fn unknown(&self, label: &str) -> Error {
         let mut hint = format!("known: {}", listed(&self.names));
         if label == "-1" {
@@ -391,7 +407,7 @@ fn is_placeholder(names: &[String]) -> bool {
 }
 
 /// Whether the names say no more than the number of the output.
-fn is_unnamed(names: &[String]) -> bool {
+pub fn is_unnamed(names: &[String]) -> bool {
     is_placeholder(names) || names.iter().enumerate().all(|(i, name)| *name == i.to_string())
 }
 
@@ -533,6 +549,21 @@ mod tests {
         let map = LabelMap::of_model(Task::Mnli, words(&["contradiction", "entailment"]));
         assert_eq!(map.resolve(&examples(&["0", "2"])).unwrap(), Labels::Class(vec![1, 0]));
         assert!(map.resolve(&examples(&["1"])).unwrap_err().to_string().contains("unknown label \"1\""));
+    }
+
+    #[test]
+    fn integers_read_by_place_alone_are_told() {
+        let said = |map: &LabelMap, labels: &[&str]| map.warnings(&examples(labels)).join("\n");
+        let map = LabelMap::from_names(words(&["eggs", "ham"]));
+        let by_place = "integer labels are read by their place in the model's outputs: 0 as \"eggs\", 1 as \"ham\"";
+        assert_eq!(said(&map, &["1", "0", "1"]), by_place);
+        assert_eq!(said(&map, &["ham", "eggs"]), "");
+        // the file names them, the task does, or there is nothing else to go by
+        let named = Examples { classes: words(&["ham", "eggs"]), ..examples(&["ham", "eggs"]) };
+        assert_eq!(map.warnings(&named), Vec::<String>::new());
+        assert_eq!(said(&LabelMap::of(Task::Classify, &named).unwrap(), &["0", "1"]), "");
+        assert_eq!(said(&LabelMap::of_model(Task::Sst2, words(&["positive", "negative"])), &["0", "1"]), "");
+        assert_eq!(said(&LabelMap::from_names(words(&["LABEL_0", "LABEL_1"])), &["0", "1"]), "");
     }
 
     #[test]

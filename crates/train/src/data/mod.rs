@@ -20,7 +20,7 @@ mod tokenizer_limits;
 
 pub use batch::{Batch, BatchBy, Sampler, collate, places};
 pub use fingerprint::Fingerprint;
-pub use labels::{LabelMap, Labels};
+pub use labels::{LabelMap, Labels, is_unnamed};
 pub use text_to_text::{Answers, Wording};
 pub use tokenise::{TokenisedSet, Tokeniser};
 

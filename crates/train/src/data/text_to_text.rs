@@ -57,11 +57,12 @@ impl Wording {
         }
     }
 
-    /// Whether an answer is that of a label, or a number where numbers are asked for.
-    pub fn is_label(&self, answer: &str) -> bool {
+    /// Whether an answer is that of a label, or a number where numbers are asked for; `None` if no labels are known.
+    pub fn is_label(&self, answer: &str) -> Option<bool> {
         match self.task.is_regression() {
-            true => number(answer).is_some(),
-            false => self.words.iter().any(|word| word == answer || word == answer.trim()),
+            true => Some(number(answer).is_some()),
+            false if self.words.is_empty() => None,
+            false => Some(self.words.iter().any(|word| word == answer || word == answer.trim())),
         }
     }
 
@@ -328,10 +329,11 @@ mod tests {
     fn answers_that_are_no_label_are_a_class_of_their_own() {
         let answers: Vec<String> = ["positive", "negative ", "Positive", "good", ""].map(str::to_owned).to_vec();
         assert_eq!(wording(Task::Sst2).read(&answers), Predictions::Classes(vec![1, 0, 2, 2, 2]));
-        let labels: Vec<bool> = answers.iter().map(|answer| wording(Task::Sst2).is_label(answer)).collect();
-        assert_eq!(labels, [true, true, false, false, false]);
+        let labels: Vec<_> = answers.iter().map(|answer| wording(Task::Sst2).is_label(answer)).collect();
+        assert_eq!(labels, [true, true, false, false, false].map(Some));
         let numbers = ["2.4", " 3", "-1", "2,5", "nan"].map(|answer| wording(Task::Stsb).is_label(answer));
-        assert_eq!(numbers, [true, true, true, false, false]);
+        assert_eq!(numbers, [true, true, true, false, false].map(Some));
+        assert_eq!(Wording::new(Task::Classify, &LabelMap::from_names(Vec::new())).is_label("good"), None);
     }
 
     const PIECES: [&str; 24] = [
