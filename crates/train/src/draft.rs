@@ -144,6 +144,15 @@ pub fn draft(data: Option<&Path>, model: Option<&str>) -> Result<String> {
     Ok(text.trim_end().to_owned())
 }
 
+/// Task and columns that are seen in a labelled file, or in a folder in GLUE's layout, whose columns its task knows.
+///
+/// # Errors
+/// Data that cannot be read, with no column of text, or without labels.
+pub fn seen_in(path: &Path) -> Result<(Task, Columns)> {
+    let Found { text, pair, label, task, .. } = look_at(path)?;
+    Ok((task, Columns { text, pair, label, known: None }))
+}
+
 /// What the longest examples have, by the model's tokenizer if there is one: `data.max_length` and a reason.
 fn max_length(found: Option<&Found>, model: Option<&Path>) -> Result<(usize, String)> {
     let config = model.map(Config::open).transpose()?;
@@ -337,6 +346,25 @@ mod tests {
         assert_eq!((recipe.data.text.as_deref(), recipe.data.label.as_deref()), (Some("b"), Some("c")));
         let (_, recipe) = of("quo\"te.csv", "text,label\nx,1\ny,0\n");
         assert_eq!(recipe.output.as_deref(), Some("runs/quo\"te"));
+    }
+
+    #[test]
+    fn task_and_columns_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.csv");
+        let seen = |content: &str| {
+            std::fs::write(&path, content).unwrap();
+            let (task, columns) = seen_in(&path).unwrap();
+            (task, [columns.text, columns.pair, columns.label].map(Option::unwrap_or_default))
+        };
+        let names = ["Review Text".to_owned(), String::new(), "mood".into()];
+        assert_eq!(
+            seen("no,mood,Review Text\n1,up,a good film\n2,down,a bad one\n3,up,so so\n4,up,ok\n"),
+            (Task::Classify, names)
+        );
+        let names = ["text_a", "text_b", "score"].map(str::to_owned);
+        assert_eq!(seen("text_a,text_b,score\na,b,0.5\nc,d,1.5\n"), (Task::Regress, names));
+        assert!(seen_in(&folder.path().join("absent.csv")).is_err());
     }
 
     #[test]
