@@ -364,6 +364,17 @@ fn evaluation_and_prediction() {
     fails(&place, &["eval", "--model", "model", "--data", "other.tsv"], 1, &["unknown label \"7\"", "line 3"]);
     fails(&place, &["report", "absent"], 1, &["absent"]);
     fails(&place, &["quickstart", "--model", "./absent", "--data", "train.tsv"], 1, &["no such folder: ./absent"]);
+    let quickstart = |data: &str| ["quickstart", "--model", "./model", "--out", "q", "--data", data].map(str::to_owned);
+    place.write("rated.tsv", "text\tscore\na good film\t0.5\na bad one\t1.5\n");
+    place.write("worded.tsv", format!("text\tlabel\n{}", "a good film\tup\na bad one\tdown\nso so\t\n".repeat(9)));
+    for (data, needles) in [
+        ("rated.tsv", &["expected classes as labels, found numbers", "rated.tsv"][..]),
+        ("worded.tsv", &["worded.tsv", "the run failed", "q/exact.toml"]),
+    ] {
+        let args = quickstart(data);
+        fails(&place, &args.each_ref().map(String::as_str), 1, needles);
+        assert!(!place.path("q").exists(), "{data}: a failed first run leaves its folder");
+    }
 }
 
 #[test]

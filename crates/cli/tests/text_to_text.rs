@@ -120,7 +120,7 @@ fn a_t5_of_unknown_labels_is_evaluated_by_the_data_s() {
     place.write("two.jsonl", blank_free(&["good", "bad"]));
     let eval = place.ok_json(&["eval", "--model", "t5", "--data", "two.jsonl", "--json"]);
     let names: Vec<_> =
-        eval["classes"].as_array().unwrap().iter().map(|class| class["label"].as_str().unwrap()).collect();
+        eval["classes"].as_array().unwrap().iter().map(|class| class["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["bad", "good"], "{eval}");
     let predicted = place.ok(&["predict", "--model", "t5", "--data", "two.jsonl"]);
     assert!(!predicted.contains("is_label"), "{predicted}");

@@ -9,6 +9,7 @@ use colrow_models::apart;
 use colrow_models::config::Config;
 use colrow_models::hub::{self, Needs};
 use colrow_tensor::{Error, Result};
+use colrow_train::draft;
 use colrow_train::folder::RunFolder;
 use colrow_train::plan::Plan;
 use colrow_train::recipe::{Batch, Estimator, Keep, NormSource, PolicyName, Recipe};
@@ -30,7 +31,8 @@ pub(crate) struct Args {
     /// Model folder or hub id instead of the fetched model.
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
     model: Option<String>,
-    /// Labelled file (CSV, TSV, JSON lines, Parquet) instead of the fetched data; a tenth of it is held out.
+    /// Labelled file (CSV, TSV, JSON lines, Parquet) or folder in GLUE's layout instead of the fetched data, its columns found as by
+    /// `colrow init`; a tenth of a file is held out.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Folder for the runs and the report [default: the first free of runs/quickstart, runs/quickstart-2, …].
@@ -104,18 +106,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .hint("choose another folder by --out, or remove this"));
     }
     let base = base_recipe(args, &out)?;
+    let new = !out.exists();
     std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
     stop.in_good_order("stopping");
     let mut runs = Vec::new();
     let mut same_memory = None;
     for (name, keep) in &variants {
-        let output = Some(out.join(name).to_string_lossy().into_owned());
+        let folder = out.join(name);
+        let output = Some(folder.to_string_lossy().into_owned());
         let recipe = Recipe { output, keep: keep.clone(), ..base.clone() };
         let file = recipe_file(&out, name);
         std::fs::write(&file, recipe.to_toml())
             .map_err(|e| Error::new(format!("cannot write: {e}")).at(file.display()))?;
-        train(&file, stop)?;
-        let summary = RunFolder::summary(&out.join(name))?.unwrap_or_default();
+        train(&file, stop).inspect_err(|_| {
+            // before anything is learned there is nothing to keep, and the next try wants this place
+            if runs.is_empty() {
+                let _ = std::fs::remove_file(&file);
+                let _ = std::fs::remove_dir_all(&folder);
+                if new {
+                    let _ = std::fs::remove_dir(&out);
+                }
+            }
+        })?;
+        let summary = RunFolder::summary(&folder)?.unwrap_or_default();
         let room = room(&recipe, same_memory)?;
         same_memory = same_memory.or(Some(room.peak));
         runs.push(row(name, &summary, &room)?);
@@ -146,7 +159,17 @@ fn base_recipe(args: &Args, out: &Path) -> Result<Recipe> {
         None => fetch::fetch_model(&fetch::default_cache()?, &say).map_err(give)?.to_string_lossy().into_owned(),
     };
     match &args.data {
-        Some(file) => recipe.data.train = Some(file.to_string_lossy().into_owned()),
+        Some(file) => {
+            let (task, columns) = draft::seen_in(file)?;
+            if task.is_regression() {
+                return Err(Error::new("expected classes as labels, found numbers")
+                    .at(file.display())
+                    .hint("for a recipe that learns numbers see colrow init"));
+            }
+            recipe.task = task.name().to_owned();
+            (recipe.data.text, recipe.data.pair, recipe.data.label) = (columns.text, columns.pair, columns.label);
+            recipe.data.train = Some(file.to_string_lossy().into_owned());
+        }
         None => {
             let folder = fetch::fetch_data(&fetch::default_cache()?, &say).map_err(give)?;
             let file = |name: &str| Some(folder.join(name).to_string_lossy().into_owned());
