@@ -58,6 +58,7 @@ enum Command {
 }
 
 fn run(cli: Cli) -> Result<()> {
+    colrow_tensor::check_environment()?;
     if let Some(threads) = cli.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         pool.map_err(|e| Error::new(format!("cannot start {threads} threads: {e}")))?;

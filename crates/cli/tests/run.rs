@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Place, npy, random, rows, tsv};
+use common::{Place, finish, npy, random, rows, tsv};
 use serde_json::{Value, json};
 
 #[test]
@@ -395,6 +395,35 @@ fn quickstart_compares_four_runs() {
     let ran = place.run(&args);
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
     assert!(ran.err.contains("exists already") && ran.err.contains("hint: choose another folder"), "{}", ran.err);
+}
+
+#[test]
+fn products_use_no_more_instructions_than_they_may() {
+    let place = Place::new();
+    let run = |instructions: &str| {
+        let output = format!("output='{instructions}'");
+        let args = ["train", "recipe.toml", "--set", &output, "--set", "train.steps=3"];
+        finish(place.command(&args).env("COLROW_INSTRUCTIONS", instructions))
+    };
+    for instructions in ["portable", "avx2", "avx512"] {
+        let ran = run(instructions);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+    }
+    let losses =
+        |run: &str| -> Vec<f64> { place.metrics(run).iter().filter_map(|line| line["loss"].as_f64()).collect() };
+    let portable = losses("portable");
+    assert!(!portable.is_empty());
+    for other in ["avx2", "avx512"] {
+        let all = losses(other);
+        assert!(portable.iter().zip(&all).all(|(a, b)| (a - b).abs() < 1e-4), "{portable:?} {all:?}");
+    }
+    let ran = run("sse");
+    assert_eq!(ran.code, Some(2));
+    assert!(
+        ran.err.contains("COLROW_INSTRUCTIONS: expected one of portable, avx2, avx512, found \"sse\""),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::any::TypeId;
 use std::ops::Range;
 
+use super::instructions;
 use super::product::{Target, Unit};
 use super::rowwise;
 use crate::Precision;
@@ -95,8 +96,9 @@ pub(super) unsafe fn gemm<T: Float>(
     parallel: bool,
 ) {
     debug_assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols);
-    // without threads f32 products are small: packing would take longer than what it saves
-    if let Some(unit) = own::<T>(precision).filter(|_| parallel || precision == Precision::Bf16) {
+    // without threads f32 products are small, and packing would take longer than what it saves; but the crate knows no limits
+    let ours = |_: &Unit| parallel || precision == Precision::Bf16 || instructions::are_limited();
+    if let Some(unit) = own::<T>(precision).filter(ours) {
         let ([a, b], c) = ([a, b].map(|x| x.with(x.ptr.cast())), c.with(c.ptr.cast()));
         let to = Target { alpha: alpha as f32, from: (beta as f32, c.read()), c };
         // SAFETY: as this function requires; T is f32.

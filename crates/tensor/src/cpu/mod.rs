@@ -5,6 +5,7 @@ mod activation;
 pub(crate) mod attention;
 mod codes;
 mod columns;
+pub(crate) mod instructions;
 mod loss;
 pub(crate) mod matmul;
 mod norm;

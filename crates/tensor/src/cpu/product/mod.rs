@@ -8,15 +8,20 @@
 //! Packing may also add matrices, and a product may go to several places: that is what [`strassen`] asks for.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
 mod strassen;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::instructions::{self, Instructions};
 use super::matmul::View;
 use crate::Precision;
 use crate::map::Map;
@@ -37,7 +42,7 @@ const COLUMNS_WORDS: usize = if cfg!(test) { 1 << 16 } else { 1 << 21 };
 const TASK_PANELS: usize = 4;
 /// Tasks that a slice of a product is cut into at least, where its size allows.
 const TASKS: usize = 8;
-/// Columns that the micro-kernel takes at once, three panels.
+/// Columns that parts are multiples of: as many as a micro-kernel takes at once.
 const GROUP: usize = 3 * LANES;
 /// Multiplications below which other threads cost more than they gain.
 const WORTH_THREADS: usize = 1 << 20;
@@ -47,11 +52,17 @@ const WORTH_THREADS: usize = 1 << 20;
 pub(super) enum Unit {
     /// AVX-512.
     #[cfg(target_arch = "x86_64")]
-    F32,
+    Avx512,
     /// AVX512-BF16.
     #[cfg(target_arch = "x86_64")]
-    Bf16,
-    /// The f32 product of operands rounded to bf16.
+    Avx512Bf16,
+    /// AVX2 with fused multiply-adds.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// The same of operands rounded to bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx2Rounded,
+    /// Another's f32 product of operands rounded to bf16.
     Rounded,
 }
 
@@ -122,20 +133,51 @@ impl Target {
 impl Unit {
     /// The one for products of f32 operands as `precision` rounds them; without one, others multiply.
     pub(super) fn of(precision: Precision) -> Option<Self> {
-        #[cfg(target_arch = "x86_64")]
+        let most = instructions::most();
+        Self::best_first(precision).iter().copied().find(|unit| unit.needs() <= most && unit.is_here())
+    }
+
+    fn best_first(precision: Precision) -> &'static [Self] {
         match precision {
-            Precision::F32 if avx512::available() => return Some(Self::F32),
-            Precision::Bf16 if avx512::bf16_available() => return Some(Self::Bf16),
-            _ => {}
+            #[cfg(target_arch = "x86_64")]
+            Precision::F32 => &[Self::Avx512, Self::Avx2],
+            #[cfg(target_arch = "x86_64")]
+            Precision::Bf16 => &[Self::Avx512Bf16, Self::Avx2Rounded, Self::Rounded],
+            #[cfg(not(target_arch = "x86_64"))]
+            Precision::F32 => &[],
+            #[cfg(not(target_arch = "x86_64"))]
+            Precision::Bf16 => &[Self::Rounded],
         }
-        (precision == Precision::Bf16).then_some(Self::Rounded)
+    }
+
+    fn needs(self) -> Instructions {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx512Bf16 => Instructions::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::Avx2Rounded => Instructions::Avx2,
+            Self::Rounded => Instructions::Portable,
+        }
+    }
+
+    /// Whether this machine has it.
+    fn is_here(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => avx512::bf16_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::Avx2Rounded => avx2::available(),
+            Self::Rounded => true,
+        }
     }
 
     /// Columns of an operand in a word of four bytes.
     fn columns_per_word(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Bf16 => 2,
+            Self::Avx512Bf16 => 2,
             _ => 1,
         }
     }
@@ -160,9 +202,13 @@ impl Unit {
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::F32 => avx512::pack_f32(operand, place, panels),
+                Self::Avx512 => avx512::pack_f32(operand, place, panels),
                 #[cfg(target_arch = "x86_64")]
-                Self::Bf16 => avx512::pack_bf16(operand, place, panels),
+                Self::Avx512Bf16 => avx512::pack_bf16(operand, place, panels),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 => avx2::pack_f32(operand, place, panels),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2Rounded => avx2::pack_rounded(operand, place, panels),
                 Self::Rounded => portable::pack(operand, place, panels),
             }
         }
@@ -178,9 +224,11 @@ impl Unit {
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::F32 => avx512::multiply_f32(panels, slice, targets, place),
+                Self::Avx512 => avx512::multiply_f32(panels, slice, targets, place),
                 #[cfg(target_arch = "x86_64")]
-                Self::Bf16 => avx512::multiply_bf16(panels, slice, targets, place),
+                Self::Avx512Bf16 => avx512::multiply_bf16(panels, slice, targets, place),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 | Self::Avx2Rounded => avx2::multiply(panels, slice, targets, place),
                 Self::Rounded => portable::multiply(panels.map(<*const u32>::cast), slice, targets, place),
             }
         }
@@ -211,7 +259,7 @@ impl Unit {
     fn halves(self, size: Size) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::F32 => size.worth_halving(),
+            Self::Avx512 | Self::Avx2 => size.worth_halving(),
             _ => false,
         }
     }

@@ -6,18 +6,18 @@ use crate::rng::Key;
 /// So many that are packed at once, where the inner dimension is a slice.
 const COLUMNS: usize = COLUMNS_WORDS / DEPTH;
 
-/// Those of this machine.
+/// Those of this machine, whatever the environment says.
 fn units() -> Vec<Unit> {
-    let mut units = vec![Unit::Rounded];
-    units.extend(
-        [Precision::F32, Precision::Bf16].into_iter().filter_map(Unit::of).filter(|&unit| unit != Unit::Rounded),
-    );
-    units
+    [Precision::F32, Precision::Bf16].into_iter().flat_map(units_of).collect()
+}
+
+fn units_of(precision: Precision) -> impl Iterator<Item = Unit> {
+    Unit::best_first(precision).iter().copied().filter(|unit| unit.is_here())
 }
 
 /// Whether a unit rounds operands to bf16.
 fn rounds(unit: Unit) -> bool {
-    Unit::of(Precision::F32) != Some(unit)
+    Unit::best_first(Precision::Bf16).contains(&unit)
 }
 
 /// What a unit makes of an operand's element.
@@ -176,38 +176,43 @@ proptest! {
 /// Matrices that are multiplied in quarters, with odd sizes, one or several slices and blocks of columns.
 #[test]
 fn products_of_quarters_are_close_to_the_definition() {
-    let Some(unit) = Unit::of(Precision::F32) else { return };
     let beta = 0.75;
-    for (i, size) in [[385, 401, 390], [384, 384, 2 * DEPTH + 5], [421, 384 + 2 * COLUMNS, 393]].into_iter().enumerate()
-    {
-        for transposed in [[false, false], [false, true], [true, false], [true, true]] {
-            let case = Case { size, transposed, gap: 3, alpha: -0.5, beta };
-            let [m, n, k] = size;
-            assert!(unit.halves(Size { m, n, k }));
-            let [a, b, before] = case.operands();
-            let largest = |x: &Matrix| x.data.iter().fold(0.0, |max: f64, x| max.max(f64::from(x.abs())));
-            // strassen.rs has the bound of the product; beta, alpha and the additions of slices round the result again
-            let of_product = (3 * k * k + 25 * k) as f64 * largest(&a) * largest(&b) * f64::from(case.alpha.abs());
-            let again = 16.0 * (k as f64 * largest(&a) * largest(&b) + largest(&before));
-            let bound = f64::from(f32::EPSILON) / 2.0 * (of_product + again);
-            let after = case.run(unit, &a, &b, &before);
-            // a few rows of each quarter
-            for row in (i..m).step_by(37) {
-                for column in 0..n {
-                    let old = f64::from(beta) * f64::from(before.at(row, column));
-                    let terms = case.terms(unit, &a, &b, row, column);
-                    let sum: f64 = terms.iter().map(|[a, b]| f64::from(*a) * f64::from(*b)).sum();
-                    let error = (f64::from(after.at(row, column)) - old - f64::from(case.alpha) * sum).abs();
-                    assert!(error <= bound, "{case:?} ({row}, {column}): {error} > {bound}");
-                    // the bound is of the worst case, and errors are of all signs
-                    assert!(error <= bound / 100.0, "{case:?} ({row}, {column}): {error} beside a bound of {bound}");
+    for unit in units_of(Precision::F32) {
+        for (i, size) in
+            [[385, 401, 390], [384, 384, 2 * DEPTH + 5], [421, 384 + 2 * COLUMNS, 393]].into_iter().enumerate()
+        {
+            for transposed in [[false, false], [false, true], [true, false], [true, true]] {
+                let case = Case { size, transposed, gap: 3, alpha: -0.5, beta };
+                let [m, n, k] = size;
+                assert!(unit.halves(Size { m, n, k }));
+                let [a, b, before] = case.operands();
+                let largest = |x: &Matrix| x.data.iter().fold(0.0, |max: f64, x| max.max(f64::from(x.abs())));
+                // strassen.rs has the bound of the product; beta, alpha and the additions of slices round the result again
+                let of_product = (3 * k * k + 25 * k) as f64 * largest(&a) * largest(&b) * f64::from(case.alpha.abs());
+                let again = 16.0 * (k as f64 * largest(&a) * largest(&b) + largest(&before));
+                let bound = f64::from(f32::EPSILON) / 2.0 * (of_product + again);
+                let after = case.run(unit, &a, &b, &before);
+                // a few rows of each quarter
+                for row in (i..m).step_by(37) {
+                    for column in 0..n {
+                        let old = f64::from(beta) * f64::from(before.at(row, column));
+                        let terms = case.terms(unit, &a, &b, row, column);
+                        let sum: f64 = terms.iter().map(|[a, b]| f64::from(*a) * f64::from(*b)).sum();
+                        let error = (f64::from(after.at(row, column)) - old - f64::from(case.alpha) * sum).abs();
+                        assert!(error <= bound, "{case:?} ({row}, {column}): {error} > {bound}");
+                        // the bound is of the worst case, and errors are of all signs
+                        assert!(
+                            error <= bound / 100.0,
+                            "{case:?} ({row}, {column}): {error} beside a bound of {bound}"
+                        );
+                    }
                 }
-            }
-            for (place, (x, y)) in before.data.iter().zip(&after.data).enumerate() {
-                assert!(
-                    place % before.stride < before.cols || x.to_bits() == y.to_bits(),
-                    "{case:?} wrote between the rows of c"
-                );
+                for (place, (x, y)) in before.data.iter().zip(&after.data).enumerate() {
+                    assert!(
+                        place % before.stride < before.cols || x.to_bits() == y.to_bits(),
+                        "{case:?} wrote between the rows of c"
+                    );
+                }
             }
         }
     }
@@ -215,20 +220,21 @@ fn products_of_quarters_are_close_to_the_definition() {
 
 #[test]
 fn products_of_quarters_add_what_they_are_told_to() {
-    let Some(unit) = Unit::of(Precision::F32) else { return };
-    let case = Case { beta: 0.5, ..Case::plain(389, 391, 2 * DEPTH + 40) };
-    let [a, b, mut c] = case.operands();
-    let row = c.data[..c.cols].to_vec();
-    c.data.chunks_exact_mut(c.cols).for_each(|to| to.copy_from_slice(&row));
-    let mut y = Matrix::filled(f32::NAN, c.rows, c.cols);
-    let from = (case.beta, View::new(row.as_ptr(), c.rows, c.cols, 0));
-    let to = View::new(y.data.as_mut_ptr(), c.rows, c.cols, c.cols);
-    // SAFETY: the views are those of live matrices of matching sizes, and `y` is ours.
-    unsafe { unit.gemm(a.view(), b.view(), Target { alpha: case.alpha, from, c: to }, true) };
-    assert_eq!(y.bits(), case.run(unit, &a, &b, &c).bits());
-    let case = Case { beta: 0.0, ..case };
-    let nan = Matrix::filled(f32::NAN, c.rows, c.cols);
-    assert_eq!(case.run(unit, &a, &b, &nan).bits(), case.run(unit, &a, &b, &c).bits());
+    for unit in units_of(Precision::F32) {
+        let case = Case { beta: 0.5, ..Case::plain(389, 391, 2 * DEPTH + 40) };
+        let [a, b, mut c] = case.operands();
+        let row = c.data[..c.cols].to_vec();
+        c.data.chunks_exact_mut(c.cols).for_each(|to| to.copy_from_slice(&row));
+        let mut y = Matrix::filled(f32::NAN, c.rows, c.cols);
+        let from = (case.beta, View::new(row.as_ptr(), c.rows, c.cols, 0));
+        let to = View::new(y.data.as_mut_ptr(), c.rows, c.cols, c.cols);
+        // SAFETY: the views are those of live matrices of matching sizes, and `y` is ours.
+        unsafe { unit.gemm(a.view(), b.view(), Target { alpha: case.alpha, from, c: to }, true) };
+        assert_eq!(y.bits(), case.run(unit, &a, &b, &c).bits());
+        let case = Case { beta: 0.0, ..case };
+        let nan = Matrix::filled(f32::NAN, c.rows, c.cols);
+        assert_eq!(case.run(unit, &a, &b, &nan).bits(), case.run(unit, &a, &b, &c).bits());
+    }
 }
 
 #[test]

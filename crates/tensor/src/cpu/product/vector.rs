@@ -1,0 +1,310 @@
+//! Panels and micro-kernel, for any vector unit.
+//!
+//! A panel holds the operand word by word: for each column, or each pair of columns in bf16, the words of [`LANES`] rows, one or more
+//! vectors. Missing rows, and the partner of an odd last column, are zero.
+
+use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::{LANES, Operand, Panels, Place, Sources, Target};
+use crate::cpu::matmul::View;
+
+/// A vector unit. All that is generic over it is inlined into a function that has its instructions.
+///
+/// # Safety
+/// Who calls a method is inlined into such a function, and gives addresses that are valid for what the method says.
+pub(super) trait Vector {
+    /// As many f32 as a vector has.
+    type Floats: Copy;
+    /// As many words of four bytes.
+    type Words: Copy;
+    /// As many vectors as a vector has words.
+    type Block: AsRef<[Self::Words]> + AsMut<[Self::Words]>;
+    /// Words of a vector; divides [`LANES`].
+    const WIDTH: usize;
+
+    /// Zeros.
+    unsafe fn zeros() -> Self::Floats;
+    /// One number everywhere.
+    unsafe fn splat(x: f32) -> Self::Floats;
+    /// The first `count` of the numbers there, zeros behind them; the others are not touched.
+    unsafe fn load(from: *const f32, count: usize) -> Self::Floats;
+    /// Writes the first `count` numbers.
+    unsafe fn store(to: *mut f32, count: usize, x: Self::Floats);
+    /// `a·b`.
+    unsafe fn multiply(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `sum + a·b`, rounded once.
+    unsafe fn multiply_add(sum: Self::Floats, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// The word there, everywhere.
+    unsafe fn broadcast(from: *const u32) -> Self::Words;
+    /// The words at an aligned address.
+    unsafe fn read(from: *const u32) -> Self::Words;
+    /// Writes to an aligned address.
+    unsafe fn write(to: *mut u32, words: Self::Words);
+    /// Words that are f32.
+    unsafe fn floats(words: Self::Words) -> Self::Floats;
+    /// The bits of numbers.
+    unsafe fn words(floats: Self::Floats) -> Self::Words;
+    /// Words of rows become words of columns.
+    unsafe fn transpose(x: Self::Block) -> Self::Block;
+}
+
+/// How numbers stand in a panel's words.
+///
+/// # Safety
+/// As for [`Vector`].
+pub(super) trait Format {
+    /// Where they are multiplied.
+    type Vector: Vector;
+    /// Neighbouring columns in a word.
+    const COLUMNS: usize;
+    /// Rows of c in the tiles of a panel. A tile's sums stay in registers, and are as many as the latency of a multiply-add needs to be
+    /// hidden.
+    const TILES: &'static [usize];
+    /// Vectors of columns in a tile, at most three.
+    const TILE_VECTORS: usize;
+
+    /// The words of one row; `read(i)` has its i-th next vector of columns.
+    unsafe fn of_row(read: impl Fn(usize) -> Floats<Self>) -> Words<Self>;
+
+    /// The words of as many rows as a vector has; `read(i)` has the rows' i-th next column.
+    unsafe fn of_columns(read: impl Fn(usize) -> Floats<Self>) -> Words<Self>;
+
+    /// `sum + a·b`, of the numbers of each word.
+    unsafe fn multiply_add(sum: Floats<Self>, a: Words<Self>, b: Words<Self>) -> Floats<Self>;
+}
+
+pub(super) type Floats<F> = <<F as Format>::Vector as Vector>::Floats;
+pub(super) type Words<F> = <<F as Format>::Vector as Vector>::Words;
+type Block<F> = <<F as Format>::Vector as Vector>::Block;
+
+/// Fetches a cache line before its use.
+#[inline(always)]
+fn prefetch<const HINT: i32>(p: *const f32) {
+    #[allow(unused_unsafe, reason = "unsafe in the oldest Rust that we build with")]
+    // SAFETY: any address may be prefetched: nothing is read.
+    unsafe {
+        _mm_prefetch::<HINT>(p.cast());
+    }
+}
+
+/// How far ahead of their use elements of a row are fetched: two turns of the loop of bf16.
+const AHEAD: usize = 4 * LANES;
+
+/// See [`super::Unit::pack`].
+#[inline(always)]
+pub(super) unsafe fn pack<F: Format>(operand: &Operand, Place { rows, cols }: Place, panels: Panels) {
+    let by_row = match &operand.sources {
+        Sources::One(matrix) => matrix.col_stride == 1,
+        Sources::Quarters(quarters) => quarters[0].col_stride == 1,
+    };
+    let width = F::Vector::WIDTH;
+    let (count, blocks) = (rows.len().div_ceil(LANES), cols.len().div_ceil(width * F::COLUMNS));
+    for i in 0..count * blocks {
+        // along what lies together in memory
+        let (panel, block) = if by_row { (i / blocks, i % blocks) } else { (i % count, i / count) };
+        for part in 0..LANES / width {
+            let row = rows.start + panel * LANES + part * width;
+            let column = cols.start + block * width * F::COLUMNS;
+            let place = Place { rows: row..rows.end.min(row + width), cols: column..cols.end };
+            let words = width.min(place.cols.len().div_ceil(F::COLUMNS));
+            let to = |plane| panels.at(plane, panel).wrapping_add(block * width * LANES + part * width);
+            // SAFETY: as this function requires; the panel has room for so many vectors.
+            unsafe {
+                match &operand.sources {
+                    Sources::One(matrix) => store::<F::Vector>(read::<F>(*matrix, &place).as_ref(), words, to(0)),
+                    Sources::Quarters([a, b, c, d]) => {
+                        let blocks = [
+                            read::<F>(*a, &place),
+                            read::<F>(*b, &place),
+                            read::<F>(*c, &place),
+                            read::<F>(*d, &place),
+                        ];
+                        for (i, plane) in operand.planes.iter().enumerate() {
+                            match **plane {
+                                [(_, only)] => store::<F::Vector>(blocks[only].as_ref(), words, to(i)),
+                                [(_, a), (sign, b)] => {
+                                    store_sum::<F::Vector>(blocks[a].as_ref(), sign, blocks[b].as_ref(), words, to(i));
+                                }
+                                _ => unreachable!("a plane is one quarter or the sum of two"),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store<V: Vector>(block: &[V::Words], count: usize, to: *mut u32) {
+    for (i, &words) in block.iter().enumerate().take(count) {
+        // SAFETY: as this function requires.
+        unsafe { V::write(to.add(i * LANES), words) };
+    }
+}
+
+/// Stores `a + sign·b`, whose words are f32.
+#[inline(always)]
+unsafe fn store_sum<V: Vector>(a: &[V::Words], sign: f32, b: &[V::Words], count: usize, to: *mut u32) {
+    // SAFETY: as this function requires.
+    unsafe {
+        let sign = V::splat(sign);
+        for (i, (&a, &b)) in a.iter().zip(b).enumerate().take(count) {
+            V::write(to.add(i * LANES), V::words(V::multiply_add(V::floats(a), sign, V::floats(b))));
+        }
+    }
+}
+
+/// The words of a block, what the matrix does not reach as zeros.
+#[inline(always)]
+unsafe fn read<F: Format>(from: View<*const f32>, Place { rows, cols }: &Place) -> Block<F> {
+    let width = F::Vector::WIDTH;
+    let count = rows.end.min(from.rows).saturating_sub(rows.start);
+    let end = cols.end.min(from.cols);
+    // filled below; filling it with zeros first would take as long
+    let mut block = MaybeUninit::<Block<F>>::uninit();
+    let words = block.as_mut_ptr().cast::<Words<F>>();
+    // SAFETY: as this function requires: what lanes read are elements of the matrix.
+    unsafe {
+        if from.col_stride == 1 {
+            // always as many rows, so that they stay in registers: of a missing one no lane is read
+            for i in 0..width {
+                let (row, count) = (rows.start + i, if i < count { end.saturating_sub(cols.start) } else { 0 });
+                for vector in 0..F::COLUMNS {
+                    prefetch::<_MM_HINT_T0>(from.at(row, cols.start).wrapping_add(AHEAD + vector * width));
+                }
+                words.add(i).write(F::of_row(|vector| {
+                    let before = vector * width;
+                    F::Vector::load(from.at(row, cols.start + before), count.saturating_sub(before))
+                }));
+            }
+            F::Vector::transpose(block.assume_init())
+        } else {
+            for i in 0..width {
+                for column in 0..F::COLUMNS {
+                    // of the next panel's
+                    prefetch::<_MM_HINT_T1>(from.at(rows.start + LANES, cols.start + i * F::COLUMNS + column));
+                }
+                words.add(i).write(F::of_columns(|column| {
+                    let col = cols.start + i * F::COLUMNS + column;
+                    F::Vector::load(from.at(rows.start, col), if col < end { count } else { 0 })
+                }));
+            }
+            block.assume_init()
+        }
+    }
+}
+
+/// See [`super::Unit::multiply`].
+#[inline(always)]
+pub(super) unsafe fn multiply<F: Format>(
+    [a, b]: [*const u32; 2],
+    slice: Range<usize>,
+    targets: &[Target],
+    Place { rows, cols }: Place,
+) {
+    let (steps, width) = (slice.len().div_ceil(F::COLUMNS), F::Vector::WIDTH);
+    let columns = F::TILE_VECTORS * width;
+    for column in (0..cols.len()).step_by(columns) {
+        for panel in (0..rows.len()).step_by(LANES) {
+            let mut row = panel;
+            for &tile_rows in F::TILES {
+                let place = Place {
+                    rows: (rows.start + row).min(rows.end)..rows.end.min(rows.start + row + tile_rows),
+                    cols: cols.start + column..cols.end.min(cols.start + column + columns),
+                };
+                if place.rows.is_empty() {
+                    break;
+                }
+                // SAFETY: as this function requires; a tile's rows lie in one panel.
+                unsafe {
+                    let panels = [a.add(panel * steps + row % LANES), b.add(column * steps)];
+                    match tile_rows {
+                        5 => tile_of::<F, 5>(panels, &slice, targets, place),
+                        6 => tile_of::<F, 6>(panels, &slice, targets, place),
+                        8 => tile_of::<F, 8>(panels, &slice, targets, place),
+                        _ => unreachable!("there is no such tile"),
+                    }
+                }
+                row += tile_rows;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile_of<F: Format, const ROWS: usize>(
+    panels: [*const u32; 2],
+    slice: &Range<usize>,
+    targets: &[Target],
+    place: Place,
+) {
+    // SAFETY: as this function requires.
+    unsafe {
+        match place.cols.len().div_ceil(F::Vector::WIDTH) {
+            1 if F::TILE_VECTORS != 2 => tile::<F, ROWS, 1>(panels, slice, targets, place),
+            1 | 2 => tile::<F, ROWS, 2>(panels, slice, targets, place),
+            _ => tile::<F, ROWS, 3>(panels, slice, targets, place),
+        }
+    }
+}
+
+/// The micro-kernel: `ROWS` rows by `N` vectors of columns.
+///
+/// # Safety
+/// As [`super::Unit::multiply`]; a is the place of the first row in its panel.
+#[inline(always)]
+unsafe fn tile<F: Format, const ROWS: usize, const N: usize>(
+    [a, b]: [*const u32; 2],
+    slice: &Range<usize>,
+    targets: &[Target],
+    Place { rows, cols }: Place,
+) {
+    let width = F::Vector::WIDTH;
+    for target in targets {
+        for row in rows.clone() {
+            for j in 0..N {
+                prefetch::<_MM_HINT_ET0>(target.c.at(row, cols.start + j * width));
+            }
+        }
+    }
+    // SAFETY: as this function requires.
+    unsafe {
+        let steps = slice.len().div_ceil(F::COLUMNS);
+        // a vector's place: its panel, then its words there
+        let b: [_; N] = std::array::from_fn(|j| b.add(j * width / LANES * LANES * steps + j * width % LANES));
+        let mut sums = [[F::Vector::zeros(); N]; ROWS];
+        for step in 0..steps {
+            let b: [_; N] = std::array::from_fn(|j| F::Vector::read(b[j].add(step * LANES)));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let a = F::Vector::broadcast(a.add(step * LANES + i));
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = F::multiply_add(*sum, a, b);
+                }
+            }
+        }
+        for target in targets {
+            let (c, (beta, from)) = (target.c, target.added_to(slice));
+            let (alpha, scale) = (F::Vector::splat(target.alpha), F::Vector::splat(beta));
+            let count = rows.end.min(c.rows).saturating_sub(rows.start);
+            // a count known to the compiler, so that sums are registers all along
+            for (i, sums) in sums.iter().enumerate() {
+                if i >= count {
+                    break;
+                }
+                let row = rows.start + i;
+                for (j, &sum) in sums.iter().enumerate() {
+                    let column = cols.start + j * width;
+                    let lanes = cols.end.min(c.cols).saturating_sub(column).min(width);
+                    let mut y = F::Vector::multiply(alpha, sum);
+                    if beta != 0.0 {
+                        y = F::Vector::multiply_add(y, scale, F::Vector::load(from.at(row, column), lanes));
+                    }
+                    F::Vector::store(c.at(row, column), lanes, y);
+                }
+            }
+        }
+    }
+}
