@@ -16,7 +16,12 @@ use crate::units;
 pub(crate) fn size() -> impl TypedValueParser<Value = usize> {
     StringValueParser::new().try_map(|text| {
         let bytes = parse_bytes(&text).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0);
-        bytes.ok_or("expected a size such as 8GiB, 512MiB, 8GB or a number of bytes")
+        let bytes = bytes.ok_or("expected a size such as 8GiB, 512MiB, 8GB or a number of bytes")?;
+        // whoever gives a number alone seldom means so few bytes
+        match text.trim().ends_with(|c: char| c.is_ascii_digit()) && bytes < 1 << 20 {
+            true => Err(format!("expected a size with its unit, such as {0}MiB or {0}GiB", text.trim())),
+            false => Ok(bytes),
+        }
     })
 }
 

@@ -1,10 +1,10 @@
 //! A matrix in a NumPy `.npy` file.
 
-use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read};
 use std::path::Path;
 
-use colrow_models::files;
+use colrow_models::atomic::write_file_atomic;
+use colrow_models::files::{self, io_error};
 use colrow_tensor::{Error, Result, Tensor};
 use half::{bf16, f16};
 use npyz::{DType, Endianness, NpyFile, NpyHeader, Order, TypeChar, WriterBuilder};
@@ -148,13 +148,12 @@ fn halves(
 /// The file cannot be written.
 pub(crate) fn write(path: &Path, tensor: &Tensor) -> Result<()> {
     let values = tensor.to_f64();
-    let written = File::create(path).and_then(|file| {
+    write_file_atomic(path, |file| {
         let options = npyz::WriteOptions::new().default_dtype().shape(&[tensor.rows() as u64, tensor.cols() as u64]);
         let mut writer = options.writer(BufWriter::new(file)).begin_nd()?;
-        writer.extend(values.iter().map(|&v| v as f32))?;
-        writer.finish()
-    });
-    written.map_err(|e| Error::from(e).at(path.display()))
+        let written = writer.extend(values.iter().map(|&v| v as f32)).and_then(|()| writer.finish());
+        written.map_err(|e| io_error("cannot write", &e, path))
+    })
 }
 
 fn read_header(reader: &mut impl Read) -> Result<NpyHeader> {

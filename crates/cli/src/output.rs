@@ -9,9 +9,11 @@
 #![allow(clippy::disallowed_methods, reason = "the one place that writes to the standard streams")]
 
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use colrow_models::atomic;
 use colrow_tensor::printable::{one_line, printable};
 use colrow_tensor::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -43,6 +45,29 @@ pub(crate) fn write_out(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
     match write(&mut out).and_then(|()| out.flush()) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|e| Error::new(format!("cannot write the result: {e}"))),
+    }
+}
+
+/// Whether `path` stands for standard output.
+pub(crate) fn is_standard(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// Checks before the work that the page which `--out` asks for can be written, by a command whose standard output holds something else.
+///
+/// # Errors
+/// Standard output; a file that cannot be written.
+pub(crate) fn check_page(out: Option<&Path>) -> Result<()> {
+    match out {
+        Some(path) if is_standard(path) => {
+            Err(Error::usage("--out: expected a file for the page, found -: standard output has the figures")
+                .hint("name a file, such as page.html"))
+        }
+        Some(path) if path.file_name().is_none() => Err(Error::usage("expected the name of a file for the report")
+            .at(path.display())
+            .hint("such as report.html")),
+        Some(path) => atomic::check_file(path),
+        None => Ok(()),
     }
 }
 
@@ -102,6 +127,35 @@ impl Bar {
     /// Sets the template's `{msg}`.
     pub(crate) fn message(&self, text: &str) {
         self.0.set_message(one_line(text).into_owned());
+    }
+}
+
+/// How far a command is that counts: a bar on a terminal, and elsewhere a line now and then.
+pub(crate) struct Counter {
+    bar: Bar,
+    name: &'static str,
+    what: &'static str,
+    told: Instant,
+}
+
+impl Counter {
+    /// Time between two lines.
+    const EVERY: Duration = Duration::from_secs(10);
+
+    /// Of the command `name`, which counts `what`.
+    pub(crate) fn new(name: &'static str, what: &'static str) -> Self {
+        let bar = Bar::new(name, 0, 0, &format!("{{pos}}/{{len}} {what}  {{eta}} left"));
+        Self { bar, name, what, told: Instant::now() }
+    }
+
+    /// So much is done of so much.
+    pub(crate) fn set(&mut self, done: u64, of: u64) {
+        self.bar.of(of);
+        self.bar.set(done);
+        if !self.bar.is_shown() && self.told.elapsed() >= Self::EVERY {
+            self.told = Instant::now();
+            say(&format!("{}: {done} of {of} {}", self.name, self.what));
+        }
     }
 }
 

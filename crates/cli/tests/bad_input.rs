@@ -246,6 +246,7 @@ fn huge_numbers() {
             );
         }
     }
+    fails(&place, &[&estimate[..], &["--trials", "1000001"]].concat(), 2, &["a whole number from 2 to 1000000"]);
     // each in its range, and together too many
     fails(&place, &[&t5[..], &["--batch", "1048576", "--seq", "1048576"]].concat(), 2, &["at most 33554432 tokens"]);
     fails(&place, &[&t5[..], &["--lengths-file", "lengths"]].concat(), 2, &["at most 33554432 tokens"]);
@@ -437,4 +438,26 @@ fn ratios_that_a_run_cannot_choose() {
         &["keep.policy=paper", "keep.bytes=10KiB"],
         &["keep.bytes: expected at least ", "found 10240", "hint: a smaller batch"],
     );
+}
+
+#[test]
+fn modules_that_are_the_whole_model() {
+    let place = Place::new();
+    for method in ["lora", "bitfit"] {
+        let method = format!("train.method={method}");
+        for whole in ["bert", "*"] {
+            let modules = format!("train.modules_to_save=['{whole}']");
+            let told =
+                [&format!("train.modules_to_save: `{whole}` is the whole model"), "hint: name modules within it"];
+            train_fails(&place, &[&method, &modules], 2, &told);
+        }
+        place.ok(&[
+            "plan",
+            "recipe.toml",
+            "--set",
+            &method,
+            "--set",
+            "train.modules_to_save=['classifier','bert.pooler','encoder']",
+        ]);
+    }
 }

@@ -39,7 +39,32 @@ fn runs_are_put_side_by_side() {
     let table = place.ok(&all);
     let lines: Vec<_> = table.lines().collect();
     assert_eq!(lines.len(), 3);
+    assert!(
+        lines[0].contains("  peak  peak of the process  ") || lines[0].contains(" peak of the process "),
+        "{table}"
+    );
     assert!(lines[0].starts_with("run") && lines[1].starts_with("exact ") && lines[1].contains(" ± "), "{table}");
+}
+
+#[test]
+fn a_run_that_is_given_twice_counts_once() {
+    let place = Place::new();
+    for name in ["a", "b"] {
+        place.train(&[&format!("output={name}"), "train.steps=1"]);
+    }
+    let again = place.path("b/../a").display().to_string();
+    let ran = place.run(&["compare", "a", &again, "a/", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((&found["groups"][0]["runs"], &found["groups"][0]["best"]["deviation"]), (&json!(1), &json!(null)));
+    assert_eq!(ran.err.matches("the run was given before, and counts once").count(), 2, "{}", ran.err);
+    // one seed is no two, wherever its run is
+    let ran = place.run(&["compare", "a", "b"]);
+    assert!(ran.err.contains("a and b are of one recipe and one seed"), "{}", ran.err);
+    place.train(&["output=c", "train.steps=1", "seed=2"]);
+    assert_eq!(place.run(&["compare", "a", "c"]).err, "");
+    // the page too
+    place.ok(&["report", "a", "a"]);
+    assert!(!place.text("a/report.html").contains("Seeds"));
 }
 
 #[test]
@@ -59,6 +84,7 @@ fn what_cannot_be_compared_is_refused() {
         &["expected runs of one task, found accuracy of classify and spearman of regress", "in b", "hint"],
     );
     fails(&["a", "model"], 1, &["model"]);
+    fails(&["."], 1, &["expected a run folder, found a folder of runs: a, b", "hint: name one of them: ./a"]);
     std::fs::remove_file(place.path("a/summary.json")).unwrap();
     fails(&["a"], 2, &["expected a run that has ended", "in a", "hint: go on with it"]);
 }

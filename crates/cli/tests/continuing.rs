@@ -167,7 +167,7 @@ fn other_data_is_refused_by_name() {
     place.write("dev.tsv", tsv(&rows(12, 2, None)));
     place.write("train.tsv", tsv(&data[..20]));
     let mut old: Value = serde_json::from_slice(&before.1).unwrap();
-    for key in ["data", "evaluates", "first_loss", "good", "unlogged"] {
+    for key in ["data", "digests", "evaluates", "first_loss", "good", "unlogged"] {
         assert!(old.as_object_mut().unwrap().remove(key).is_some());
     }
     (old["epoch"], old["step_in_epoch"]) = (json!(0), json!(5));
@@ -344,4 +344,29 @@ fn a_log_without_a_terminal_tells_some_steps() {
     for part in ["run: step 3/100  loss ", "  lr 2.00e-4", " tokens/s  ", " left"] {
         assert!(told[1].contains(part), "{}", told[1]);
     }
+}
+
+/// What the checkpoint brings is not said to be new, and the summary is that of the whole run.
+#[test]
+fn a_resumed_run_does_not_speak_of_weights_that_its_checkpoint_brings() {
+    let place = Place::new();
+    place.write("three.tsv", "sentence\tlabel\ngood film\ta\nbad film\tb\npoor plot\tc\nfine film\ta\n");
+    let sets = ["data.train=three.tsv", "data.dev=three.tsv", "train.save_every=1"];
+    let first = place.run(&args(&[&sets[..], &["train.steps=2"]].concat(), &[]));
+    assert!(first.code == Some(0) && first.err.contains("initialised: classifier"), "{}", first.err);
+    let more = place.run(&args(&[&sets[..], &["train.steps=4"]].concat(), &["--resume"]));
+    assert!(more.code == Some(0) && !more.err.contains("initialised"), "{}", more.err);
+    assert!(place.json("run/summary.json")["warnings"].to_string().contains("initialised: classifier"));
+}
+
+#[test]
+fn a_run_that_diverged_says_so_at_its_end() {
+    let place = Place::new();
+    let diverged = ["optim.lr=1e2", "optim.warmup=0", "optim.schedule=constant", "train.steps=4", "output=far"];
+    let ran = place.run(&args(&diverged, &[]));
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("warning: the run diverged: its loss is "), "{}", ran.err);
+    assert!(place.json("far/summary.json")["warnings"].to_string().contains("the run diverged"));
+    let ran = place.run(&args(&["train.steps=4"], &[]));
+    assert!(ran.code == Some(0) && !ran.err.contains("diverged"), "{}", ran.err);
 }

@@ -211,3 +211,140 @@ fn a_file_beyond_the_limit_is_an_error_and_no_signal() {
     assert_eq!(ran.code, Some(1), "{}", ran.err);
     assert!(ran.err.contains("cannot write") && ran.err.contains("ulimit -f"), "{}", ran.err);
 }
+
+/// What the saved model will need is looked at before the first step, not after the last.
+#[test]
+fn what_saving_copies_is_checked_before_training() {
+    for name in ["vocab.txt", "special_tokens_map.json", "added_tokens.json"] {
+        let place = Place::new();
+        let path = format!("model/{name}");
+        fs::create_dir(place.path(&path)).unwrap();
+        fails(&place, &["train", "recipe.toml"], 1, &["the saved model will need a copy", "found a folder", &path]);
+        fs::remove_dir(place.path(&path)).unwrap();
+        pipe(&place, &path);
+        fails(&place, &["train", "recipe.toml"], 1, &["the saved model will need a copy", "found a pipe", &path]);
+        assert!(!place.path("run").exists(), "{name}");
+    }
+    // a note that somebody put into the model of a run that goes on
+    let place = Place::new();
+    place.ok(&["train", "recipe.toml"]);
+    place.write("run/model/notes.txt", "mine");
+    let longer = ["train", "recipe.toml", "--resume", "--set", "train.epochs=3"];
+    fails(&place, &longer, 1, &["holds more than a model: notes.txt", "run/model"]);
+    assert_eq!(place.names("run/checkpoints"), ["step-10"]);
+    assert!(place.text("run/recipe.toml").contains("epochs = 2"), "nothing is changed");
+}
+
+/// A model that cannot be saved costs no step: there is a checkpoint of what was learned, and the resumed run saves.
+#[test]
+fn a_failure_to_save_the_model_loses_no_step() {
+    let place = Place::new();
+    let train = |output: &str, steps: u64, resume: bool| {
+        let (output, steps) = (format!("output={output}"), format!("train.steps={steps}"));
+        let sets = [output.as_str(), &steps, "train.eval_every=1", "train.save_every=4", "train.best_metric=loss"];
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        run(
+            &place,
+            &["train", "recipe.toml"].into_iter().chain(sets).chain(resume.then_some("--resume")).collect::<Vec<_>>(),
+        )
+    };
+    for output in ["whole", "run"] {
+        assert_eq!(train(output, 2, false).code, Some(0));
+    }
+    assert_eq!(train("whole", 4, true).code, Some(0));
+    // no folder can be put in the place of a link that leads nowhere
+    fs::remove_dir_all(place.path("run/model")).unwrap();
+    symlink("nowhere", place.path("run/model")).unwrap();
+    let ran = train("run", 4, true);
+    assert_eq!(ran.code, Some(1), "{}", ran.err);
+    for text in ["cannot replace", "in step 3 of 4", "--resume goes on from run/checkpoints/step-3"] {
+        assert!(ran.err.contains(text), "{}", ran.err);
+    }
+    fs::remove_file(place.path("run/model")).unwrap();
+    let ran = train("run", 4, true);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("going on after step 3"), "{}", ran.err);
+    assert_eq!(place.metrics("run"), place.metrics("whole"));
+    assert!(place.read("run/model/model.safetensors") == place.read("whole/model/model.safetensors"));
+}
+
+#[test]
+fn a_dash_is_standard_output() {
+    let place = Place::new();
+    let predict = ["predict", "--model", "model", "--data", "dev.tsv"];
+    let lines = place.ok(&predict);
+    assert_eq!(place.ok(&[&predict[..], &["--out", "-"]].concat()), lines);
+    assert_eq!(lines.lines().count(), 12);
+    let init = ["init", "--data", "train.tsv"];
+    assert_eq!(place.ok(&[&init[..], &["--out", "-"]].concat()), place.ok(&init));
+    place.ok(&["train", "recipe.toml"]);
+    let page = place.ok(&["report", "run", "--out", "-"]);
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"), "{page}");
+    for matrix in ["x.npy", "dz.npy"] {
+        place.write(matrix, npy(1, 1, &[1.0]));
+    }
+    let estimate = ["estimate", "--x", "x.npy", "--dz", "dz.npy", "--out", "-"];
+    for args in [&estimate[..], &["inspect", "recipe.toml", "--out", "-"], &["compare", "run", "--out", "-"]] {
+        let ran = run(&place, args);
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{args:?}");
+        assert!(ran.err.contains("--out: expected a file for the page, found -"), "{}", ran.err);
+    }
+    assert!(!place.path("-").exists());
+    // a file of that name has a path
+    place.ok(&[&predict[..], &["--out", "./-"]].concat());
+    assert_eq!(place.text("-"), lines);
+}
+
+/// Before models, data and matrices are read: here none of them is there.
+#[test]
+fn where_a_command_writes_is_checked_first() {
+    let place = Place::new();
+    place.write("file", "");
+    place.ok(&["train", "recipe.toml", "--set", "train.steps=1"]);
+    let none = "no such model";
+    let merge = ["merge", "--model", none, "--out", "absent/out"];
+    let export = ["inspect", "absent.toml", "--export", "classifier", "--export-to", "absent"];
+    for args in [
+        &["predict", "--model", none, "--data", "none", "--out", "absent/out"][..],
+        &["estimate", "--x", "none", "--dz", "none", "--out", "absent/out"],
+        &["inspect", "absent.toml", "--out", "absent/out"],
+        &export,
+        &["compare", "none", "--out", "absent/out"],
+        &["report", "none", "--out", "absent/out"],
+        &["init", "--data", "none", "--out", "absent/out"],
+        &merge,
+    ] {
+        fails(&place, args, 1, &["cannot write: No such file", "in absent/", "does its folder exist?"]);
+    }
+    fails(&place, &["predict", "--model", none, "--data", "none", "--out", "model"], 1, &["found a folder"]);
+    fails(&place, &["init", "--data", "none", "--out", "file"], 2, &["this file exists"]);
+    fails(&place, &["merge", "--model", none, "--out", "file", "--force"], 1, &["cannot write the model folder"]);
+    assert!(!place.path("absent").exists() && place.text("file").is_empty());
+}
+
+#[test]
+fn folders_that_are_no_models_are_named() {
+    let place = Place::new();
+    let sets = |output: &str| format!("output=runs/{output}");
+    for (output, method) in [("b", "full"), ("a", "lora")] {
+        let (output, method) = (sets(output), format!("train.method={method}"));
+        place.ok(&["train", "recipe.toml", "--set", &output, "--set", &method, "--set", "train.steps=1"]);
+    }
+    let used = |model: &str, expected: &[&str]| {
+        fails(&place, &["eval", "--model", model, "--data", "dev.tsv"], 1, expected);
+        fails(&place, &["predict", "--model", model, "--data", "dev.tsv"], 1, expected);
+        fails(&place, &["train", "recipe.toml", "--set", &format!("model.path={model}")], 1, expected);
+    };
+    used("./runs", &["expected a model, found a folder of runs: a, b", "hint: name one of them: ./runs/a"]);
+    fs::remove_dir_all(place.path("runs/b/model")).unwrap();
+    used("./runs/b", &["this run has no model yet", "colrow train ./runs/b/recipe.toml --resume"]);
+    let adapter = ["train", "recipe.toml", "--set", "model.path=./runs/a/model"];
+    let expected = [
+        "found an adapter",
+        "colrow merge --model ./runs/a/model --out FOLDER",
+        "colrow train ./runs/a/recipe.toml --resume",
+    ];
+    fails(&place, &adapter, 1, &expected);
+    fails(&place, &["train", "recipe.toml", "--set", "model.path=./runs/a"], 1, &expected);
+    fails(&place, &["report", "runs"], 1, &["expected a run folder, found a folder of runs: a, b"]);
+}

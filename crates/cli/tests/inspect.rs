@@ -115,3 +115,24 @@ fn what_cannot_be_inspected() {
     let sets = ["--set", "train.method=bitfit", "--set", "train.modules_to_save=[]"];
     fails(&sets, &["trains no linear's weight", "hint: inspect full fine-tuning"]);
 }
+
+#[test]
+fn what_an_inspection_leaves_out_is_said() {
+    let place = Place::new();
+    let inspect = |sets: &[&str]| {
+        let args = ["inspect", "recipe.toml", "--steps", "1", "--draws", "1"].into_iter();
+        let ran = place.run(&args.chain(sets.iter().flat_map(|set| ["--set", set])).collect::<Vec<_>>());
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        ran
+    };
+    let full = inspect(&[]);
+    assert!(full.out.contains(": one batch of ") && !full.err.contains("looked at"), "{}{}", full.out, full.err);
+    let lora = inspect(&["train.method=lora"]);
+    let sites = lora.out.lines().filter(|line| line.contains(" % ")).count();
+    assert_eq!(sites, 2, "the classifier and the mean: {}", lora.out);
+    assert!(
+        lora.err.contains("by train.method = lora only linears whose whole weight is trained are looked at"),
+        "{}",
+        lora.err
+    );
+}

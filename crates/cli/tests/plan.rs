@@ -301,13 +301,52 @@ fn what_fits_is_what_is_planned() {
     assert_eq!(found(&auto)[..2], ["as_it_is", "largest_batch"], "{auto:?}");
     assert!(auto.iter().all(|fit| fit["ratio"] == "auto" && fit["policy"] != "exact"), "{auto:?}");
 
-    assert_eq!(fits(&base, 1000.0), [Value::Null; 0]);
-    let text = |memory: &str| place.ok(&["plan", "recipe.toml", "--memory", memory]);
-    assert!(text("1KiB").contains("within 1.00 KiB:\nnothing fits into 1.00 KiB"));
-    assert!(text("8GiB").contains("\nas it is "), "{}", text("8GiB"));
-    let ran = place.run(&["plan", "recipe.toml", "--memory", "8G"]);
-    assert_eq!(ran.code, Some(2));
-    assert!(ran.err.contains("expected a size such as 8GiB, 512MiB, 8GB or a number of bytes"), "{}", ran.err);
+    let text = place.ok(&["plan", "recipe.toml", "--memory", "8GiB"]);
+    assert!(text.contains("\nas it is "), "{text}");
+    assert!(text.contains("\nkept  ") && text.contains("\n  kept then  "), "{text}");
+}
+
+#[test]
+fn what_does_not_fit_is_a_failure_with_its_figures() {
+    let place = Place::new();
+    let plan = |memory: &str, more: &[&str]| place.run(&[&["plan", "recipe.toml", "--memory", memory], more].concat());
+    let ran = plan("1KiB", &[]);
+    assert_eq!((ran.code, ran.err.as_str()), (Some(1), "error: nothing fits into 1.00 KiB\n"));
+    assert!(ran.out.contains("largest step") && ran.out.contains("within 1.00 KiB:\nnothing fits into 1.00 KiB"));
+    let ran = plan("1048576", &["--json"]);
+    let planned: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, &planned["fits"], &planned["memory_bytes"]), (Some(1), &json!([]), &json!(1 << 20)));
+    assert!(planned["peak_bytes"].as_u64() > Some(0), "{planned}");
+    for (memory, needle) in [
+        ("8G", "expected a size such as 8GiB, 512MiB, 8GB or a number of bytes"),
+        ("300", "expected a size with its unit, such as 300MiB or 300GiB"),
+        ("1.5", "such as 1.5MiB"),
+        ("1048575", "with its unit"),
+    ] {
+        let ran = plan(memory, &[]);
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{memory}");
+        assert!(ran.err.contains(needle), "{}", ran.err);
+    }
+}
+
+/// Rows behind the last block that is run again are kept, which is that policy's and nobody's mistake; elsewhere it is told.
+#[test]
+fn a_policy_is_not_warned_of_itself() {
+    let place = Place::new();
+    place.model("bert", &wide_bert());
+    let warned = |sets: &[&str]| {
+        let sets = sets.iter().flat_map(|s| ["--set", s]);
+        let ran = place
+            .run(&["plan", "recipe.toml", "--set", "model.path=./bert"].into_iter().chain(sets).collect::<Vec<_>>());
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        (ran.err.contains("nothing rebuilds them"), ran.out.contains("nothing rebuilds them"))
+    };
+    for more in [&[][..], &["train.method=lora"], &["optim.states=8bit"]] {
+        assert_eq!(warned(&[&["keep.policy=recompute"], more].concat()), (false, true), "{more:?}");
+    }
+    assert_eq!(warned(&["keep.policy=paper", "keep.norms=current"]), (true, true));
+    let site = "keep.sites.'*.self.*'={keep='rows'}";
+    assert_eq!(warned(&["keep.policy=recompute", site]), (true, true));
 }
 
 /// With less address space than the plan needs, a run is refused before it writes anything, and the message says what would fit.

@@ -346,6 +346,15 @@ fn damaged_checkpoints_are_named() {
         assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{}", ran.err);
         assert!(ran.err.contains(&format!("in {path}")), "{}", ran.err);
         assert!(ran.err.contains("hint: remove this folder"), "{}", ran.err);
+        // a byte that is another makes another run, wherever it is
+        for at in (0..16).map(|i| i * (whole.len() - 1) / 15) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            place.write(&path, bytes);
+            let ran = place.run(&resume);
+            assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{path}, byte {at}: {}", ran.err);
+            assert!(ran.err.contains(&format!("in {folder}")) && ran.err.contains("remove this folder"), "{}", ran.err);
+        }
         place.write(&path, whole);
     }
     // what the hint says

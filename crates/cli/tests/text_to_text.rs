@@ -177,3 +177,21 @@ fn bad_input() {
     fails(&["train.method=lora", "lora.targets=[\"query\"]"], 2, &["`query` names no linear", "hint: linears end in "]);
     fails(&["train.modules_to_save=[\"classifier\"]", "train.method=lora"], 2, &["`classifier` names no module"]);
 }
+
+#[test]
+fn what_a_t5_has_not_is_not_spoken_of() {
+    let place = place();
+    for (sets, what, hint) in [
+        (
+            &["train.method=bitfit"][..],
+            "\"bitfit\" trains biases, and this model has none",
+            "choose \"lora\" or \"full\"",
+        ),
+        (&["train.freeze=['*']"], "every parameter is frozen", "leave out some of the patterns"),
+    ] {
+        let sets = sets.iter().flat_map(|s| ["--set", s]);
+        let ran = place.run(&["plan", "recipe.toml"].into_iter().chain(sets).collect::<Vec<_>>());
+        assert_eq!(ran.code, Some(2), "{}", ran.err);
+        assert!(ran.err.contains(what) && ran.err.contains(hint) && !ran.err.contains("classifier"), "{}", ran.err);
+    }
+}

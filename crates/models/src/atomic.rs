@@ -15,18 +15,7 @@ use crate::files::{expect_file, io_error};
 
 /// Replaces the file `path` by what `write` writes, or leaves the old file as it was and returns the error.
 pub fn write_file_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    if path.is_dir() {
-        return Err(Error::new("expected a file to write, found a folder").at(path.display()));
-    }
-    // What is renamed over a link, a pipe or a device takes its place, for all who use it.
-    if path.symlink_metadata().is_ok_and(|m| !m.is_file()) {
-        return Err(Error::new("expected a file to write, found a link, a pipe or a device")
-            .at(path.display())
-            .hint("name the file itself"));
-    }
-    let temporary = temporary_beside(path)?;
-    // Before anything that cleans up: a file that is there already is another writer's.
-    let mut file = File::create_new(&temporary).map_err(|e| io_error("cannot write", &e, path))?;
+    let (temporary, mut file) = begin_file(path)?;
     let _in_use = lock(&temporary);
     let written = (|| {
         write(&mut file)?;
@@ -41,6 +30,41 @@ pub fn write_file_atomic(path: &Path, write: impl FnOnce(&mut File) -> Result<()
     sync_folder(parent_of(path))
 }
 
+/// Checks that [`write_file_atomic`] can begin to write `path`, so that it is said before the work and not after. Changes nothing.
+///
+/// # Errors
+/// A folder that is not there or cannot be written; something else than a file in its place.
+pub fn check_file(path: &Path) -> Result<()> {
+    let (temporary, _) = begin_file(path)?;
+    fs::remove_file(&temporary).map_err(|e| io_error("cannot write", &e, path))
+}
+
+/// As [`check_file`] for [`replace_dir_atomic`].
+///
+/// # Errors
+/// As there.
+pub fn check_dir(target: &Path) -> Result<()> {
+    let temporary = begin_dir(&real(target))?;
+    fs::remove_dir(&temporary).map_err(|e| io_error("cannot create the folder", &e, target))
+}
+
+/// A new file beside `path`, to be renamed to it.
+fn begin_file(path: &Path) -> Result<(PathBuf, File)> {
+    if path.is_dir() {
+        return Err(Error::new("expected a file to write, found a folder").at(path.display()));
+    }
+    // What is renamed over a link, a pipe or a device takes its place, for all who use it.
+    if path.symlink_metadata().is_ok_and(|m| !m.is_file()) {
+        return Err(Error::new("expected a file to write, found a link, a pipe or a device")
+            .at(path.display())
+            .hint("name the file itself"));
+    }
+    let temporary = temporary_beside(path)?;
+    // Before anything that cleans up: a file that is there already is another writer's.
+    let file = File::create_new(&temporary).map_err(|e| io_error("cannot write", &e, path))?;
+    Ok((temporary, file))
+}
+
 /// Replaces the file `path` by one with this content, or leaves the old file as it was and returns the error.
 pub fn write_atomic(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     write_file_atomic(path, |file| file.write_all(content.as_ref()).map_err(|e| io_error("cannot write", &e, path)))
@@ -52,14 +76,8 @@ pub fn write_atomic(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
 /// one step, so that `target` is a whole folder at every moment. Where the file system cannot do that, the old folder is first
 /// renamed to `.NAME.old`; a process killed between the two renames leaves it there, and [`recover_dir`] brings it back.
 pub fn replace_dir_atomic(target: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    // A link to a folder stays a link: its folder is replaced, where that folder is.
-    let target = &fs::canonicalize(target).unwrap_or_else(|_| target.to_path_buf());
-    if target.exists() && !target.is_dir() {
-        return Err(Error::new("expected a folder to write, found a file").at(target.display()));
-    }
-    recover_dir(target)?;
-    let temporary = temporary_beside(target)?;
-    fs::create_dir(&temporary).map_err(|e| io_error("cannot create the folder", &e, target))?;
+    let target = &real(target);
+    let temporary = begin_dir(target)?;
     let _in_use = lock(&temporary);
     let filled = (|| {
         fill(&temporary)?;
@@ -71,6 +89,22 @@ pub fn replace_dir_atomic(target: &Path, fill: impl FnOnce(&Path) -> Result<()>)
     filled?;
     sync_folder(parent_of(target))?;
     cleaned.map_err(|e| io_error("the new folder is in place, but the old one cannot be removed", &e, &temporary))
+}
+
+/// A link to a folder stays a link: its folder is replaced, where that folder is.
+fn real(target: &Path) -> PathBuf {
+    fs::canonicalize(target).unwrap_or_else(|_| target.to_path_buf())
+}
+
+/// A new folder beside `target`, to be put in its place.
+fn begin_dir(target: &Path) -> Result<PathBuf> {
+    if target.exists() && !target.is_dir() {
+        return Err(Error::new("expected a folder to write, found a file").at(target.display()));
+    }
+    recover_dir(target)?;
+    let temporary = temporary_beside(target)?;
+    fs::create_dir(&temporary).map_err(|e| io_error("cannot create the folder", &e, target))?;
+    Ok(temporary)
 }
 
 /// Finishes what a [`replace_dir_atomic`] that was killed between two renames left: if `target` is gone and its old content is still
@@ -269,10 +303,25 @@ mod tests {
     #[test]
     fn a_missing_parent_or_a_folder_in_the_way_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let e = write_file_atomic(&dir.path().join("no/file"), |_| Ok(())).unwrap_err().to_string();
+        let written = |path: &Path| write_file_atomic(path, |_| Ok(())).unwrap_err().to_string();
+        let e = written(&dir.path().join("no/file"));
         assert!(e.contains("cannot write") && e.contains("no/file") && e.contains("does its folder exist"), "{e}");
-        let e = write_file_atomic(dir.path(), |_| Ok(())).unwrap_err().to_string();
-        assert!(e.contains("found a folder"), "{e}");
+        assert!(written(dir.path()).contains("found a folder"));
+        // what is said after the work can be said before it
+        for path in [dir.path().join("no/file"), dir.path().to_owned()] {
+            assert_eq!(check_file(&path).unwrap_err().to_string(), written(&path));
+        }
+        fs::write(dir.path().join("old"), "old").unwrap();
+        for name in ["old", "new"] {
+            check_file(&dir.path().join(name)).unwrap();
+        }
+        check_dir(&dir.path().join("folder")).unwrap();
+        assert!(check_dir(&dir.path().join("no/folder")).unwrap_err().to_string().contains("does its folder exist"));
+        assert!(check_dir(&dir.path().join("old")).unwrap_err().what().contains("found a file"));
+        assert_eq!(
+            (names(dir.path()), fs::read(dir.path().join("old")).unwrap()),
+            (vec!["old".into()], b"old".to_vec())
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use self::cache::Cached;
 use self::client::{Answer, Client, Patience, is_commit};
 use crate::config::Config;
+use crate::elsewhere::instead_of_model;
 use crate::files::{self, first_ten, io_error, read_json_bytes};
 use crate::save::USAGE_FILE;
 use crate::weights::{INDEX_FILE, WEIGHTS_FILE, parse_index};
@@ -115,6 +116,9 @@ fn check_folder(dir: &Path, needs: Needs) -> Result<()> {
     }
     if missing.is_empty() {
         return Ok(());
+    }
+    if let Some(error) = instead_of_model(dir) {
+        return Err(error);
     }
     let entries = std::fs::read_dir(dir).map_err(|e| io_error("cannot read the model folder", &e, dir))?;
     let mut present: Vec<_> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();

@@ -4,6 +4,7 @@ pub mod apart;
 pub mod atomic;
 pub mod bert;
 pub mod config;
+pub mod elsewhere;
 pub mod files;
 pub mod foreign;
 pub mod header;

@@ -80,8 +80,16 @@ fn taken_over(source: &Path) -> impl Iterator<Item = &'static str> {
 ///
 /// # Errors
 /// A file that is a link out of its folder: who made the folder may have meant a file of its user's, and saved models are passed on.
+/// What is no file, or cannot be read.
 pub fn check_source(source: &Path) -> Result<()> {
-    taken_over(source).try_for_each(|name| check_inside(name, source))
+    taken_over(source).try_for_each(|name| {
+        check_inside(name, source)?;
+        let file = source.join(name);
+        match files::open(&file) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(io_error("the saved model will need a copy of this file, which cannot be read", &e, &file)),
+        }
+    })
 }
 
 fn check_inside(name: &str, source: &Path) -> Result<()> {
@@ -110,8 +118,12 @@ fn copy(name: &str, from: &Path, to: &Path, target: &Path) -> Result<()> {
     copied.map(drop).map_err(|e| io_error(&format!("cannot copy {}", source.display()), &e, &target.join(name)))
 }
 
-/// Replacing a folder deletes what is in it, so it has to be a model folder and nothing else.
-fn check_replaceable(dir: &Path) -> Result<()> {
+/// Checks that the folder `dir` can be written over: replacing a folder deletes what is in it, so it has to be a model folder and nothing else,
+/// or not there.
+///
+/// # Errors
+/// A folder that holds something else.
+pub fn check_replaceable(dir: &Path) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),

@@ -2,7 +2,8 @@
 //!
 //! `checkpoints/step-N/` holds `model.safetensors` (weights), `optimizer.safetensors` (moments), `state.json` (where the run
 //! stands) and `norms.safetensors` (the norm cache, if there is one). Random numbers need no state: they are functions of seed and step. A
-//! checkpoint is written beside its place, synced and renamed, so that one that is there is whole.
+//! checkpoint is written beside its place, synced and renamed, so that one that is there is whole, and `state.json` holds the digests of its
+//! files, so that one that is read is what was written.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,6 +16,7 @@ use colrow_tensor::{Bytes, DType, Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::data::Fingerprint;
+use crate::digests::{self, Digests};
 use crate::engine::Engine;
 use crate::optim::Moments;
 use crate::ratios::SiteRatio;
@@ -60,6 +62,9 @@ pub struct State {
     /// Ratios that follow the gradient.
     #[serde(default)]
     pub ratios: Option<Vec<SiteRatio>>,
+    /// Digests of the checkpoint's files, this one's too. The last field: what stands there is found from the end.
+    #[serde(default)]
+    pub(crate) digests: Digests,
 }
 
 const STATE: &str = "state.json";
@@ -99,7 +104,7 @@ pub fn write(folder: &Path, engine: &Engine, state: &State) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(folder.display()))?;
     let target = folder.join(format!("step-{}", state.step));
     let running = engine.norms.as_ref().map(|norms| norms.save(|running, _| running.clone()));
-    let state = State { running, ratios: engine.ratios.as_ref().map(|r| r.sites().to_vec()), ..state.clone() };
+    let mut state = State { running, ratios: engine.ratios.as_ref().map(|r| r.sites().to_vec()), ..state.clone() };
     replace_dir_atomic(&target, |new| {
         weights::write(&new.join(WEIGHTS), &learned(engine), &[])?;
         weights::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
@@ -109,8 +114,9 @@ pub fn write(folder: &Path, engine: &Engine, state: &State) -> Result<()> {
                 weights::write(&new.join(NORMS), &[codes], &[])
             })?;
         }
+        state.digests = digests::of(new, STATE)?;
         let text = serde_json::to_string_pretty(&state).map_err(|e| Error::new(e.to_string()))?;
-        write_atomic(&new.join(STATE), text)
+        write_atomic(&new.join(STATE), digests::seal(text, STATE))
     })
 }
 
@@ -154,18 +160,21 @@ fn moments(engine: &Engine) -> Vec<Saved<'_>> {
 /// Where the run of a checkpoint stood.
 ///
 /// # Errors
-/// A checkpoint that cannot be read.
+/// A checkpoint that cannot be read, or is not what was written.
 pub fn state(checkpoint: &Path) -> Result<State> {
     let file = checkpoint.join(STATE);
     let text = fs::read_to_string(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
-    serde_json::from_str(&text).map_err(|e| Error::new(e.to_string()).at(file.display()))
+    let state: State = serde_json::from_str(&text).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+    digests::check_text(&text, STATE, &state.digests).map_err(|e| e.at(file.display()))?;
+    Ok(state)
 }
 
 /// Reads a checkpoint, whose state is `state`, into the engine.
 ///
 /// # Errors
-/// A checkpoint that is not this run's.
+/// A checkpoint that is not this run's, or not what was written.
 pub fn restore(checkpoint: &Path, state: &State, engine: &mut Engine) -> Result<()> {
+    digests::check_files(checkpoint, STATE, &state.digests)?;
     let stored = Weights::open_file(&checkpoint.join(WEIGHTS))?;
     for i in 0..engine.model.registry.entries.len() {
         let entry = &engine.model.registry.entries[i];

@@ -222,13 +222,16 @@ fn check_free(path: &Path) -> Result<()> {
 /// files.
 ///
 /// # Errors
-/// One of the folders holds the other, or they are one; a link that leads out of the model's folder.
+/// One of the folders holds the other, or they are one; files of the model that cannot be copied; a model in the run's folder that cannot be
+/// replaced.
 pub fn check_apart(output: &Path, model: &Path) -> Result<()> {
     // these may be links to elsewhere
     for folder in [output.to_owned(), output.join(MODEL), output.join(CHECKPOINTS)] {
         apart::check_folder(&folder, "the model", model)?;
     }
-    save::check_source(model)
+    save::check_source(model)?;
+    let there = output.join(MODEL);
+    if there.exists() { save::check_replaceable(&there) } else { Ok(()) }
 }
 
 fn write_recipe(path: &Path, recipe: &Recipe) -> Result<()> {

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod data;
+mod digests;
 pub mod draft;
 pub mod engine;
 pub mod evaluate;

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use crate::data::TokenisedSet;
-use crate::plan::{NOT_REBUILT, Plan};
-use crate::recipe::{Batch, Data, Method, Recipe};
+use crate::plan::{NOT_REBUILT, Plan, SitePlan};
+use crate::recipe::{Batch, Data, Keep, Method, PolicyName, Recipe};
 use crate::schedule::warmup_steps;
 
 /// What of the data decides whether a setting is odd.
@@ -79,9 +79,12 @@ pub fn settings(recipe: &Recipe, facts: &Facts) -> Vec<String> {
 }
 
 /// What is odd about what a recipe keeps, by its plan.
-pub fn kept(plan: &Plan) -> Option<String> {
-    let sites: Vec<&str> =
-        plan.sites.iter().filter(|s| s.policy.ends_with(NOT_REBUILT)).map(|s| s.name.as_str()).collect();
+pub fn kept(keep: &Keep, plan: &Plan) -> Option<String> {
+    // what follows the last block, which is not run again, is a part of that policy
+    let asked =
+        |site: &&SitePlan| keep.policy != PolicyName::Recompute || keep.exception(&site.name, |_| true).is_some();
+    let sites = plan.sites.iter().filter(|site| site.policy.ends_with(NOT_REBUILT)).filter(asked);
+    let sites: Vec<&str> = sites.map(|site| site.name.as_str()).collect();
     let (first, more) = (sites.first()?, sites.len() - 1);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     Some(format!(
@@ -103,9 +106,12 @@ pub(crate) fn known(train: &TokenisedSet, dev: &TokenisedSet) -> usize {
     all(dev).into_iter().filter(|range| seen.contains(&dev.ids[range.clone()])).count()
 }
 
-/// Watches the losses of the first steps, and tells once if they blow up.
+/// A loss beyond this many times that of the first step, or beyond this where that was below 1, is one of weights that have gone wrong.
+pub(crate) const ABSURD: f64 = 100.0;
+
+/// Watches the losses of a run's steps, and tells if they blow up: once in the first steps, and at the end.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct FirstSteps {
+pub struct Losses {
     /// Losses so far, the sum of those that the rest is compared with, the last two.
     seen: u64,
     first: f64,
@@ -113,7 +119,12 @@ pub struct FirstSteps {
     told: bool,
 }
 
-impl FirstSteps {
+/// Whether a loss is far above the `first`.
+fn grown(first: f64, loss: f64) -> bool {
+    loss > 3.0 * first.abs() + 1.0
+}
+
+impl Losses {
     /// Losses that the others are compared with.
     const FIRST: u64 = 3;
     /// Steps that are watched.
@@ -127,7 +138,7 @@ impl FirstSteps {
         }
         let least = self.last.into_iter().fold(loss, f64::min);
         self.last = [self.last[1], loss];
-        let grown = self.seen >= 2 * Self::FIRST && least > 3.0 * self.first.abs() + 1.0;
+        let grown = self.seen >= 2 * Self::FIRST && grown(self.first, least);
         if self.told || !grown || self.seen > Self::WATCHED {
             return None;
         }
@@ -135,6 +146,18 @@ impl FirstSteps {
         Some(format!(
             "the loss grew from {:.3} to {loss:.3} in {} steps: a lower optim.lr or a longer optim.warmup may help",
             self.first, self.seen
+        ))
+    }
+
+    /// What to tell at a run's end, whose first step had the loss `first` and whose last evaluation has the loss `evaluated`: that the last
+    /// steps are far above the first, or the evaluation so far that no overfitting explains it.
+    pub fn at_end(&self, first: Option<f64>, evaluated: Option<f64>) -> Option<String> {
+        let (first, least) = (first?, self.last[0].min(self.last[1]));
+        let absurd = evaluated.filter(|loss| *loss > ABSURD * first.max(1.0));
+        let last = absurd.or_else(|| Some(least).filter(|least| grown(first, *least)))?;
+        Some(format!(
+            "the run diverged: its loss is {last:.3} at the end, and was {first:.3} at the first step; a lower optim.lr or a longer optim.warmup \
+             may help"
         ))
     }
 }
@@ -170,7 +193,7 @@ mod tests {
         one(&["optim.lr=0.002"], USUAL, "optim.lr is 0.002: above 0.001");
         one(&["optim.lr=1e300", "train.method=bitfit"], USUAL, "optim.lr is 1");
         one(&["optim.warmup=30"], USUAL, "optim.warmup is 30 steps of a run of 30");
-        one(&["optim.warmup=1e300"], USUAL, "optim.warmup is 18446744073709551615 steps of a run of 30");
+        one(&["optim.warmup=1e12"], USUAL, "optim.warmup is 1000000000000 steps of a run of 30");
         one(&["train.batch=101"], USUAL, "train.batch is 101, and there are 100");
         one(&["train.accumulate=11"], USUAL, "train.accumulate is 11, and an epoch has 10 batches");
         one(&["data.max_length=320"], USUAL, "data.max_length is 320, and the longest example has 40 tokens");
@@ -205,7 +228,7 @@ mod tests {
     #[test]
     fn losses_that_blow_up_are_told_once() {
         let told = |losses: &[f64]| {
-            let mut watch = FirstSteps::default();
+            let mut watch = Losses::default();
             losses.iter().filter_map(|&loss| watch.step(loss)).collect::<Vec<_>>()
         };
         assert_eq!(told(&[0.7, 0.6, 0.7, 0.5, 9.0, 0.6, 9.0, 0.4, 2.0, 2.0]), [""; 0], "single steps may be far off");
@@ -213,5 +236,27 @@ mod tests {
         let text = "the loss grew from 0.700 to 8.000 in 7 steps: a lower optim.lr or a longer optim.warmup may help";
         assert_eq!(grown, [text]);
         assert_eq!(told(&[vec![0.5; 200], vec![50.0; 9]].concat()), [""; 0], "later the log tells");
+    }
+
+    #[test]
+    fn a_run_that_ends_far_above_its_beginning_has_diverged() {
+        let told = |losses: &[f64], evaluated: Option<f64>| {
+            let mut watch = Losses::default();
+            losses.iter().for_each(|&loss| drop(watch.step(loss)));
+            watch.at_end(losses.first().copied(), evaluated)
+        };
+        let text = "the run diverged: its loss is 9.000 at the end, and was 0.700 at the first step; a lower optim.lr or a longer optim.warmup \
+                    may help";
+        assert_eq!(told(&[0.7, 3610.0, 9.0], None).as_deref(), Some(text));
+        assert!(told(&[0.7, 3610.0], Some(1188.0)).unwrap().contains("its loss is 1188.000 at the end"));
+        for (losses, evaluated) in [
+            (&[0.7, 0.5, 9.0][..], Some(0.6)),
+            (&[0.7, 9.0], None),
+            (&[0.7, 0.1, 0.1], Some(4.0)),
+            (&[], None),
+            (&[0.7], None),
+        ] {
+            assert_eq!(told(losses, evaluated), None, "{losses:?}");
+        }
     }
 }

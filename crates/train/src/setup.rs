@@ -9,6 +9,7 @@ use colrow_models::config::{Architecture, Config, ProblemType};
 use colrow_models::hub::{self, Needs};
 use colrow_models::load::{self, Anew};
 use colrow_models::lora::{self, LoraConfig};
+use colrow_models::matching::NUM_LABELS;
 use colrow_models::model::{Model, PAPER_SITES, Site, SiteKind};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Estimator, Precision, Result};
@@ -313,15 +314,27 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
     }
     let whole = if train.method == Method::Full { vec![] } else { modules_to_save(train, &model.config) };
     for pattern in &whole {
-        if !entries.iter().any(|e| lora::is_saved_whole(std::slice::from_ref(pattern), &e.key)) {
+        let within = |key: &str| lora::is_saved_whole(std::slice::from_ref(pattern), key);
+        if entries.iter().all(|e| e.dims.contains(&NUM_LABELS) || within(&e.key)) {
+            return Err(Error::usage(format!(
+                "train.modules_to_save: `{pattern}` is the whole model: nothing would stay as it is"
+            ))
+            .hint("name modules within it, or train all by train.method = \"full\""));
+        }
+        if !entries.iter().any(|e| within(&e.key)) {
             return Err(Error::usage(format!("train.modules_to_save: `{pattern}` names no module of this model"))
                 .hint(format!("a module is the beginning of a parameter, up to a dot; parameters are {}, …", some())));
         }
     }
     model.registry.freeze(|key| is_frozen(train, &whole, key))?;
     if !model.registry.params.iter().any(|(_, p)| p.trainable) {
+        if train.method == Method::BitFit && !model.registry.entries.iter().any(|e| e.key.ends_with(".bias")) {
+            return Err(Error::usage("train.method: \"bitfit\" trains biases, and this model has none")
+                .hint("choose \"lora\" or \"full\", or name modules in train.modules_to_save"));
+        }
+        let least = if model.config.is_text_to_text() { "some of the patterns" } else { "at least the classifier" };
         return Err(Error::usage("train.freeze: every parameter is frozen; nothing is left to learn")
-            .hint("leave out at least the classifier"));
+            .hint(format!("leave out {least}")));
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::evaluate::{Evaluation, evaluate};
 use crate::folder::{self, RunFolder};
 use crate::machine;
 use crate::metrics::Metric;
-use crate::odd::{self, FirstSteps};
+use crate::odd::{self, ABSURD, Losses};
 use crate::plan::{self, Plan};
 use crate::ratios::Ratios;
 use crate::recipe::{self, Batch, Every, Recipe};
@@ -100,15 +100,23 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     let plan = job.plan()?;
     observer.planned(&job, &plan)?;
     // before the folder, so that a model that cannot be read leaves no run behind
+    let said_of_data = job.warnings.len();
     let model = job.model()?;
+    let said_of_weights = said_of_data..job.warnings.len();
     let mut folder = RunFolder::open(&output, &job.recipe, resume)?;
     let mut engine = job.engine(model, &folder.norms())?;
-    job.warnings.extend(odd::kept(&plan));
-    job.warnings.iter().for_each(|w| observer.warn(w));
+    job.warnings.extend(odd::kept(&job.recipe.keep, &plan));
+    let newest = checkpoint::list(&folder.checkpoints())?.pop().filter(|_| resume);
+    for (i, warning) in job.warnings.iter().enumerate() {
+        // a checkpoint brings what the model's folder lacks
+        if newest.is_none() || !said_of_weights.contains(&i) {
+            observer.warn(warning);
+        }
+    }
     let total = total_steps(&job, &job.recipe.train);
     let before = other_length.map(|recipe| total_steps(&job, &recipe.train)).unwrap_or(total);
-    let state = match checkpoint::list(&folder.checkpoints())?.pop() {
-        Some((_, path)) if resume => {
+    let state = match newest {
+        Some((_, path)) => {
             let state = resume_from(&path, &job, &mut engine)?;
             check_length(&job, &state, before, total, observer)?;
             folder.adopt(&job.recipe, total > before)?;
@@ -117,7 +125,7 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
                 .rewind(|step, kind| step < state.step || step == state.step && !(state.evaluates && kind == "eval"))?;
             state
         }
-        _ => {
+        None => {
             if resume {
                 observer.warn("this run has no checkpoint yet; it starts from the beginning");
             }
@@ -143,7 +151,8 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
         timeline_peak: 0,
         last: None,
         tokens: 0,
-        first_steps: FirstSteps::default(),
+        losses: Losses::default(),
+        stepping: false,
         told_of_one_class: false,
     };
     if run.state.step == 0 {
@@ -158,6 +167,11 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     let finished = run.steps(observer, stop, &|| seconds_before + clock.elapsed().as_secs_f64());
     if !finished.map_err(|e| run.locate(e))? {
         return Ok(Outcome::Interrupted(run.state.step));
+    }
+    let evaluated = run.last.as_ref().and_then(|e| e.get(Metric::Loss));
+    if let Some(warning) = run.losses.at_end(run.state.first_loss, evaluated) {
+        observer.warn(&warning);
+        run.job.warnings.push(warning);
     }
     let summary = run.summary(&plan, run.state.step - steps_before);
     run.folder.write_summary(&summary)?;
@@ -208,9 +222,6 @@ pub(crate) fn total_steps(job: &Job, train: &recipe::Train) -> u64 {
     whole.saturating_add(rest).max(1)
 }
 
-/// A loss beyond this many times that of the first step, or beyond this where that was below 1, is one of weights that have gone wrong.
-const ABSURD: f64 = 100.0;
-
 /// What comes after a step.
 #[derive(PartialEq)]
 enum Next {
@@ -236,7 +247,9 @@ struct Run {
     timeline_peak: usize,
     last: Option<Evaluation>,
     tokens: usize,
-    first_steps: FirstSteps,
+    losses: Losses,
+    /// Whether a step is under way, and not what follows it.
+    stepping: bool,
     told_of_one_class: bool,
 }
 
@@ -256,7 +269,7 @@ impl Run {
                 let progress = self.state.epoch as f64 + (self.state.step_in_epoch + 1) as f64 / groups.len() as f64;
                 let stats = self.step(group, progress, observer)?;
                 self.state.seconds = seconds();
-                self.first_steps.step(stats.loss).iter().for_each(|w| observer.warn(w));
+                self.losses.step(stats.loss).iter().for_each(|w| observer.warn(w));
                 observer.step(self.state.step, progress, &stats);
                 if self.state.step_in_epoch == groups.len() as u64 {
                     self.state.epoch += 1;
@@ -322,6 +335,7 @@ impl Run {
         let lr = learning_rate(&self.job, self.state.step, self.total);
         let before: Vec<f64> = self.engine.ratios.iter().flat_map(Ratios::sites).map(|s| s.ratio).collect();
         let clock = Instant::now();
+        self.stepping = true;
         let stepped = self.engine.step(&micros, lr, self.state.step + 1, true);
         self.blown_up = stepped.is_err();
         let mut stats = stepped?;
@@ -331,6 +345,7 @@ impl Run {
         }
         self.state.step += 1;
         self.state.step_in_epoch += 1;
+        self.stepping = false;
         self.times.push(seconds);
         self.tokens += stats.tokens;
         if stats.kept_bytes > self.state.kept_bytes {
@@ -455,12 +470,18 @@ impl Run {
             .state
             .best
             .is_none_or(|(_, best)| if self.metric.higher_is_better() { value > best } else { value < best });
+        let loss = evaluation.get(Metric::Loss);
+        if better && let Err(e) = self.save_model() {
+            // what was learned is not lost with the model of it: a resumed run evaluates again, and saves
+            let proven = self.is_sound(loss.unwrap_or(f64::NAN));
+            // where that cannot be written either, the first error is the one to report
+            let _ = self.checkpoint(proven);
+            return Err(e);
+        }
         self.state.evaluations_since_best = if better { 0 } else { self.state.evaluations_since_best + 1 };
         if better {
             self.state.best = Some((self.state.step, value));
-            self.save_model()?;
         }
-        let loss = evaluation.get(Metric::Loss);
         let mut line = json!({
             "kind": "eval", "step": self.state.step, "epoch": self.epochs(), "loss": loss, "metrics": metrics,
         });
@@ -516,7 +537,8 @@ impl Run {
 
     /// Says where in the run an error came up, and what is safe.
     fn locate(&self, e: Error) -> Error {
-        let e = e.at(format!("step {} of {}", self.state.step + 1, self.total)).at(self.folder.path().display());
+        let step = self.state.step + u64::from(self.stepping);
+        let e = e.at(format!("step {step} of {}", self.total)).at(self.folder.path().display());
         let folder = |step: u64| self.folder.checkpoints().join(format!("step-{step}")).display().to_string();
         let newest = checkpoint::list(&self.folder.checkpoints()).unwrap_or_default().pop().map(|(step, _)| step);
         let help = "a lower optim.lr or a warm-up often helps where numbers blow up";

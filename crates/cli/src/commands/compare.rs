@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use colrow_tensor::{Error, Result};
 use serde_json::{Value, json};
 
-use crate::output::{print, print_json};
+use crate::output::{self, print, print_json};
 use crate::report::{self, Group, Run, Spread, groups};
 use crate::units;
 
@@ -35,11 +35,21 @@ const FIGURES: [Figure; 5] = [
 ];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let runs = args.runs.iter().map(|dir| Run::load(dir)).collect::<Result<Vec<_>>>()?;
-    let metric = metric_of(&runs)?;
-    let groups = groups(&runs);
+    output::check_page(args.out.as_deref())?;
     if let Some(out) = &args.out {
         report::check_out(out, &args.runs)?;
+    }
+    let runs = Run::load_all(&args.runs)?;
+    let metric = metric_of(&runs)?;
+    let groups = groups(&runs);
+    for [a, b] in groups.iter().flat_map(Group::of_one_seed) {
+        output::warn(&format!(
+            "{} and {} are of one recipe and one seed: a deviation over both says nothing",
+            a.dir.display(),
+            b.dir.display()
+        ));
+    }
+    if let Some(out) = &args.out {
         report::write("colrow: runs compared", &runs, out)?;
     }
     if args.json {
@@ -120,8 +130,17 @@ fn table(groups: &[Group], metric: &str) -> String {
     };
     let bytes = |v: f64| units::bytes(v as u64);
     let four = |v: f64| format!("{v:.4}");
-    let head =
-        ["run", "seeds", &format!("last {metric}"), &format!("best {metric}"), "kept", "peak", "RSS", "step", "time"];
+    let head = [
+        "run",
+        "seeds",
+        &format!("last {metric}"),
+        &format!("best {metric}"),
+        "kept",
+        "peak",
+        "peak of the process",
+        "step",
+        "time",
+    ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for group in groups {
         let [kept, peak, rss, step, total] = FIGURES.map(|(_, value)| group.spread(value));

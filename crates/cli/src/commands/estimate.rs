@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::arguments::whole;
-use crate::output::{print, print_json};
+use crate::output::{self, Counter, print, print_json};
 use crate::{npy, report};
 
 /// Estimate the product dZᵀ·X from sampled rows, by every estimator with true norms, and compare with the exact product.
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "R", default_value_t = 0.3)]
     ratio: f64,
     /// Number of draws.
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = whole(2..=1_000_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = whole(2..=1_000_000))]
     trials: usize,
     /// Seed of the draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -85,6 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !(args.ratio > 0.0 && args.ratio <= 1.0) {
         return Err(Error::usage(format!("--ratio: expected a number in (0, 1], found {}", args.ratio)));
     }
+    output::check_page(args.out.as_deref())?;
     if let Some(out) = &args.out {
         apart::check_file(out, [&*args.x, &*args.dz])?;
     }
@@ -105,6 +106,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if exact.iter().all(|&g| g == 0.0) {
         return Err(Error::new("the exact product is zero; relative errors mean nothing"));
     }
+    let mut counter = Counter::new("estimate", "draws");
+    let (mut drawn, all) = (0, trials * (ESTIMATORS.len() - 1) as u64);
     let estimators = ESTIMATORS.map(|(name, estimator)| match estimator {
         None => Row { estimator: name, slope: 1.0, slope_se: 0.0, bias: 0.0, rmse: 0.0 },
         Some(estimator) => {
@@ -113,9 +116,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 let how = Draw { estimator, rows: k, uniform: 0.0, key: key.child(t) };
                 estimate_product(&how, &x, &dz).to_f64()
             };
-            measure(name, &exact, trials, draw)
+            measure(name, &exact, trials, draw, |more| {
+                drawn += more;
+                counter.set(drawn, all);
+            })
         }
     });
+    drop(counter);
     let report = Report {
         estimators: estimators.into(),
         rows: n,
@@ -168,7 +175,14 @@ impl Sums {
 /// Trials that one task sums up; fixed, so that threads do not change the result.
 const BLOCK: u64 = 16;
 
-fn measure(estimator: &'static str, exact: &[f64], trials: u64, draw: impl Fn(u64) -> Vec<f64> + Sync) -> Row {
+/// `done` is told of every so many trials.
+fn measure(
+    estimator: &'static str,
+    exact: &[f64],
+    trials: u64,
+    draw: impl Fn(u64) -> Vec<f64> + Sync,
+    mut done: impl FnMut(u64),
+) -> Row {
     let norm_squared: f64 = exact.iter().map(|g| g * g).sum();
     let block = |b: u64| {
         let mut sums = Sums::new(exact.len());
@@ -186,7 +200,10 @@ fn measure(estimator: &'static str, exact: &[f64], trials: u64, draw: impl Fn(u6
     // a wave of blocks at a time bounds the memory that their sums take
     let waves = (0..blocks).step_by(64).map(|first| {
         let wave = first..blocks.min(first + 64);
-        wave.into_par_iter().map(block).collect::<Vec<_>>()
+        let drawn = trials.min(wave.end * BLOCK) - first * BLOCK;
+        let sums = wave.into_par_iter().map(block).collect::<Vec<_>>();
+        done(drawn);
+        sums
     });
     let sums = waves.flatten().fold(Sums::new(exact.len()), |sum, b| sum.add(&b));
     let t = trials as f64;

@@ -2,16 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use colrow_models::apart;
 use colrow_models::hub::Needs;
+use colrow_models::{apart, atomic};
 use colrow_tensor::Result;
 use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
-use colrow_train::recipe::Ratio;
+use colrow_train::recipe::{Method, Ratio};
 use colrow_train::{ratios, setup};
 
 use super::RecipeArgs;
 use crate::arguments::whole;
-use crate::output::{self, Bar, print, print_json};
+use crate::output::{self, Counter, print, print_json};
 use crate::{npy, report};
 
 /// Measure on a recipe's model and data how the rows' probability mass is spread and how far every estimator is from the exact
@@ -45,11 +45,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut job = setup::prepare(args.recipe.load()?, Needs::Weights)?;
+    output::check_page(args.out.as_deref())?;
     let exported = args.export.as_ref().map(|site| {
         let folder = args.export_to.clone().unwrap_or_else(|| PathBuf::from("."));
         ["x", "dz"].map(|what| folder.join(format!("{site}.{what}.npy")))
     });
+    exported.iter().flatten().try_for_each(|file| atomic::check_file(file))?;
+    let mut job = setup::prepare(args.recipe.load()?, Needs::Weights)?;
     for out in args.out.iter().chain(exported.iter().flatten()) {
         let data = [&job.recipe.data.train, &job.recipe.data.dev].into_iter().flatten().map(Path::new);
         let files = data.filter(|path| path.is_file()).chain([&*args.recipe.recipe, &*job.model_dir]);
@@ -57,14 +59,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let (steps, passes, draws) = (args.steps, args.passes, args.draws as u64);
     let settings = Settings { steps, passes, draws, export: args.export.clone() };
-    let bar = Bar::new("inspect", 0, 0, "{pos}/{len} batches  {eta} left");
-    let evidence = inspect(&mut job, &settings, |done, of| {
-        bar.of(of as u64);
-        bar.set(done as u64);
-    });
-    drop(bar);
+    let mut counter = Counter::new("inspect", "batches");
+    let evidence = inspect(&mut job, &settings, |done, of| counter.set(done as u64, of as u64));
+    drop(counter);
     job.warnings.iter().for_each(|w| output::warn(w));
     let evidence = evidence?;
+    if job.recipe.train.method != Method::Full {
+        output::warn(&format!(
+            "by train.method = {} only linears whose whole weight is trained are looked at; all others are by --set train.method=full",
+            job.recipe.train.method
+        ));
+    }
     if let Some(out) = &args.out {
         report::write_evidence(&evidence, out)?;
     }
@@ -97,18 +102,14 @@ fn text(evidence: &Evidence, ratio: f64) -> String {
     let heads = columns.iter().map(|(e, n)| format!("{e} {n}")).chain(["recipe".into()]);
     let head: String = heads.map(|head| format!("  {head:>11}")).collect();
     let about = &evidence.about;
+    let batches = match evidence.steps {
+        1 => format!("one batch of {:.0} tokens", evidence.rows_per_step),
+        n => format!("{n} batches of {:.0} tokens on average", evidence.rows_per_step),
+    };
     let mut lines = vec![
         format!(
-            "{} on {} ({}): {} batches of {:.0} tokens on average; the recipe keeps {}, {}@{}, {} norms",
-            about.model,
-            about.data,
-            about.task,
-            evidence.steps,
-            evidence.rows_per_step,
-            about.policy,
-            about.estimator,
-            about.ratio,
-            about.norms
+            "{} on {} ({}): {}; the recipe keeps {}, {}@{}, {} norms",
+            about.model, about.data, about.task, batches, about.policy, about.estimator, about.ratio, about.norms
         ),
         format!(
             "relative error of dW at {} of the rows, and as the recipe keeps them; in brackets its variance over the minibatch's",

@@ -1,7 +1,7 @@
 //! `colrow plan`: kept bytes and peak of a recipe before any weight is read.
 
 use colrow_models::hub::Needs;
-use colrow_tensor::Result;
+use colrow_tensor::{Error, Result};
 use colrow_train::fit::Fit;
 use colrow_train::plan::Plan;
 use colrow_train::{odd, setup};
@@ -16,7 +16,8 @@ use crate::{memory, units};
 pub(crate) struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Also find what fits into so much memory of the process (8GiB, 512MiB, 8GB): the cheapest policy and ratio, and the largest batch.
+    /// Also find what fits into so much memory of the process (8GiB, 512MiB, 8GB): the cheapest policy and ratio, and the largest batch. Where
+    /// nothing fits, the exit code is 1.
     #[arg(long, value_name = "SIZE", value_parser = memory::size())]
     memory: Option<usize>,
     /// Print JSON.
@@ -37,17 +38,20 @@ struct Planned<'a> {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let job = setup::prepare(args.recipe.load()?, Needs::ConfigAndTokenizer)?;
     let plan = job.plan()?;
-    job.warnings.iter().chain(&odd::kept(&plan)).for_each(|w| output::warn(w));
+    job.warnings.iter().chain(&odd::kept(&job.recipe.keep, &plan)).for_each(|w| output::warn(w));
     let fits = args.memory.map(|memory| job.fits(memory)).transpose()?;
     if args.json {
-        return print_json(&Planned { plan: &plan, memory_bytes: args.memory, fits: fits.as_deref() });
+        print_json(&Planned { plan: &plan, memory_bytes: args.memory, fits: fits.as_deref() })?;
+    } else {
+        print(&text(&plan))?;
     }
-    print(&text(&plan))?;
-    match (fits, args.memory) {
-        (Some(fits), Some(memory)) => {
-            print(&format!("\nwithin {}:\n{}", units::bytes(memory as u64), memory::table(&fits, memory)))
-        }
-        _ => Ok(()),
+    let (Some(fits), Some(memory)) = (fits, args.memory) else { return Ok(()) };
+    if !args.json {
+        print(&format!("\nwithin {}:\n{}", units::bytes(memory as u64), memory::table(&fits, memory)))?;
+    }
+    match fits.is_empty() {
+        true => Err(Error::new(format!("nothing fits into {}", units::bytes(memory as u64)))),
+        false => Ok(()),
     }
 }
 
@@ -69,7 +73,7 @@ pub(crate) fn summary(plan: &Plan) -> String {
         ("weights", c.weights),
         ("gradients", c.gradients),
         ("optimizer", c.optimizer),
-        ("kept", c.kept),
+        ("kept then", c.kept),
         ("workspace", c.workspace),
         ("cache", c.cache),
     ];
@@ -78,7 +82,7 @@ pub(crate) fn summary(plan: &Plan) -> String {
     let mut lines = vec![
         format!("largest step  {} tokens", plan.tokens),
         format!("kept          {} for the backward pass", size(plan.kept_bytes)),
-        format!("peak          {}{when}", size(plan.peak_bytes)),
+        format!("peak          {}{when}, and then", size(plan.peak_bytes)),
     ];
     lines.extend(classes.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("  {name:<10}  {}", size(*n))));
     lines.push(format!("process       {}, with the program and its data", size(plan.process_bytes)));

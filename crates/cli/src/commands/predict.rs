@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use colrow_models::apart;
-use colrow_models::atomic::write_file_atomic;
+use colrow_models::atomic::{self, write_file_atomic};
 use colrow_tensor::{Error, Result};
 use colrow_train::data::{self, Answers, Example, Split};
 use colrow_train::evaluate::{Outputs, outputs};
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::ModelArgs;
 use crate::arguments::in_arguments;
-use crate::output::write_out;
+use crate::output::{is_standard, write_out};
 use crate::predictor::{Predictor, UseArgs};
 
 /// Predict labels (or numbers) of texts, a line an example.
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// needed.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Where to write: .csv and .tsv as a table, all else as JSON lines [default: JSON lines on standard output].
+    /// Where to write: .csv and .tsv as a table, all else as JSON lines, - as JSON lines on standard output [default: -].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Write the texts too.
@@ -37,10 +37,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let out = args.out.as_deref().filter(|out| !is_standard(out));
+    out.map(atomic::check_file).transpose()?;
     let predictor = Predictor::new(&args.model, &args.usage)?;
     let examples =
         data::read(&args.data, predictor.task, &predictor.columns, Split::Dev, false).map_err(in_arguments)?;
-    if let Some(out) = &args.out {
+    if let Some(out) = out {
         let models = predictor.read_from.iter().map(PathBuf::as_path);
         apart::check_file(out, models.chain([&*examples.source]))?;
     }
@@ -64,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             io::ErrorKind::Other.into()
         })
     };
-    let result = match &args.out {
+    let result = match out {
         Some(path) => write_file_atomic(path, |file: &mut File| {
             let mut out = BufWriter::new(file);
             let written = write(Format::of(path), &mut out).and_then(|()| out.flush());

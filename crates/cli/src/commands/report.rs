@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use colrow_tensor::Result;
 
-use crate::output::print;
+use crate::output::{is_standard, print, write_out};
 use crate::report::{self, Run};
 
 /// Write one offline HTML page about one or several runs: curves, kept bytes, memory over a step.
@@ -13,16 +13,21 @@ pub(crate) struct Args {
     /// Run folders; several are compared.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
-    /// Where to write the page [default: report.html in the first run's folder].
+    /// Where to write the page; - is standard output [default: report.html in the first run's folder].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let runs = args.runs.iter().map(|dir| Run::load(dir)).collect::<Result<Vec<_>>>()?;
     let out = args.out.clone().unwrap_or_else(|| args.runs[0].join("report.html"));
+    let runs = Run::load_all(&args.runs)?;
+    let name = |run: &Run| Some(run.dir.file_name()?.to_string_lossy().into_owned());
+    let title = format!("colrow: {}", runs.iter().filter_map(name).collect::<Vec<_>>().join(", "));
+    if is_standard(&out) {
+        let page = report::render(&title, &runs);
+        return write_out(|out| out.write_all(page.as_bytes()));
+    }
     report::check_out(&out, &args.runs)?;
-    let names: Vec<_> = args.runs.iter().filter_map(|r| Some(r.file_name()?.to_string_lossy().into_owned())).collect();
-    report::write(&format!("colrow: {}", names.join(", ")), &runs, &out)?;
+    report::write(&title, &runs, &out)?;
     print(&out.display().to_string())
 }

@@ -44,6 +44,17 @@ pub(crate) fn groups(runs: &[Run]) -> Vec<Group<'_>> {
 }
 
 impl Group<'_> {
+    /// Pairs of its runs that have the same seed too.
+    pub(crate) fn of_one_seed(&self) -> Vec<[&Run; 2]> {
+        let seed =
+            |run: &Run| run.recipe.as_deref()?.lines().find(|line| line.starts_with("seed =")).map(str::to_owned);
+        let same = |(i, run): (usize, &&'_ Run)| {
+            let first = self.runs[..i].iter().find(|other| seed(other).is_some() && seed(other) == seed(run))?;
+            Some([*first, self.runs[i]])
+        };
+        self.runs.iter().enumerate().filter_map(same).collect()
+    }
+
     /// What its runs have of a figure.
     pub(crate) fn spread(&self, value: impl Fn(&Run) -> Option<f64>) -> Option<Spread> {
         Spread::of(&self.runs.iter().filter_map(|run| value(run)).collect::<Vec<_>>())

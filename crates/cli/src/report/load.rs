@@ -1,10 +1,11 @@
 //! What a run folder holds, read for the report.
 
-use colrow_models::files;
+use crate::output;
+use colrow_models::{elsewhere, files};
 use colrow_tensor::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// One run as its folder tells it. A run that was interrupted has no summary; then the figures come from its metrics.
@@ -162,6 +163,22 @@ pub(crate) struct SitePolicy {
 }
 
 impl Run {
+    /// Reads run folders, one that is given again once.
+    ///
+    /// # Errors
+    /// Those of [`Run::load`].
+    pub(crate) fn load_all(dirs: &[PathBuf]) -> Result<Vec<Run>> {
+        let (mut runs, mut seen) = (Vec::new(), BTreeSet::new());
+        for dir in dirs {
+            let run = Run::load(dir)?;
+            match seen.insert(dir.canonicalize().unwrap_or_else(|_| dir.clone())) {
+                true => runs.push(run),
+                false => output::warn(&format!("{}: the run was given before, and counts once", dir.display())),
+            }
+        }
+        Ok(runs)
+    }
+
     /// Reads a run folder: any of `recipe.toml`, `metrics.jsonl` and `summary.json`.
     ///
     /// A torn last line of `metrics.jsonl` is passed over; other lines that cannot be read are counted in the notes.
@@ -178,6 +195,9 @@ impl Run {
         let metrics = read_text(&dir.join("metrics.jsonl"))?;
         let summary = read_text(&dir.join("summary.json"))?;
         if recipe.is_none() && metrics.is_none() && summary.is_none() {
+            if let Some(error) = elsewhere::folder_of_runs(dir, "a run folder") {
+                return Err(error);
+            }
             let what = "expected a run folder with recipe.toml, metrics.jsonl or summary.json, found none of them";
             return Err(Error::new(what).at(dir.display()).hint(hint));
         }

@@ -19,10 +19,10 @@ mod svg;
 pub(crate) use groups::{Group, Spread, groups};
 pub(crate) use load::Run;
 
-use crate::units;
+use crate::{output, units};
 use colrow_models::apart;
 use colrow_models::atomic::write_atomic;
-use colrow_tensor::{Error, Result};
+use colrow_tensor::Result;
 use colrow_train::inspect::Evidence;
 use load::Summary;
 use std::fmt::Write as _;
@@ -122,11 +122,7 @@ pub(crate) fn write_estimates(report: &crate::commands::estimate::Report, out: &
 }
 
 fn write_page(html: &str, out: &Path) -> Result<()> {
-    if out.file_name().is_none() {
-        return Err(Error::usage("expected the name of a file for the report")
-            .at(out.display())
-            .hint("such as report.html"));
-    }
+    output::check_page(Some(out))?;
     write_atomic(out, html)
 }
 

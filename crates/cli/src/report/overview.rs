@@ -21,8 +21,8 @@ const FIGURES: [Figure; 5] = [
     Figure { label: "Kept", caption: "kept for the backward pass", value: kept, show: |v| units::bytes(v as u64) },
     Figure { label: "Peak memory", caption: "peak memory", value: peak, show: |v| units::bytes(v as u64) },
     Figure {
-        label: "Peak RSS",
-        caption: "peak of the whole process (RSS)",
+        label: "Process",
+        caption: "peak of the whole process",
         value: |r| r.of(|s| s.peak_rss_bytes).map(|b| b as f64),
         show: |v| units::bytes(v as u64),
     },
@@ -229,7 +229,7 @@ fn table(first: &Named, runs: &[Named]) -> String {
     }
     html += "</tbody></table></div><p class=\"small soft\">Small: difference from the first run in the metric, ratio to it elsewhere. \
              Kept: bytes that a step holds from its forward to its backward pass. Peak memory: the most that all tensors took at once; \
-             RSS: the whole process.";
+             Process: the most that the whole process took.";
     html += if seeds { " Of several seeds the mean, of metrics ± the standard deviation too.</p>" } else { "</p>" };
     html
 }

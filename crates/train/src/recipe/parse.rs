@@ -147,7 +147,9 @@ fn lora(t: &mut Table<'_, '_>) -> Lora {
     let d = Lora::default();
     Lora {
         rank: t.get("rank", whole_number(1..=MOST_RANK)).unwrap_or(d.rank),
-        alpha: t.get("alpha", number("a number above 0", |x| x > 0.0)).unwrap_or(d.alpha),
+        alpha: t
+            .get("alpha", number("a number above 0 and at most 1000000", |x| x > 0.0 && x <= 1e6))
+            .unwrap_or(d.alpha),
         dropout: t.get("dropout", number("a number in [0, 1)", probability)).unwrap_or(d.dropout),
         rank_stabilised: t.get("rank_stabilised", flag).unwrap_or(d.rank_stabilised),
         targets: t.list("targets", glob).or(d.targets),
@@ -156,20 +158,23 @@ fn lora(t: &mut Table<'_, '_>) -> Lora {
 
 fn optim(t: &mut Table<'_, '_>) -> Optim {
     let d = Optim::default();
-    let not_negative = || number("a number of at least 0", |x| x >= 0.0);
-    let decay = || number("a number in [0, 1)", |x| (0.0..1.0).contains(&x));
-    let warmup = number("a share in [0, 1) or a whole number of steps", |x| {
-        (0.0..1.0).contains(&x) || x >= 1.0 && x % 1.0 == 0.0
+    let decay = || number("a number in [0, 1)", probability);
+    let warmup = number("a share in [0, 1) or a whole number of steps, at most 1000000000000", |x| {
+        (0.0..1.0).contains(&x) || (1.0..=MOST_STEPS as f64).contains(&x) && x % 1.0 == 0.0
     });
+    let clip = number("a number of at least 0 and at most 1000000000 (0 clips nothing)", |x| (0.0..=1e9).contains(&x));
+    let eps = number("a number above 0 (in 32-bit floats) and at most 1", |x| x as f32 > 0.0 && x <= 1.0);
     Optim {
-        lr: t.get("lr", not_negative()).unwrap_or(d.lr),
+        lr: t.get("lr", number("a number of at least 0", |x| x >= 0.0)).unwrap_or(d.lr),
         schedule: t.get("schedule", choice).unwrap_or(d.schedule),
         warmup: t.get("warmup", warmup).unwrap_or(d.warmup),
-        weight_decay: t.get("weight_decay", not_negative()).unwrap_or(d.weight_decay),
+        weight_decay: t
+            .get("weight_decay", number("a number of at least 0 and at most 1000", |x| (0.0..=1e3).contains(&x)))
+            .unwrap_or(d.weight_decay),
         beta1: t.get("beta1", decay()).unwrap_or(d.beta1),
         beta2: t.get("beta2", decay()).unwrap_or(d.beta2),
-        eps: t.get("eps", number("a number above 0 (in 32-bit floats)", |x| x as f32 > 0.0)).unwrap_or(d.eps),
-        clip: t.get("clip", not_negative()).unwrap_or(d.clip),
+        eps: t.get("eps", eps).unwrap_or(d.eps),
+        clip: t.get("clip", clip).unwrap_or(d.clip),
         states: t.get("states", choice).unwrap_or(d.states),
         update: t.get("update", choice).unwrap_or(d.update),
     }
@@ -183,7 +188,9 @@ fn keep(t: &mut Table<'_, '_>) -> Keep {
         estimator: t.get("estimator", choice).unwrap_or(d.estimator),
         ratio: t.get("ratio", ratio).unwrap_or(d.ratio),
         auto_every: t.get("auto_every", whole_number(1..=MOST_STEPS)).unwrap_or(d.auto_every),
-        auto_share: t.get("auto_share", number("a number above 0", |x| x > 0.0)).unwrap_or(d.auto_share),
+        auto_share: t
+            .get("auto_share", number("a number above 0 and at most 1000", |x| x > 0.0 && x <= 1e3))
+            .unwrap_or(d.auto_share),
         bytes: t.get("bytes", bytes),
         norms: t.get("norms", choice),
         uniform: t.get("uniform", number("a number in [0, 1]", |x| (0.0..=1.0).contains(&x))).unwrap_or(d.uniform),
@@ -406,7 +413,7 @@ mod tests {
   r.toml:11: train.freeze: expected a string that is not empty, found 1
   r.toml:12: train.freeze: expected a string that is not empty, found 2
   in --set optim.lrr=1: unknown key `optim.lrr`; did you mean `optim.lr`?
-  in --set optim.eps=0: optim.eps: expected a number above 0 (in 32-bit floats), found 0
+  in --set optim.eps=0: optim.eps: expected a number above 0 (in 32-bit floats) and at most 1, found 0
   in --set optim.lrrr=2: unknown key `optim.lrrr`; did you mean `optim.lr`?";
         assert_eq!(error.to_string(), expected);
     }
@@ -441,7 +448,7 @@ mod tests {
                  did you mean \"lora\"?",
             ),
             ("lora.rank=0", "lora.rank: expected a whole number of at least 1, found 0"),
-            ("lora.alpha=0", "lora.alpha: expected a number above 0, found 0"),
+            ("lora.alpha=0", "lora.alpha: expected a number above 0 and at most 1000000, found 0"),
             ("lora.dropout=1.0", "lora.dropout: expected a number in [0, 1), found 1.0"),
             ("lora.rank_stabilised=1", "lora.rank_stabilised: expected true or false, found 1"),
             (
@@ -461,13 +468,22 @@ mod tests {
                 "optim.schedule: expected one of \"linear\", \"cosine\", \"constant\", found the string \"linaer\"; did you mean \"linear\"?",
             ),
             ("optim.schedule=1", "optim.schedule: expected one of \"linear\", \"cosine\", \"constant\", found 1"),
-            ("optim.warmup=-0.1", "optim.warmup: expected a share in [0, 1) or a whole number of steps, found -0.1"),
-            ("optim.warmup=1.5", "optim.warmup: expected a share in [0, 1) or a whole number of steps, found 1.5"),
-            ("optim.weight_decay=-1", "optim.weight_decay: expected a number of at least 0, found -1"),
+            (
+                "optim.warmup=-0.1",
+                "optim.warmup: expected a share in [0, 1) or a whole number of steps, at most 1000000000000, found -0.1",
+            ),
+            (
+                "optim.warmup=1.5",
+                "optim.warmup: expected a share in [0, 1) or a whole number of steps, at most 1000000000000, found 1.5",
+            ),
+            ("optim.weight_decay=-1", "optim.weight_decay: expected a number of at least 0 and at most 1000, found -1"),
             ("optim.beta1=1", "optim.beta1: expected a number in [0, 1), found 1"),
             ("optim.beta2=-0.1", "optim.beta2: expected a number in [0, 1), found -0.1"),
-            ("optim.eps=0.0", "optim.eps: expected a number above 0 (in 32-bit floats), found 0.0"),
-            ("optim.clip=-1", "optim.clip: expected a number of at least 0, found -1"),
+            ("optim.eps=0.0", "optim.eps: expected a number above 0 (in 32-bit floats) and at most 1, found 0.0"),
+            (
+                "optim.clip=-1",
+                "optim.clip: expected a number of at least 0 and at most 1000000000 (0 clips nothing), found -1",
+            ),
             ("optim.states=int8", "optim.states: expected one of \"f32\", \"8bit\", found the string \"int8\""),
             (
                 "optim.update=in_backward",
@@ -480,7 +496,7 @@ mod tests {
                 "keep.ratio: expected a number in (0, 1] or \"auto\", found the string \"automatic\"",
             ),
             ("keep.auto_every=0", "keep.auto_every: expected a whole number of at least 1, found 0"),
-            ("keep.auto_share=0", "keep.auto_share: expected a number above 0, found 0"),
+            ("keep.auto_share=0", "keep.auto_share: expected a number above 0 and at most 1000, found 0"),
             (
                 "keep.bytes=many",
                 "keep.bytes: expected a size such as \"200MiB\" or a number of bytes, found the string \"many\"",
@@ -547,11 +563,30 @@ mod tests {
         ] {
             assert!(set_problem(set).contains(&format!(": expected {expected}")), "{set}: {}", set_problem(set));
         }
-        for number in ["optim.lr", "optim.warmup", "optim.weight_decay", "optim.clip", "lora.alpha", "keep.auto_share"]
-        {
-            for n in huge.into_iter().chain(["1e300"]) {
-                assert!(read(MODEL, &[&format!("{number}={n}")]).is_ok(), "{number}={n} is odd, and no error here");
+        for n in huge.into_iter().chain(["1e300"]) {
+            assert!(read(MODEL, &[&format!("optim.lr={n}")]).is_ok(), "optim.lr={n} is odd, and no error here");
+        }
+        let numbers = [
+            ("optim.warmup", "1000000000000"),
+            ("optim.weight_decay", "1000"),
+            ("optim.clip", "1000000000"),
+            ("optim.eps", "1"),
+            ("lora.alpha", "1000000"),
+            ("keep.auto_share", "1000"),
+        ];
+        for (key, most) in numbers {
+            assert!(read(MODEL, &[&format!("{key}={most}")]).is_ok(), "{key}={most}");
+            for n in huge.into_iter().chain(["1e300", "1000000000001"]) {
+                let problem = set_problem(&format!("{key}={n}"));
+                assert!(
+                    problem.starts_with(&format!("{key}: expected a ")) && problem.contains(&format!("at most {most}")),
+                    "{problem}"
+                );
             }
+        }
+        for decay in ["optim.beta1", "optim.beta2"] {
+            let problem = set_problem(&format!("{decay}=0.99999999999"));
+            assert!(problem.contains("a number in [0, 1), found 0.99999999999"), "{problem}");
         }
     }
 
