@@ -39,10 +39,7 @@ fn runs_are_put_side_by_side() {
     let table = place.ok(&all);
     let lines: Vec<_> = table.lines().collect();
     assert_eq!(lines.len(), 3);
-    assert!(
-        lines[0].contains("  peak  peak of the process  ") || lines[0].contains(" peak of the process "),
-        "{table}"
-    );
+    assert!(lines[0].contains(" peak of the process "), "{table}");
     assert!(lines[0].starts_with("run") && lines[1].starts_with("exact ") && lines[1].contains(" ± "), "{table}");
 }
 
@@ -84,7 +81,6 @@ fn what_cannot_be_compared_is_refused() {
         &["expected runs of one task, found accuracy of classify and spearman of regress", "in b", "hint"],
     );
     fails(&["a", "model"], 1, &["model"]);
-    fails(&["."], 1, &["expected a run folder, found a folder of runs: a, b", "hint: name one of them: ./a"]);
     std::fs::remove_file(place.path("a/summary.json")).unwrap();
     fails(&["a"], 2, &["expected a run that has ended", "in a", "hint: go on with it"]);
 }

@@ -344,7 +344,6 @@ fn a_policy_is_not_warned_of_itself() {
     for more in [&[][..], &["train.method=lora"], &["optim.states=8bit"]] {
         assert_eq!(warned(&[&["keep.policy=recompute"], more].concat()), (false, true), "{more:?}");
     }
-    assert_eq!(warned(&["keep.policy=paper", "keep.norms=current"]), (true, true));
     let site = "keep.sites.'*.self.*'={keep='rows'}";
     assert_eq!(warned(&["keep.policy=recompute", site]), (true, true));
 }

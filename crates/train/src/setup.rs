@@ -301,17 +301,8 @@ fn is_frozen(train: &recipe::Train, whole: &[String], key: &str) -> bool {
 /// A pattern that names no linear, module or parameter, or a part of a stacked weight; patterns that freeze all parameters.
 pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
     let train = &recipe.train;
-    if let Some(config) = lora_config(recipe, &model.config) {
-        lora::adapt(model, &config, recipe.seed)?;
-    }
     let entries = &model.registry.entries;
     let some = || entries.iter().take(4).map(|e| e.key.as_str()).collect::<Vec<_>>().join(", ");
-    for pattern in &train.freeze {
-        if !entries.iter().any(|e| glob_matches(pattern, &e.key)) {
-            return Err(Error::usage(format!("train.freeze: `{pattern}` names no parameter of this model"))
-                .hint(format!("parameters are {}, …", some())));
-        }
-    }
     let whole = if train.method == Method::Full { vec![] } else { modules_to_save(train, &model.config) };
     for pattern in &whole {
         let within = |key: &str| lora::is_saved_whole(std::slice::from_ref(pattern), key);
@@ -324,6 +315,17 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
         if !entries.iter().any(|e| within(&e.key)) {
             return Err(Error::usage(format!("train.modules_to_save: `{pattern}` names no module of this model"))
                 .hint(format!("a module is the beginning of a parameter, up to a dot; parameters are {}, …", some())));
+        }
+    }
+    if let Some(config) = lora_config(recipe, &model.config) {
+        lora::adapt(model, &config, recipe.seed)?;
+    }
+    let entries = &model.registry.entries;
+    let some = || entries.iter().take(4).map(|e| e.key.as_str()).collect::<Vec<_>>().join(", ");
+    for pattern in &train.freeze {
+        if !entries.iter().any(|e| glob_matches(pattern, &e.key)) {
+            return Err(Error::usage(format!("train.freeze: `{pattern}` names no parameter of this model"))
+                .hint(format!("parameters are {}, …", some())));
         }
     }
     model.registry.freeze(|key| is_frozen(train, &whole, key))?;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use colrow_models::lora::{self, ADAPTER_CONFIG_FILE};
-use colrow_models::save::{self, save_model_folder};
+use colrow_models::save::save_model_folder;
 use colrow_models::{apart, atomic};
 use colrow_tensor::{Error, Result};
 use colrow_train::recipe::Precision;
@@ -32,7 +32,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .hint("choose another folder, or write over the model in it by --force"));
     }
     // before minutes of reading
-    save::check_replaceable(&args.out)?;
     atomic::check_dir(&args.out)?;
     let Used { dir, usage, loaded } = args.model.load(Some(Precision::F32))?;
     if !dir.join(ADAPTER_CONFIG_FILE).exists() {

@@ -82,7 +82,7 @@ pub(crate) fn summary(plan: &Plan) -> String {
     let mut lines = vec![
         format!("largest step  {} tokens", plan.tokens),
         format!("kept          {} for the backward pass", size(plan.kept_bytes)),
-        format!("peak          {}{when}, and then", size(plan.peak_bytes)),
+        format!("peak          {}{when}", size(plan.peak_bytes)),
     ];
     lines.extend(classes.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("  {name:<10}  {}", size(*n))));
     lines.push(format!("process       {}, with the program and its data", size(plan.process_bytes)));

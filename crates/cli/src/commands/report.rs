@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use colrow_tensor::Result;
 
-use crate::output::{is_standard, print, write_out};
+use crate::output::{self, is_standard, print, write_out};
 use crate::report::{self, Run};
 
 /// Write one offline HTML page about one or several runs: curves, kept bytes, memory over a step.
@@ -20,6 +20,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| args.runs[0].join("report.html"));
+    if !is_standard(&out) {
+        output::check_page(args.out.as_deref())?;
+    }
     let runs = Run::load_all(&args.runs)?;
     let name = |run: &Run| Some(run.dir.file_name()?.to_string_lossy().into_owned());
     let title = format!("colrow: {}", runs.iter().filter_map(name).collect::<Vec<_>>().join(", "));
