@@ -1,84 +1,25 @@
 //! A first recipe for data and a model that somebody has: what can be seen in the file is filled in, and said.
 
-use std::collections::BTreeMap;
+mod seen;
+
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use colrow_models::config::Config;
+use colrow_models::config::{Architecture, Config};
 use colrow_models::hub::{self, Needs};
-use colrow_tensor::{Error, Result};
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use serde_json::Value;
+use colrow_tensor::Result;
+use seen::{Found, look_at};
 
-use crate::data::{self, Columns, Examples, Split, Tokeniser, glue};
+use crate::data::{self, Columns, Tokeniser};
+use crate::folder;
 use crate::recipe::Data;
 use crate::tasks::Task;
 
-/// Usual names of the columns, best first.
-const TEXTS: [&str; 14] = [
-    "text",
-    "sentence",
-    "review",
-    "content",
-    "message",
-    "body",
-    "comment",
-    "tweet",
-    "document",
-    "description",
-    "question",
-    "title",
-    "headline",
-    "utterance",
-];
-const LABELS: [&str; 14] = [
-    "label",
-    "labels",
-    "class",
-    "category",
-    "target",
-    "sentiment",
-    "score",
-    "rating",
-    "intent",
-    "topic",
-    "emotion",
-    "stars",
-    "gold_label",
-    "y",
-];
-const PAIRS: [(&str, &str); 7] = [
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("text_a", "text_b"),
-    ("text1", "text2"),
-    ("query", "passage"),
-    ("text", "pair"),
-];
-
-/// More different whole numbers than this are taken for numbers, not for classes.
-const MOST_CLASSES: usize = 50;
-/// Labels that are listed with their counts.
-const LISTED: usize = 8;
 /// Tokens of a word, where no tokenizer can tell.
 const TOKENS_A_WORD: f64 = 1.5;
 
-/// What a data file holds.
-#[derive(Clone, Debug, PartialEq)]
-struct Found {
-    /// Names of all columns; none of a folder.
-    columns: Vec<String>,
-    text: Option<String>,
-    pair: Option<String>,
-    label: Option<String>,
-    task: Task,
-    /// In words.
-    labels: String,
-    examples: Examples,
-}
+/// Models with rows narrower than this take more than the usual learning rate.
+const SMALL: usize = 512;
 
 /// A commented recipe, as TOML, for the data file and the model that are given.
 ///
@@ -95,7 +36,7 @@ pub fn draft(data: Option<&Path>, model: Option<&str>) -> Result<String> {
     let labels = found.as_ref().map_or("", |found| found.labels.as_str());
     line(format!("task = {}", quoted(task.name())), labels);
     line(
-        format!("output = {}", quoted(&format!("runs/{name}"))),
+        format!("output = {}", quoted(&folder::free(&format!("runs/{name}")))),
         "the run folder: model, checkpoints, metrics, report",
     );
     line("\n[model]".into(), "");
@@ -126,7 +67,12 @@ pub fn draft(data: Option<&Path>, model: Option<&str>) -> Result<String> {
     line(format!("batch = {}", if examples < 320 { 8 } else { 32 }), "sequences a step");
     line("# method = \"lora\"".into(), "adapters instead of all weights; optim.lr is then about ten times as high");
     line("\n[optim]".into(), "");
-    line("lr = 2e-5".into(), "a small model takes more: 1e-4");
+    match dir.as_deref().map(hidden_size).transpose()? {
+        Some(hidden) if hidden < SMALL => {
+            line("lr = 1e-4".into(), &format!("for a small model, of hidden size {hidden}; the usual is 2e-5"));
+        }
+        _ => line("lr = 2e-5".into(), "a small model takes more: 1e-4"),
+    }
     line("warmup = 0.1".into(), "share of all steps");
     line("\n[keep]".into(), "");
     line("policy = \"exact\"".into(), "\"lean\" keeps a tenth; colrow plan RECIPE --memory 8GiB says what fits");
@@ -153,6 +99,13 @@ pub fn seen_in(path: &Path) -> Result<(Task, Columns)> {
     Ok((task, Columns { text, pair, label, known: None }))
 }
 
+fn hidden_size(model: &Path) -> Result<usize> {
+    Ok(match Config::open(model)?.architecture {
+        Architecture::Bert(bert) => bert.hidden_size,
+        Architecture::T5(t5) => t5.d_model,
+    })
+}
+
 /// What the longest examples have, by the model's tokenizer if there is one: `data.max_length` and a reason.
 fn max_length(found: Option<&Found>, model: Option<&Path>) -> Result<(usize, String)> {
     let config = model.map(Config::open).transpose()?;
@@ -177,142 +130,10 @@ fn max_length(found: Option<&Found>, model: Option<&Path>) -> Result<(usize, Str
     Ok((length, format!("99 of 100 examples have at most {about}{usual} tokens, the longest {about}{longest}")))
 }
 
-/// Guesses columns, task and labels.
-fn look_at(path: &Path) -> Result<Found> {
-    let columns = columns_of(path)?;
-    let has = |name: &str| columns.iter().find(|column| column.eq_ignore_ascii_case(name)).cloned();
-    let pair = PAIRS.iter().find_map(|(a, b)| Some((has(a)?, has(b)?)));
-    let label = LABELS.iter().find_map(|name| has(name));
-    let (text, second) = match pair {
-        Some((text, pair)) => (Some(text), Some(pair)),
-        None => (TEXTS.iter().find_map(|name| has(name)), None),
-    };
-    let read = |text: Option<String>, label: Option<String>| {
-        let columns = Columns { text, pair: second.clone(), label, ..Columns::default() };
-        data::read(path, Task::Classify, &columns, Split::Train, false)
-    };
-    let mut label = label;
-    let text = match text {
-        Some(text) => Some(text),
-        // a GLUE folder's task knows its columns
-        None if columns.is_empty() => None,
-        None => {
-            let mut longest = (0, None);
-            for column in columns.iter().filter(|column| label.as_ref() != Some(column)) {
-                let letters = read(Some(column.clone()), None)?.rows.iter().map(|e| e.text.len()).sum::<usize>();
-                if letters > longest.0 {
-                    longest = (letters, Some(column.clone()));
-                }
-            }
-            longest.1
-        }
-    };
-    let mut examples = read(text.clone(), label.clone())?;
-    if label.is_none() && !columns.is_empty() {
-        // few different values, more than one
-        let mut fewest = (examples.rows.len() / 2 + 1, None);
-        for column in columns.iter().filter(|c| text.as_ref() != Some(c) && second.as_ref() != Some(c)) {
-            let with = read(text.clone(), Some(column.clone()))?;
-            let values = counts(&with).len();
-            if values > 1 && values < fewest.0 {
-                fewest = (values, Some((column.clone(), with)));
-            }
-        }
-        let (column, with) = fewest.1.ok_or_else(|| {
-            Error::new(format!("expected a column with labels, found {}", columns.join(", "))).at(path.display())
-        })?;
-        (label, examples) = (Some(column), with);
-    }
-    let counts = counts(&examples);
-    let numbers = counts.keys().filter_map(|label| label.parse::<f64>().ok()).collect::<Vec<_>>();
-    let all_numbers = numbers.len() == counts.len();
-    let regression = all_numbers && (numbers.iter().any(|x| x.fract() != 0.0) || counts.len() > MOST_CLASSES);
-    let (task, labels) = if regression {
-        let least = numbers.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        (Task::Regress, format!("numbers from {least} to {most}"))
-    } else {
-        let mut listed: Vec<_> = counts.iter().collect();
-        listed.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
-        let some: Vec<_> = listed.iter().take(LISTED).map(|(label, n)| format!("{label:?} ({n})")).collect();
-        let more = if listed.len() > LISTED { ", …" } else { "" };
-        (Task::Classify, format!("{} labels: {}{more}", listed.len(), some.join(", ")))
-    };
-    Ok(Found { columns, text, pair: second, label, task, labels, examples })
-}
-
-fn counts(examples: &Examples) -> BTreeMap<&str, usize> {
-    let mut counts = BTreeMap::new();
-    for label in examples.rows.iter().filter_map(|e| e.label.as_deref()) {
-        *counts.entry(label).or_default() += 1;
-    }
-    counts
-}
-
-/// Names of a file's columns; none of a folder, whose layout says them, and of a list of texts.
-fn columns_of(path: &Path) -> Result<Vec<String>> {
-    let failed =
-        |e: &dyn std::fmt::Display| Error::new(format!("cannot read the names of the columns: {e}")).at(path.display());
-    if path.is_dir() {
-        let file = glue::split_file(path, Task::Classify, Split::Train);
-        return file.map_or(Ok(Vec::new()), |file| columns_of(&file));
-    }
-    let open = || File::open(path).map(BufReader::new).map_err(|e| failed(&e));
-    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let keys = |value: Option<Value>| match value {
-        Some(Value::Object(first)) => Ok(first.keys().cloned().collect()),
-        _ => Err(failed(&"expected objects")),
-    };
-    match extension.as_str() {
-        "csv" | "tsv" => {
-            let mut line = String::new();
-            // a header is short; a file without line breaks is not read whole
-            open()?.take(1 << 20).read_line(&mut line).map_err(|e| failed(&e))?;
-            Ok(names_in(line.trim_start_matches('\u{feff}').trim_end(), if extension == "csv" { ',' } else { '\t' }))
-        }
-        "parquet" => {
-            let file = File::open(path).map_err(|e| failed(&e))?;
-            let reader = SerializedFileReader::new(file).map_err(|e| failed(&e))?;
-            let schema = reader.metadata().file_metadata().schema_descr().root_schema().clone();
-            Ok(schema.get_fields().iter().map(|field| field.name().to_owned()).collect())
-        }
-        "json" | "jsonl" | "ndjson" => {
-            let mut input = open()?;
-            let start = input.fill_buf().map_err(|e| failed(&e))?.iter().copied().find(|b| !b.is_ascii_whitespace());
-            if start == Some(b'[') {
-                let all: Vec<Value> = serde_json::from_reader(input).map_err(|e| failed(&e))?;
-                return keys(all.into_iter().next());
-            }
-            keys(serde_json::Deserializer::from_reader(input).into_iter().next().transpose().map_err(|e| failed(&e))?)
-        }
-        _ => Ok(Vec::new()),
-    }
-}
-
-/// The fields of a header line, some of them in quotes.
-fn names_in(line: &str, separator: char) -> Vec<String> {
-    let mut quoted = false;
-    let fields = line.split(|c| {
-        quoted ^= c == '"';
-        c == separator && !quoted
-    });
-    let bare = |field: &str| {
-        let inner = field.strip_prefix('"').and_then(|field| field.strip_suffix('"'));
-        inner.map_or(field.to_owned(), |inner| inner.replace("\"\"", "\""))
-    };
-    fields.map(|field| bare(field.trim())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::recipe::Recipe;
-
-    #[test]
-    fn names_in_quotes() {
-        assert_eq!(names_in("a, \"b,c\",\"say \"\"d\"\"\" ", ','), ["a", "b,c", "say \"d\""]);
-        assert_eq!(names_in("a\tb c", '\t'), ["a", "b c"]);
-    }
 
     fn of(name: &str, content: &str) -> (String, Recipe) {
         let folder = tempfile::tempdir().unwrap();

@@ -218,6 +218,12 @@ fn check_free(path: &Path) -> Result<()> {
     }
 }
 
+/// `base` if nothing is there, else the first of `base-2`, `base-3`, … where nothing is.
+pub fn free(base: &str) -> String {
+    let name = |i: u32| if i == 1 { base.to_owned() } else { format!("{base}-{i}") };
+    (1..).map(name).find(|name| Path::new(name).symlink_metadata().is_err()).unwrap_or_else(|| name(1))
+}
+
 /// Checks that a run in the folder `output` leaves the model that it starts from, in the folder `model`, as it is, and can take over its
 /// files.
 ///
@@ -236,4 +242,20 @@ pub fn check_apart(output: &Path, model: &Path) -> Result<()> {
 
 fn write_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
     write_atomic(&path.join(RECIPE), recipe.to_toml())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_taken_gets_a_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = |name: &str| folder.path().join(name).display().to_string();
+        assert_eq!(free(&name("a")), name("a"));
+        std::fs::create_dir(name("a")).unwrap();
+        assert_eq!(free(&name("a")), name("a-2"));
+        std::fs::write(name("a-2"), "").unwrap();
+        assert_eq!(free(&name("a")), name("a-3"));
+    }
 }
