@@ -172,6 +172,26 @@ impl Predictor {
         Ok(())
     }
 
+    /// Says on standard error what is odd about examples, in their file and for this model.
+    pub(crate) fn look_at(&self, examples: &Examples) {
+        examples.warnings().iter().for_each(|w| output::warn(w));
+        let trained =
+            self.usage.as_ref().filter(|usage| usage.task == self.task).and_then(|usage| usage.columns.as_ref());
+        let has_pairs = examples.rows.iter().any(|e| e.pair.is_some());
+        let Some(trained) = trained.filter(|names| names.pair.is_some() != has_pairs) else { return };
+        let source = examples.source.display();
+        output::warn(&match &trained.pair {
+            Some(pair) => format!(
+                "{source}: the model was trained on pairs of texts (columns {:?} and {pair:?}), and these are single texts; --pair names the second",
+                trained.text
+            ),
+            None => format!(
+                "{source}: the model was trained on single texts (column {:?}), and these are pairs; --text names one of them",
+                trained.text
+            ),
+        });
+    }
+
     /// Tokens of examples, with their labels if the model is to say how likely they are; says on standard error what was cut.
     ///
     /// # Errors

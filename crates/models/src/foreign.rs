@@ -24,19 +24,20 @@ impl Foreign {
 const UTF16: Foreign = Foreign { what: "text in UTF-16", hint: "save it as UTF-8" };
 const PAGE: Foreign = Foreign { what: "a web page", hint: "fetch the file itself, not the page that shows it" };
 const UNPACK: &str = "unpack it first";
+/// What to do with a spreadsheet.
+pub const SHEET: &str = "save the sheet as CSV UTF-8; in pandas read_excel(path).to_csv(\"data.csv\", index=False)";
 const EXPORT: &str = "export it as CSV, JSON lines or Parquet first";
 
 /// Formats by their first bytes.
-const MAGIC: [(&[u8], &str, &str); 16] = [
+const MAGIC: [(&[u8], &str, &str); 15] = [
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch the file itself: git lfs pull"),
-    (b"PK\x03\x04", "a zip archive or an Excel workbook", "unpack it first, or export the sheet as CSV"),
     (b"\x1f\x8b", "a file packed by gzip", UNPACK),
     (b"BZh", "a file packed by bzip2", UNPACK),
     (b"\xfd7zXZ\0", "a file packed by xz", UNPACK),
     (b"\x28\xb5\x2f\xfd", "a file packed by zstd", UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (b"Rar!\x1a\x07", "a RAR archive", UNPACK),
-    (b"\xd0\xcf\x11\xe0", "an old Excel or Word document", "export the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel or Word document", SHEET),
     (b"%PDF-", "a PDF document", EXPORT),
     (b"PAR1", "a Parquet file", "name it .parquet"),
     (b"ARROW1", "an Arrow (Feather) file", EXPORT),
@@ -52,6 +53,9 @@ pub fn foreign(head: &[u8]) -> Option<Foreign> {
     if let Some((_, what, hint)) = MAGIC.iter().find(|(magic, ..)| head.starts_with(magic)) {
         return Some(Foreign { what, hint });
     }
+    if head.starts_with(ZIP) {
+        return Some(in_zip(head));
+    }
     // Python's pickle says its protocol in the second byte, and its last is a full stop
     if let [0x80, 2..=5, ..] = head {
         return Some(Foreign { what: "a Python pickle", hint: EXPORT });
@@ -61,11 +65,26 @@ pub fn foreign(head: &[u8]) -> Option<Foreign> {
     }
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     let starts = |with: &str| text.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with.as_bytes()));
-    if starts("<!doctype html") || starts("<html") {
+    if ["<!doctype html", "<html", "<head>", "<body", "<table"].into_iter().any(starts) {
         return Some(PAGE);
     }
     let xml = Foreign { what: "an XML document", hint: "is it the message of a server? Fetch the file itself" };
     starts("<?xml").then_some(xml)
+}
+
+const ZIP: &[u8] = b"PK\x03\x04";
+
+/// What a zip archive is, by the name of its first file.
+fn in_zip(head: &[u8]) -> Foreign {
+    let name = head.get(30..).unwrap_or_default();
+    let begins = |with: &str| name.starts_with(with.as_bytes());
+    if ["[Content_Types].xml", "xl/", "_rels/", "docProps/"].into_iter().any(begins) {
+        Foreign { what: "an Excel workbook", hint: SHEET }
+    } else if begins("mimetypeapplication/vnd.oasis.opendocument") {
+        Foreign { what: "an OpenDocument file", hint: SHEET }
+    } else {
+        Foreign { what: "a zip archive", hint: UNPACK }
+    }
 }
 
 /// Whether every other byte is zero, as in UTF-16 of Latin letters.
@@ -93,7 +112,7 @@ mod tests {
             (b"\xef\xbb\xbf<HTML lang=en>", "web page"),
             (b"<?xml version=\"1.0\"?><Error>", "XML"),
             (b"\x1f\x8b\x08\0", "gzip"),
-            (b"PK\x03\x04\x14\0", "zip archive or an Excel"),
+            (b"PK\x03\x04\x14\0", "a zip archive"),
             (b"PAR1\x15\x04", "Parquet"),
             (b"\x80\x04\x95", "pickle"),
             (b"\xff\xfet\0e\0", "UTF-16"),

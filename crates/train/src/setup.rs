@@ -390,8 +390,12 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     };
     let (model_dir, mut config) = model_config(&recipe, needs)?;
     let mut warnings = Vec::new();
-    let train = data::read(Path::new(&path), task, &columns(&recipe.data), Split::Train, true)?;
-    warnings.extend(train.warning());
+    let named = columns(&recipe.data);
+    // of a file that is not used whole
+    let train = match recipe.data.limit {
+        Some(_) => data::read_labels(Path::new(&path), task, &named)?,
+        None => data::read(Path::new(&path), task, &named, Split::Train, true)?,
+    };
     // of all rows, so that no class is unknown in what is held out
     let mut map = LabelMap::of(task, &train)?;
     if !config.is_text_to_text() {
@@ -404,6 +408,13 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     let usage = Usage::new(&recipe, &config, &scorer, train.columns.clone());
     if let Some(limit) = recipe.data.limit {
         train = train.subset(limit, recipe.seed)?;
+    }
+    let train = train.complete(task, &named)?;
+    warnings.extend(train.warnings());
+    let dev = dev.into_iter().map(|(prefix, examples)| Ok((prefix, examples.complete(task, &named)?)));
+    let dev = dev.collect::<Result<Vec<_>>>()?;
+    if recipe.data.dev.is_some() {
+        warnings.extend(dev.iter().flat_map(|(_, examples)| examples.warnings()));
     }
     let tokeniser = Tokeniser::load(&model_dir, &config)?;
     warnings.extend_from_slice(tokeniser.notes());

@@ -45,6 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .at(predictor.dir.display()));
     }
     let examples = data::read(&args.data, task, &predictor.columns, Split::Dev, true).map_err(in_arguments)?;
+    predictor.look_at(&examples);
     predictor.learn_labels(&examples).map_err(in_arguments)?;
     let (engine, map) = (&predictor.engine, &predictor.map);
     let labels = map.resolve(&examples).map_err(in_arguments)?;

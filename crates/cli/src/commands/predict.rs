@@ -22,8 +22,11 @@ use crate::predictor::{Predictor, UseArgs};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// File (CSV, TSV, JSON lines, Parquet, lines of a .txt) or folder in GLUE's layout, or - for lines on standard input; labels are not
-    /// needed.
+    /// File (CSV, TSV, JSON lines, Parquet, lines of a .txt) or folder in GLUE's layout, or - for standard input; labels are not needed.
+    ///
+    /// Standard input is JSON if it starts with { or with an array of objects; CSV or TSV if its first line is a header; else one text a
+    /// line. A header holds the columns of --text and --pair, of the training data, or the usual ones (text, sentence, …); its other fields
+    /// have no space in front and are no sentences or numbers. With --text or --pair there must be one.
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Where to write: .csv and .tsv as a table, all else as JSON lines, - as JSON lines on standard output [default: -].
@@ -46,6 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let models = predictor.read_from.iter().map(PathBuf::as_path);
         apart::check_file(out, models.chain([&*examples.source]))?;
     }
+    predictor.look_at(&examples);
     let set = predictor.tokens(&examples, None)?;
     let by = predictor.batches(&set);
     let names = &predictor.engine.model.config.labels;

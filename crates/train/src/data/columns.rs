@@ -72,6 +72,13 @@ pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
         let expected = glue::label_names(want.task).join(" or ");
         return Err(Error::new(format!("expected a column {expected} with the label, {}", listed())).hint(hint));
     }
+    for column in [Some(text), pair, label].into_iter().flatten() {
+        let name = found[column];
+        if found.iter().filter(|other| **other == name).count() > 1 {
+            return Err(Error::new(format!("two columns are called {name:?}, and which is meant cannot be known"))
+                .hint("rename or leave out one of them"));
+        }
+    }
     Ok(Pick { text, pair, label })
 }
 
@@ -138,6 +145,17 @@ mod tests {
             (1, 2, 3)
         );
         assert_eq!(find(&["text"], Task::Classify, none, false).unwrap(), (0, 9, 9));
+    }
+
+    #[test]
+    fn a_name_that_two_columns_have_is_an_error_where_it_is_read() {
+        let none = ["", "", ""];
+        for found in [["text", "label", "text"], ["text", "label", "label"]] {
+            let error = find(&found, Task::Classify, none, true).unwrap_err().to_string();
+            assert!(error.contains(&format!("two columns are called {:?}", found[2])), "{error}");
+        }
+        assert_eq!(find(&["", "text", "", "label"], Task::Classify, none, true).unwrap(), (1, 9, 3));
+        assert_eq!(find(&["text", "label", "label"], Task::Classify, ["text", "", ""], false).is_err(), true);
     }
 
     #[test]

@@ -194,7 +194,7 @@ mod tests {
             assert_eq!(first.pair.as_deref(), (!pair.is_empty()).then_some(pair), "{task}");
             assert_eq!(first.pair.is_some(), task.needs_pair());
             assert_eq!(examples.skipped, u64::from(task == Task::Qqp));
-            assert_eq!(examples.warning().is_some(), task == Task::Qqp);
+            assert_eq!(examples.warnings().len(), usize::from(task == Task::Qqp));
             let labels = super::super::LabelMap::of(task, &examples).unwrap().resolve(&examples).unwrap();
             assert_eq!(labels.len(), examples.rows.len());
         }

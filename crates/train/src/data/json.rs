@@ -35,7 +35,13 @@ fn lines(input: impl BufRead, want: &Request) -> Result<Examples> {
         let row = match serde_json::from_str(line) {
             Ok(Cell::Row(row)) => rows.push(row, (number, number - 1)),
             Ok(other) => Err(Error::new(format!("expected a JSON object, found {}", other.kind())).hint(hint)),
-            Err(e) => Err(Error::new(format!("expected a JSON object, found bad JSON: {e}")).hint(hint)),
+            Err(e) if e.is_eof() && line.trim_end().ends_with(['{', ',']) && rows.keys.is_none() => {
+                return Err(Error::new("expected one JSON object a line, found one that goes on in the next")
+                    .at(format_args!("line {number}"))
+                    .hint("write it without line breaks: json.dumps without indent, pandas to_json(path, orient=\"records\", lines=True)"));
+            }
+            Err(e) => Err(no_number(line, &e)
+                .unwrap_or_else(|| Error::new(format!("expected a JSON object, found bad JSON: {e}")).hint(hint))),
         };
         if let Err(e) = row {
             problems.add(number, e);
@@ -49,6 +55,16 @@ fn lines(input: impl BufRead, want: &Request) -> Result<Examples> {
     if rows.examples.rows.is_empty() { Err(Error::new("empty file")) } else { Ok(rows.done()) }
 }
 
+/// The error of a number that JSON does not have, and programs write.
+fn no_number(line: &str, e: &serde_json::Error) -> Option<Error> {
+    let rest = line.get(e.column().checked_sub(1)?..)?;
+    let word = ["NaN", "Infinity"].into_iter().find(|word| rest.starts_with(word))?;
+    Some(Error::new(format!("expected JSON, which has no {word}")).hint(NO_NUMBER))
+}
+
+const NO_NUMBER: &str =
+    "leave the row out or write null, as pandas' to_json does; json.dumps(row, allow_nan=False) finds it";
+
 /// Reads one array of objects, holding one of them at a time.
 fn array(input: impl BufRead, want: &Request) -> Result<Examples> {
     let examples = Examples { unit: Unit::Row, ..Examples::default() };
@@ -56,7 +72,14 @@ fn array(input: impl BufRead, want: &Request) -> Result<Examples> {
     let mut reader = serde_json::Deserializer::from_reader(input);
     let read = reader.deserialize_seq(&mut elements).and_then(|()| reader.end());
     if let (Err(e), true) = (read, elements.problems.is_empty()) {
-        return Err(Error::new(format!("expected an array of JSON objects, found bad JSON: {e}")));
+        let error = Error::new(format!("expected an array of JSON objects, found bad JSON: {e}"));
+        // what stands there is gone
+        let value = ["expected value", "invalid number"].into_iter().any(|what| e.to_string().starts_with(what));
+        return Err(if value {
+            error.hint(format!("is it NaN or Infinity, which JSON does not have? Then {NO_NUMBER}"))
+        } else {
+            error
+        });
     }
     elements.problems.finish("row")?;
     let examples = elements.rows.done();
@@ -94,6 +117,9 @@ impl<'de> Visitor<'de> for &mut Elements<'_> {
     }
 }
 
+/// Whole numbers from here on are not told apart by a float.
+const EXACT: f64 = (1_u64 << 53) as f64;
+
 /// The examples so far, and the keys that are read, found in the first object.
 struct Rows<'a> {
     want: &'a Request<'a>,
@@ -115,7 +141,8 @@ impl Rows<'_> {
                 self.keys.insert(picked.names(&names))
             }
         };
-        let label = keys.label.as_ref().map(|key| row.label(key, self.want.labels_required)).transpose()?.flatten();
+        row.once(keys)?;
+        let label = keys.label.as_ref().map(|key| row.label(key, self.want)).transpose()?.flatten();
         let pair = keys.pair.as_ref().map(|key| row.string(key)).transpose()?;
         let text = row.string(&keys.text)?;
         self.examples.push(self.want, place, text, pair, label.as_deref())
@@ -154,9 +181,14 @@ impl Row {
     }
 
     /// A label as text; `true` and `false` are 1 and 0.
-    fn label(&self, key: &str, required: bool) -> Result<Option<String>> {
+    fn label(&self, key: &str, want: &Request) -> Result<Option<String>> {
         match self.get(key) {
             Some(Cell::Text(text)) => Ok(Some(text.clone())),
+            // JSON's whole numbers beyond 64 bits come as floats
+            Some(Cell::Number(number)) if !want.task.is_regression() && number.as_f64().is_some_and(|x| x.abs() >= EXACT) && number.is_f64() => {
+                Err(Error::new(format!("key {key:?}: expected a label, found a number of too many digits to be told from its neighbours: {number}"))
+                    .hint("write it as a string, in quotes"))
+            }
             Some(Cell::Number(number)) => Ok(Some(number.to_string())),
             Some(Cell::Flag(flag)) => Ok(Some(u8::from(*flag).to_string())),
             Some(Cell::Null) => Ok(None),
@@ -164,9 +196,19 @@ impl Row {
                 let error = format!("key {key:?}: expected a string or a number, found {}", other.kind());
                 Err(self.columnar().unwrap_or(Error::new(error)))
             }
-            None if required => Err(self.lacks(key)),
+            None if want.labels_required => Err(self.lacks(key)),
             None => Ok(None),
         }
+    }
+
+    /// Refuses a key that is read and is there twice.
+    fn once(&self, keys: &Names) -> Result<()> {
+        for key in [Some(&keys.text), keys.pair.as_ref(), keys.label.as_ref()].into_iter().flatten() {
+            if self.0.iter().filter(|(name, _)| name == key).count() > 1 {
+                return Err(Error::new(format!("the key {key:?} is there twice, and which is meant cannot be known")));
+            }
+        }
+        Ok(())
     }
 
     fn lacks(&self, key: &str) -> Error {
@@ -305,7 +347,6 @@ mod tests {
         let file = "\u{feff}{\"label\": true, \"text\": \"a\\n\"}\n\n{\"text\": \"b\", \"label\": 1.0, \"x\": [{}]}\n";
         assert_eq!(rows(file), [row("a\n", "1", 1, 0), row("b", "1.0", 3, 2)]);
         assert_eq!(rows("{\"text\":\"a\",\"label\":0}\n{\"text\":\"b\"}"), [row("a", "0", 1, 0), row("b", "", 2, 1)]);
-        assert_eq!(rows("{\"text\":\"a\",\"text\":\"b\"}"), [row("b", "", 1, 0)]);
         assert_eq!(
             rows("{\"text\":\"a\",\"label\":18446744073709551615}")[0].1.as_deref(),
             Some("18446744073709551615")
@@ -322,6 +363,7 @@ mod tests {
         assert!(message("[1]").contains("expected a JSON object, found a number\n  in row 1"));
         assert!(message("[{\"text\":\"a\",\"label\":0}").contains("bad JSON: EOF"));
         assert!(message("[{\"text\":\"a\",\"label\":0}] x").contains("bad JSON: trailing characters"));
+        assert!(message("[{\"text\":\"a\",\"label\":NaN}]").contains("is it NaN or Infinity"));
         assert!(message("[{\"a\":1}]").contains("found columns: a\n  in row 1"));
     }
 
@@ -346,7 +388,12 @@ mod tests {
         for (line, what) in [
             ("[1]", "expected a JSON object, found an array"),
             ("{\"text\":", "found bad JSON"),
-            ("{\"text\":\"a\",\"label\":NaN}", "found bad JSON"),
+            ("{\"text\":\"a\",\"label\":NaN}", "expected JSON, which has no NaN"),
+            ("{\"x\":[NaN],\"text\":\"a\",\"label\":1}", "expected JSON, which has no NaN"),
+            ("{\"text\":\"NaN\",\"label\":-Infinity}", "which has no Infinity"),
+            ("{\"text\":\"NaN\",\"label\":1,}", "found bad JSON"),
+            ("{\"text\":\"a\",\"label\":0,\"label\":1}", "the key \"label\" is there twice"),
+            ("{\"text\":\"a\",\"label\":18446744073709551616}", "too many digits"),
             ("{\"text\":\"a\"}", "expected the key \"label\", found keys: text"),
             ("{\"label\":0}", "expected the key \"text\", found keys: label"),
             ("{\"text\":1,\"label\":0}", "key \"text\": expected a string, found a number"),
@@ -357,6 +404,12 @@ mod tests {
             assert!(message.contains(what) && message.contains("in line 2"), "{message}");
         }
         assert!(message("{\"a\":1}").contains("found columns: a\n  in line 1"));
+        assert!(message("{\"text\":\"a\",\"text\":\"b\",\"label\":1}").contains("two columns are called \"text\""));
+        let pretty = message("{\n  \"text\": \"a\",\n  \"label\": 1\n}\n");
+        assert!(
+            pretty.contains("found one that goes on in the next\n  in line 1\n  hint: write it without line breaks"),
+            "{pretty}"
+        );
         assert_eq!(message(""), "empty file");
         assert_eq!(message("\n\n"), "empty file");
     }

@@ -1,5 +1,6 @@
 //! From the labels of a file to class indices or numbers.
 
+use super::alike::{difference, folded, in_quotes, integer, same_integers};
 use super::columns::missing;
 use super::problems::Problems;
 use super::{Example, Examples};
@@ -60,7 +61,7 @@ pub struct Classes {
     names: Vec<String>,
     /// The class of each name, and of the names that the task has for it.
     by_name: HashMap<String, u32>,
-    /// The class of each name without regard to case and white space; `None` where that is several.
+    /// The class of each name as [`folded`]; `None` where that is several.
     by_folded: HashMap<String, Option<u32>>,
     /// The class that a file's index means; none if indices are no labels.
     by_index: Vec<Option<u32>>,
@@ -101,17 +102,22 @@ impl LabelMap {
             match example.label.as_deref() {
                 None => problems.add(example.line, missing("")),
                 Some(label) if numbers && is_perhaps_missing(label) => problems.add(example.line, missing(label)),
+                // a word among words
+                Some(label) if numbers && label.parse::<f64>().is_ok_and(f64::is_infinite) => {
+                    problems.add(example.line, infinite(label));
+                }
                 Some(_) => {}
             }
         }
         problems.finish(&train.unit.to_string()).map_err(|e| train.in_source(e))?;
 
-        let integers: Option<BTreeSet<i64>> = labels.iter().map(|label| integer(label)).collect();
-        let mut names: Vec<String> = match integers {
+        let integers: Option<BTreeSet<i128>> = labels.iter().map(|label| integer(label)).collect();
+        let mut names: Vec<String> = match &integers {
             _ if !train.classes.is_empty() => train.classes.clone(),
-            Some(numbers) => numbers.iter().map(i64::to_string).collect(),
+            Some(numbers) => numbers.iter().map(i128::to_string).collect(),
             None => labels.iter().map(|&label| label.to_owned()).collect(),
         };
+        let merged = integers.is_some() && train.classes.is_empty();
         let found = if train.classes.is_empty() { names.len() } else { labels.len() };
         if found < 2 {
             let found = labels.first().map_or("none".to_owned(), |name| format!("only {name:?}"));
@@ -123,6 +129,15 @@ impl LabelMap {
         names.retain(|name| seen.insert(name.clone()));
         let mut classes = Classes { indices_are_told: !train.classes.is_empty(), ..Classes::new(names) };
         classes.notes.extend(perhaps.iter().map(|label| format!("label {label:?} is read as the name of a class")));
+        let spelled = same_integers(labels.iter().copied().filter(|_| train.classes.is_empty()));
+        classes.notes.extend(spelled.iter().take(SHOWN).map(|(number, labels)| {
+            let are = if merged {
+                format!("are read as one class, {number}")
+            } else {
+                "spell one number, and are several classes".into()
+            };
+            format!("labels {} {are}", in_quotes(labels))
+        }));
         if numbers && labels.iter().any(|label| integer(label).is_none()) {
             classes.notes.push(format!(
                 "the labels are numbers with fractions and are read as {}; for a number to predict, use task = \"regress\"",
@@ -250,7 +265,8 @@ impl LabelMap {
         let read = labels.iter().filter_map(|label| Some((label, classes.class(label)?))).take(SHOWN);
         let said = read.map(|(label, class)| {
             let name = &classes.names[class as usize];
-            format!("label {label:?} is read as {name:?}, from which it differs only by case or white space")
+            let (label, name, how) = difference(label, name);
+            format!("label {label} is read as {name}, from which it differs only {how}")
         });
         classes.notes.iter().cloned().chain(said).chain(classes.by_place(examples)).collect()
     }
@@ -271,8 +287,8 @@ impl Classes {
                 .or_insert(Some(i));
         }
         let two = |&(i, j): &(u32, u32)| {
-            let (a, b) = (&names[i as usize], &names[j as usize]);
-            format!("labels {a:?} and {b:?} differ only by case or white space, and are two classes")
+            let (a, b, how) = difference(&names[i as usize], &names[j as usize]);
+            format!("labels {a} and {b} differ only {how}, and are two classes")
         };
         let notes = near.iter().take(SHOWN).map(two).collect();
         // files of `datasets` give the index of a name
@@ -319,7 +335,7 @@ impl Classes {
 
     /// The class of a label by its name, to the letter, or its index.
     fn as_written(&self, label: &str) -> Option<u32> {
-        let by_number = |n: i64| {
+        let by_number = |n: i128| {
             let by_index = || usize::try_from(n).ok().and_then(|n| *self.by_index.get(n)?);
             self.exact(&n.to_string()).or_else(by_index)
         };
@@ -396,11 +412,6 @@ fn listed<S: AsRef<str>>(names: &[S]) -> String {
     if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }
 
-/// A name without regard to case and to white space around and between its words.
-fn folded(name: &str) -> String {
-    name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
-}
-
 /// Whether the names are those that `transformers` gives outputs without names.
 fn is_placeholder(names: &[String]) -> bool {
     names.iter().enumerate().all(|(i, name)| name.strip_prefix("LABEL_").is_some_and(|n| n == i.to_string()))
@@ -415,11 +426,8 @@ fn is_perhaps_missing(label: &str) -> bool {
     PERHAPS_MISSING.iter().any(|word| label.eq_ignore_ascii_case(word))
 }
 
-/// The integer that `label` spells, also as a float without fraction.
-fn integer(label: &str) -> Option<i64> {
-    const EXACT: f64 = (1_i64 << 53) as f64;
-    let float = || label.parse::<f64>().ok().filter(|v| v.fract() == 0.0 && v.abs() < EXACT).map(|v| v as i64);
-    label.parse().ok().or_else(float)
+fn infinite(label: &str) -> Error {
+    Error::new(format!("expected a finite number as label, found {label}"))
 }
 
 fn value(label: &str) -> Result<f32> {
@@ -428,7 +436,7 @@ fn value(label: &str) -> Result<f32> {
     }
     match label.parse::<f32>() {
         Ok(v) if v.is_finite() => Ok(v),
-        Ok(_) => Err(Error::new(format!("expected a finite number as label, found {label}"))),
+        Ok(_) => Err(infinite(label)),
         Err(_) => Err(Error::new(format!("expected a number as label, found {label:?}"))
             .hint("for labels that are classes, use task = \"classify\"")),
     }
@@ -651,6 +659,48 @@ mod tests {
     }
 
     #[test]
+    fn spellings_of_one_number_are_named() {
+        let told = |labels: &[&str]| {
+            let train = examples(labels);
+            LabelMap::of(Task::Classify, &train).map(|map| (map.names().join(" "), map.warnings(&train).join("\n")))
+        };
+        let (names, notes) = told(&["007", "7", "7.0", "1", "0"]).unwrap();
+        assert_eq!((&*names, &*notes), ("0 1 7", "labels \"007\", \"7\" and \"7.0\" are read as one class, 7"));
+        let (names, notes) = told(&["007", "7", "x"]).unwrap();
+        assert_eq!(
+            (&*names, &*notes),
+            ("007 7 x", "labels \"007\" and \"7\" spell one number, and are several classes")
+        );
+        let (names, notes) = told(&["18446744073709551616", "18446744073709551617", "5"]).unwrap();
+        assert_eq!((&*names, &*notes), ("5 18446744073709551616 18446744073709551617", ""));
+        for infinite in ["inf", "-inf", "Infinity", "1e999"] {
+            let message = told(&["1", "2", infinite]).unwrap_err().to_string();
+            assert!(
+                message.starts_with(&format!("expected a finite number as label, found {infinite}\n  in line 4")),
+                "{message}"
+            );
+        }
+        assert_eq!(told(&["inf", "word"]).unwrap().0, "inf word");
+    }
+
+    #[test]
+    fn names_that_look_the_same_are_named() {
+        let train = examples(&["caf\u{e9}", "cafe\u{301}", "no", "n\u{200b}o"]);
+        let map = LabelMap::of(Task::Classify, &train).unwrap();
+        let warnings = map.warnings(&train);
+        assert_eq!((map.outputs(), warnings.len()), (4, 2), "{warnings:?}");
+        let how = "differ only in how Unicode spells what looks the same, and are two classes";
+        assert_eq!(warnings[0], format!("labels \"cafe\\u{{301}}\" and \"caf\\u{{e9}}\" {how}"));
+        // in another file it is the class that it looks like
+        let map = LabelMap::from_names(words(&["caf\u{e9}", "no"]));
+        let other = examples(&["cafe\u{301}", "no"]);
+        assert_eq!(map.resolve(&other).unwrap(), Labels::Class(vec![0, 1]));
+        assert!(
+            map.warnings(&other)[0].contains("is read as \"caf\\u{e9}\", from which it differs only in how Unicode")
+        );
+    }
+
+    #[test]
     fn words_for_no_value_are_judged_by_the_others() {
         let message = LabelMap::of(Task::Classify, &examples(&["0", "NA", "1", "None"])).unwrap_err().to_string();
         assert!(
@@ -685,10 +735,8 @@ mod tests {
     fn errors_come_together() {
         let labels: Vec<&str> = (0..40).map(|i| if i % 2 == 0 { "yes" } else { "maybe" }).collect();
         let message = LabelMap::from_names(words(&["no", "yes"])).resolve(&examples(&labels)).unwrap_err().to_string();
-        assert!(message.starts_with("20 problems\n  line 3: unknown label \"maybe\"\n  line 5: "), "{message}");
-        assert!(
-            message.ends_with("  line 21: unknown label \"maybe\"\n  and 10 more\n  in a.csv\n  hint: known: no, yes")
-        );
+        let want = "unknown label \"maybe\"\n  in lines 3, 5, 7, 9, 11 and 15 more\n  in a.csv\n  hint: known: no, yes";
+        assert_eq!(message, want);
         let message = LabelMap::from_names(words(&["no", "yes"])).resolve(&examples(&["-1"])).unwrap_err().to_string();
         assert!(message.contains("is this a test split?"), "{message}");
     }

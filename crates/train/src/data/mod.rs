@@ -1,5 +1,6 @@
 //! From files to ragged batches: read examples, resolve their labels, tokenise, draw batches.
 
+mod alike;
 pub mod batch;
 mod bpe_dropout;
 mod columns;
@@ -12,6 +13,7 @@ pub mod parquet;
 mod problems;
 mod quietly;
 pub mod shuffle;
+mod stream;
 pub mod table;
 pub mod text_to_text;
 pub mod tokenise;
@@ -26,12 +28,12 @@ pub use tokenise::{TokenisedSet, Tokeniser};
 
 use crate::tasks::Task;
 use colrow_models::files;
-use colrow_models::foreign::{HEAD, foreign};
+use colrow_models::foreign::{SHEET, foreign};
 use colrow_tensor::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
+use std::io::{self, BufRead, BufReader, Seek};
 use std::path::{Path, PathBuf};
 
 /// The path that stands for standard input.
@@ -84,6 +86,10 @@ pub struct Examples {
     pub columns: Option<Names>,
     /// What the examples' line numbers count.
     pub unit: Unit,
+    /// What the user should know about the file although it could be read, beside what the examples themselves show.
+    pub notes: Vec<String>,
+    /// Whether the texts are still to be read; see [`Examples::complete`].
+    pub(crate) without_texts: bool,
     /// Names by class index, where the file says them beside its integers (Parquet of `datasets`); the labels are then these names.
     pub classes: Vec<String>,
 }
@@ -97,6 +103,8 @@ impl Examples {
             skipped: self.skipped,
             columns: self.columns.clone(),
             unit: self.unit,
+            notes: self.notes.clone(),
+            without_texts: self.without_texts,
             classes: self.classes.clone(),
         }
     }
@@ -117,11 +125,48 @@ impl Examples {
     }
 
     /// What the user should know about the file although it could be read.
-    pub fn warning(&self) -> Option<String> {
-        (self.skipped > 0).then(|| {
-            let file = self.source.display();
-            format!("{file}: left out {} lines that do not have the header's number of fields", self.skipped)
-        })
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.notes.clone();
+        if self.skipped > 0 {
+            warnings.push(format!("left out {} lines that do not have the header's number of fields", self.skipped));
+        }
+        let columns = self.columns.as_ref();
+        let name = |column: Option<&String>, usual| column.map_or(usual, |name| format!("column {name:?}"));
+        if !self.without_texts {
+            let text = name(columns.map(|names| &names.text), "the text".to_owned());
+            warnings.extend(self.empty(&text, |e| Some(&e.text)));
+            let pair = name(columns.and_then(|names| names.pair.as_ref()), "the second text".to_owned());
+            warnings.extend(self.empty(&pair, |e| e.pair.as_ref()));
+        }
+        let file = self.source.display().to_string();
+        if file.is_empty() { warnings } else { warnings.iter().map(|warning| format!("{file}: {warning}")).collect() }
+    }
+
+    /// What to tell where some texts are empty.
+    fn empty(&self, what: &str, text: impl Fn(&Example) -> Option<&String>) -> Option<String> {
+        let empty = |i: &usize| text(&self.rows[*i]).is_some_and(|text| text.trim().is_empty());
+        let mut empty = (0..self.rows.len()).filter(empty);
+        let first = self.line(empty.next()?);
+        let more = match empty.count() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        Some(format!("{what} is empty in {first}{more} of {} examples", self.rows.len()))
+    }
+
+    /// Reads the texts that [`read_labels`] left out, of these examples alone.
+    ///
+    /// # Errors
+    /// A file that cannot be read any more, or has too much text even so.
+    pub fn complete(self, task: Task, columns: &Columns) -> Result<Examples> {
+        if !self.without_texts {
+            return Ok(self);
+        }
+        let path = self.source.clone();
+        let want = Request { task, columns, labels_required: true };
+        let rows: Vec<u64> = self.rows.iter().map(|e| e.row).collect();
+        let read = parquet::rows(open(&path)?.into_inner(), &want, &rows).map_err(|e| e.at(path.display()))?;
+        Ok(Examples { rows: read.rows, without_texts: false, ..self })
     }
 }
 
@@ -178,13 +223,12 @@ pub struct Request<'a> {
 ///
 /// The extension decides the format: `.csv` (RFC 4180), `.tsv` (quoted or not, see [`table::tsv`]; in a folder of a GLUE task without
 /// quoting), `.jsonl`, `.ndjson` or `.json` (one object a line, or one array), `.parquet`, `.txt` (one text a line). For a file, `split` is
-/// ignored. Blank lines are no examples. `-` is standard input: JSON if it starts with `{` or with an array of objects, CSV or TSV if
-/// its first line names the columns that are looked for, else one text a line.
+/// ignored. Blank lines are no examples. `-` is standard input: see [`stream`].
 pub fn read(path: &Path, task: Task, columns: &Columns, split: Split, labels_required: bool) -> Result<Examples> {
     let want = Request { task, columns, labels_required };
     if path == Path::new(STDIN) {
         let source = PathBuf::from("standard input");
-        let mut examples = stream(io::stdin().lock(), &want).map_err(|e| e.at(source.display()))?;
+        let mut examples = stream::read(io::stdin().lock(), &want).map_err(|e| e.at(source.display()))?;
         examples.source = source;
         return Ok(examples);
     }
@@ -196,6 +240,25 @@ pub fn read(path: &Path, task: Task, columns: &Columns, split: Split, labels_req
         if kind.is_dir() { glue::read(path, split, &want)? } else { (read_file(path, &want, false)?, path.to_owned()) };
     examples.source = source;
     Ok(examples)
+}
+
+/// As [`read`], for a training file of which few texts are needed: where the format allows it they are left out until
+/// [`Examples::complete`] reads those that are, so that a file may have more text than memory holds.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_labels(path: &Path, task: Task, columns: &Columns) -> Result<Examples> {
+    let want = Request { task, columns, labels_required: true };
+    if !has_extension(path, "parquet") || !path.is_file() {
+        return read(path, task, columns, Split::Train, true);
+    }
+    let mut file = open(path)?;
+    if !file.fill_buf()?.starts_with(b"PAR1") {
+        return read(path, task, columns, Split::Train, true);
+    }
+    file.rewind()?;
+    let examples = parquet::labels(file.into_inner(), &want).map_err(|e| e.at(path.display()))?;
+    Ok(Examples { source: path.to_owned(), ..examples })
 }
 
 /// Opens a file at its beginning.
@@ -228,47 +291,17 @@ pub(crate) fn read_file(path: &Path, want: &Request, glue: bool) -> Result<Examp
             lines::text(file, want)
         } else {
             let found = path.extension().map_or("no extension".into(), |e| format!(".{}", e.to_string_lossy()));
+            let hint = match is(&["xlsx", "xls", "xlsm", "ods"]) {
+                true => SHEET,
+                false => "rename or convert the file: the extension decides how it is read",
+            };
             Err(Error::new(format!(
                 "expected a .csv, .tsv, .jsonl, .ndjson, .json, .parquet or .txt file, found {found}"
             ))
-            .hint("rename or convert the file: the extension decides how it is read"))
+            .hint(hint))
         }
     };
     read(file).map_err(|e| e.at(path.display()))
-}
-
-/// Reads examples whose format only their beginning can tell.
-fn stream(input: impl Read, want: &Request) -> Result<Examples> {
-    let mut input = BufReader::new(input);
-    // as much of the beginning as is there, whatever the size of a pipe's pieces
-    let mut head = Vec::new();
-    input.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
-    if let Some(other) = foreign(&head) {
-        return Err(other.instead_of("text or JSON"));
-    }
-    let text = String::from_utf8_lossy(&head);
-    let text = text.trim_start_matches('\u{feff}').trim_start();
-    let header = text.lines().next().unwrap_or_default();
-    let named = |separator: char| {
-        let names: Vec<&str> = header.split(separator).map(|name| name.trim().trim_matches('"')).collect();
-        names.len() > 1 && columns::pick(&names, want).is_ok()
-    };
-    let is_json =
-        text.starts_with('{') || text.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with('{'));
-    let (is_csv, is_tsv) = (named(','), named('\t'));
-    let mut all = Cursor::new(head).chain(input);
-    if is_json {
-        json::json(all, want)
-    } else if is_csv {
-        table::csv(all, want)
-    } else if is_tsv {
-        // is read twice
-        let mut bytes = Vec::new();
-        all.read_to_end(&mut bytes)?;
-        table::tsv(Cursor::new(bytes), want)
-    } else {
-        lines::text(all, want)
-    }
 }
 
 fn has_extension(path: &Path, name: &str) -> bool {
@@ -303,7 +336,8 @@ mod tests {
         assert!(error_of("a.jsonl", b"{}\n").contains("line 1"));
         assert!(error_of("a.parquet", b"PAR1").contains("Parquet"));
         assert!(error_of("a.txt", b"a\n").contains("found lines of text alone"));
-        assert!(error_of("a.xlsx", b"x").contains("found .xlsx"));
+        assert!(error_of("a.xlsx", b"x").contains("found .xlsx\n"));
+        assert!(error_of("a.xls", b"text\tlabel\n").contains("save the sheet as CSV UTF-8; in pandas"));
         assert!(error_of("a", b"x").contains("found no extension"));
     }
 
@@ -323,39 +357,20 @@ mod tests {
             assert!(error_of(name, b"\x1f\x8b\x08\0").contains("unpack it first"), "{name}");
         }
         assert!(error_of("a.csv", b"PAR1").contains("found a Parquet file\n"));
-        assert!(error_of("a.csv", b"<!doctype html>").contains("found a web page"));
-    }
-
-    #[test]
-    fn a_stream_says_what_it_is() {
-        let read = |text: &str, labels_required| {
-            let columns = Columns::default();
-            let want = Request { task: Task::Classify, columns: &columns, labels_required };
-            // one byte at a time, as a slow pipe gives them
-            struct Slow<'a>(&'a [u8]);
-            impl Read for Slow<'_> {
-                fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-                    let n = buffer.len().min(1);
-                    Read::read(&mut self.0, &mut buffer[..n])
-                }
-            }
-            stream(Slow(text.as_bytes()), &want)
-                .map(|e| e.rows.into_iter().map(|e| (e.text, e.row)).collect::<Vec<_>>())
-        };
-        for (text, want) in [
-            ("text,label\n\"a, b\",1\n", ("a, b", 0)),
-            ("label\ttext\n1\ta, b\n", ("a, b", 0)),
-            ("\n{\"text\": \"a, b\", \"label\": 1}\n", ("a, b", 1)),
-            (" [ {\"text\": \"a, b\", \"label\": 1}]", ("a, b", 0)),
-        ] {
-            assert_eq!(read(text, true).unwrap(), [(want.0.to_owned(), want.1)], "{text}");
+        for page in [&b"<!doctype html>"[..], b"\n<head>", b"<table border=\"1\">", b"<body>"] {
+            assert!(error_of("a.csv", page).contains("found a web page"));
         }
-        assert_eq!(read("[CLS] a\n\nb", false).unwrap(), [("[CLS] a".into(), 0), ("b".into(), 2)]);
-        assert!(read("a\nb\n", true).unwrap_err().to_string().contains("lines of text alone"));
-        assert_eq!(read("", false).unwrap_err().to_string(), "empty file");
-        assert!(read("\u{1f}\u{8b}", false).is_ok());
-        let long = "x".repeat(3 * HEAD);
-        assert_eq!(read(&long, false).unwrap(), [(long.clone(), 0)]);
+        let mut zip = b"PK\x03\x04\x14\0\x06\0\x08\0".to_vec();
+        zip.resize(30, 0);
+        for (inside, what) in [
+            ("[Content_Types].xml", "an Excel workbook\n"),
+            ("xl/workbook.xml", "an Excel workbook"),
+            ("a.csv", "a zip archive\n"),
+        ] {
+            let error = error_of("a.csv", &[&zip, inside.as_bytes(), &[0; 20]].concat());
+            assert!(error.contains(what) && (what.starts_with("a zip") || error.contains("pandas")), "{error}");
+        }
+        assert!(error_of("a.csv", b"\xd0\xcf\x11\xe0\xa1\xb1").contains("save the sheet as CSV UTF-8"));
     }
 
     /// Files of pandas and `datasets`, by tests/golden/make_data.py.
@@ -403,6 +418,22 @@ mod tests {
     }
 
     #[test]
+    fn empty_texts_are_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.csv");
+        fs::write(&path, "text,pair,label\na,,1\nb,x,0\nc, ,1\n,y,1\n").unwrap();
+        let read = read(&path, Task::Classify, &Columns::default(), Split::Train, true).unwrap();
+        let file = path.display();
+        assert_eq!(
+            read.warnings(),
+            [
+                format!("{file}: column \"text\" is empty in line 5 of 4 examples"),
+                format!("{file}: column \"pair\" is empty in line 2 and 1 more of 4 examples"),
+            ]
+        );
+    }
+
+    #[test]
     fn reads_by_extension() {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in [
@@ -417,7 +448,7 @@ mod tests {
             assert_eq!((read.rows.len(), read.rows[0].text.as_str()), (1, "a, b"), "{name}");
             assert_eq!(read.rows[0].label.as_deref(), Some("1"));
             assert_eq!(read.source, path);
-            assert_eq!(read.warning(), None);
+            assert_eq!(read.warnings(), [""; 0]);
         }
     }
 }

@@ -23,6 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const BUDGET: u64 = 256 << 20;
 const MOST_TIMES: u64 = 256;
 
+/// What is decoded for its few examples that are needed may be this many times what the examples may take: that is only time.
+const MOST_PASSED: u64 = 64;
+
 /// Rows decoded at once, and the largest page (bytes, decoded) of which so many are: a value is no longer than its page, so that rows
 /// times page bound a batch, however the page codes its values. Where pages are larger, rows are decoded one by one.
 const ROWS: usize = 64;
@@ -31,15 +34,46 @@ const PAGE: u64 = 2 << 20;
 /// Reads the text columns (any string type) and the label column (string, integer, float or boolean). Where the file says by what
 /// names an integer label goes, as `datasets` writes it, the label is the name.
 pub fn parquet<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> {
-    // The decoder's own checks end in panics for some damaged files.
-    quietly(|| read(input, want)).unwrap_or_else(|| Err(damaged("the file contradicts itself")))
+    within(input, want, Which::All)
+}
+
+/// The examples without their texts.
+pub(super) fn labels<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> {
+    within(input, want, Which::Labels)
+}
+
+/// The examples of these rows (from 0, rising) alone.
+pub(super) fn rows<R: ChunkReader + 'static>(input: R, want: &Request, rows: &[u64]) -> Result<Examples> {
+    within(input, want, Which::Rows(rows))
+}
+
+/// What is decoded of a file.
+#[derive(Clone, Copy, Debug)]
+enum Which<'a> {
+    All,
+    Labels,
+    Rows(&'a [u64]),
+}
+
+impl<'a> Which<'a> {
+    /// The rows that are taken of a group that begins at row `start`, all of them if `None`.
+    fn within(self, start: u64, length: u64) -> Option<&'a [u64]> {
+        let Which::Rows(rows) = self else { return None };
+        let place = |row: u64| rows.partition_point(|&other| other < row);
+        Some(&rows[place(start)..place(start.saturating_add(length))])
+    }
+}
+
+/// The decoder's own checks end in panics for some damaged files.
+fn within<R: ChunkReader + 'static>(input: R, want: &Request, which: Which) -> Result<Examples> {
+    quietly(|| read(input, want, which)).unwrap_or_else(|| Err(damaged("the file contradicts itself")))
 }
 
 fn damaged(why: impl Display) -> Error {
     Error::new(format!("cannot be read as Parquet: {why}"))
 }
 
-fn read<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> {
+fn read<R: ChunkReader + 'static>(input: R, want: &Request, which: Which) -> Result<Examples> {
     let input = Watched { inner: Arc::new(input), most: Arc::new(AtomicU64::new(u64::MAX)) };
     let metadata = ArrowReaderMetadata::load(&input, ArrowReaderOptions::new()).map_err(damaged)?;
     let schema = metadata.schema();
@@ -53,25 +87,44 @@ fn read<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> 
         expect(names[label], schema.field(label).data_type(), "strings or numbers", is_label)?;
     }
     // A projection keeps the file's order of columns.
-    let mut kept: Vec<usize> = [Some(text), pair, label].into_iter().flatten().collect();
+    let without_texts = matches!(which, Which::Labels);
+    let texts = [Some(text), pair].map(|column| column.filter(|_| !without_texts));
+    let mut kept: Vec<usize> = [texts[0], texts[1], label].into_iter().flatten().collect();
     kept.sort_unstable();
     kept.dedup();
     let place = |i: usize| kept.binary_search(&i).unwrap_or_default();
     let budget = BUDGET.saturating_add(input.len().saturating_mul(MOST_TIMES));
+    let mut notes = Vec::new();
+    let class_names = match label.filter(|&i| schema.field(i).data_type().is_integer()) {
+        Some(i) => classes(schema, names[i]).unwrap_or_else(|why| {
+            notes.push(format!("what datasets wrote into the file about the column {:?} cannot be read, and its labels are numbers: {why}", names[i]));
+            None
+        }),
+        None => None,
+    };
     let columns = Columns {
         names: kept.iter().map(|&i| names[i].to_owned()).collect(),
-        text: place(text),
-        pair: pair.map(place),
+        text: texts[0].map(place),
+        pair: texts[1].map(place),
         label: label.map(place),
         flag: label.is_some_and(|i| *schema.field(i).data_type() == DataType::Boolean),
-        classes: label.filter(|&i| schema.field(i).data_type().is_integer()).and_then(|i| classes(schema, names[i])),
+        classes: class_names.clone(),
     };
     let mask = ProjectionMask::roots(metadata.parquet_schema(), kept.iter().copied());
     check_compression(metadata.metadata(), &mask)?;
 
-    let mut examples = Examples { columns: Some(picked.names(&names)), unit: Unit::Row, ..Examples::default() };
-    let mut taken = Taken { want, columns: &columns, problems: Problems::default(), bytes: 0, budget };
+    let columns_read = Some(picked.names(&names));
+    let mut examples = Examples { columns: columns_read, unit: Unit::Row, notes, without_texts, ..Examples::default() };
+    let mut taken = Taken { want, columns: &columns, problems: Problems::default(), bytes: 0, decoded: 0, budget };
+    let mut start = 0;
     for group in 0..metadata.metadata().num_row_groups() {
+        let length = u64::try_from(metadata.metadata().row_group(group).num_rows()).map_err(damaged)?;
+        let chosen = which.within(start, length);
+        let first = start;
+        start = start.saturating_add(length);
+        if chosen.is_some_and(<[u64]>::is_empty) {
+            continue;
+        }
         let before = (examples.rows.len(), taken.bytes, taken.problems.clone());
         for (rows, page) in [(ROWS, PAGE), (1, budget)] {
             input.most.store(page, Ordering::Relaxed);
@@ -81,10 +134,14 @@ fn read<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> 
                 .with_batch_size(rows)
                 .build();
             let read = reader.map_err(damaged).and_then(|reader| {
+                let mut row = first;
                 for batch in reader {
-                    let row = examples.rows.len() as u64 + 1;
-                    let batch = batch.map_err(|e| damaged(e).at(format_args!("row {row}")))?;
-                    taken.take(&batch, &mut examples)?;
+                    let batch = batch.map_err(|e| damaged(e).at(format_args!("row {}", row + 1)))?;
+                    taken.take(&batch, row, chosen, &mut examples)?;
+                    row += batch.num_rows() as u64;
+                    if chosen.is_some_and(|chosen| chosen.last().is_none_or(|&last| last < row)) {
+                        break;
+                    }
                 }
                 Ok(())
             });
@@ -126,18 +183,25 @@ fn check_compression(metadata: &ParquetMetaData, mask: &ProjectionMask) -> Resul
     Ok(())
 }
 
-/// The names of a column's classes, as `datasets` leaves them in the schema's metadata.
-fn classes(schema: &Schema, column: &str) -> Option<Vec<String>> {
-    let info: serde_json::Value = serde_json::from_str(schema.metadata().get("huggingface")?).ok()?;
-    let feature = info.get("info")?.get("features")?.get(column)?;
-    let names = feature.get("names").filter(|_| feature.get("_type").is_some_and(|kind| kind == "ClassLabel"))?;
-    names.as_array()?.iter().map(|name| name.as_str().map(|name| name.trim().to_owned())).collect()
+/// The names of a column's classes, as `datasets` leaves them in the schema's metadata, if it does; or why they cannot be read.
+fn classes(schema: &Schema, column: &str) -> Result<Option<Vec<String>>, String> {
+    let Some(text) = schema.metadata().get("huggingface") else { return Ok(None) };
+    let info: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let feature = info.get("info").and_then(|info| info.get("features")?.get(column));
+    let Some(feature) = feature.filter(|feature| feature.get("_type").is_some_and(|kind| kind == "ClassLabel")) else {
+        return Ok(None);
+    };
+    let names = feature.get("names").and_then(serde_json::Value::as_array).filter(|names| !names.is_empty());
+    let names = names.ok_or("a ClassLabel without a list of names")?;
+    let name = |name: &serde_json::Value| name.as_str().map(|name| name.trim().to_owned());
+    let names: Option<Vec<String>> = names.iter().map(name).collect();
+    names.map(Some).ok_or_else(|| "a ClassLabel with a name that is no string".to_owned())
 }
 
 /// The columns that are read, by their place among those that are decoded.
 struct Columns {
     names: Vec<String>,
-    text: usize,
+    text: Option<usize>,
     pair: Option<usize>,
     label: Option<usize>,
     /// Whether the label is true or false.
@@ -173,32 +237,47 @@ struct Taken<'a> {
     problems: Problems,
     /// Bytes of the examples.
     bytes: u64,
+    /// Bytes that were decoded.
+    decoded: u64,
     budget: u64,
 }
 
 impl Taken<'_> {
-    fn take(&mut self, batch: &RecordBatch, examples: &mut Examples) -> Result<()> {
+    /// Takes a batch whose first row is `first`: those of its rows that are `chosen`.
+    fn take(&mut self, batch: &RecordBatch, first: u64, chosen: Option<&[u64]>, examples: &mut Examples) -> Result<()> {
+        let is_chosen = |row: u64| chosen.is_none_or(|chosen| chosen.binary_search(&row).is_ok());
+        let rows = first..first + batch.num_rows() as u64;
+        self.decoded += batch.get_array_memory_size() as u64;
+        if self.decoded > self.budget.saturating_mul(MOST_PASSED) {
+            return Err(self.beyond_budget());
+        }
+        if !rows.clone().any(is_chosen) {
+            return Ok(());
+        }
         let columns = self.columns;
         let column = |i: usize| batch.columns().get(i).ok_or_else(|| damaged("a column is missing")).and_then(strings);
         let some = |i: Option<usize>| i.map(column).transpose();
-        let (texts, pairs, labels) = (column(columns.text)?, some(columns.pair)?, some(columns.label)?);
-        for i in 0..batch.num_rows() {
-            let index = examples.rows.len() as u64;
+        let (texts, pairs, labels) = (some(columns.text)?, some(columns.pair)?, some(columns.label)?);
+        for (i, index) in rows.enumerate().filter(|(_, row)| is_chosen(*row)) {
+            let place = examples.rows.len();
             let text_in = |array: &StringArray, column: usize| match array.is_valid(i) {
                 true => Ok(array.value(i).to_owned()),
                 false => Err(Error::new(format!("column {:?}: expected a string, found null", columns.names[column]))),
             };
-            let text = text_in(&texts, columns.text);
-            let pair = pairs.as_ref().zip(columns.pair).map(|(array, column)| text_in(array, column)).transpose();
+            let in_column = |array: &Option<StringArray>, column: Option<usize>| {
+                array.as_ref().zip(column).map(|(array, column)| text_in(array, column)).transpose()
+            };
+            let text = in_column(&texts, columns.text).map(Option::unwrap_or_default);
+            let pair = in_column(&pairs, columns.pair);
             let label = labels.as_ref().filter(|array| array.is_valid(i)).map(|array| columns.name(array.value(i)));
-            let place = (index + 1, index);
-            let pushed = text.and_then(|text| examples.push(self.want, place, text, pair?, label.transpose()?));
+            let number = (index + 1, index);
+            let pushed = text.and_then(|text| examples.push(self.want, number, text, pair?, label.transpose()?));
             if let Err(e) = pushed {
                 self.problems.add(index + 1, e);
                 // keeps the count of rows
                 examples.rows.push(Example::default());
             }
-            let example = &examples.rows[index as usize];
+            let example = &examples.rows[place];
             let texts = [Some(&example.text), example.pair.as_ref(), example.label.as_ref()];
             let bytes: usize = texts.into_iter().flatten().map(String::len).sum();
             self.bytes += (bytes + size_of::<Example>()) as u64;
@@ -211,7 +290,7 @@ impl Taken<'_> {
 
     fn beyond_budget(&self) -> Error {
         Error::new(format!("this file decodes to more than {} MiB, far beyond its size", self.budget >> 20))
-            .hint("is it damaged? Otherwise write it as JSON lines")
+            .hint("is it damaged? Otherwise write it as JSON lines, or use less of it by data.limit")
     }
 }
 
@@ -317,7 +396,15 @@ fn expect(name: &str, found: &DataType, expected: &str, fits: fn(&DataType) -> b
     if fits(found) {
         return Ok(());
     }
-    Err(Error::new(format!("column {name:?}: expected {expected}, found {found}")))
+    let error = Error::new(format!("column {name:?}: expected {expected}, found {found}"));
+    Err(match found {
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => error.hint(
+            format!("it holds bytes; if they are text, in pandas df[{name:?}] = df[{name:?}].str.decode(\"utf-8\")"),
+        ),
+        _ => error.hint(format!(
+            "is it the column that is meant? In pandas df[{name:?}] = df[{name:?}].astype(str) makes strings of it"
+        )),
+    })
 }
 
 fn is_string(kind: &DataType) -> bool {
@@ -345,8 +432,8 @@ mod tests {
     use ::parquet::arrow::arrow_writer::ArrowWriterOptions;
     use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
     use arrow::array::{
-        BooleanArray, DictionaryArray, Float32Array, Float64Array, Int8Array, Int64Array, LargeStringArray,
-        RecordBatch, StringViewArray,
+        BinaryArray, BooleanArray, DictionaryArray, Float32Array, Float64Array, Int8Array, Int64Array,
+        LargeStringArray, RecordBatch, StringViewArray,
     };
     use arrow::datatypes::{Field, Int32Type};
     use std::fs::{self, File};
@@ -415,7 +502,13 @@ mod tests {
         let message = |columns, required| load(columns, required).unwrap_err().to_string();
         let numbers = || -> ArrayRef { Arc::new(Int64Array::from(vec![Some(0), None])) };
         let found = message(vec![("text", numbers()), ("label", numbers())], true);
-        assert_eq!(found, "column \"text\": expected strings, found Int64");
+        assert!(found.starts_with("column \"text\": expected strings, found Int64\n  hint: "), "{found}");
+        let bytes: ArrayRef = Arc::new(BinaryArray::from_vec(vec![b"a", b"b"]));
+        let found = message(vec![("text", bytes)], false);
+        assert!(
+            found.contains("found Binary\n  hint: it holds bytes") && found.contains(".str.decode(\"utf-8\")"),
+            "{found}"
+        );
         assert_eq!(message(vec![("text", texts()), ("label", numbers())], true), "the label is missing\n  in row 2");
         let holes: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), None]));
         let found = message(vec![("text", holes)], false);
@@ -466,6 +559,38 @@ mod tests {
         assert_eq!((read.rows.len(), read.rows[2].row, read.rows[2].text == longer), (3, 2, true));
     }
 
+    /// Of many rows of one text few are read, and what is read of those is bounded as ever.
+    #[test]
+    fn rows_that_are_not_needed_are_not_held() {
+        let text = "x".repeat(1000);
+        let rows = 400_000;
+        let texts: DictionaryArray<Int32Type> = std::iter::repeat_n(text.as_str(), rows).collect();
+        let labels: ArrayRef = Arc::new(Int64Array::from((0..rows as i64).map(|i| i % 2).collect::<Vec<_>>()));
+        let batch = RecordBatch::try_from_iter([("text", Arc::new(texts) as ArrayRef), ("label", labels)]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        let properties = WriterProperties::builder().set_max_row_group_row_count(Some(100_000)).build();
+        let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), Some(properties)).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let read = |path| super::super::read(path, Task::Classify, &COLUMNS, super::super::Split::Train, true);
+        assert!(read(&path).unwrap_err().to_string().contains("decodes to more than"));
+        let all = super::super::read_labels(&path, Task::Classify, &COLUMNS).unwrap();
+        assert_eq!(
+            (all.rows.len(), all.rows[399_999].label.as_deref(), &*all.rows[399_999].text),
+            (rows, Some("1"), "")
+        );
+        let few = all.clone().subset(16, 0).unwrap();
+        let places: Vec<u64> = few.rows.iter().map(|e| e.row).collect();
+        let few = few.complete(Task::Classify, &COLUMNS).unwrap();
+        assert_eq!(few.rows.iter().map(|e| e.row).collect::<Vec<_>>(), places);
+        for e in &few.rows {
+            assert_eq!((&e.text, e.label.as_deref(), e.line), (&text, Some(["0", "1"][e.row as usize % 2]), e.row + 1));
+        }
+        let message = all.complete(Task::Classify, &COLUMNS).unwrap_err().to_string();
+        assert!(message.contains("decodes to more than") && message.contains("data.limit"), "{message}");
+    }
+
     #[test]
     fn what_a_page_claims_is_looked_at_first() {
         // a dictionary page of 40 bytes with 3 values; then one of 2 GiB; then one of 2 billion values
@@ -509,12 +634,22 @@ mod tests {
             writer.close().unwrap();
             let want = Request { task: Task::Classify, columns: &COLUMNS, labels_required: true };
             let read = parquet(bytes::Bytes::from(bytes), &want).map_err(|e| e.to_string())?;
-            Ok((read.rows.into_iter().filter_map(|e| e.label).collect::<Vec<_>>().join(" "), read.classes))
+            let notes = read.notes.join("");
+            Ok((read.rows.into_iter().filter_map(|e| e.label).collect::<Vec<_>>().join(" ") + &notes, read.classes))
         };
         const NAMED: &str = r#"{"names": ["neg", "pos"], "_type": "ClassLabel"}"#;
         assert_eq!(load(vec![1, 0], NAMED), Ok(("pos neg".to_owned(), vec!["neg".to_owned(), "pos".to_owned()])));
         assert_eq!(load(vec![1, 0], r#"{"dtype": "int64", "_type": "Value"}"#), Ok(("1 0".to_owned(), vec![])));
         assert_eq!(load(vec![1, -1], NAMED), Err("the label is missing\n  in row 2".to_owned()));
+        for (feature, why) in [
+            (r#"{"names": ["neg", 1], "_type": "ClassLabel"}"#, "a ClassLabel with a name that is no string"),
+            (r#"{"names": "neg", "_type": "ClassLabel"}"#, "a ClassLabel without a list of names"),
+            (r#"{"names": ["neg", "pos"], "_type": "ClassLabel""#, "EOF while parsing"),
+        ] {
+            let (labels, classes) = load(vec![1, 0], feature).unwrap();
+            assert!(labels.starts_with("1 0what datasets wrote into the file about the column \"label\""), "{labels}");
+            assert!(labels.contains(why) && classes.is_empty(), "{labels}");
+        }
         let message = load(vec![2, 0], NAMED).unwrap_err();
         assert_eq!(message, "label 2 is none of the 2 classes that the file names\n  in row 1");
     }

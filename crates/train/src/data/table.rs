@@ -13,11 +13,19 @@ pub fn csv(input: impl BufRead, want: &Request) -> Result<Examples> {
     separated(Records::new(input, ',', true), want)
 }
 
-/// Reads tab-separated values with a header line, quoted if the whole file was written so: see `is_quoted`.
+/// Reads tab-separated values with a header line, quoted if the whole file was written so: see `quotes_of`.
 pub fn tsv(mut input: impl BufRead + Seek, want: &Request) -> Result<Examples> {
-    let quotes = is_quoted(&mut input)?;
+    let quotes = quotes_of(&mut input)?;
     input.rewind()?;
-    separated(Records::new(input, '\t', quotes), want)
+    let mut examples = separated(Records::new(input, '\t', quotes == Quotes::Protect), want)?;
+    if let Quotes::Unclear(fields) = quotes {
+        let are = if fields == 1 { "field stands" } else { "fields stand" };
+        examples.notes.push(format!(
+            "{fields} {are} in double quotes, which are read as part of the text; if they are not, put quotes around the header's names too, \
+             or write the file as CSV"
+        ));
+    }
+    Ok(examples)
 }
 
 /// Reads tab-separated values as GLUE's own files have them: a header line, and quotes mean nothing.
@@ -28,12 +36,14 @@ pub fn glue_tsv(input: impl BufRead, want: &Request) -> Result<Examples> {
 fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examples> {
     let mut problems = Problems::default();
     let mut record = Record::default();
-    // with a header that cannot be read nothing can
+    records.strict_header = true;
     if !records.next(&mut record, &mut problems)? || !problems.is_empty() {
         problems.finish("line")?;
         return Err(Error::new("empty file"));
     }
-    let first: Vec<&str> = record.fields().map(str::trim).collect();
+    records.strict_header = false;
+    let first = record.clone();
+    let first: Vec<&str> = first.fields().map(str::trim).collect();
     let headerless = glue::headerless(want.task, &first).filter(|_| !records.quotes);
     let columns = headerless.map_or(first, <[_]>::to_vec);
     let expected = columns.len();
@@ -49,7 +59,11 @@ fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examp
     let mut more = headerless.is_some() || records.next(&mut record, &mut problems)?;
     while more {
         let found = record.ends.len();
-        if found == expected {
+        if found == expected && expected > 1 && record.fields().map(str::trim).eq(columns.iter().copied()) {
+            let error =
+                Error::new("the header again").hint("were files put together? Leave out all headers but the first");
+            problems.add(record.line, error);
+        } else if found == expected {
             let pair = pair.map(|i| record.field(i).to_owned());
             let text = record.field(text).to_owned();
             examples
@@ -79,14 +93,20 @@ const SEPARATORS: [(char, &str, &str); 4] = [
     ('|', "vertical bars", "write it with commas"),
 ];
 
+/// The error of a file with `other` between its columns.
+fn other_separator(other: char, separator: char) -> Option<Error> {
+    let (_, name, hint) = SEPARATORS.into_iter().find(|(c, ..)| *c == other && other != separator)?;
+    let usual = if separator == ',' { "commas" } else { "tabs" };
+    Some(Error::new(format!("expected columns separated by {usual}, found {name}")).hint(hint))
+}
+
 /// What a first line is that does not name the columns: one with other separators, or an example.
-fn not_a_header(columns: &[&str], separator: char, want: &Request) -> Option<Error> {
+pub(crate) fn not_a_header(columns: &[&str], separator: char, want: &Request) -> Option<Error> {
     let line = columns.join(&separator.to_string());
-    for (other, name, hint) in SEPARATORS.into_iter().filter(|(other, ..)| *other != separator) {
+    for (other, ..) in SEPARATORS.into_iter().filter(|(other, ..)| *other != separator) {
         let names: Vec<&str> = line.split(other).map(|name| name.trim().trim_matches('"')).collect();
         if names.len() > 1 && (columns.len() == 1 || pick(&names, want).is_ok()) && !is_example(&names) {
-            let usual = if separator == ',' { "commas" } else { "tabs" };
-            return Some(Error::new(format!("expected columns separated by {usual}, found {name}")).hint(hint));
+            return other_separator(other, separator);
         }
     }
     let example = || {
@@ -97,7 +117,7 @@ fn not_a_header(columns: &[&str], separator: char, want: &Request) -> Option<Err
 }
 
 /// Whether a line can hardly be names: a number, nothing at all, or a sentence is among them.
-fn is_example(columns: &[&str]) -> bool {
+pub(crate) fn is_example(columns: &[&str]) -> bool {
     // pandas leaves the name of its index empty
     let sentence =
         |name: &&str| name.split_whitespace().count() > 5 || name.ends_with(['.', '!', '?']) && name.contains(' ');
@@ -117,11 +137,11 @@ fn shown(line: &str) -> String {
 /// It does if every quote of the file is where a writer puts one (around a whole field, and twice inside it), all records then have
 /// as many fields as the header, and either they do not without quotes, or a quote is there that only such writers write: in the header,
 /// or twice inside a field. A text that merely stands in quotes keeps them: writers that quote where they must do not quote it.
-fn is_quoted(input: &mut (impl BufRead + Seek)) -> Result<bool> {
-    let Some(evidence) = by_quotes(input)? else { return Ok(false) };
-    if evidence {
-        return Ok(true);
-    }
+fn quotes_of(input: &mut (impl BufRead + Seek)) -> Result<Quotes> {
+    let quoted = match by_quotes(input)? {
+        Quotes::Unclear(quoted) => quoted,
+        clear => return Ok(clear),
+    };
     input.rewind()?;
     let mut lines = Lines::new(input);
     let mut fields = None;
@@ -129,39 +149,54 @@ fn is_quoted(input: &mut (impl BufRead + Seek)) -> Result<bool> {
     while let Some((_, line)) = lines.next(&mut problems)? {
         let found = line.split('\t').count();
         if !line.is_empty() && *fields.get_or_insert(found) != found {
-            return Ok(true);
+            return Ok(Quotes::Protect);
         }
     }
-    Ok(false)
+    Ok(Quotes::Unclear(quoted))
 }
 
-/// Reads a tab-separated file by its quotes: `None` if some quote is none or there are none at all, else whether one cannot be the text's own.
-fn by_quotes(input: &mut (impl BufRead + Seek)) -> Result<Option<bool>> {
+/// What the quotes of a tab-separated file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Quotes {
+    /// There are none, or they stand for themselves.
+    Text,
+    /// They are around fields.
+    Protect,
+    /// They are around this many whole fields, and may be either.
+    Unclear(u64),
+}
+
+/// Reads a tab-separated file by its quotes: `Text` if some quote is none or there are none at all, else whether one cannot be the text's own.
+fn by_quotes(input: &mut (impl BufRead + Seek)) -> Result<Quotes> {
     let mut problems = Problems::default();
     let mut records = Records { strict: true, ..Records::new(input, '\t', true) };
     let mut record = Record::default();
-    let (mut fields, mut quoted, mut evidence) = (None, false, false);
+    let (mut fields, mut quoted, mut evidence) = (None, 0, false);
     // what cannot be read is told when it is read
     while records.next(&mut record, &mut problems).unwrap_or(false) && problems.is_empty() {
         let header = fields.is_none();
         if *fields.get_or_insert(record.ends.len()) != record.ends.len() {
-            return Ok(None);
+            return Ok(Quotes::Text);
         }
-        quoted |= record.quoted;
-        evidence |= record.quoted && header || record.doubled;
+        quoted += record.quoted;
+        evidence |= record.quoted > 0 && header || record.doubled;
     }
-    Ok((quoted && problems.is_empty()).then_some(evidence))
+    Ok(match evidence {
+        _ if quoted == 0 || !problems.is_empty() => Quotes::Text,
+        true => Quotes::Protect,
+        false => Quotes::Unclear(quoted),
+    })
 }
 
 /// The fields of one record, one after the other in `text`.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Record {
     text: String,
     ends: Vec<usize>,
     line: u64,
     row: u64,
-    /// Whether a field is in quotes.
-    quoted: bool,
+    /// Fields in quotes.
+    quoted: u64,
     /// Whether a field of one line has a quote written twice.
     doubled: bool,
 }
@@ -179,7 +214,7 @@ impl Record {
     fn clear(&mut self) {
         self.text.clear();
         self.ends.clear();
-        (self.quoted, self.doubled) = (false, false);
+        (self.quoted, self.doubled) = (0, false);
     }
 }
 
@@ -190,13 +225,15 @@ struct Records<R> {
     quotes: bool,
     /// Whether a quote inside a field without quotes is wrong.
     strict: bool,
+    /// Whether the next record is a header: without one that can be read nothing can.
+    strict_header: bool,
     /// Rows so far, blank ones too.
     row: u64,
 }
 
 impl<R: BufRead> Records<R> {
     fn new(input: R, separator: char, quotes: bool) -> Self {
-        Self { lines: Lines::new(input), separator, quotes, strict: false, row: 0 }
+        Self { lines: Lines::new(input), separator, quotes, strict: false, strict_header: false, row: 0 }
     }
 
     /// Reads the next record, or returns false at the end. Lines that are none are added to `problems` and left out.
@@ -227,7 +264,11 @@ impl<R: BufRead> Records<R> {
             if self.quotes {
                 match unquote(line, self.separator, self.strict, state, record) {
                     Ok(next) => state = next,
-                    Err(e) => {
+                    Err((found, e)) if self.strict_header => {
+                        let error = other_separator(found, self.separator).unwrap_or(e);
+                        return Err(error.at(format_args!("line {number}")));
+                    }
+                    Err((_, e)) => {
                         problems.add(number, e);
                         record.clear();
                         state = State::Start;
@@ -260,18 +301,27 @@ enum State {
     Quote,
 }
 
-/// Appends the fields of `line`; the returned state is `Quoted` if the last field goes on in the next line.
-fn unquote(line: &str, separator: char, strict: bool, mut state: State, record: &mut Record) -> Result<State> {
+/// Appends the fields of `line`; the returned state is `Quoted` if the last field goes on in the next line. An error comes with the
+/// character that should not be there.
+fn unquote(
+    line: &str,
+    separator: char,
+    strict: bool,
+    mut state: State,
+    record: &mut Record,
+) -> Result<State, (char, Error)> {
     let goes_on = state == State::Quoted;
     let mut doubled = false;
     for c in line.chars() {
         state = match (state, c) {
             (State::Start, '"') => {
-                record.quoted = true;
+                record.quoted += 1;
                 State::Quoted
             }
             (State::Quoted, '"') => State::Quote,
-            (State::Plain, '"') if strict => return Err(Error::new("a quote inside a field that is not in quotes")),
+            (State::Plain, '"') if strict => {
+                return Err(('"', Error::new("a quote inside a field that is not in quotes")));
+            }
             (State::Start | State::Plain | State::Quote, c) if c == separator => {
                 record.ends.push(record.text.len());
                 State::Start
@@ -281,7 +331,8 @@ fn unquote(line: &str, separator: char, strict: bool, mut state: State, record: 
                 let other = SEPARATORS.iter().find(|(other, ..)| *other == c);
                 let hint =
                     other.map_or("a double quote inside a quoted field must be written twice", |(.., hint)| hint);
-                return Err(Error::new(format!("expected {expected} behind a quoted field, found {c:?}")).hint(hint));
+                let what = format!("expected {expected} behind a quoted field, found {c:?}");
+                return Err((c, Error::new(what).hint(hint)));
             }
             (state, c) => {
                 record.text.push(c);
@@ -382,7 +433,7 @@ mod tests {
             let glues = glue_tsv(file.as_bytes(), &request(Task::Classify));
             assert!(glues.is_err() || glues.unwrap().rows.iter().all(|e| e.text.contains('"') || e.text.len() == 1));
         }
-        assert!(message(read_tsv("text\tlabel\n\"a\nb\"\t1\nc\n")).contains("2 problems\n  line 2: expected 2 fields"));
+        assert!(message(read_tsv("text\tlabel\n\"a\nb\"\t1\nc\n")).contains("found 1\n  in lines 2, 4\n"));
     }
 
     #[test]
@@ -398,7 +449,14 @@ mod tests {
     fn other_separators_and_missing_headers_are_named() {
         for (file, what) in [
             ("text;label\na, b;1\n", "expected columns separated by commas, found semicolons"),
-            ("\"text\";\"label\"\na;1\n", "a quoted field, found ';'\n  in line 1"),
+            (
+                "\"text\";\"label\"\na;1\n",
+                "separated by commas, found semicolons\n  in line 1\n  hint: write it with commas",
+            ),
+            ("\"text\"|\"label\"\n\"a, b\"|\"1\"\n\"c\"|\"0\"\n", "found vertical bars\n  in line 1"),
+            ("\"text\"\t\"label\"\n\"a\"\t\"1\"\n\"b\"\t\"1\"\n", "found tabs\n  in line 1\n  hint: name it .tsv"),
+            ("text;label\n\"a, b\";1\n\"c\";0\n", "found semicolons\n  in line 1"),
+            ("text,label\n\"a\";1\n\"b\";0\n", "a quoted field, found ';'\n  in lines 2, 3\n"),
             ("id;label;text;note, if any\n", "found semicolons"),
             ("text\tlabel\na\t1\n", "found tabs\n  in line 1\n  hint: name it .tsv"),
             ("text|label\na|1\n", "found vertical bars"),
@@ -424,9 +482,38 @@ mod tests {
         let bad = "a\n".repeat(11);
         let message = message(read_csv(&format!("text,label\nb,\n{bad}c,NaN\n\"d\"e,1\nf,1\n\"g,1\n")));
         assert!(
-            message.starts_with("15 problems\n  line 2: the label is missing\n  line 3: expected 2 fields, found 1\n")
+            message.starts_with(
+                "15 problems\n  line 2: the label is missing\n  lines 3, 4, 5, 6, 7 and 6 more: expected 2 fields, found 1\n"
+            ),
+            "{message}"
         );
-        assert!(message.contains("  line 11: expected 2 fields, found 1\n  and 5 more\n  hint: "), "{message}");
+        assert!(
+            message.contains("  line 14: the label is missing: found \"NaN\"\n  line 15: expected a comma"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_header_in_the_middle_is_named() {
+        let message_of = message(read_csv("text,label\na,1\ntext, label\nb,0\n\"text\",\"label\"\n"));
+        assert!(
+            message_of.starts_with("the header again\n  in lines 3, 5\n  hint: were files put together?"),
+            "{message_of}"
+        );
+        assert!(message(read_tsv("label\ttext\n1\ta\nlabel\ttext\n")).starts_with("the header again\n  in line 3\n"));
+        let one = Request { labels_required: false, ..request(Task::Classify) };
+        assert_eq!(texts(csv(&b"text\na\ntext\n"[..], &one)), [("a".to_owned(), 2), ("text".to_owned(), 3)]);
+        assert!(message(read_csv("text,label,text\na,1,b\n")).contains("two columns are called \"text\""));
+    }
+
+    #[test]
+    fn quotes_that_may_be_the_texts_own_are_told() {
+        let notes = |text| read_tsv(text).unwrap().warnings().join("\n");
+        let told = notes("text\tlabel\n\"a\"\t1\n\"b\"\t0\n");
+        assert!(told.contains("2 fields stand in double quotes, which are read as part of the text"), "{told}");
+        for clear in ["\"text\"\tlabel\n\"a\"\t1\n", "text\tlabel\na \"b\"\t1\n", "text\tlabel\na\t1\n"] {
+            assert_eq!(notes(clear), "", "{clear}");
+        }
     }
 
     #[test]
