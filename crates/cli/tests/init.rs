@@ -21,6 +21,8 @@ fn a_recipe_for_a_file_trains() {
         "label = \"mood\"",
         "# 2 labels: ",
         "path = \"model\"",
+        "output = \"runs/reviews\"",
+        "lr = 1e-4",
         "# 99 of 100 examples have at most ",
     ] {
         assert!(text.contains(needle), "{needle}: {text}");
@@ -28,6 +30,7 @@ fn a_recipe_for_a_file_trains() {
     let summary = place.ok_json(&["train", "mine.toml", "--json", "--set", "train.steps=2"]);
     assert_eq!(summary["steps"], 2);
     assert_eq!(place.names("runs"), ["reviews"]);
+    assert!(place.ok(&init).contains("output = \"runs/reviews-2\""), "the run that is there stays");
 
     // a run's folder is its model's, to evaluate and to go on from
     let eval = |model: &str| place.ok_json(&["eval", "--model", model, "--data", "dev.tsv", "--json"]);

@@ -212,6 +212,46 @@ fn predictions_as_tables_and_with_texts() {
     }
 }
 
+/// What can be read and is seldom meant: texts that are empty, one text where a model compares two, a first line that may be a header.
+#[test]
+fn odd_data_is_told_once() {
+    let place = Place::new();
+    let row = |(i, (text, label)): (usize, &(String, usize))| format!("{text},{},{label}\n", ["the film", ""][i % 2]);
+    let pairs =
+        rows(40, 1, None).iter().enumerate().map(row).fold("text,pair,label\n".to_owned(), |all, row| all + &row);
+    place.write("pairs.csv", &pairs);
+    place.write("dev.csv", &pairs);
+    let summary = place.train(&["train.steps=1", "data.train=pairs.csv", "data.dev=dev.csv"]);
+    let told = |file: &str| format!("{file}: column \"pair\" is empty in line 3 and 19 more of 40 examples");
+    let warnings = summary["warnings"].to_string();
+    for file in ["pairs.csv", "dev.csv"] {
+        assert_eq!(warnings.matches(&Value::from(told(file)).to_string().trim_matches('"')).count(), 1, "{warnings}");
+    }
+    let ran = |data: &str, input: &str| {
+        place.write("input", input);
+        let mut command = place.command(&["predict", "--model", "run/model", "--data", data, "--with-text"]);
+        let ran = common::finish(command.stdin(std::fs::File::open(place.path("input")).unwrap()));
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        let text = |line: &str| serde_json::from_str::<Value>(line).unwrap()["text"].as_str().unwrap().to_owned();
+        (ran.out.lines().map(text).collect::<Vec<_>>(), ran.err)
+    };
+    let (texts, err) = ran("-", "text, which is long\ngood\n");
+    assert_eq!(texts, ["text, which is long", "good"]);
+    assert_eq!(
+        err.matches("was trained on pairs of texts (columns \"text\" and \"pair\"), and these are single texts")
+            .count(),
+        1,
+        "{err}"
+    );
+    assert_eq!(ran("-", "text\ngood, bad\n").0, ["good, bad"]);
+    let (texts, err) = ran("pairs.csv", "");
+    assert_eq!(
+        (texts.len(), err.matches(&told("pairs.csv")).count(), err.contains("single texts")),
+        (40, 1, false),
+        "{err}"
+    );
+}
+
 #[test]
 fn an_evaluation_tells_of_every_class() {
     let place = Place::new();
