@@ -155,7 +155,7 @@ mod tests {
             assert!(error.contains(&format!("two columns are called {:?}", found[2])), "{error}");
         }
         assert_eq!(find(&["", "text", "", "label"], Task::Classify, none, true).unwrap(), (1, 9, 3));
-        assert_eq!(find(&["text", "label", "label"], Task::Classify, ["text", "", ""], false).is_err(), true);
+        assert!(find(&["text", "label", "label"], Task::Classify, ["text", "", ""], false).is_err());
     }
 
     #[test]

@@ -290,7 +290,7 @@ impl Taken<'_> {
 
     fn beyond_budget(&self) -> Error {
         Error::new(format!("this file decodes to more than {} MiB, far beyond its size", self.budget >> 20))
-            .hint("is it damaged? Otherwise write it as JSON lines, or use less of it by data.limit")
+            .hint("is it damaged? Otherwise write it as JSON lines; of a training file data.limit takes a part")
     }
 }
 
