@@ -10,7 +10,7 @@ use colrow_models::config::Config;
 use colrow_models::hub::{self, Needs};
 use colrow_tensor::{Error, Result};
 use colrow_train::draft;
-use colrow_train::folder::RunFolder;
+use colrow_train::folder::{self, RunFolder};
 use colrow_train::plan::Plan;
 use colrow_train::recipe::{Batch, Estimator, Keep, NormSource, PolicyName, Recipe};
 use colrow_train::setup;
@@ -89,7 +89,7 @@ struct Room {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let stop = signals::catch()?;
-    let out = args.out.clone().unwrap_or_else(free_folder);
+    let out = args.out.clone().unwrap_or_else(|| folder::free("runs/quickstart").into());
     let paper =
         |estimator| Keep { policy: PolicyName::Paper, estimator, norms: Some(NormSource::Cached), ..Keep::default() };
     let variants = [
@@ -186,12 +186,6 @@ fn base_recipe(args: &Args, out: &Path) -> Result<Recipe> {
     recipe.optim.lr = 1e-4;
     recipe.optim.warmup = 0.1;
     Ok(recipe)
-}
-
-/// The first of runs/quickstart, runs/quickstart-2, … that is not there.
-fn free_folder() -> PathBuf {
-    let name = |i: u32| PathBuf::from(if i == 1 { "runs/quickstart".into() } else { format!("runs/quickstart-{i}") });
-    (1..).map(name).find(|p| !p.exists()).unwrap_or_else(|| name(1))
 }
 
 /// Runs `colrow train` as a process of its own, so that its peak memory is its own too.

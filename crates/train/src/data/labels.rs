@@ -83,13 +83,14 @@ const PERHAPS_MISSING: [&str; 6] = ["na", "n/a", "none", "null", "nil", "missing
 impl LabelMap {
     /// The map for `task` trained on `train`.
     ///
-    /// GLUE's classification tasks have their own names; a file may give the name or the class index. For `classify`, names that the file
+    /// GLUE's classification tasks have their own names, unless the file names as many; a file may give the name or the class index. For `classify`, names that the file
     /// gives beside its integers keep that order; labels that are all
     /// integers are ordered as numbers (so 0..k−1 keep their place; `1.0` is 1), others by their bytes. Errors if a label
     /// is missing or all are the same. A word such as `NA` is a missing label where all others are numbers, else a class.
     pub fn of(task: Task, train: &Examples) -> Result<Self> {
         if let Some(names) = task.labels() {
-            return Ok(Self::of_model(task, owned(names)));
+            let names = names_of_file(task, &train.classes).unwrap_or_else(|| owned(names));
+            return Ok(Self::of_model(task, names));
         }
         if task.is_regression() {
             return Ok(LabelMap::Value);
@@ -306,7 +307,7 @@ impl Classes {
         if outputs.iter().all(Option::is_none) {
             if !is_unnamed(&self.names) {
                 self.notes.push(format!(
-                    "the model's labels {} are none of {task}'s {}: the indices of its classes are read as the numbers of the outputs",
+                    "the labels {} are none of {task}'s {}: the indices of its classes are read as the numbers of the outputs",
                     listed(&self.names),
                     listed(words)
                 ));
@@ -359,7 +360,8 @@ impl Classes {
 
     /// What integers of a file mean whose classes have names that the file does not know.
     fn by_place(&self, examples: &Examples) -> Option<String> {
-        if self.indices_are_told || is_unnamed(&self.names) || !examples.classes.is_empty() {
+        if self.by_index.is_empty() || self.indices_are_told || is_unnamed(&self.names) || !examples.classes.is_empty()
+        {
             return None;
         }
         let labels = examples.rows.iter().filter_map(|e| e.label.as_deref()).filter(|label| self.find(label).is_none());
@@ -376,6 +378,17 @@ impl Classes {
         }
         Error::new(format!("unknown label {label:?}")).hint(hint)
     }
+}
+
+/// The names that a file gives the classes of a GLUE task, in the task's order where they are the task's own words, else as they stand.
+fn names_of_file(task: Task, classes: &[String]) -> Option<Vec<String>> {
+    let words = task.class_names().filter(|words| words.len() == classes.len())?;
+    let file = Classes::new(classes.to_vec());
+    let places: Option<Vec<u32>> = words.iter().map(|word| file.find(word)).collect();
+    Some(match places {
+        Some(places) => places.into_iter().map(|i| classes[i as usize].clone()).collect(),
+        None => classes.to_vec(),
+    })
 }
 
 /// The labels of all examples by `read`; those that are missing or refused are added to `problems`.
@@ -594,6 +607,25 @@ mod tests {
         let stars = Examples { classes: words(&["1", "2"]), ..examples(&["1", "2"]) };
         let model = LabelMap::of_model(Task::Classify, words(&["LABEL_0", "LABEL_1"]));
         assert_eq!(model.resolve(&stars).unwrap(), Labels::Class(vec![0, 1]));
+    }
+
+    #[test]
+    fn a_task_takes_the_names_of_a_file() {
+        let named = |classes: &[&str], labels: &[&str]| Examples { classes: words(classes), ..examples(labels) };
+        let map = |classes: &[&str]| LabelMap::of(Task::Sst2, &named(classes, &[])).unwrap();
+        for (classes, names, labels, want) in [
+            (["bad", "good"], ["bad", "good"], ["good", "bad"], [1, 0]),
+            (["negative", "positive"], ["negative", "positive"], ["positive", "negative"], [1, 0]),
+            // what is 0 in the file is 1 in the task, whose words are T5's
+            (["Positive", "Negative"], ["Negative", "Positive"], ["Positive", "Negative"], [1, 0]),
+        ] {
+            let map = map(&classes);
+            assert_eq!(map.names(), names);
+            assert_eq!(map.resolve(&named(&classes, &labels)).unwrap(), Labels::Class(want.to_vec()), "{classes:?}");
+            // a file without names gives the task's numbers
+            assert_eq!(map.resolve(&examples(&["1", "0"])).unwrap(), Labels::Class(vec![1, 0]), "{classes:?}");
+        }
+        assert_eq!(map(&["a", "b", "c"]).names(), ["0", "1"]);
     }
 
     #[test]

@@ -223,7 +223,7 @@ pub struct Request<'a> {
 ///
 /// The extension decides the format: `.csv` (RFC 4180), `.tsv` (quoted or not, see [`table::tsv`]; in a folder of a GLUE task without
 /// quoting), `.jsonl`, `.ndjson` or `.json` (one object a line, or one array), `.parquet`, `.txt` (one text a line). For a file, `split` is
-/// ignored. Blank lines are no examples. `-` is standard input: see [`stream`].
+/// ignored. Blank lines are no examples. `-` is standard input.
 pub fn read(path: &Path, task: Task, columns: &Columns, split: Split, labels_required: bool) -> Result<Examples> {
     let want = Request { task, columns, labels_required };
     if path == Path::new(STDIN) {
