@@ -10,7 +10,7 @@ use colrow_train::machine::{self, Resident};
 use colrow_train::optim::Settings;
 use colrow_train::plan::{self, Lengths, Plan, Shape};
 use colrow_train::recipe::Recipe;
-use colrow_train::{fit, setup};
+use colrow_train::{fit, keeping, trained};
 
 /// Most sequences and tokens of a batch: more than any machine's memory holds of what a step makes of them.
 pub(crate) const MOST_SEQUENCES: u64 = 1 << 20;
@@ -29,8 +29,8 @@ impl Blank {
     /// A recipe that does not suit the model.
     pub(crate) fn new(config: Config, recipe: Recipe) -> Result<Self> {
         let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
-        setup::choose_trained(&mut blank, &recipe)?;
-        let policy = Arc::new(setup::policy(&recipe.keep, &blank.sites())?);
+        trained::choose_trained(&mut blank, &recipe)?;
+        let policy = Arc::new(keeping::policy(&recipe.keep, &blank.sites())?);
         Ok(Self { config, recipe, policy, resident: machine::resident() })
     }
 
@@ -52,7 +52,7 @@ impl Blank {
     pub(crate) fn plan(&self, lengths: Lengths) -> Result<Plan> {
         plan::plan(&Shape {
             config: &self.config,
-            choose_trained: &|model| setup::choose_trained(model, &self.recipe),
+            choose_trained: &|model| trained::choose_trained(model, &self.recipe),
             optim: Settings::from(&self.recipe.optim),
             policy: self.policy.clone(),
             auto: &[],

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use clap::builder::{StringValueParser, TypedValueParser};
 use colrow_tensor::{Error, Result};
 use colrow_train::fit::{Fit, Found};
+use colrow_train::job::Job;
 use colrow_train::machine::Limit;
 use colrow_train::plan::Plan;
 use colrow_train::recipe::{Batch, PolicyName, parse_bytes};
-use colrow_train::setup::Job;
 
 use crate::units;
 

@@ -6,9 +6,10 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{Error, Result};
 use colrow_train::data::{Answers, BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser, is_unnamed};
 use colrow_train::engine::Engine;
+use colrow_train::job;
 use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::prepare;
 use colrow_train::recipe::{Choice, Optim, Precision, Recipe};
-use colrow_train::setup;
 use colrow_train::tasks::Task;
 use colrow_train::usage::Usage;
 
@@ -164,7 +165,7 @@ impl Predictor {
 
     fn word_answers(&mut self) -> Result<()> {
         let config = &self.engine.model.config;
-        self.answers = setup::answers(config, self.task, &self.map, &self.tokeniser, self.max_target_length)?;
+        self.answers = prepare::answers(config, self.task, &self.map, &self.tokeniser, self.max_target_length)?;
         if let Some(answers) = &self.answers {
             let fault = answers.fault().map(|fault| fault.to_string());
             fault.into_iter().chain(answers.warning()).for_each(|w| output::warn(&w));
@@ -216,7 +217,7 @@ impl Predictor {
         let budget = match (self.batch_tokens, &self.usage) {
             (Some(n), _) => n,
             (None, None) => BATCH_TOKENS,
-            (None, Some(usage)) => match setup::batch_by(usage.batch) {
+            (None, Some(usage)) => match job::batch_by(usage.batch) {
                 BatchBy::Examples(n) => return BatchBy::Examples(n),
                 BatchBy::Tokens(n) => n,
             },

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::data::{collate, places};
 use crate::engine::Micro;
+use crate::job::Job;
 use crate::recipe::{self, PolicyName, Ratio};
-use crate::setup::Job;
 
 /// Shares of the rows, those with the largest probabilities.
 pub const TOPS: [f64; 8] = [0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0];

@@ -6,7 +6,7 @@ use colrow_tensor::{Error, Result};
 
 use crate::checkpoint::{self, State};
 use crate::engine::Engine;
-use crate::setup::Job;
+use crate::job::Job;
 use crate::trainer::{Observer, learning_rate, steps_in};
 
 /// Reads a checkpoint of a run of this job, and no other.

@@ -15,15 +15,17 @@ use crate::data::{collate, places};
 use crate::engine::{Engine, Micro, StepStats};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::folder::{self, RunFolder};
+use crate::job::{Job, batch_by};
 use crate::machine;
 use crate::metrics::Metric;
 use crate::odd::{self, ABSURD, Losses};
 use crate::plan::{self, Plan};
+use crate::prepare::model_config;
 use crate::ratios::Ratios;
 use crate::recipe::{self, Batch, Every, Recipe};
 use crate::resume::{check_length, resume_from};
 use crate::schedule::{lr_at, warmup_steps};
-use crate::setup::{Job, batch_by, lora_config, model_config};
+use crate::trained::lora_config;
 
 /// What a run tells while it runs.
 pub trait Observer {
@@ -95,7 +97,7 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     }
     let (model, _) = model_config(&recipe, Needs::Weights)?;
     folder::check_apart(&output, &model)?;
-    let mut job = crate::setup::prepare(recipe, Needs::Weights)?;
+    let mut job = crate::prepare::prepare(recipe, Needs::Weights)?;
     let metric = best_metric(&job)?;
     let plan = job.plan()?;
     observer.planned(&job, &plan)?;

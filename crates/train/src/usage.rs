@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::data::{LabelMap, Names};
+use crate::prepare;
 use crate::recipe::{Batch, Choice, Precision, Recipe};
 use crate::score::Scorer;
-use crate::setup;
 use crate::tasks::Task;
 
 /// The layout that this program writes and reads.
@@ -145,7 +145,7 @@ impl Usage {
     /// Gives the configuration of an adapter's base model the adapter's labels.
     pub fn relabel(&self, config: &mut Config) {
         let map = if self.task.is_regression() { LabelMap::Value } else { LabelMap::from_names(self.labels.clone()) };
-        setup::set_labels(config, &map);
+        prepare::set_labels(config, &map);
     }
 
     /// Checks that this is said of a model of this configuration, whose folder is `dir`.

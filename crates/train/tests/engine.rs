@@ -10,11 +10,11 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
+use colrow_train::keeping;
 use colrow_train::machine::Resident;
 use colrow_train::optim::{Moments, Optimizer, Settings};
 use colrow_train::plan::{Lengths, Shape, blank, plan, remembering_sites};
 use colrow_train::recipe::{self, PolicyName, States, Update};
-use colrow_train::setup;
 
 const SETTINGS: Settings = Settings {
     beta1: 0.9,
@@ -129,7 +129,7 @@ fn presets(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>) -
     let sites = model.sites();
     let preset = |policy: PolicyName, norms: Option<recipe::NormSource>| {
         let keep = recipe::Keep { policy, norms, ..recipe::Keep::default() };
-        (format!("{policy} {norms:?}"), setup::policy(&keep, &sites).unwrap())
+        (format!("{policy} {norms:?}"), keeping::policy(&keep, &sites).unwrap())
     };
     let cached = Some(recipe::NormSource::Cached);
     vec![

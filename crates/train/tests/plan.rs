@@ -13,7 +13,7 @@ use colrow_train::engine::Engine;
 use colrow_train::machine::Resident;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{Lengths, Plan, Shape, blank, outermost, plan, remembering_sites};
-use colrow_train::{recipe, setup};
+use colrow_train::{keeping, recipe, trained};
 use proptest::prelude::*;
 
 /// Threads that are planned for, so that attention's scratch counts.
@@ -222,7 +222,7 @@ fn a_thousand_layers_are_planned_in_seconds() {
         let sets: Vec<String> = set.iter().map(|&s| s.to_owned()).collect();
         let recipe = recipe::Recipe::parse("model.path = 'm'", "test", &sets).unwrap();
         let mut model = Model::new(config.clone(), &Device::meta(1), DType::F32);
-        setup::choose_trained(&mut model, &recipe).unwrap();
+        trained::choose_trained(&mut model, &recipe).unwrap();
         let sites = model.sites();
         let auto: Vec<_> = match recipe.keep.chooses_ratios() {
             true => sites.iter().filter(|s| s.kind == SiteKind::Linear).map(|s| (s.name.clone(), s.rows)).collect(),
@@ -230,9 +230,9 @@ fn a_thousand_layers_are_planned_in_seconds() {
         };
         let planned = plan(&Shape {
             config: &config,
-            choose_trained: &|model| setup::choose_trained(model, &recipe),
+            choose_trained: &|model| trained::choose_trained(model, &recipe),
             optim: Settings::from(&recipe.optim),
-            policy: Arc::new(setup::policy(&recipe.keep, &sites).unwrap()),
+            policy: Arc::new(keeping::policy(&recipe.keep, &sites).unwrap()),
             auto: &auto,
             micros: &[lengths(&config, vec![20; 4], vec![])],
             evaluated: &[],

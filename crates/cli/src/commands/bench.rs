@@ -13,13 +13,14 @@ use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Cost, DType, Error, Result};
 use colrow_train::engine::Engine;
+use colrow_train::job;
 use colrow_train::machine;
 use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::plan::{self, Lengths, Plan, remembering_sites};
 use colrow_train::recipe::{
     self, Choice, Estimator, Method, NormSource, PolicyName, Precision, Recipe, States, Update,
 };
-use colrow_train::setup;
+use colrow_train::trained;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -241,7 +242,7 @@ impl<'a> Bench<'a> {
 
     fn measure(&self, batch: usize, plan: &Plan) -> Result<Value> {
         let (args, blank) = (self.args, &self.blank);
-        let device = setup::device(args.precision);
+        let device = job::device(args.precision);
         let lengths = self.lengths(batch);
         let mut micro = plan::blank(&lengths, blank.regression());
         let key = Key::new(args.seed).named("ids");
@@ -254,7 +255,7 @@ impl<'a> Bench<'a> {
         micro.target_places = Some((n as u64..all as u64).collect());
         let mut model = Model::new(blank.config.clone(), &device, DType::F32);
         model.init(args.seed);
-        setup::choose_trained(&mut model, &blank.recipe)?;
+        trained::choose_trained(&mut model, &blank.recipe)?;
         let policy = blank.policy.clone();
         let norms = match policy.remembers_norms() {
             true => Some(Arc::new(NormMemory::new(&device, &remembering_sites(&policy, &model), all, Store::Memory)?)),

@@ -7,7 +7,7 @@ use colrow_models::{apart, atomic};
 use colrow_tensor::Result;
 use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
 use colrow_train::recipe::{Method, Ratio};
-use colrow_train::{ratios, setup};
+use colrow_train::{prepare, ratios};
 
 use super::RecipeArgs;
 use crate::arguments::whole;
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ["x", "dz"].map(|what| folder.join(format!("{site}.{what}.npy")))
     });
     exported.iter().flatten().try_for_each(|file| atomic::check_file(file))?;
-    let mut job = setup::prepare(args.recipe.load()?, Needs::Weights)?;
+    let mut job = prepare::prepare(args.recipe.load()?, Needs::Weights)?;
     for out in args.out.iter().chain(exported.iter().flatten()) {
         let data = [&job.recipe.data.train, &job.recipe.data.dev].into_iter().flatten().map(Path::new);
         let files = data.filter(|path| path.is_file()).chain([&*args.recipe.recipe, &*job.model_dir]);

@@ -4,7 +4,7 @@ use colrow_models::hub::Needs;
 use colrow_tensor::{Error, Result};
 use colrow_train::fit::Fit;
 use colrow_train::plan::Plan;
-use colrow_train::{odd, setup};
+use colrow_train::{odd, prepare};
 use serde::Serialize;
 
 use super::RecipeArgs;
@@ -36,7 +36,7 @@ struct Planned<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let job = setup::prepare(args.recipe.load()?, Needs::ConfigAndTokenizer)?;
+    let job = prepare::prepare(args.recipe.load()?, Needs::ConfigAndTokenizer)?;
     let plan = job.plan()?;
     job.warnings.iter().chain(&odd::kept(&job.recipe.keep, &plan)).for_each(|w| output::warn(w));
     let fits = args.memory.map(|memory| job.fits(memory)).transpose()?;

@@ -12,8 +12,8 @@ use colrow_tensor::{Error, Result};
 use colrow_train::draft;
 use colrow_train::folder::{self, RunFolder};
 use colrow_train::plan::Plan;
+use colrow_train::prepare;
 use colrow_train::recipe::{Batch, Estimator, Keep, NormSource, PolicyName, Recipe};
-use colrow_train::setup;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -217,7 +217,7 @@ fn train(recipe: &Path, stop: &Stop) -> Result<()> {
 
 /// What the recipe's step of [`BATCH`] sequences of full length takes, and how many fit into `memory`, or into what that step takes.
 fn room(recipe: &Recipe, memory: Option<usize>) -> Result<Room> {
-    let (_, config) = setup::model_config(recipe, Needs::ConfigAndTokenizer)?;
+    let (_, config) = prepare::model_config(recipe, Needs::ConfigAndTokenizer)?;
     let blank = Blank::new(config, recipe.clone())?;
     let (longest, target) = (recipe.data.max_length, recipe.data.max_target_length);
     let lengths = |batch: usize| blank.lengths(vec![longest as u32; batch], target);

@@ -1,7 +1,9 @@
-//! Matrix products: the only caller of the GEMM crate, and of our own.
+//! Matrix products: the only caller of the GEMM crates, and of our own.
 
 use std::any::TypeId;
 use std::ops::Range;
+
+use gemm_common::Parallelism;
 
 use super::instructions;
 use super::product::{Target, Unit};
@@ -104,38 +106,47 @@ pub(super) unsafe fn gemm<T: Float>(
         // SAFETY: as this function requires; T is f32.
         return unsafe { unit.gemm(a, b, to, parallel) };
     }
-    // the crate's own naming: alpha scales the destination, beta the product
-    let call = |threads| {
-        // SAFETY: as this function requires; strides are those of the views.
-        unsafe {
-            gemm::gemm(
-                c.rows,
-                c.cols,
-                a.cols,
-                c.ptr,
-                c.col_stride as isize,
-                c.row_stride as isize,
-                beta != 0.0,
-                a.ptr,
-                a.col_stride as isize,
-                a.row_stride as isize,
-                b.ptr,
-                b.col_stride as isize,
-                b.row_stride as isize,
-                T::of(beta),
-                T::of(alpha),
-                false,
-                false,
-                false,
-                threads,
-            )
-        }
-    };
-    debug_assert!(TypeId::of::<T>() == TypeId::of::<f32>() || TypeId::of::<T>() == TypeId::of::<f64>());
-    call(if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None });
+    // columns of the crates' results are neighbours: theirs is the transpose of ours
+    let (a, b, c) = if c.col_stride < c.row_stride { (b.t(), a.t(), c.t()) } else { (a, b, c) };
+    macro_rules! multiply {
+        ($float:ident, $crate_:ident) => {{
+            let ([a, b], c) = ([a, b].map(|x| x.with(x.ptr.cast())), c.with(c.ptr.cast()));
+            let threads = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+            // SAFETY: as this function requires; T is this type. In the crates' naming alpha scales what is there, beta the product.
+            unsafe {
+                $crate_::gemm::$float::get_gemm_fn()(
+                    c.rows,
+                    c.cols,
+                    a.cols,
+                    c.ptr,
+                    c.col_stride as isize,
+                    c.row_stride as isize,
+                    beta != 0.0,
+                    a.ptr,
+                    a.col_stride as isize,
+                    a.row_stride as isize,
+                    b.ptr,
+                    b.col_stride as isize,
+                    b.row_stride as isize,
+                    beta as $float,
+                    alpha as $float,
+                    false,
+                    false,
+                    false,
+                    threads,
+                )
+            }
+        }};
+    }
+    if TypeId::of::<T>() == TypeId::of::<f32>() {
+        multiply!(f32, gemm_f32)
+    } else {
+        debug_assert!(TypeId::of::<T>() == TypeId::of::<f64>());
+        multiply!(f64, gemm_f64)
+    }
 }
 
-/// What multiplies operands of this type, unless it is the GEMM crate.
+/// What multiplies operands of this type, unless it is the GEMM crates.
 fn own<T: Float>(precision: Precision) -> Option<Unit> {
     (TypeId::of::<T>() == TypeId::of::<f32>()).then(|| Unit::of(precision)).flatten()
 }

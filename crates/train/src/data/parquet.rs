@@ -10,9 +10,10 @@ use ::parquet::basic::Compression;
 use ::parquet::errors::{ParquetError, Result as ParquetResult};
 use ::parquet::file::metadata::ParquetMetaData;
 use ::parquet::file::reader::{ChunkReader, Length};
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Schema};
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, ArrayRef, RecordBatch, StringArray};
+use arrow_cast::cast;
+use arrow_schema::{DataType, Schema};
 use colrow_tensor::{Error, Result};
 use std::fmt::Display;
 use std::io::Read;
@@ -431,11 +432,12 @@ mod tests {
     use ::parquet::arrow::ArrowWriter;
     use ::parquet::arrow::arrow_writer::ArrowWriterOptions;
     use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
-    use arrow::array::{
+    use arrow_array::types::Int32Type;
+    use arrow_array::{
         BinaryArray, BooleanArray, DictionaryArray, Float32Array, Float64Array, Int8Array, Int64Array,
         LargeStringArray, RecordBatch, StringViewArray,
     };
-    use arrow::datatypes::{Field, Int32Type};
+    use arrow_schema::Field;
     use std::fs::{self, File};
     use std::sync::Arc;
 

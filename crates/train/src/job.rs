@@ -1,0 +1,342 @@
+//! What a run needs of a recipe: tokens, policy, sampler; its plan, its model and its engine.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use colrow_autograd::{Keep, NormMemory, Policy, RowsOf, Store};
+use colrow_models::config::Config;
+use colrow_models::load::{self, Anew};
+use colrow_models::lora;
+use colrow_models::model::{Model, Site};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{DType, Device, Error, Precision, Result};
+
+use crate::data::{Answers, BatchBy, Fingerprint, Labels, Sampler, TokenisedSet};
+use crate::engine::Engine;
+use crate::fit::{self, Fit};
+use crate::keeping::{auto_sites, policy, site_keep};
+use crate::machine::Resident;
+use crate::odd::{self, Facts};
+use crate::optim::{Optimizer, Settings};
+use crate::plan::{self, Lengths, Plan, Shape, remembering_sites};
+use crate::ratios::{self, Ratios};
+use crate::recipe::{self, CacheIn, Recipe};
+use crate::score::Scorer;
+use crate::tasks::Task;
+use crate::trained::{choose_trained, lora_config};
+use crate::trainer;
+use crate::usage::Usage;
+
+/// A labelled development set.
+#[derive(Debug)]
+pub struct DevSet {
+    /// Prefix of its metrics; empty for the only or first one.
+    pub prefix: &'static str,
+    /// Its tokens.
+    pub set: TokenisedSet,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// A recipe with its data read and its model looked at, but no weight read.
+#[derive(Debug)]
+pub struct Job {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Its task.
+    pub task: Task,
+    /// The model's folder.
+    pub model_dir: PathBuf,
+    /// The model's configuration, with this data's labels.
+    pub config: Config,
+    /// Training tokens.
+    pub train: TokenisedSet,
+    /// Development sets; the first decides which model is best.
+    pub dev: Vec<DevSet>,
+    /// What evaluations measure.
+    pub scorer: Scorer,
+    /// What is written beside the model.
+    pub usage: Usage,
+    /// The task in words, for a model that answers in text.
+    pub answers: Option<Answers>,
+    /// Draws batches.
+    pub sampler: Sampler,
+    /// What linears keep; at sites whose ratio the run chooses, where it starts.
+    pub policy: Arc<Policy>,
+    /// Those sites, and what their rows are.
+    pub auto: Vec<(String, RowsOf)>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+    /// Sites of the model.
+    pub(crate) sites: Vec<Site>,
+    /// What the process holds with all of this read.
+    pub(crate) resident: Resident,
+}
+
+/// This machine's processor, multiplying as the recipe says.
+pub fn device(precision: recipe::Precision) -> Device {
+    Device::cpu_with(match precision {
+        recipe::Precision::F32 => Precision::F32,
+        recipe::Precision::Bf16 => Precision::Bf16,
+    })
+}
+
+/// How batches are cut.
+pub fn batch_by(batch: recipe::Batch) -> BatchBy {
+    match batch {
+        recipe::Batch::Sequences(n) => BatchBy::Examples(n),
+        recipe::Batch::Tokens(n) => BatchBy::Tokens(n),
+    }
+}
+
+/// What a label takes as it is counted, told and written: its name in two maps of `config.json`, its figures in an evaluation and in the log.
+const LABEL_BYTES: usize = 1536;
+
+/// Lengths of a set's sources under a recipe, which may cut them further.
+fn lengths_of(set: &TokenisedSet, recipe: &Recipe) -> Vec<u32> {
+    set.lengths().into_iter().map(|length| length.min(recipe.data.max_length as u32)).collect()
+}
+
+/// Rows of a batch are numbered by 32 bits.
+fn check_tokens(lengths: &[u32]) -> Result<()> {
+    let tokens: u64 = lengths.iter().map(|&length| u64::from(length)).sum();
+    if tokens <= u64::from(u32::MAX) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("train.batch: expected batches of fewer than 2^32 tokens, found one of {tokens}"))
+        .hint("a smaller train.batch, and train.accumulate for as many sequences a step"))
+}
+
+impl Job {
+    /// What the run learns from and is judged by: training data, development data.
+    pub(crate) fn fingerprints(&self) -> [Fingerprint; 2] {
+        let names = &self.config.labels;
+        let dev = self.dev.iter().map(|dev| (&dev.set, Some(&dev.labels)));
+        [Fingerprint::of([(&self.train, None)], names), Fingerprint::of(dev, names)]
+    }
+
+    pub(crate) fn cached_tokens(&self) -> usize {
+        self.train.ids.len() + self.train.target_bounds.last().unwrap_or(&0)
+    }
+
+    pub(crate) fn facts(&self) -> Facts {
+        Facts {
+            examples: self.train.len(),
+            batches: self.sampler.epoch(0).len(),
+            steps: trainer::total_steps(self, &self.recipe.train),
+            longest: self.train.lengths().into_iter().max().unwrap_or(0) as usize,
+            evaluated: self.dev.iter().map(|dev| dev.set.len()).sum(),
+            known: self.dev.iter().map(|dev| odd::known(&self.train, &dev.set)).sum(),
+        }
+    }
+
+    /// The lengths of the largest batch that the sampler can produce. For a model that answers in text, of the longest sources and
+    /// the longest targets, whose ever they are: no batch needs more.
+    fn largest_batch(&self, recipe: &Recipe) -> Result<Lengths> {
+        let by = batch_by(recipe.train.batch);
+        let sources = Sampler::new(lengths_of(&self.train, recipe), by, Some(recipe.seed))?.largest_batch();
+        check_tokens(&sources)?;
+        let mut targets = self.train.target_lengths();
+        if let Some(targets) = &mut targets {
+            targets.sort_unstable_by(|a, b| b.cmp(a));
+            targets.truncate(sources.len());
+        }
+        Ok(Lengths { sources, targets })
+    }
+
+    /// What a run holds on the host beside the batch that is being run: the order of an epoch and of an evaluation, the batches of a step
+    /// that wait, predictions, and what is said of each label.
+    fn host_bytes(&self, recipe: &Recipe, largest: &Lengths) -> usize {
+        // numbers in one list and in one list a batch, which has a header and what the allocator adds
+        let order = |examples: usize, tokens: usize| {
+            let batches = match recipe.train.batch {
+                recipe::Batch::Sequences(n) => examples.div_ceil(n),
+                // two batches that follow each other have more tokens than one may have
+                recipe::Batch::Tokens(n) => examples.min(2 * tokens.div_ceil(n)),
+            };
+            // lists that grow take up to twice their length
+            8 * examples + (4 + 4) * examples + (2 * 24 + 32 + 16) * batches
+        };
+        let training = order(self.train.len(), self.train.ids.len());
+        let evaluation = self.dev.iter().map(|DevSet { set, .. }| {
+            let answer = if self.answers.is_some() { 2 * (24 + 32) + 4 * recipe.data.max_target_length } else { 8 };
+            order(set.len(), set.ids.len()) + (4 + answer) * set.len()
+        });
+        let waiting = (recipe.train.accumulate - 1).saturating_mul(largest.host_bytes());
+        // no more than all examples
+        let all = Lengths { sources: lengths_of(&self.train, recipe), targets: self.train.target_lengths() };
+        let labels = LABEL_BYTES * self.config.num_labels();
+        training + evaluation.max().unwrap_or(0) + waiting.min(all.host_bytes()) + labels
+    }
+
+    /// What chooses ratios, if the recipe leaves any to the run, by the plan of all rows.
+    fn ratios(&self, plan: &Plan) -> Result<Option<Ratios>> {
+        let keep = &self.recipe.keep;
+        if self.auto.is_empty() {
+            return Ok(None);
+        }
+        // a frozen linear keeps nothing and has no gradient to follow
+        let measured = plan.ledger.entries.iter().filter(|e| e.what == "projections");
+        let learns: HashSet<&str> = measured.map(|e| e.site.as_str()).collect();
+        let sites: Vec<_> = self.auto.iter().filter(|(site, _)| learns.contains(site.as_str())).cloned().collect();
+        let settings = ratios::Settings { every: keep.auto_every, share: keep.auto_share };
+        let mut ratios = Ratios::new(settings, &sites);
+        if let Some(limit) = keep.bytes {
+            let largest = self.largest_batch(&self.recipe)?;
+            let sum = |lengths: &[u32]| lengths.iter().map(|&l| l as usize).sum();
+            let rows = sites.iter().map(|(_, rows)| match rows {
+                RowsOf::Tokens => sum(&largest.sources),
+                RowsOf::Targets => sum(largest.targets.as_deref().unwrap_or_default()),
+                RowsOf::Sequences => largest.sources.len(),
+            });
+            ratios.limit(limit as usize, &plan.ledger, &rows.collect::<Vec<_>>())?;
+        }
+        Ok(Some(ratios))
+    }
+
+    /// The plan of the largest step that the sampler can produce, and of the evaluations; where the run chooses ratios, of a step that
+    /// measures and keeps all rows there, though no more than `keep.bytes`.
+    ///
+    /// # Errors
+    /// Those of [`Job::plan_as`]; a `keep.bytes` that no ratios meet.
+    pub fn plan(&self) -> Result<Plan> {
+        let mut plan = self.plan_as(&self.recipe)?;
+        if let (Some(_), Some(limit)) = (self.ratios(&plan)?, self.recipe.keep.bytes) {
+            plan.kept_bytes = plan.kept_bytes.min(limit as usize);
+        }
+        Ok(plan)
+    }
+
+    /// The plan with another recipe over the same model and data, which differs in `[keep]`, `[train]`, `[optim]` or a lower `data.max_length`.
+    ///
+    /// # Errors
+    /// Frozen keys that split a stacked weight; examples longer than a batch by tokens may be; settings of the optimizer that exclude each
+    /// other.
+    pub fn plan_as(&self, recipe: &Recipe) -> Result<Plan> {
+        let by = batch_by(recipe.train.batch);
+        let mut evaluated = Vec::new();
+        for DevSet { set, .. } in &self.dev {
+            let (lengths, targets) = (lengths_of(set, recipe), set.target_lengths());
+            let of = |batch: &[u32], lengths: &[u32]| batch.iter().map(|&i| lengths[i as usize]).collect();
+            evaluated.extend(Sampler::new(lengths.clone(), by, None)?.epoch(0).iter().map(|batch| Lengths {
+                sources: of(batch, &lengths),
+                targets: targets.as_ref().map(|targets| of(batch, targets)),
+            }));
+        }
+        let adapted;
+        let sites = match recipe.train.method == self.recipe.train.method {
+            true => &self.sites,
+            false => {
+                let mut blank = Model::new(self.config.clone(), &Device::meta(1), DType::F32);
+                choose_trained(&mut blank, recipe)?;
+                adapted = blank.sites();
+                &adapted
+            }
+        };
+        let mut policy = policy(&recipe.keep, sites)?;
+        let auto = auto_sites(&recipe.keep, sites);
+        auto.iter().for_each(|(site, _)| policy.set_ratio(site, 1.0));
+        let largest = self.largest_batch(recipe)?;
+        let host = self.host_bytes(recipe, &largest);
+        let remembered =
+            sites.iter().filter(|site| matches!(site_keep(&recipe.keep, site), Keep::Rows(s) if s.remembers()));
+        let cached = remembered.count() * self.cached_tokens();
+        // the second batch of a step adds to gradients that are there, and those after it need what it needs
+        let distinct = recipe.train.accumulate.min(2);
+        let mut plan = plan::plan(&Shape {
+            config: &self.config,
+            choose_trained: &|model| choose_trained(model, recipe),
+            optim: Settings::from(&recipe.optim),
+            policy: Arc::new(policy),
+            auto: &auto,
+            micros: &vec![largest; distinct],
+            evaluated: &plan::outermost(evaluated),
+            longest_answer: recipe.data.max_target_length,
+            cached_tokens: if recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
+            regression: self.task.is_regression(),
+            threads: rayon::current_num_threads(),
+            resident: self.resident,
+            host,
+            mapped: if recipe.keep.cache == CacheIn::File { cached } else { 0 },
+        })?;
+        // a step has no more batches than an epoch
+        plan.tokens = (plan.tokens / distinct).saturating_mul(recipe.train.accumulate).min(self.train.ids.len());
+        Ok(plan)
+    }
+
+    /// What of the recipe fits into `memory` bytes of this process; see [`fit::search`].
+    ///
+    /// # Errors
+    /// Those of [`Job::plan_as`].
+    pub fn fits(&self, memory: usize) -> Result<Vec<Fit>> {
+        let lengths =
+            [&self.train].into_iter().chain(self.dev.iter().map(|dev| &dev.set)).flat_map(TokenisedSet::lengths);
+        let batches = match self.recipe.train.batch {
+            // one sequence a step says nothing about a ratio
+            recipe::Batch::Sequences(_) if !self.auto.is_empty() && self.recipe.train.accumulate == 1 => {
+                2..=self.train.len()
+            }
+            recipe::Batch::Sequences(_) => 1..=self.train.len(),
+            recipe::Batch::Tokens(_) => lengths.max().unwrap_or(1) as usize..=self.train.ids.len(),
+        };
+        fit::search(&self.recipe, memory, batches, &|recipe| self.plan_as(recipe))
+    }
+
+    /// The model with its weights.
+    ///
+    /// # Errors
+    /// A checkpoint that does not fit its configuration; new weights that an adapter's folder would lack.
+    pub fn model(&mut self) -> Result<Model> {
+        let device = device(self.recipe.train.precision);
+        let anew = Anew { head: true, body: self.recipe.model.init_missing };
+        let loaded = load::model(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, anew)?;
+        self.warnings.extend(loaded.warnings);
+        let mut model = loaded.model;
+        choose_trained(&mut model, &self.recipe)?;
+        if let Some(settings) = lora_config(&self.recipe, &self.config) {
+            let lost = |key: &&String| !lora::is_saved_whole(&settings.modules_to_save, key);
+            if let Some(key) = loaded.initialised.iter().find(lost) {
+                return Err(Error::usage(format!(
+                    "train.modules_to_save: {key} is not in the checkpoint, and would not be in the adapter"
+                ))
+                .hint("name its module there too, so that it is trained and saved with the adapter"));
+            }
+        }
+        Ok(model)
+    }
+
+    /// The model and all that its training needs. `cache` is the norm cache's file, where it lives in one.
+    ///
+    /// # Errors
+    /// A norm cache that cannot be made.
+    pub fn engine(&self, model: Model, cache: &Path) -> Result<Engine> {
+        let device = model.registry.params.device().clone();
+        let norms = match self.policy.remembers_norms() {
+            true => {
+                let store = match self.recipe.keep.cache {
+                    CacheIn::Memory => Store::Memory,
+                    CacheIn::File => Store::File(cache),
+                };
+                let sites = remembering_sites(&self.policy, &model);
+                Some(Arc::new(NormMemory::new(&device, &sites, self.cached_tokens(), store)?))
+            }
+            false => None,
+        };
+        let ratios = self.ratios(&self.plan_as(&self.recipe)?)?;
+        let mut policy = self.policy.clone();
+        if let Some(ratios) = &ratios {
+            ratios.apply(&mut policy);
+        }
+        Ok(Engine {
+            optimizer: Optimizer::new(Settings::from(&self.recipe.optim), &model.registry.params),
+            model,
+            policy,
+            norms,
+            ratios,
+            probe: None,
+            key: Key::new(self.recipe.seed).named("run"),
+            dropout: true,
+        })
+    }
+}

@@ -1,0 +1,91 @@
+//! What of a model a recipe trains: adapters, modules that are saved whole, what is frozen.
+
+use colrow_autograd::glob_matches;
+use colrow_models::config::Config;
+use colrow_models::lora::{self, LoraConfig};
+use colrow_models::matching::NUM_LABELS;
+use colrow_models::model::Model;
+use colrow_tensor::{Error, Result};
+
+use crate::recipe::{self, Method, Recipe};
+
+/// Modules that are trained whole beside adapters or biases: the recipe's, else the head.
+fn modules_to_save(train: &recipe::Train, config: &Config) -> Vec<String> {
+    let head = || if config.is_text_to_text() { vec![] } else { vec!["classifier".to_owned()] };
+    train.modules_to_save.clone().unwrap_or_else(head)
+}
+
+/// The recipe's adapters, if its method trains any.
+pub fn lora_config(recipe: &Recipe, config: &Config) -> Option<LoraConfig> {
+    let recipe::Lora { rank, alpha, dropout, rank_stabilised, targets } = recipe.lora.clone();
+    let projections = if config.is_text_to_text() { ["q", "k", "v"] } else { ["query", "key", "value"] };
+    let targets = targets.unwrap_or_else(|| projections.map(str::to_owned).to_vec());
+    let modules_to_save = modules_to_save(&recipe.train, config);
+    let config = LoraConfig {
+        lora_rank: rank,
+        alpha,
+        dropout,
+        rank_stabilised,
+        targets,
+        modules_to_save,
+        ..LoraConfig::default()
+    };
+    matches!(recipe.train.method, Method::Lora | Method::LoraFa).then_some(config)
+}
+
+/// Whether the recipe leaves the parameter with this key as it is.
+fn is_frozen(train: &recipe::Train, whole: &[String], key: &str) -> bool {
+    let learned = match train.method {
+        Method::Full => true,
+        Method::Lora => lora::is_adapter_key(key),
+        Method::LoraFa => lora::is_adapter_key(key) && !lora::is_a_key(key),
+        Method::BitFit => key.ends_with(".bias"),
+    };
+    !learned && !lora::is_saved_whole(whole, key) || train.is_frozen(key)
+}
+
+/// Gives the model the recipe's adapters and freezes what the recipe does not train.
+///
+/// # Errors
+/// A pattern that names no linear, module or parameter, or a part of a stacked weight; patterns that freeze all parameters.
+pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
+    let train = &recipe.train;
+    let entries = &model.registry.entries;
+    let some = || entries.iter().take(4).map(|e| e.key.as_str()).collect::<Vec<_>>().join(", ");
+    let whole = if train.method == Method::Full { vec![] } else { modules_to_save(train, &model.config) };
+    for pattern in &whole {
+        let within = |key: &str| lora::is_saved_whole(std::slice::from_ref(pattern), key);
+        if entries.iter().all(|e| e.dims.contains(&NUM_LABELS) || within(&e.key)) {
+            return Err(Error::usage(format!(
+                "train.modules_to_save: `{pattern}` is the whole model: nothing would stay as it is"
+            ))
+            .hint("name modules within it, or train all by train.method = \"full\""));
+        }
+        if !entries.iter().any(|e| within(&e.key)) {
+            return Err(Error::usage(format!("train.modules_to_save: `{pattern}` names no module of this model"))
+                .hint(format!("a module is the beginning of a parameter, up to a dot; parameters are {}, …", some())));
+        }
+    }
+    if let Some(config) = lora_config(recipe, &model.config) {
+        lora::adapt(model, &config, recipe.seed)?;
+    }
+    let entries = &model.registry.entries;
+    let some = || entries.iter().take(4).map(|e| e.key.as_str()).collect::<Vec<_>>().join(", ");
+    for pattern in &train.freeze {
+        if !entries.iter().any(|e| glob_matches(pattern, &e.key)) {
+            return Err(Error::usage(format!("train.freeze: `{pattern}` names no parameter of this model"))
+                .hint(format!("parameters are {}, …", some())));
+        }
+    }
+    model.registry.freeze(|key| is_frozen(train, &whole, key))?;
+    if !model.registry.params.iter().any(|(_, p)| p.trainable) {
+        if train.method == Method::BitFit && !model.registry.entries.iter().any(|e| e.key.ends_with(".bias")) {
+            return Err(Error::usage("train.method: \"bitfit\" trains biases, and this model has none")
+                .hint("choose \"lora\" or \"full\", or name modules in train.modules_to_save"));
+        }
+        let least = if model.config.is_text_to_text() { "some of the patterns" } else { "at least the classifier" };
+        return Err(Error::usage("train.freeze: every parameter is frozen; nothing is left to learn")
+            .hint(format!("leave out {least}")));
+    }
+    Ok(())
+}
