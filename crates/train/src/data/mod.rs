@@ -16,6 +16,7 @@ pub mod shuffle;
 mod stream;
 pub mod table;
 pub mod text_to_text;
+mod texts;
 pub mod tokenise;
 mod tokenizer_files;
 mod tokenizer_limits;

@@ -3,6 +3,7 @@
 use super::columns::{Pick, pick};
 use super::problems::Problems;
 use super::quietly::quietly;
+use super::texts::texts;
 use super::{Example, Examples, Request, Unit};
 use ::parquet::arrow::ProjectionMask;
 use ::parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
@@ -10,9 +11,7 @@ use ::parquet::basic::Compression;
 use ::parquet::errors::{ParquetError, Result as ParquetResult};
 use ::parquet::file::metadata::ParquetMetaData;
 use ::parquet::file::reader::{ChunkReader, Length};
-use arrow_array::cast::AsArray;
 use arrow_array::{Array, ArrayRef, RecordBatch, StringArray};
-use arrow_cast::cast;
 use arrow_schema::{DataType, Schema};
 use colrow_tensor::{Error, Result};
 use std::fmt::Display;
@@ -296,7 +295,7 @@ impl Taken<'_> {
 }
 
 fn strings(array: &ArrayRef) -> Result<StringArray> {
-    Ok(cast(array, &DataType::Utf8).map_err(damaged)?.as_string::<i32>().clone())
+    texts(array).ok_or_else(|| damaged(format!("a column of {} has no texts", array.data_type())))
 }
 
 /// A file whose pages are looked at before they are decoded.
