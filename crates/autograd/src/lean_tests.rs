@@ -15,7 +15,8 @@ use crate::{
 const ALL_BITS: [Bits; 3] = [Bits::Int8, Bits::Int4, Bits::Bf16];
 
 fn policy<const N: usize>(rules: [(&str, Keep); N]) -> Policy {
-    Policy::new(rules.map(|(site, keep)| (site.to_owned(), keep))).unwrap()
+    let sites = "a act attention b c down gated gelu kv linear low_rank norm out q qkv relu up";
+    Policy::by_patterns(&rules, sites.split(' '))
 }
 
 fn late(ratio: f32) -> Keep {

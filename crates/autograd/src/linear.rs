@@ -127,7 +127,7 @@ mod tests {
         [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform];
 
     fn everywhere(keep: Keep) -> Policy {
-        Policy::new([("*".to_owned(), keep)]).unwrap()
+        Policy::everywhere(keep)
     }
 
     fn rows(estimator: Estimator, norms: NormSource, ratio: f32) -> Keep {

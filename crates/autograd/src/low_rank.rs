@@ -222,7 +222,7 @@ mod tests {
         [("x", &[N, 4]), ("y", &[N, 9]), ("a", &[4, 4]), ("b0", &[3, 2]), ("b1", &[4, 2])];
 
     fn mode(keep: Keep, trial: u64) -> Mode {
-        training(Key::new(3).child(trial), true, Policy::new([("*".to_owned(), keep)]).unwrap(), None)
+        training(Key::new(3).child(trial), true, Policy::everywhere(keep), None)
     }
 
     fn pair(tape: &mut Tape<'_>, [x, y, a, b0, b1]: [ParamId; 5], dropout: f32) -> Var {

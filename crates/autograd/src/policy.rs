@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use colrow_tensor::{Error, Estimator, Result};
+use colrow_tensor::Estimator;
 use globset::{Glob, GlobMatcher};
 
 use crate::compress::Bits;
@@ -85,69 +85,68 @@ pub fn glob_matches(glob: &str, name: &str) -> bool {
     })
 }
 
-/// Keeps by site: the first rule whose pattern matches, else exact.
-#[derive(Clone, Debug, Default)]
+/// What the op at each site keeps, one and the same for all that are not named.
+#[derive(Clone, Debug)]
 pub struct Policy {
-    rules: Vec<Keep>,
-    /// The first rule of every pattern that is a name. A model's own policy has nothing else, so that a lookup takes the same time in models of
-    /// any depth.
-    named: HashMap<String, usize>,
-    /// The other patterns with their rules.
-    globs: Vec<(GlobMatcher, usize)>,
+    keeps: HashMap<String, Keep>,
+    others: Keep,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self::exact()
+    }
 }
 
 impl Policy {
-    /// Keeps every input whole.
+    /// Keeps all of everything.
     pub fn exact() -> Self {
-        Self::default()
+        Self::everywhere(Keep::Exact)
     }
 
-    /// From glob patterns over site names.
-    ///
-    /// # Errors
-    /// A pattern that is not a valid glob.
-    pub fn new(rules: impl IntoIterator<Item = (String, Keep)>) -> Result<Self> {
-        let mut policy = Self::default();
-        for (i, (pattern, keep)) in rules.into_iter().enumerate() {
-            policy.rules.push(keep);
-            if pattern.contains(['*', '?', '[', ']', '{', '}', '\\']) {
-                let glob =
-                    Glob::new(&pattern).map_err(|e| Error::usage(format!("`{pattern}` is no site pattern: {e}")))?;
-                policy.globs.push((glob.compile_matcher(), i));
-            } else {
-                policy.named.entry(pattern).or_insert(i);
-            }
-        }
-        Ok(policy)
+    /// The same at every site.
+    pub fn everywhere(keep: Keep) -> Self {
+        Self { keeps: HashMap::new(), others: keep }
     }
 
-    fn rule(&self, site: &str) -> Option<usize> {
-        let named = self.named.get(site).copied();
-        let mut earlier = self.globs.iter().take_while(|(_, i)| named.is_none_or(|named| *i < named));
-        earlier.find(|(glob, _)| glob.is_match(site)).map(|&(_, i)| i).or(named)
+    /// What the sites that are named keep; all others keep all.
+    pub fn new(keeps: impl IntoIterator<Item = (String, Keep)>) -> Self {
+        Self { keeps: keeps.into_iter().collect(), ..Self::exact() }
+    }
+
+    /// What each of `sites` keeps by the first pattern that names it (see [`glob_matches`]); all that none names keep all.
+    pub fn by_patterns<'s>(patterns: &[(&str, Keep)], sites: impl IntoIterator<Item = &'s str>) -> Self {
+        let keep = |site: &str| patterns.iter().find(|(glob, _)| glob_matches(glob, site)).map(|(_, keep)| *keep);
+        Self::new(sites.into_iter().filter_map(|site| Some((site.to_owned(), keep(site)?))))
     }
 
     /// What the op at `site` keeps.
     pub fn keep(&self, site: &str) -> Keep {
-        self.rule(site).map_or(Keep::Exact, |i| self.rules[i])
+        self.keeps.get(site).copied().unwrap_or(self.others)
     }
 
-    /// Sets the ratio of the rule for `site`, if it draws rows.
+    /// Sets the ratio at `site`, if it draws rows.
     pub fn set_ratio(&mut self, site: &str, ratio: f32) {
-        if let Some(Keep::Rows(sampling)) = self.rule(site).map(|i| &mut self.rules[i]) {
-            sampling.ratio = ratio;
+        if let Keep::Rows(sampling) = self.keep(site) {
+            self.keeps.insert(site.to_owned(), Keep::Rows(Sampling { ratio, ..sampling }));
         }
     }
 
-    /// Whether any rule draws some rows of all by remembered norms; where ratios may change, also rules that draw all.
-    pub(crate) fn needs_memory(&self, ratios_change: bool) -> bool {
-        let draws = |s: &Sampling| s.remembers() && (s.ratio < 1.0 || ratios_change);
-        self.rules.iter().any(|keep| matches!(keep, Keep::Rows(s) if draws(s)))
+    fn samplings(&self) -> impl Iterator<Item = &Sampling> {
+        self.keeps.values().chain([&self.others]).filter_map(|keep| match keep {
+            Keep::Rows(sampling) => Some(sampling),
+            _ => None,
+        })
     }
 
-    /// Whether any rule draws rows by remembered norms.
+    /// Whether some rows of all are drawn by remembered norms anywhere; where ratios may change, also whether all are.
+    pub(crate) fn needs_memory(&self, ratios_change: bool) -> bool {
+        self.samplings().any(|s| s.remembers() && (s.ratio < 1.0 || ratios_change))
+    }
+
+    /// Whether rows are drawn by remembered norms anywhere.
     pub fn remembers_norms(&self) -> bool {
-        self.rules.iter().any(|keep| matches!(keep, Keep::Rows(s) if s.remembers()))
+        self.samplings().any(Sampling::remembers)
     }
 }
 
@@ -160,30 +159,27 @@ mod tests {
         Keep::Rows(Sampling { estimator: Estimator::Pps, ratio, norms: NormSource::Uniform, uniform: 0.1 })
     }
 
-    /// Names and globs count in the order in which they were given.
     #[test]
-    fn the_first_rule_that_matches_counts() {
-        let rules = [
-            ("a.b", rows(0.1)),
-            ("a.*", rows(0.2)),
-            ("a.b", rows(0.3)),
-            ("a.c", rows(0.4)),
-            ("b", rows(0.5)),
-            ("[bd]", rows(0.6)),
-            ("*", Keep::Nothing),
-        ];
-        let mut policy = Policy::new(rules.map(|(pattern, keep)| (pattern.to_owned(), keep))).unwrap();
-        for (site, keep) in [("a.b", 0.1), ("a.c", 0.2), ("b", 0.5), ("d", 0.6)] {
-            assert_eq!(policy.keep(site), rows(keep), "{site}");
+    fn the_first_pattern_that_names_a_site_counts() {
+        let patterns =
+            [("a.b", rows(0.1)), ("a.*", rows(0.2)), ("a.c", rows(0.4)), ("[bd]", rows(0.6)), ("{a", rows(0.7))];
+        let mut policy = Policy::by_patterns(&patterns, ["a.b", "a.c", "d", "e", "{a"]);
+        for (site, keep) in [("a.b", rows(0.1)), ("a.c", rows(0.2)), ("d", rows(0.6))] {
+            assert_eq!(policy.keep(site), keep, "{site}");
         }
-        assert_eq!((policy.keep("e"), Policy::exact().keep("e")), (Keep::Nothing, Keep::Exact));
+        // named by none, by none that is a pattern, and unknown
+        assert!(["e", "{a", "a.x"].iter().all(|site| policy.keep(site) == Keep::Exact));
         policy.set_ratio("a.c", 1.0);
         policy.set_ratio("e", 1.0);
-        assert_eq!((policy.keep("a.d"), policy.keep("a.b"), policy.keep("e")), (rows(1.0), rows(0.1), Keep::Nothing));
-        for bad in ["[", "{a", "a}"] {
-            let e = Policy::new([(bad.to_owned(), Keep::Exact)]).unwrap_err().to_string();
-            assert!(e.starts_with(&format!("`{bad}` is no site pattern: ")), "{e}");
-        }
-        assert!(glob_matches("a.*", "a.b.c") && !glob_matches("a.*", "b") && !glob_matches("{a", "{a"));
+        assert_eq!((policy.keep("a.c"), policy.keep("a.b"), policy.keep("e")), (rows(1.0), rows(0.1), Keep::Exact));
+        assert!(glob_matches("a.*", "a.b.c") && !glob_matches("a.*", "b"));
+    }
+
+    #[test]
+    fn what_holds_everywhere_may_be_changed_at_a_site() {
+        let mut policy = Policy::everywhere(rows(0.3));
+        policy.set_ratio("a", 0.5);
+        assert_eq!((policy.keep("a"), policy.keep("b")), (rows(0.5), rows(0.3)));
+        assert_eq!(Policy::exact().keep("a"), Keep::Exact);
     }
 }

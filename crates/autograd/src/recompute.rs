@@ -115,7 +115,7 @@ mod tests {
             })
         };
         let mode = |keep| {
-            let policy = Policy::new([("block".to_owned(), keep)]).unwrap();
+            let policy = Policy::new([("block".to_owned(), keep)]);
             training(Key::new(1), true, policy, None)
         };
         let again = run(&params, &mode(Keep::Recompute), f).unwrap();

@@ -444,21 +444,21 @@ mod tests {
         let rows = |estimator, norms, ratio| Keep::Rows(Sampling { estimator, ratio, norms, uniform: 0.1 });
         let mut list = vec![
             ("exact".to_owned(), Policy::exact()),
-            ("nothing".to_owned(), Policy::new([("*".to_owned(), Keep::Nothing)]).unwrap()),
-            ("int8".to_owned(), Policy::new([("*".to_owned(), Keep::Quantised(Bits::Int8))]).unwrap()),
+            ("nothing".to_owned(), Policy::everywhere(Keep::Nothing)),
+            ("int8".to_owned(), Policy::everywhere(Keep::Quantised(Bits::Int8))),
         ];
         for estimator in [Estimator::TopK, Estimator::Crs, Estimator::Wta, Estimator::Pps] {
             for norms in [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform] {
-                let rules = [("*".to_owned(), rows(estimator, norms, 0.3))];
-                list.push((format!("{estimator:?} {norms:?}"), Policy::new(rules).unwrap()));
+                list.push((format!("{estimator:?} {norms:?}"), Policy::everywhere(rows(estimator, norms, 0.3))));
             }
         }
         let mixed = [
-            ("*.out".to_owned(), rows(Estimator::Pps, NormSource::Cached, 0.5)),
-            ("*.down".to_owned(), rows(Estimator::Wta, NormSource::Current, 0.2)),
-            ("*.up".to_owned(), Keep::Nothing),
+            ("out", rows(Estimator::Pps, NormSource::Cached, 0.5)),
+            ("down", rows(Estimator::Wta, NormSource::Current, 0.2)),
+            ("up", Keep::Nothing),
         ];
-        list.push(("mixed".to_owned(), Policy::new(mixed).unwrap()));
+        let mixed = (0..LAYERS).flat_map(|layer| mixed.map(|(name, keep)| (format!("layer.{layer}.{name}"), keep)));
+        list.push(("mixed".to_owned(), Policy::new(mixed)));
         list
     }
 
@@ -600,7 +600,7 @@ mod tests {
             let memory = memory.then(|| {
                 Arc::new(NormMemory::new(&device, &[("w".into(), RowsOf::Tokens)], 4, Store::Memory).unwrap())
             });
-            let policy = Policy::new([("*".to_owned(), keep)]).unwrap();
+            let policy = Policy::everywhere(keep);
             let mut tape = Tape::new(&params, training(Key::new(1), false, policy, memory.clone()));
             memory.iter().for_each(|memory| {
                 let positions = (0..4).map(|p| (p, false)).collect();

@@ -288,7 +288,7 @@ mod tests {
             let mode = Mode::Training {
                 key: Key::new(3),
                 dropout: false,
-                policy: Arc::new(Policy::new([("*".to_owned(), keep)]).unwrap()),
+                policy: Arc::new(Policy::everywhere(keep)),
                 norms: None,
                 variances: Some(self.variances.clone()),
                 probe: None,

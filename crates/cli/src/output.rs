@@ -8,7 +8,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "the one place that writes to the standard streams")]
 
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -66,9 +67,25 @@ pub(crate) fn check_page(out: Option<&Path>) -> Result<()> {
         Some(path) if path.file_name().is_none() => Err(Error::usage("expected the name of a file for the report")
             .at(path.display())
             .hint("such as report.html")),
-        Some(path) => atomic::check_file(path),
+        Some(path) => check_file(path, &[b"<!doctype html>"]),
         None => Ok(()),
     }
+}
+
+/// Checks before the work that a file can be written, and that what is there begins as something that this command wrote.
+///
+/// # Errors
+/// A file that cannot be written, or is somebody's.
+pub(crate) fn check_file(path: &Path, beginnings: &[&[u8]]) -> Result<()> {
+    atomic::check_file(path)?;
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(64).read_to_end(&mut start));
+    if read.is_err() || start.is_empty() || beginnings.iter().any(|beginning| start.starts_with(beginning)) {
+        return Ok(());
+    }
+    Err(Error::usage("a file is there that this command did not write, and it is not written over")
+        .at(path.display())
+        .hint("choose another name, or remove it"))
 }
 
 /// Says a line, or several, on standard error.

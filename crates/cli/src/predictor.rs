@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use colrow_tensor::rng::Key;
 use colrow_tensor::{Error, Result};
 use colrow_train::data::{Answers, BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser, is_unnamed};
 use colrow_train::engine::Engine;
 use colrow_train::job;
-use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::optim::Settings;
 use colrow_train::prepare;
 use colrow_train::recipe::{Choice, Optim, Precision, Recipe};
 use colrow_train::tasks::Task;
@@ -121,16 +120,7 @@ impl Predictor {
         // another task's columns are others
         let known = usage.as_ref().filter(|usage| usage.task == task).and_then(|usage| usage.columns.clone());
         let (text, pair, label) = (args.text.clone(), args.pair.clone(), args.label.clone());
-        let engine = Engine {
-            optimizer: Optimizer::new(Settings::from(&Optim::default()), &model.registry.params),
-            model,
-            policy: std::sync::Arc::default(),
-            norms: None,
-            ratios: None,
-            probe: None,
-            key: Key::new(0),
-            dropout: false,
-        };
+        let engine = Engine::new(model, Settings::from(&Optim::default()));
         let columns = Columns { text, pair, label, known };
         let batch_tokens = args.batch_tokens;
         let mut predictor = Self {

@@ -137,17 +137,22 @@ fn outputs_do_not_replace_inputs() {
     place.ok(&["train", "recipe.toml"]);
     let data = place.text("dev.tsv");
     let predict = ["predict", "--model", "run/model", "--data", "dev.tsv", "--out"];
-    for (out, expected) in [("./dev.tsv", "is one that is read"), ("run/model/config.json", "in a folder that is read")]
-    {
-        fails(&place, &[&predict[..], &[out]].concat(), 2, &[expected, out]);
+    for out in ["./dev.tsv", "run/model/config.json"] {
+        fails(&place, &[&predict[..], &[out]].concat(), 2, &["this command did not write", out]);
     }
+    fails(&place, &[&predict[..], &["run/model/new.csv"]].concat(), 2, &["in a folder that is read"]);
+    // predictions may be data
+    place.write("own.csv", "index,row,text\n0,0,so good\n");
+    let again = ["predict", "--model", "run/model", "--data", "own.csv", "--out", "./own.csv"];
+    fails(&place, &again, 2, &["is one that is read", "./own.csv"]);
     for command in ["report", "compare"] {
         for out in ["run/metrics.jsonl", "run/../run/summary.json", "run/recipe.toml", "run/model/config.json"] {
-            fails(&place, &[command, "run", "--out", out], 2, &["read", out]);
+            fails(&place, &[command, "run", "--out", out], 2, &["this command did not write", out]);
         }
     }
-    fails(&place, &["inspect", "recipe.toml", "--out", "train.tsv"], 2, &["is one that is read", "train.tsv"]);
-    fails(&place, &["inspect", "recipe.toml", "--out", "recipe.toml"], 2, &["is one that is read", "recipe.toml"]);
+    for out in ["train.tsv", "recipe.toml"] {
+        fails(&place, &["inspect", "recipe.toml", "--out", out], 2, &["this command did not write", out]);
+    }
     assert_eq!(place.text("dev.tsv"), data);
     place.ok(&[&predict[..], &["new.jsonl"]].concat());
     for (out, expected) in [("model", "is the folder of the model"), ("model/q", "lies in the folder of the model")] {
@@ -320,6 +325,80 @@ fn where_a_command_writes_is_checked_first() {
     fails(&place, &["init", "--data", "none", "--out", "file"], 2, &["this file exists"]);
     fails(&place, &["merge", "--model", none, "--out", "file", "--force"], 1, &["found a file"]);
     assert!(!place.path("absent").exists() && place.text("file").is_empty());
+}
+
+/// Only what a command wrote itself is written over by it.
+#[test]
+fn what_somebody_else_wrote_is_not_written_over() {
+    let place = Place::new();
+    place.ok(&["train", "recipe.toml", "--set", "train.steps=1"]);
+    for matrix in ["x.npy", "dz.npy"] {
+        place.write(matrix, npy(2, 1, &[1.0, 2.0]));
+    }
+    let predict = ["predict", "--model", "run", "--data", "dev.tsv", "--out"];
+    for (args, own) in [
+        (&predict[..], "mine.jsonl"),
+        (&predict, "mine.csv"),
+        (&predict, "mine.tsv"),
+        (&["report", "run", "--out"], "mine.html"),
+        (&["compare", "run", "--out"], "mine.html"),
+        (&["estimate", "--x", "x.npy", "--dz", "dz.npy", "--trials", "2", "--out"], "mine.html"),
+    ] {
+        place.write("notes.md", "my own notes");
+        let onto = |name: &str| [args, &[name]].concat().iter().map(|&s| s.to_owned()).collect::<Vec<_>>();
+        let strs = |args: &[String]| run(&place, &args.iter().map(String::as_str).collect::<Vec<_>>());
+        let ran = strs(&onto("notes.md"));
+        assert_eq!(ran.code, Some(2), "{args:?}: {}", ran.err);
+        assert!(ran.err.contains("this command did not write") && ran.err.contains("in notes.md"), "{}", ran.err);
+        assert_eq!(place.text("notes.md"), "my own notes");
+        for _ in 0..2 {
+            let ran = strs(&onto(own));
+            assert_eq!(ran.code, Some(0), "{args:?}: {}", ran.err);
+        }
+    }
+    place.write("classifier.x.npy", "my own notes");
+    let inspect = ["inspect", "recipe.toml", "--set", "output=other", "--export", "classifier"];
+    fails(&place, &inspect, 2, &["this command did not write", "in ./classifier.x.npy"]);
+}
+
+/// A run in a folder of a run's or a model's would be taken for a part of it.
+#[test]
+fn a_run_does_not_lie_in_another_s_folders() {
+    let place = Place::new();
+    place.ok(&["train", "recipe.toml", "--set", "train.steps=1"]);
+    place.model("other", &common::config());
+    for (output, whose) in [
+        ("run/model", "a model's"),
+        ("run/model/deep/er", "a model's"),
+        ("run/checkpoints", "another run's"),
+        ("run/checkpoints/new", "another run's"),
+        ("other/run", "a model's"),
+    ] {
+        let before = place.names("run");
+        let output = format!("output={output}");
+        let args = ["train", "recipe.toml", "--set", &output, "--set", "train.steps=1"];
+        fails(&place, &args, 1, &[&format!("the run's folder lies in {whose}"), "choose another folder"]);
+        assert_eq!(place.names("run"), before);
+    }
+    place.ok(&["train", "recipe.toml", "--set", "output=run/again", "--set", "train.steps=1"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_among_a_run_s_files_and_as_data_are_named() {
+    let place = Place::new();
+    pipe(&place, "f.csv");
+    pipe(&place, "f.jsonl");
+    for data in ["f.csv", "f.jsonl"] {
+        fails(&place, &["init", "--data", data], 1, &["found a pipe", data]);
+        fails(&place, &["quickstart", "--model", "model", "--data", data], 1, &["found a pipe", data]);
+    }
+    let sets = ["train", "recipe.toml", "--set", "train.steps=4", "--set", "train.save_every=2"];
+    place.ok(&sets);
+    let state = place.names("run/checkpoints").pop().map(|step| format!("run/checkpoints/{step}/state.json")).unwrap();
+    pipe(&place, &state);
+    let longer = ["train", "recipe.toml", "--set", "train.steps=6", "--set", "train.save_every=2", "--resume"];
+    fails(&place, &longer, 1, &["found a pipe", &state]);
 }
 
 #[test]

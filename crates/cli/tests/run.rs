@@ -417,6 +417,15 @@ fn products_use_no_more_instructions_than_they_may() {
         let all = losses(other);
         assert!(portable.iter().zip(&all).all(|(a, b)| (a - b).abs() < 1e-4), "{portable:?} {all:?}");
     }
+    // the last bits are another kernel's from there on
+    for (instructions, steps, warns) in [("portable", "train.steps=5", false), ("", "train.steps=7", true)] {
+        let resume = ["train", "recipe.toml", "--set", "output='portable'", "--set", steps, "--resume"];
+        let ran = finish(place.command(&resume).env("COLROW_INSTRUCTIONS", instructions));
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        // on a machine that has no more there is nothing to tell
+        let warns = warns && colrow_tensor::instructions() != "portable";
+        assert_eq!(ran.err.contains("the run was begun with products on portable"), warns, "{}", ran.err);
+    }
     let ran = run("sse");
     assert_eq!(ran.code, Some(2));
     assert!(

@@ -47,7 +47,7 @@ pub fn check_file<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a Path>) ->
 }
 
 /// A path without links, `.` and `..`.
-fn seen(path: &Path) -> PathBuf {
+pub fn seen(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut seen = PathBuf::new();
     for part in path.components() {

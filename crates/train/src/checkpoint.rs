@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use colrow_autograd::{Ledger, Running};
 use colrow_models::atomic::{remove_dir_atomic, replace_dir_atomic, write_atomic};
+use colrow_models::files;
 use colrow_models::weights::{self, Data, Saved, Weights};
 use colrow_tensor::{Bytes, DType, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,9 @@ pub struct State {
     /// What the run is trained and evaluated on: training data, development data.
     #[serde(default)]
     pub data: Option<[Fingerprint; 2]>,
+    /// The processor's instructions that matrix products used.
+    #[serde(default)]
+    pub instructions: Option<String>,
     /// Seconds of training so far.
     pub seconds: f64,
     /// Largest kept bytes of a step so far.
@@ -104,7 +108,9 @@ pub fn write(folder: &Path, engine: &Engine, state: &State) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(folder.display()))?;
     let target = folder.join(format!("step-{}", state.step));
     let running = engine.norms.as_ref().map(|norms| norms.save(|running, _| running.clone()));
-    let mut state = State { running, ratios: engine.ratios.as_ref().map(|r| r.sites().to_vec()), ..state.clone() };
+    let ratios = engine.ratios.as_ref().map(|r| r.sites().to_vec());
+    let instructions = Some(colrow_tensor::instructions().to_owned());
+    let mut state = State { running, ratios, instructions, ..state.clone() };
     replace_dir_atomic(&target, |new| {
         weights::write(&new.join(WEIGHTS), &learned(engine), &[])?;
         weights::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
@@ -163,7 +169,8 @@ fn moments(engine: &Engine) -> Vec<Saved<'_>> {
 /// A checkpoint that cannot be read, or is not what was written.
 pub fn state(checkpoint: &Path) -> Result<State> {
     let file = checkpoint.join(STATE);
-    let text = fs::read_to_string(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+    let text = files::open(&file).and_then(std::io::read_to_string);
+    let text = text.map_err(|e| Error::new(e.to_string()).at(file.display()))?;
     let state: State = serde_json::from_str(&text).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
     digests::check_text(&text, STATE, &state.digests).map_err(|e| e.at(file.display()))?;
     Ok(state)

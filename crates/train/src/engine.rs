@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use colrow_autograd::{
-    BatchPlaces, Bounds, Grads, Ledger, Mark, Mode, NormMemory, Phase, Places, Policy, Probe, Tape, Var,
+    BatchPlaces, Bounds, Grads, Keep, Ledger, Mark, Mode, NormMemory, Phase, Places, Policy, Probe, Store, Tape, Var,
 };
-use colrow_models::model::{Input, Model, Target};
+use colrow_models::model::{Input, Model, Site, Target};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Bytes, Error, Result};
 
 use crate::data::{Batch, Labels};
-use crate::optim::Optimizer;
+use crate::optim::{Optimizer, Settings};
 use crate::ratios::Ratios;
 
 /// A part of a step's batch that passes through the model at once, on the host.
@@ -126,6 +126,36 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// One that keeps all of everything, without dropout.
+    pub fn new(model: Model, optim: Settings) -> Self {
+        Self {
+            optimizer: Optimizer::new(optim, &model.registry.params),
+            model,
+            policy: Arc::default(),
+            norms: None,
+            ratios: None,
+            probe: None,
+            key: Key::new(0),
+            dropout: false,
+        }
+    }
+
+    /// The same under `policy`, with a memory of the norms that it draws by: of `cached_tokens` tokens, in `store`.
+    ///
+    /// # Errors
+    /// A memory that cannot be made.
+    pub fn keeping(mut self, policy: Arc<Policy>, cached_tokens: usize, store: Store<'_>) -> Result<Self> {
+        if policy.remembers_norms() {
+            let draws = |site: &Site| matches!(policy.keep(&site.name), Keep::Rows(s) if s.remembers());
+            let sites = self.model.sites().into_iter().filter(draws).map(|site| (site.name, site.rows));
+            let sites: Vec<_> = sites.collect();
+            let device = self.model.registry.params.device();
+            self.norms = Some(Arc::new(NormMemory::new(device, &sites, cached_tokens, store)?));
+        }
+        self.policy = policy;
+        Ok(self)
+    }
+
     fn mode(&self, key: Key) -> Mode {
         Mode::Training {
             key,

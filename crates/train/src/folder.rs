@@ -1,10 +1,12 @@
 //! A run folder: `recipe.toml`, `metrics.jsonl`, `checkpoints/`, `model/`, `summary.json`. One process at a time.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use colrow_models::atomic::{clean_dir, write_atomic};
+use colrow_models::hub::CONFIG_FILE;
+use colrow_models::lora::ADAPTER_CONFIG_FILE;
 use colrow_models::{apart, files, save};
 use colrow_tensor::{Error, Result};
 use serde_json::Value;
@@ -168,7 +170,9 @@ impl RunFolder {
     /// A file that cannot be read or replaced.
     pub fn rewind(&mut self, keep: impl Fn(u64, &str) -> bool) -> Result<()> {
         let file = self.path.join(METRICS);
-        let bytes = fs::read(&file).map_err(|e| Error::new(e.to_string()).at(file.display()))?;
+        let mut bytes = Vec::new();
+        let read = files::open(&file).and_then(|mut file| file.read_to_end(&mut bytes));
+        read.map_err(|e| Error::new(e.to_string()).at(file.display()))?;
         let text = String::from_utf8_lossy(&bytes);
         // a line that a killed process or a full disk left half-written is no line
         let kept = |line: &&str| {
@@ -235,9 +239,28 @@ pub fn check_apart(output: &Path, model: &Path) -> Result<()> {
     for folder in [output.to_owned(), output.join(MODEL), output.join(CHECKPOINTS)] {
         apart::check_folder(&folder, "the model", model)?;
     }
+    check_alone(output)?;
     save::check_source(model)?;
     let there = output.join(MODEL);
     if there.exists() { save::check_replaceable(&there) } else { Ok(()) }
+}
+
+/// A run in a folder that a run has for something else, or in a model's, would go with it, or be taken for a part of it.
+fn check_alone(output: &Path) -> Result<()> {
+    let output = apart::seen(output);
+    for folder in output.ancestors() {
+        let is_part = [MODEL, CHECKPOINTS].iter().any(|part| folder.ends_with(part));
+        let of_run = folder.parent().is_some_and(|run| run.join(RECIPE).exists() && run.join(METRICS).exists());
+        let what = match folder.join(CONFIG_FILE).exists() || folder.join(ADAPTER_CONFIG_FILE).exists() {
+            true => "a model's",
+            false if is_part && of_run => "another run's",
+            false => continue,
+        };
+        return Err(Error::new(format!("the run's folder lies in {what}, {}", folder.display()))
+            .at(output.display())
+            .hint("choose another folder: --set output=FOLDER"));
+    }
+    Ok(())
 }
 
 fn write_recipe(path: &Path, recipe: &Recipe) -> Result<()> {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, NormMemory, Policy, RowsOf, Store};
+use colrow_autograd::{Keep, Policy, RowsOf, Store};
 use colrow_models::config::Config;
 use colrow_models::load::{self, Anew};
 use colrow_models::lora;
@@ -18,8 +18,8 @@ use crate::fit::{self, Fit};
 use crate::keeping::{auto_sites, policy, site_keep};
 use crate::machine::Resident;
 use crate::odd::{self, Facts};
-use crate::optim::{Optimizer, Settings};
-use crate::plan::{self, Lengths, Plan, Shape, remembering_sites};
+use crate::optim::Settings;
+use crate::plan::{self, Lengths, Plan, Shape};
 use crate::ratios::{self, Ratios};
 use crate::recipe::{self, CacheIn, Recipe};
 use crate::score::Scorer;
@@ -311,32 +311,17 @@ impl Job {
     /// # Errors
     /// A norm cache that cannot be made.
     pub fn engine(&self, model: Model, cache: &Path) -> Result<Engine> {
-        let device = model.registry.params.device().clone();
-        let norms = match self.policy.remembers_norms() {
-            true => {
-                let store = match self.recipe.keep.cache {
-                    CacheIn::Memory => Store::Memory,
-                    CacheIn::File => Store::File(cache),
-                };
-                let sites = remembering_sites(&self.policy, &model);
-                Some(Arc::new(NormMemory::new(&device, &sites, self.cached_tokens(), store)?))
-            }
-            false => None,
+        let store = match self.recipe.keep.cache {
+            CacheIn::Memory => Store::Memory,
+            CacheIn::File => Store::File(cache),
         };
         let ratios = self.ratios(&self.plan_as(&self.recipe)?)?;
         let mut policy = self.policy.clone();
         if let Some(ratios) = &ratios {
             ratios.apply(&mut policy);
         }
-        Ok(Engine {
-            optimizer: Optimizer::new(Settings::from(&self.recipe.optim), &model.registry.params),
-            model,
-            policy,
-            norms,
-            ratios,
-            probe: None,
-            key: Key::new(self.recipe.seed).named("run"),
-            dropout: true,
-        })
+        let engine = Engine::new(model, Settings::from(&self.recipe.optim));
+        let engine = engine.keeping(policy, self.cached_tokens(), store)?;
+        Ok(Engine { ratios, key: Key::new(self.recipe.seed).named("run"), dropout: true, ..engine })
     }
 }

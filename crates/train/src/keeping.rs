@@ -95,7 +95,7 @@ pub fn policy(keep: &recipe::Keep, sites: &[Site]) -> Result<Policy> {
             ));
         }
     }
-    Policy::new(sites.iter().map(|s| (s.name.clone(), site_keep(keep, s))))
+    Ok(Policy::new(sites.iter().map(|s| (s.name.clone(), site_keep(keep, s)))))
 }
 
 /// Sites whose ratio the run chooses, and what their rows are.

@@ -3,17 +3,16 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, Ledger, NormMemory, NormSource, Policy, RowsOf, Store};
+use colrow_autograd::{Keep, Ledger, NormSource, Policy, RowsOf, Store};
 use colrow_models::config::Config;
 use colrow_models::model::{Model, Site};
-use colrow_tensor::rng::Key;
 use colrow_tensor::{Bytes, DType, Device, Result};
 
 use crate::data::{Batch, Labels};
 use crate::engine::{Engine, Micro};
 use crate::evaluate;
 use crate::machine::Resident;
-use crate::optim::{Optimizer, Settings};
+use crate::optim::Settings;
 use crate::ratios::{self, Ratios};
 
 /// What a run is made of, as far as memory is concerned.
@@ -187,12 +186,6 @@ pub fn sites(policy: &Policy, auto: &[(String, RowsOf)], known: &[Site], ledger:
     sites
 }
 
-/// Sites whose rows are drawn by remembered norms.
-pub fn remembering_sites(policy: &Policy, model: &Model) -> Vec<(String, RowsOf)> {
-    let draws = |site: &Site| matches!(policy.keep(&site.name), Keep::Rows(s) if s.remembers());
-    model.sites().into_iter().filter(draws).map(|site| (site.name, site.rows)).collect()
-}
-
 /// Plans a run: its largest step, and its evaluations.
 ///
 /// # Errors
@@ -201,20 +194,12 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let device = Device::meta(shape.threads);
     let mut model = Model::new(shape.config.clone(), &device, DType::F32);
     (shape.choose_trained)(&mut model)?;
-    let optimizer = Optimizer::new(shape.optim, &model.registry.params);
-    let norms = match shape.policy.remembers_norms() {
-        true => {
-            let sites = remembering_sites(&shape.policy, &model);
-            Some(Arc::new(NormMemory::new(&device, &sites, shape.cached_tokens, Store::Memory)?))
-        }
-        false => None,
-    };
     let micros: Vec<Micro> = shape.micros.iter().map(|lengths| blank(lengths, shape.regression)).collect();
     let linears = model.sites();
-    let policy = shape.policy.clone();
     let ratios = Ratios::new(ratios::Settings { every: 1, share: 0.0 }, shape.auto);
     let ratios = Some(ratios).filter(|_| !shape.auto.is_empty());
-    let mut engine = Engine { model, optimizer, policy, norms, ratios, probe: None, key: Key::new(0), dropout: true };
+    let engine = Engine::new(model, shape.optim).keeping(shape.policy.clone(), shape.cached_tokens, Store::Memory)?;
+    let mut engine = Engine { ratios, dropout: true, ..engine };
     let stats = engine.step(&micros, 0.0, 1, false)?;
     let mut evaluation = Bytes::default();
     let mut batch = shape.micros.iter().map(Lengths::host_bytes).max().unwrap_or(0);

@@ -10,7 +10,7 @@ use crate::job::Job;
 use crate::trainer::{Observer, learning_rate, steps_in};
 
 /// Reads a checkpoint of a run of this job, and no other.
-pub(crate) fn resume_from(path: &Path, job: &Job, engine: &mut Engine) -> Result<State> {
+pub(crate) fn resume_from(path: &Path, job: &Job, engine: &mut Engine, observer: &mut dyn Observer) -> Result<State> {
     let damaged = |e: Error| {
         e.at(path.display())
             .hint("remove this folder, and --resume goes on from the checkpoint before it, or from the beginning")
@@ -26,6 +26,12 @@ pub(crate) fn resume_from(path: &Path, job: &Job, engine: &mut Engine) -> Result
                     .hint("resume with that data, or start a new run: --set output=FOLDER"));
             }
         }
+    }
+    let instructions = colrow_tensor::instructions();
+    if let Some(then) = state.instructions.as_ref().filter(|then| *then != instructions) {
+        observer.warn(&format!(
+            "the run was begun with products on {then}, and goes on with {instructions}: its last bits are not those of a run that was not stopped"
+        ));
     }
     checkpoint::restore(path, &state, engine).map_err(damaged)?;
     state.data = Some(now);

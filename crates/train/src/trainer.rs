@@ -119,7 +119,7 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     let before = other_length.map(|recipe| total_steps(&job, &recipe.train)).unwrap_or(total);
     let state = match newest {
         Some((_, path)) => {
-            let state = resume_from(&path, &job, &mut engine)?;
+            let state = resume_from(&path, &job, &mut engine, observer)?;
             check_length(&job, &state, before, total, observer)?;
             folder.adopt(&job.recipe, total > before)?;
             // the evaluation that is still to come will be logged again

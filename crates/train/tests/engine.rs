@@ -1,8 +1,11 @@
 //! The step as a whole: plan, meter and ledger agree to the byte, threads do not matter, numbers that are not finite are located.
 
+mod common;
+
+use std::rc::Rc;
 use std::sync::Arc;
 
-use colrow_autograd::{Bits, Keep, NormMemory, NormSource, Phase, Policy, Sampling, Store};
+use colrow_autograd::{Bits, Keep, NormSource, Phase, Policy, Sampling, Store};
 use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES};
@@ -12,8 +15,8 @@ use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
 use colrow_train::keeping;
 use colrow_train::machine::Resident;
-use colrow_train::optim::{Moments, Optimizer, Settings};
-use colrow_train::plan::{Lengths, Shape, blank, plan, remembering_sites};
+use colrow_train::optim::{Moments, Settings};
+use colrow_train::plan::{Lengths, Shape, blank, plan};
 use colrow_train::recipe::{self, PolicyName, States, Update};
 
 const SETTINGS: Settings = Settings {
@@ -75,39 +78,29 @@ fn engine(
     let mut model = Model::new(config.clone(), &device, DType::F32);
     model.init(3);
     choose_trained(&mut model).unwrap();
-    let sites = remembering_sites(policy, &model);
-    let norms = || NormMemory::new(&device, &sites, cached_tokens, Store::Memory).unwrap();
-    Engine {
-        optimizer: Optimizer::new(optim, &model.registry.params),
-        model,
-        policy: policy.clone(),
-        norms: policy.remembers_norms().then(|| Arc::new(norms())),
-        ratios: None,
-        probe: None,
-        key: Key::new(5),
-        dropout: true,
-    }
+    let engine = Engine::new(model, optim).keeping(policy.clone(), cached_tokens, Store::Memory).unwrap();
+    Engine { key: Key::new(5), dropout: true, ..engine }
 }
 
 fn rows(estimator: Estimator, norms: NormSource, ratio: f32) -> Keep {
     Keep::Rows(Sampling { estimator, ratio, norms, uniform: 0.1 })
 }
 
-fn paper(keep: Keep) -> Policy {
-    Policy::new(PAPER_SITES.map(|site| (site.to_owned(), keep))).unwrap()
+fn paper(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>, keep: Keep) -> Policy {
+    common::by_patterns(config, choose_trained, &PAPER_SITES.map(|site| (site, keep)))
 }
 
-fn policies() -> Vec<(String, Policy)> {
+fn policies(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>) -> Vec<(String, Policy)> {
+    let paper = |keep| paper(config, choose_trained, keep);
     let mut all = vec![("exact".to_owned(), Policy::exact())];
-    let everywhere = |keep| Policy::new([("*".to_owned(), keep)]).unwrap();
-    all.push(("rebuild".into(), everywhere(Keep::Nothing)));
+    all.push(("rebuild".into(), Policy::everywhere(Keep::Nothing)));
     for bits in [Bits::Int8, Bits::Int4, Bits::Bf16] {
-        all.push((format!("{bits:?}"), everywhere(Keep::Quantised(bits))));
+        all.push((format!("{bits:?}"), Policy::everywhere(Keep::Quantised(bits))));
     }
     for estimator in [Estimator::Crs, Estimator::Wta, Estimator::Pps, Estimator::TopK] {
         all.extend(SOURCES.map(|s| (format!("paper {estimator:?} {s:?}"), paper(rows(estimator, s, 0.3)))));
     }
-    all.extend(SOURCES.map(|s| (format!("everywhere {s:?}"), everywhere(rows(Estimator::Pps, s, 0.1)))));
+    all.extend(SOURCES.map(|s| (format!("everywhere {s:?}"), Policy::everywhere(rows(Estimator::Pps, s, 0.1)))));
     // with `all but one product` frozen, wide layers and short sequences, the peak is at the draw, norms and all
     all.extend(SOURCES.map(|s| (format!("paper, most rows, {s:?}"), paper(rows(Estimator::Pps, s, 0.9)))));
     let mixed = [
@@ -118,7 +111,7 @@ fn policies() -> Vec<(String, Policy)> {
         ("pooler.*", rows(Estimator::Pps, NormSource::Running, 0.5)),
         ("classifier", rows(Estimator::Pps, NormSource::Current, 0.5)),
     ];
-    all.push(("mixed".into(), Policy::new(mixed.map(|(site, keep)| (site.to_owned(), keep))).unwrap()));
+    all.push(("mixed".into(), common::by_patterns(config, choose_trained, &mixed)));
     all
 }
 
@@ -162,11 +155,12 @@ fn steps() -> [Vec<Vec<u32>>; 4] {
 fn plan_equals_meter() {
     for sizes in [[32, 2, 4, 64, 2], [36, 1, 3, 150, 3], [20, 3, 5, 17, 1]] {
         let config = config(sizes);
-        for ((name, policy), (frozen_name, frozen), micros) in [policies(), presets(&config, &|_| Ok(()))]
-            .concat()
-            .into_iter()
-            .flat_map(|p| FROZEN.map(|f| (p.clone(), f)))
-            .flat_map(|(p, f)| steps().map(|s| (p.clone(), f, s)))
+        for ((name, policy), (frozen_name, frozen), micros) in
+            [policies(&config, &|_| Ok(())), presets(&config, &|_| Ok(()))]
+                .concat()
+                .into_iter()
+                .flat_map(|p| FROZEN.map(|f| (p.clone(), f)))
+                .flat_map(|(p, f)| steps().map(|s| (p.clone(), f, s)))
         {
             let what = format!("{sizes:?}, {name}, frozen: {frozen_name}, {micros:?}");
             agree(&what, &config, policy, &freezing(&frozen), &micros);
@@ -196,7 +190,7 @@ fn plan_equals_meter_with_adapters() {
             };
             model.registry.freeze(|key| !learned(key))
         };
-        let policies = [policies(), presets(&config, &choose)].concat();
+        let policies = [policies(&config, &choose), presets(&config, &choose)].concat();
         for ((name, policy), micros) in policies.into_iter().flat_map(|p| steps().map(|s| (p.clone(), s))) {
             agree(&format!("{targets:?}, {name}, {micros:?}"), &config, policy, &choose, &micros);
         }
@@ -235,7 +229,12 @@ fn plan_equals_meter_for_t5() {
     };
     for (gated, (name, policy), micros) in [false, true]
         .into_iter()
-        .flat_map(|gated| [policies(), presets(&t5(gated), &adapted)].concat().into_iter().map(move |p| (gated, p)))
+        .flat_map(|gated| {
+            [policies(&t5(gated), &adapted), presets(&t5(gated), &adapted)]
+                .concat()
+                .into_iter()
+                .map(move |p| (gated, p))
+        })
         .flat_map(|(g, p)| steps().map(|s| (g, p.clone(), s)))
     {
         for (frozen_name, frozen) in frozen {
@@ -335,7 +334,7 @@ fn large() -> [Config; 3] {
     [config([68, 2, 4, 72, 3]), t5(false), t5(true)]
 }
 
-type Choose = Box<dyn Fn(&mut Model) -> Result<()>>;
+type Choose = Rc<dyn Fn(&mut Model) -> Result<()>>;
 
 /// All parameters, all but some, adapters.
 fn trained(config: &Config) -> Vec<(&'static str, Choose)> {
@@ -355,21 +354,28 @@ fn trained(config: &Config) -> Vec<(&'static str, Choose)> {
     };
     let freeze = |which: fn(&str) -> bool| move |model: &mut Model| model.registry.freeze(which);
     vec![
-        ("all", Box::new(freeze(|_| false))),
-        ("all but the first layer", Box::new(freeze(|key| key.contains(".0.")))),
-        ("adapters", Box::new(adapted)),
+        ("all", Rc::new(freeze(|_| false))),
+        ("all but the first layer", Rc::new(freeze(|key| key.contains(".0.")))),
+        ("adapters", Rc::new(adapted)),
     ]
+}
+
+/// A third of the policies, each with all of these.
+fn trained_policies(config: &Config) -> Vec<((String, Policy), (&'static str, Choose))> {
+    let with = |(name, choose): (&'static str, Choose)| {
+        let policies = policies(config, &*choose).into_iter().step_by(3);
+        policies.map(move |policy| (policy, (name, choose.clone())))
+    };
+    trained(config).into_iter().flat_map(with).collect()
 }
 
 #[test]
 fn plan_and_meter_agree_however_weights_are_updated() {
     for config in large() {
-        for ((name, policy), (trained, choose)) in
-            policies().into_iter().step_by(3).flat_map(|p| trained(&config).into_iter().map(move |t| (p.clone(), t)))
-        {
+        for ((name, policy), (trained, choose)) in trained_policies(&config) {
             for optim in [EIGHT_BIT, IN_BACKWARD, Settings { states: States::EightBit, ..IN_BACKWARD }] {
                 let micros = &[vec![7, 3, 12]];
-                agree_with(optim, &format!("{name}, {trained}, {optim:?}"), &config, policy.clone(), &choose, micros);
+                agree_with(optim, &format!("{name}, {trained}, {optim:?}"), &config, policy.clone(), &*choose, micros);
             }
         }
     }
@@ -379,12 +385,10 @@ fn plan_and_meter_agree_however_weights_are_updated() {
 #[test]
 fn updates_in_the_backward_pass_give_the_same_bits() {
     for (config, states) in large().into_iter().flat_map(|c| [States::F32, States::EightBit].map(|s| (c.clone(), s))) {
-        for ((name, policy), (trained, choose)) in
-            policies().into_iter().step_by(3).flat_map(|p| trained(&config).into_iter().map(move |t| (p.clone(), t)))
-        {
+        for ((name, policy), (trained, choose)) in trained_policies(&config) {
             let policy = Arc::new(policy);
             let run = |update| {
-                let mut engine = engine(&config, &policy, &choose, Settings { states, update, ..IN_BACKWARD }, 1000);
+                let mut engine = engine(&config, &policy, &*choose, Settings { states, update, ..IN_BACKWARD }, 1000);
                 let steps = (1..=3).map(|step| {
                     let stats = engine.step(&batches(&config, &[vec![7, 3, 12]], step), 1e-3, step, false).unwrap();
                     (stats.loss, stats.grad_norm, stats.kept_bytes)
@@ -529,7 +533,7 @@ fn what_is_not_needed_is_not_kept() {
     let first =
         ["output.dense", "intermediate.dense", "attention.output.dense"].map(|part| format!("encoder.layer.0.{part}"));
     let sampled = first.map(|site| (site, rows(Estimator::Pps, NormSource::Cached, 0.3)));
-    let sampled = plan_of(Policy::new(sampled).unwrap(), &|_| false, &lengths);
+    let sampled = plan_of(Policy::new(sampled), &|_| false, &lengths);
     assert!(sampled.kept_bytes < exact.kept_bytes && sampled.peak_bytes < exact.peak_bytes);
     // in the first layer, the input (n, 32) of the attention output, that of the feed-forward (shared with nothing), and (n, 64) of the second
     // linear are whole in one and 23 rows with index and weight in the other
@@ -582,8 +586,8 @@ fn the_number_of_threads_does_not_change_a_bit() {
     let lengths = [128, 77, 3, 128, 91, 64, 128, 31];
     for (name, policy) in [
         ("exact", Policy::exact()),
-        ("pps, cached", paper(rows(Estimator::Pps, NormSource::Cached, 0.3))),
-        ("wta, current", paper(rows(Estimator::Wta, NormSource::Current, 0.3))),
+        ("pps, cached", paper(&config, &|_| Ok(()), rows(Estimator::Pps, NormSource::Cached, 0.3))),
+        ("wta, current", paper(&config, &|_| Ok(()), rows(Estimator::Wta, NormSource::Current, 0.3))),
     ] {
         let policy = Arc::new(policy);
         let run = |threads| {
@@ -611,7 +615,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
 #[test]
 fn numbers_that_are_not_finite_are_located() {
     let config = config([32, 2, 4, 64, 2]);
-    let policy = Arc::new(paper(rows(Estimator::Pps, NormSource::Cached, 0.3)));
+    let policy = Arc::new(paper(&config, &|_| Ok(()), rows(Estimator::Pps, NormSource::Cached, 0.3)));
     let (nan, inf) = (f64::NAN, f64::INFINITY);
     for (key, bad, site) in [
         ("bert.embeddings.position_embeddings.weight", nan, "embeddings"),

@@ -1,18 +1,19 @@
 //! The plan against all that a run can do: no batch that the sampler can produce needs more, evaluations are covered, and what more
 //! needs more.
 
+mod common;
+
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, NormMemory, NormSource, Policy, Sampling, Store};
+use colrow_autograd::{Keep, NormSource, Policy, Sampling, Store};
 use colrow_models::config::Config;
 use colrow_models::model::{Model, PAPER_SITES, SiteKind};
-use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator};
 use colrow_train::data::{BatchBy, Sampler};
 use colrow_train::engine::Engine;
 use colrow_train::machine::Resident;
-use colrow_train::optim::{Optimizer, Settings};
-use colrow_train::plan::{Lengths, Plan, Shape, blank, outermost, plan, remembering_sites};
+use colrow_train::optim::Settings;
+use colrow_train::plan::{Lengths, Plan, Shape, blank, outermost, plan};
 use colrow_train::{keeping, recipe, trained};
 use proptest::prelude::*;
 
@@ -39,12 +40,12 @@ fn t5() -> Config {
     }))
 }
 
-fn policies() -> [Arc<Policy>; 4] {
+fn policies(config: &Config) -> [Arc<Policy>; 4] {
     let paper = |norms| {
         let keep = Keep::Rows(Sampling { estimator: Estimator::Pps, ratio: 0.3, norms, uniform: 0.1 });
-        Policy::new(PAPER_SITES.map(|site| (site.to_owned(), keep))).unwrap()
+        common::by_patterns(config, &|_| Ok(()), &PAPER_SITES.map(|site| (site, keep)))
     };
-    let rebuild = Policy::new([("*".to_owned(), Keep::Nothing)]).unwrap();
+    let rebuild = Policy::everywhere(Keep::Nothing);
     [Policy::exact(), paper(NormSource::Cached), paper(NormSource::Current), rebuild].map(Arc::new)
 }
 
@@ -105,7 +106,7 @@ proptest! {
         let (sources, targets): (Vec<u32>, Vec<u32>) = examples.iter().copied().unzip();
         let sampler = Sampler::new(sources.clone(), by, Some(seed)).unwrap();
         let longest = sources.iter().copied().max().unwrap();
-        for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies().map(|p| (c, p))) {
+        for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies(c).map(|p| (c, p))) {
             let bound = largest(config, &sampler, &targets);
             let planned = plan_of(config, &policy, &[bound.clone(), bound.clone()], &[]);
             let of = |batch: &Vec<u32>| {
@@ -141,7 +142,7 @@ proptest! {
     #[test]
     fn a_larger_batch_never_needs_less((examples, by, seed) in data()) {
         let (sources, targets): (Vec<u32>, Vec<u32>) = examples.iter().copied().unzip();
-        for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies().map(|p| (c, p))) {
+        for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies(c).map(|p| (c, p))) {
             let mut before = 0;
             for more in 0..8 {
                 let by = match by {
@@ -162,7 +163,7 @@ proptest! {
 #[test]
 fn plan_equals_meter_in_evaluations() {
     let batches = [(vec![50, 3, 7], vec![1, 2, 1]), (vec![20; 4], vec![5; 4]), (vec![70], vec![1]), (vec![3], vec![1])];
-    for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies().map(|p| (c, p))) {
+    for (config, policy) in [bert(), t5()].iter().flat_map(|c| policies(c).map(|p| (c, p))) {
         let evaluated: Vec<Lengths> = batches.iter().map(|(s, t)| lengths(config, s.clone(), t.clone())).collect();
         assert_eq!(outermost(evaluated.clone()), evaluated[..3]);
         let step = [lengths(config, vec![1], vec![1])];
@@ -173,18 +174,8 @@ fn plan_equals_meter_in_evaluations() {
             let device = Device::cpu();
             let mut model = Model::new(config.clone(), &device, DType::F32);
             model.init(3);
-            let sites = remembering_sites(&policy, &model);
-            let norms = || Arc::new(NormMemory::new(&device, &sites, 1000, Store::Memory).unwrap());
-            let mut engine = Engine {
-                optimizer: Optimizer::new(settings(), &model.registry.params),
-                norms: policy.remembers_norms().then(norms),
-                model,
-                policy: policy.clone(),
-                ratios: None,
-                probe: None,
-                key: Key::new(0),
-                dropout: true,
-            };
+            let engine = Engine::new(model, settings()).keeping(policy.clone(), 1000, Store::Memory).unwrap();
+            let mut engine = Engine { dropout: true, ..engine };
             engine.step(&step.each_ref().map(|lengths| blank(lengths, false)), 1e-3, 1, false).unwrap();
             device.meter().reset_peak();
             for batch in evaluated.iter().map(|lengths| blank(lengths, false).batch) {

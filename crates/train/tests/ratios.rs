@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, NormMemory, NormSource, Policy, RowsOf, Sampling, Store};
+use colrow_autograd::{Keep, NormSource, Policy, RowsOf, Sampling, Store};
 use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES};
@@ -13,7 +13,7 @@ use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
 use colrow_train::machine::Resident;
-use colrow_train::plan::{Lengths, Plan, Shape, blank, plan, remembering_sites};
+use colrow_train::plan::{Lengths, Plan, Shape, blank, plan};
 use colrow_train::ratios::{Ratios, Settings};
 
 const TOKENS: usize = 1000;
@@ -62,13 +62,18 @@ impl Case {
     }
 
     fn policy(&self, ratio: f32) -> Arc<Policy> {
-        let mut policy = match self.everywhere {
-            true => Policy::new([("*".to_owned(), self.keep)]),
-            false => Policy::new(PAPER_SITES.map(|site| (site.to_owned(), self.keep))),
-        }
-        .unwrap();
-        ["*"].into_iter().chain(PAPER_SITES).for_each(|site| policy.set_ratio(site, ratio));
-        Arc::new(policy)
+        let keep = match self.keep {
+            Keep::Rows(sampling) => Keep::Rows(Sampling { ratio, ..sampling }),
+            other => other,
+        };
+        Arc::new(match self.everywhere {
+            true => Policy::everywhere(keep),
+            false => common::by_patterns(
+                &self.config,
+                &|model| self.choose_trained(model),
+                &PAPER_SITES.map(|site| (site, keep)),
+            ),
+        })
     }
 
     fn auto(&self) -> Vec<(String, RowsOf)> {
@@ -108,16 +113,9 @@ impl Case {
         model.init(3);
         self.choose_trained(&mut model).unwrap();
         let policy = self.policy(0.3);
-        let sites = remembering_sites(&policy, &model);
-        let norms = NormMemory::new(model.registry.params.device(), &sites, TOKENS, Store::Memory).unwrap();
         let ratios = Ratios::new(Settings { every, share: 0.025 }, &self.auto());
-        Engine {
-            norms: policy.remembers_norms().then(|| Arc::new(norms)),
-            policy,
-            ratios: Some(ratios),
-            dropout: true,
-            ..common::engine_of(model, common::ADAMW)
-        }
+        let engine = common::engine_of(model, common::ADAMW).keeping(policy, TOKENS, Store::Memory).unwrap();
+        Engine { ratios: Some(ratios), dropout: true, ..engine }
     }
 
     fn micros(&self, sources: &[&[u32]], step: u64) -> Vec<Micro> {

@@ -2,11 +2,10 @@
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use colrow_autograd::{NormMemory, Store};
+use colrow_autograd::Store;
 use colrow_models::config::Config;
 use colrow_models::files;
 use colrow_models::model::Model;
@@ -15,8 +14,8 @@ use colrow_tensor::{Cost, DType, Error, Result};
 use colrow_train::engine::Engine;
 use colrow_train::job;
 use colrow_train::machine;
-use colrow_train::optim::{Optimizer, Settings};
-use colrow_train::plan::{self, Lengths, Plan, remembering_sites};
+use colrow_train::optim::Settings;
+use colrow_train::plan::{self, Lengths, Plan};
 use colrow_train::recipe::{
     self, Choice, Estimator, Method, NormSource, PolicyName, Precision, Recipe, States, Update,
 };
@@ -257,13 +256,8 @@ impl<'a> Bench<'a> {
         model.init(args.seed);
         trained::choose_trained(&mut model, &blank.recipe)?;
         let policy = blank.policy.clone();
-        let norms = match policy.remembers_norms() {
-            true => Some(Arc::new(NormMemory::new(&device, &remembering_sites(&policy, &model), all, Store::Memory)?)),
-            false => None,
-        };
-        let optimizer = Optimizer::new(Settings::from(&blank.recipe.optim), &model.registry.params);
-        let key = Key::new(args.seed);
-        let mut engine = Engine { model, optimizer, policy, norms, ratios: None, probe: None, key, dropout: true };
+        let engine = Engine::new(model, Settings::from(&blank.recipe.optim)).keeping(policy, all, Store::Memory)?;
+        let mut engine = Engine { key: Key::new(args.seed), dropout: true, ..engine };
         let micros = [micro];
         let (mut times, mut optimizer_times) = (Vec::new(), Vec::new());
         let mut last = None;

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use colrow_models::apart;
 use colrow_models::hub::Needs;
-use colrow_models::{apart, atomic};
 use colrow_tensor::Result;
 use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
 use colrow_train::recipe::{Method, Ratio};
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let folder = args.export_to.clone().unwrap_or_else(|| PathBuf::from("."));
         ["x", "dz"].map(|what| folder.join(format!("{site}.{what}.npy")))
     });
-    exported.iter().flatten().try_for_each(|file| atomic::check_file(file))?;
+    exported.iter().flatten().try_for_each(|file| output::check_file(file, &[b"\x93NUMPY"]))?;
     let mut job = prepare::prepare(args.recipe.load()?, Needs::Weights)?;
     for out in args.out.iter().chain(exported.iter().flatten()) {
         let data = [&job.recipe.data.train, &job.recipe.data.dev].into_iter().flatten().map(Path::new);

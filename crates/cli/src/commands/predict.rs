@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use colrow_models::apart;
-use colrow_models::atomic::{self, write_file_atomic};
+use colrow_models::atomic::write_file_atomic;
 use colrow_tensor::{Error, Result};
 use colrow_train::data::{self, Answers, Example, Split};
 use colrow_train::evaluate::{Outputs, outputs};
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::ModelArgs;
 use crate::arguments::in_arguments;
-use crate::output::{is_standard, write_out};
+use crate::output::{check_file, is_standard, write_out};
 use crate::predictor::{Predictor, UseArgs};
 
 /// Predict labels (or numbers) of texts, a line an example.
@@ -41,7 +41,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let out = args.out.as_deref().filter(|out| !is_standard(out));
-    out.map(atomic::check_file).transpose()?;
+    let beginnings: [&[u8]; 3] = [b"{\"index\":", b"index,row,", b"index\trow\t"];
+    out.map(|out| check_file(out, &beginnings)).transpose()?;
     let predictor = Predictor::new(&args.model, &args.usage)?;
     let examples =
         data::read(&args.data, predictor.task, &predictor.columns, Split::Dev, false).map_err(in_arguments)?;

@@ -512,7 +512,7 @@ mod tests {
     fn a_page_is_written_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("report.html");
-        fs::write(&out, "before").unwrap();
+        fs::write(&out, "<!doctype html>before").unwrap();
         write("a", &[], &out).unwrap();
         assert!(fs::read_to_string(&out).unwrap().ends_with("</html>\n"));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

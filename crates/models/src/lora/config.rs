@@ -243,7 +243,8 @@ impl<'a> Settings<'a> {
 
 /// A pattern over whole names, as in Python.
 pub(super) fn regex(key: &str, pattern: &str) -> Result<Regex> {
-    Regex::new(&format!("^(?:{pattern})$"))
+    // Python's name for the very end
+    Regex::new(&format!("^(?:{})$", pattern.replace(r"\Z", r"\z")))
         .map_err(|e| Error::new(format!("{key}: cannot read the pattern {pattern:?}: {e}")).hint(MERGE))
 }
 

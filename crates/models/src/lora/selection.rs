@@ -127,6 +127,7 @@ mod tests {
             (r#""target_modules":["query","key"],"exclude_modules":".*\\.0\\..*""#, [0, 0, 1, 1, 0]),
             (r#""target_modules":".*\\.(query|dense)""#, [1, 0, 1, 1, 1]),
             (r#""target_modules":"query""#, [0, 0, 0, 0, 0]),
+            (r#""target_modules":".*query\\Z""#, [1, 0, 1, 1, 0]),
             (r#""target_modules":".*(?<!\\.0\\.attention\\.self)\\.query""#, [0, 0, 1, 1, 0]),
             (r#""target_modules":"all-linear""#, [1, 1, 1, 1, 1]),
             (r#""target_modules":null"#, [1, 1, 1, 1, 1]),

@@ -2,7 +2,8 @@
 
 use std::sync::OnceLock;
 
-use crate::{Error, Result};
+use super::product::Unit;
+use crate::{Error, Precision, Result};
 
 /// The environment variable that says the most that is used.
 pub const VARIABLE: &str = "COLROW_INSTRUCTIONS";
@@ -18,8 +19,14 @@ pub(super) enum Instructions {
 const NAMES: [(&str, Instructions); 3] =
     [("portable", Instructions::Portable), ("avx2", Instructions::Avx2), ("avx512", Instructions::Avx512)];
 
+/// What f32 products use on this machine.
+pub fn instructions() -> &'static str {
+    let used = Unit::of(Precision::F32).map_or(Instructions::Portable, Unit::needs);
+    NAMES.iter().find(|(_, instructions)| *instructions == used).map_or("", |(name, _)| *name)
+}
+
 fn read() -> Result<Option<Instructions>> {
-    let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
+    let Some(value) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) else { return Ok(None) };
     let found = NAMES.iter().find(|(name, _)| value == *name);
     found.map(|(_, most)| Some(*most)).ok_or_else(|| {
         let names = NAMES.map(|(name, _)| name).join(", ");

@@ -82,6 +82,9 @@ pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
     Ok(Pick { text, pair, label })
 }
 
+/// What is said of labels with blanks.
+const PADDED: &str = "labels are read without the white space around them";
+
 impl Examples {
     /// Appends the example of a line (or row, from 1) and a row of the data (from 0).
     pub(crate) fn push(
@@ -92,7 +95,12 @@ impl Examples {
         pair: Option<String>,
         label: Option<&str>,
     ) -> Result<()> {
+        let written = label;
         let label = label.map(str::trim);
+        // once
+        if label != written && !self.notes.iter().any(|note| note.starts_with(PADDED)) {
+            self.notes.push(format!("{PADDED}; the first is in {} {line}", self.unit));
+        }
         let there = label.filter(|label| !is_missing(label)).map(str::to_owned);
         if want.labels_required && there.is_none() {
             return Err(missing(label.unwrap_or_default()));
@@ -129,6 +137,17 @@ mod tests {
         let columns = Columns { text: name(0), pair: name(1), label: name(2), known: None };
         let Pick { text, pair, label } = pick(found, &Request { task, columns: &columns, labels_required })?;
         Ok((text, pair.unwrap_or(9), label.unwrap_or(9)))
+    }
+
+    #[test]
+    fn labels_with_white_space_around_them_are_told_once() {
+        let mut examples = Examples::default();
+        let want = Request { task: Task::Classify, columns: &Columns::default(), labels_required: true };
+        for (line, label) in [(1, "a"), (2, " a"), (3, "b\t"), (4, "b")] {
+            examples.push(&want, (line, line - 1), String::new(), None, Some(label)).unwrap();
+        }
+        assert_eq!(examples.notes, ["labels are read without the white space around them; the first is in line 2"]);
+        assert!(examples.rows.iter().map(|e| e.label.as_deref().unwrap()).eq(["a", "a", "b", "b"]));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What a data file holds: columns, task and labels, guessed from names and values.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::Value;
@@ -222,7 +222,7 @@ fn columns_of(path: &Path) -> Result<Vec<String>> {
         let file = glue::split_file(path, Task::Classify, Split::Train);
         return file.map_or(Ok(Vec::new()), |file| columns_of(&file));
     }
-    let open = || File::open(path).map(BufReader::new).map_err(|e| failed(&e));
+    let open = || files::open(path).map(BufReader::new).map_err(|e| failed(&e));
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let keys = |value: Option<Value>| match value {
         Some(Value::Object(first)) => Ok(first.keys().cloned().collect()),
@@ -236,7 +236,7 @@ fn columns_of(path: &Path) -> Result<Vec<String>> {
             Ok(names_in(line.trim_start_matches('\u{feff}').trim_end(), if extension == "csv" { ',' } else { '\t' }))
         }
         "parquet" => {
-            let file = File::open(path).map_err(|e| failed(&e))?;
+            let file = files::open(path).map_err(|e| failed(&e))?;
             let reader = SerializedFileReader::new(file).map_err(|e| failed(&e))?;
             let schema = reader.metadata().file_metadata().schema_descr().root_schema().clone();
             Ok(schema.get_fields().iter().map(|field| field.name().to_owned()).collect())

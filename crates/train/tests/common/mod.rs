@@ -3,18 +3,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
-use colrow_autograd::{ParamId, Policy};
+use colrow_autograd::{Keep, ParamId, Policy};
 use colrow_models::config::Config;
 use colrow_models::hub::TOKENIZER_FILE;
 use colrow_models::load::{self, Anew};
 use colrow_models::model::Model;
 use colrow_models::weights::Weights;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device};
+use colrow_tensor::{DType, Device, Result};
 use colrow_train::engine::{Engine, Micro, StepStats};
-use colrow_train::optim::{Optimizer, Settings};
+use colrow_train::optim::Settings;
 use colrow_train::recipe::{States, Update};
 
 /// Those that the golden values were made with.
@@ -45,16 +44,18 @@ pub(crate) fn engine(dir: &Path, config: &Config, dtype: DType, settings: Settin
 }
 
 pub(crate) fn engine_of(model: Model, settings: Settings) -> Engine {
-    Engine {
-        optimizer: Optimizer::new(settings, &model.registry.params),
-        model,
-        policy: Arc::new(Policy::exact()),
-        norms: None,
-        ratios: None,
-        probe: None,
-        key: Key::new(1),
-        dropout: false,
-    }
+    Engine { key: Key::new(1), ..Engine::new(model, settings) }
+}
+
+/// What every site of a model, trained as `choose_trained` says, keeps by the first pattern that names it.
+pub(crate) fn by_patterns(
+    config: &Config,
+    choose_trained: &dyn Fn(&mut Model) -> Result<()>,
+    patterns: &[(&str, Keep)],
+) -> Policy {
+    let mut model = Model::new(config.clone(), &Device::meta(1), DType::F32);
+    choose_trained(&mut model).unwrap();
+    Policy::by_patterns(patterns, model.sites().iter().map(|site| site.name.as_str()))
 }
 
 pub(crate) fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {

@@ -150,7 +150,7 @@ impl Unit {
         }
     }
 
-    fn needs(self) -> Instructions {
+    pub(super) fn needs(self) -> Instructions {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Avx512Bf16 => Instructions::Avx512,
