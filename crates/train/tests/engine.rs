@@ -334,10 +334,11 @@ fn large() -> [Config; 3] {
     [config([68, 2, 4, 72, 3]), t5(false), t5(true)]
 }
 
-type Choose = Rc<dyn Fn(&mut Model) -> Result<()>>;
+/// What is trained, with its name.
+type Trained = (&'static str, Rc<dyn Fn(&mut Model) -> Result<()>>);
 
 /// All parameters, all but some, adapters.
-fn trained(config: &Config) -> Vec<(&'static str, Choose)> {
+fn trained(config: &Config) -> Vec<Trained> {
     let target = if config.is_text_to_text() { "q" } else { "query" };
     let lora = LoraConfig {
         lora_rank: 2,
@@ -361,8 +362,8 @@ fn trained(config: &Config) -> Vec<(&'static str, Choose)> {
 }
 
 /// A third of the policies, each with all of these.
-fn trained_policies(config: &Config) -> Vec<((String, Policy), (&'static str, Choose))> {
-    let with = |(name, choose): (&'static str, Choose)| {
+fn trained_policies(config: &Config) -> Vec<((String, Policy), Trained)> {
+    let with = |(name, choose): Trained| {
         let policies = policies(config, &*choose).into_iter().step_by(3);
         policies.map(move |policy| (policy, (name, choose.clone())))
     };
