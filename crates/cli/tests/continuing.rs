@@ -135,6 +135,18 @@ fn quickstart_takes_its_run_with_it() {
     }
 }
 
+/// Settings that leave a run as long as it was leave what it said of itself.
+#[test]
+fn a_run_that_has_ended_keeps_its_summary() {
+    let place = Place::new();
+    place.train(&["train.steps=3"]);
+    let before = (place.text("run/summary.json"), place.text("run/recipe.toml"), place.text("run/metrics.jsonl"));
+    let ran = place.run(&args(&["train.steps=3", "train.epochs=9"], &["--resume"]));
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("this run has ended: it has 3 steps with these settings too"), "{}", ran.err);
+    assert!(before == (place.text("run/summary.json"), place.text("run/recipe.toml"), place.text("run/metrics.jsonl")));
+}
+
 #[test]
 fn other_data_is_refused_by_name() {
     let place = Place::new();

@@ -50,7 +50,15 @@ pub fn draft(data: Option<&Path>, model: Option<&str>) -> Result<String> {
     line(format!("train = {}", quoted(&train)), "");
     let folder = data.is_some_and(Path::is_dir);
     if !folder {
-        line("# dev = \"dev.csv\"".into(), "without it a tenth of the examples is held out");
+        match data.and_then(dev_beside) {
+            Some(dev) => line(format!("dev = {}", quoted(&dev)), "lies beside it"),
+            None => {
+                let extension =
+                    data.and_then(Path::extension).map_or("csv".into(), |e| e.to_string_lossy().into_owned());
+                let dev = quoted(&format!("dev.{extension}"));
+                line(format!("# dev = {dev}"), "without it a tenth of the examples is held out");
+            }
+        }
     }
     if let Some(found) = &found {
         let columns = format!("columns of the file: {}", found.columns.join(", "));
@@ -88,6 +96,13 @@ pub fn draft(data: Option<&Path>, model: Option<&str>) -> Result<String> {
         .expect("a string takes all that is written");
     }
     Ok(text.trim_end().to_owned())
+}
+
+/// A file of development data with the name of the training data's, in the same folder.
+fn dev_beside(train: &Path) -> Option<String> {
+    let name = train.file_name()?.to_str().filter(|name| name.contains("train"))?;
+    let names = ["dev", "validation", "valid", "val"].map(|dev| train.with_file_name(name.replacen("train", dev, 1)));
+    names.into_iter().find(|path| path.is_file()).map(|path| path.display().to_string())
 }
 
 /// Task and columns that are seen in a labelled file, or in a folder in GLUE's layout, whose columns its task knows.
@@ -167,6 +182,34 @@ mod tests {
         assert_eq!((recipe.data.text.as_deref(), recipe.data.label.as_deref()), (Some("b"), Some("c")));
         let (_, recipe) = of("quo\"te.csv", "text,label\nx,1\ny,0\n");
         assert_eq!(recipe.output.as_deref(), Some("runs/quo\"te"));
+    }
+
+    #[test]
+    fn development_data_beside_the_training_data_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let rows = "text,label\na,x\nb,y\nc,x\nd,y\n";
+        for name in ["my_train.csv", "other.csv", "dev.csv"] {
+            std::fs::write(path(name), rows).unwrap();
+        }
+        let dev =
+            |train: &str| Recipe::parse(&draft(Some(&path(train)), None).unwrap(), "draft", &[]).unwrap().data.dev;
+        assert_eq!((dev("my_train.csv"), dev("other.csv")), (None, None));
+        std::fs::write(path("my_validation.csv"), rows).unwrap();
+        assert_eq!(dev("my_train.csv"), Some(path("my_validation.csv").display().to_string()));
+    }
+
+    /// What is no text is no candidate for it; rows without a label are counted.
+    #[test]
+    fn numbers_beside_the_text_do_not_matter() {
+        let row = |i: usize| {
+            let verdict = if i == 3 { "null".to_owned() } else { format!("\"{}\"", ["up", "down"][i % 2]) };
+            format!("{{\"id\": {i}, \"review_text\": \"some words {i}\", \"share\": 0.5, \"verdict\": {verdict}}}\n")
+        };
+        let (text, recipe) = of("a.jsonl", &(0..30).map(row).collect::<String>());
+        assert_eq!(recipe.data.text.as_deref(), Some("review_text"));
+        assert_eq!(recipe.data.label.as_deref(), Some("verdict"));
+        assert!(text.contains("; 1 of 30 rows have none, and have to go before training"), "{text}");
     }
 
     #[test]

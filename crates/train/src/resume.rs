@@ -50,7 +50,7 @@ pub(crate) fn check_length(
         return Err(Error::usage(format!(
             "train.steps, train.epochs: a run can be made longer, not shorter: it has {before} steps there, {total} here"
         ))
-        .hint("resume with the recipe that the run was started with"));
+        .hint("resume with the recipe.toml of the run's folder, or --set train.steps"));
     }
     if total > before {
         let (was, is) = (learning_rate(job, state.step, before), learning_rate(job, state.step, total));

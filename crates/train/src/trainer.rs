@@ -117,6 +117,15 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     }
     let total = total_steps(&job, &job.recipe.train);
     let before = other_length.map(|recipe| total_steps(&job, &recipe.train)).unwrap_or(total);
+    // another number of epochs where steps decide, and the like
+    if resume
+        && total == before
+        && let Some(summary) = RunFolder::summary(&output)?
+    {
+        observer
+            .warn(&format!("this run has ended: it has {total} steps with these settings too; nothing is left to do"));
+        return Ok(Outcome::Finished(summary));
+    }
     let state = match newest {
         Some((_, path)) => {
             let state = resume_from(&path, &job, &mut engine, observer)?;

@@ -35,9 +35,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     atomic::check_dir(&args.out)?;
     let Used { dir, usage, loaded } = args.model.load(Some(Precision::F32))?;
     if !dir.join(ADAPTER_CONFIG_FILE).exists() {
-        return Err(
-            Error::usage(format!("--model: expected an adapter, found no {ADAPTER_CONFIG_FILE}")).at(dir.display())
-        );
+        return Err(Error::usage(format!("--model: expected an adapter, found no {ADAPTER_CONFIG_FILE}"))
+            .at(dir.display())
+            .hint("a whole model has nothing to merge, and is used as it is"));
     }
     for folder in &loaded.read_from {
         apart::check_folder(&args.out, "the adapter or its base model", folder)?;

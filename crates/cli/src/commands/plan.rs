@@ -4,6 +4,7 @@ use colrow_models::hub::Needs;
 use colrow_tensor::{Error, Result};
 use colrow_train::fit::Fit;
 use colrow_train::plan::Plan;
+use colrow_train::recipe::Batch;
 use colrow_train::{odd, prepare};
 use serde::Serialize;
 
@@ -48,6 +49,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (Some(fits), Some(memory)) = (fits, args.memory) else { return Ok(()) };
     if !args.json {
         print(&format!("\nwithin {}:\n{}", units::bytes(memory as u64), memory::table(&fits, memory)))?;
+        let all = job.train.len();
+        if fits.iter().any(|fit| fit.batch == Batch::Sequences(all)) {
+            print(&format!("{all} sequences are all that there are to train on: no batch is larger"))?;
+        }
     }
     match fits.is_empty() {
         true => Err(Error::new(format!("nothing fits into {}", units::bytes(memory as u64)))),

@@ -41,6 +41,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let out = args.out.as_deref().filter(|out| !is_standard(out));
+    const NOT_WRITTEN: [&str; 5] = ["xlsx", "xls", "ods", "parquet", "arrow"];
+    let extension = out.and_then(Path::extension).map(|e| e.to_string_lossy().to_lowercase());
+    if let Some(extension) = extension.filter(|extension| NOT_WRITTEN.contains(&extension.as_str())) {
+        return Err(Error::usage(format!("--out: expected .csv, .tsv or .jsonl, found .{extension}"))
+            .hint("spreadsheets open .csv; pandas writes the others from it"));
+    }
     let beginnings: [&[u8]; 3] = [b"{\"index\":", b"index,row,", b"index\trow\t"];
     out.map(|out| check_file(out, &beginnings)).transpose()?;
     let predictor = Predictor::new(&args.model, &args.usage)?;

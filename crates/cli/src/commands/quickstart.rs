@@ -134,9 +134,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         runs.push(row(name, &summary, &room)?);
     }
     let folders = variants.iter().map(|(name, _)| Run::load(&out.join(name)));
-    let folders = folders.collect::<Result<Vec<_>>>()?;
+    let mut folders = folders.collect::<Result<Vec<_>>>()?;
+    let notes = notes(&runs, &base, args.quick);
+    if let Some(first) = folders.first_mut() {
+        first.notes.extend(notes.iter().cloned());
+    }
     let table = Table {
-        notes: notes(&runs, &base, args.quick),
+        notes,
         runs,
         report,
         same_memory_bytes: same_memory.unwrap_or(0) as u64,

@@ -76,7 +76,7 @@ fn text(summary: &Value, output: &Path) -> String {
         _ => String::new(),
     };
     let best = match (summary["best"]["value"].as_f64(), summary["best"]["step"].as_u64()) {
-        (Some(value), Some(step)) => format!("{metric}{of} {value:.4} at step {step}"),
+        (Some(value), Some(step)) => format!("{metric}{of} {value:.4} at step {step}, whose model is saved"),
         _ => "no evaluation".into(),
     };
     format!(

@@ -16,7 +16,9 @@ pub(super) fn section(runs: &[Named]) -> String {
     if told.is_empty() {
         return String::new();
     }
-    let mut html = String::from("<h2>By class</h2>\n<p>The last evaluation of the run, class by class.</p>");
+    let mut html = String::from(
+        "<h2>By class</h2>\n<p>The last evaluation of the run, class by class. The model that is saved is that of the best evaluation.</p>",
+    );
     for (named, by_class) in told {
         if runs.len() > 1 {
             let which = if named.runs.len() > 1 { ", its first seed" } else { "" };

@@ -118,7 +118,12 @@ fn live_chart(run: &Run, most: u64) -> String {
         bytes: layers.iter().map(|l| m.live.get(&l.0).copied().unwrap_or(0)).collect(),
     };
     let slices: Vec<Slice> = timeline.iter().map(slice).collect();
-    let peak = run.peak_bytes().map(|b| (b, format!("peak {}", units::bytes(b))));
+    let traced = timeline.iter().map(Moment::total).max();
+    let peak = run.peak_bytes().map(|b| match traced {
+        // of the steps only some are traced, and of evaluations none
+        Some(traced) if traced < b => (b, format!("peak of the run, elsewhere: {}", units::bytes(b))),
+        _ => (b, format!("peak {}", units::bytes(b))),
+    });
     let chart = svg::area_chart("live bytes over a step, by class", &layers, &slices, peak, most);
     let seen = layers.iter().rev().filter(|l| largest(&l.0) as f64 > most as f64 * SEEN);
     legend(seen.map(|l| (colour_box(l.1), l.0.clone()))) + &chart + &what_sets_the_peak(run)

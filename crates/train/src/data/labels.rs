@@ -340,7 +340,13 @@ impl Classes {
             let by_index = || usize::try_from(n).ok().and_then(|n| *self.by_index.get(n)?);
             self.exact(&n.to_string()).or_else(by_index)
         };
-        self.exact(label).or_else(|| integer(label).and_then(by_number))
+        self.exact(label).or_else(|| integer(label).and_then(by_number)).or_else(|| self.truth(label))
+    }
+
+    /// The class of a truth value where the classes are 0 and 1: Parquet and JSON have such values, CSV has words for them.
+    fn truth(&self, label: &str) -> Option<u32> {
+        let value = ["0", "1"][["false", "true"].iter().position(|word| label.eq_ignore_ascii_case(word))?];
+        if self.names.len() == 2 { self.exact(value) } else { None }
     }
 
     fn class(&self, label: &str) -> Option<u32> {
@@ -607,6 +613,17 @@ mod tests {
         let stars = Examples { classes: words(&["1", "2"]), ..examples(&["1", "2"]) };
         let model = LabelMap::of_model(Task::Classify, words(&["LABEL_0", "LABEL_1"]));
         assert_eq!(model.resolve(&stars).unwrap(), Labels::Class(vec![0, 1]));
+    }
+
+    #[test]
+    fn truth_values_are_the_same_in_every_format() {
+        let (zero, words) = (["0", "1", "0"], ["False", "true", "FALSE"]);
+        for (train, test) in [(zero, words), (["False", "True", "False"], zero)] {
+            let map = LabelMap::of(Task::Classify, &examples(&train)).unwrap();
+            assert_eq!(map.resolve(&examples(&test)).unwrap(), Labels::Class(vec![0, 1, 0]), "{train:?}");
+        }
+        let three = LabelMap::of(Task::Classify, &examples(&["0", "1", "2"])).unwrap();
+        assert!(three.resolve(&examples(&["true"])).is_err());
     }
 
     #[test]

@@ -148,11 +148,8 @@ impl Examples {
         let empty = |i: &usize| text(&self.rows[*i]).is_some_and(|text| text.trim().is_empty());
         let mut empty = (0..self.rows.len()).filter(empty);
         let first = self.line(empty.next()?);
-        let more = match empty.count() {
-            0 => String::new(),
-            n => format!(" and {n} more"),
-        };
-        Some(format!("{what} is empty in {first}{more} of {} examples", self.rows.len()))
+        let count = 1 + empty.count();
+        Some(format!("{what} is empty in {count} of {} examples; the first is in {first}", self.rows.len()))
     }
 
     /// Reads the texts that [`read_labels`] left out, of these examples alone.
@@ -428,8 +425,8 @@ mod tests {
         assert_eq!(
             read.warnings(),
             [
-                format!("{file}: column \"text\" is empty in line 5 of 4 examples"),
-                format!("{file}: column \"pair\" is empty in line 2 and 1 more of 4 examples"),
+                format!("{file}: column \"text\" is empty in 1 of 4 examples; the first is in line 5"),
+                format!("{file}: column \"pair\" is empty in 2 of 4 examples; the first is in line 2"),
             ]
         );
     }

@@ -54,7 +54,7 @@ pub struct TokenisedSet {
     pub target_bounds: Vec<usize>,
     /// Number of examples that were cut to the maximum length.
     pub truncated: usize,
-    /// What the user should know: of truncation, of empty and unknown texts.
+    /// What the user should know: of truncation, of unknown texts.
     pub warnings: Vec<String>,
 }
 
@@ -143,7 +143,7 @@ impl Tokeniser {
         }
         let mut set = TokenisedSet { bounds: vec![0], ..TokenisedSet::default() };
         let (mut dropped, mut untold) = (0, false);
-        let (mut unknown, mut empty, mut long) = (Odd::default(), Odd::default(), Odd::default());
+        let (mut unknown, mut long) = (Odd::default(), Odd::default());
         for (chunk, first) in rows.chunks(CHUNK).zip((0..).step_by(CHUNK)) {
             let tokens = chunk.par_iter().map(|example| {
                 let (text, pair) = read(example);
@@ -154,8 +154,6 @@ impl Tokeniser {
                 set.truncated += usize::from(tokens.dropped > 0);
                 dropped += tokens.dropped;
                 untold |= tokens.untold;
-                let blank = |text: &str| text.trim().is_empty();
-                empty.count(i, blank(&rows[i].text) || rows[i].pair.as_deref().is_some_and(blank));
                 unknown.count(i, tokens.unknown);
                 long.count(i, self.built.longest.is_some_and(|longest| tokens.ids.len() > longest));
                 set.ids.extend(tokens.ids);
@@ -173,7 +171,6 @@ impl Tokeniser {
                 set.ids.len() + dropped
             ));
         }
-        set.warnings.extend(empty.warning("have an empty text", examples));
         set.warnings.extend(unknown.warning("consist of nothing but tokens for unknown text", examples));
         set.warnings.extend(long.warning("are longer than the model_max_length of tokenizer_config.json", examples));
         if untold {
@@ -429,7 +426,7 @@ pub(crate) mod tests {
         assert_eq!(tokens(&set, 1), [2, 3]);
         assert_eq!(tokens(&set, 2), [2, 1, 4, 3]);
         assert_eq!((set.lengths(), set.truncated), (vec![5, 2, 4], 0));
-        assert_eq!(set.warnings, ["1 of 3 examples have an empty text; the first is in line 2"]);
+        assert_eq!(set.warnings, [""; 0]);
         assert_eq!(set.special[..6], [true, false, false, false, true, true]);
         assert!(set.types.iter().all(|&kind| kind == 0));
         assert_eq!(set.labels, Some(Labels::Class(vec![0, 1, 0])));
@@ -595,7 +592,6 @@ pub(crate) mod tests {
         assert_eq!(
             set.warnings,
             [
-                "1 of 4 examples have an empty text; the first is in line 3",
                 "1 of 4 examples consist of nothing but tokens for unknown text; the first is in line 2",
                 "1 of 4 examples are longer than the model_max_length of tokenizer_config.json; the first is in line 4",
             ]

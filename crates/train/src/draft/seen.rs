@@ -105,14 +105,23 @@ pub(super) fn look_at(path: &Path) -> Result<Found> {
         Some(text) => Some(text),
         None if columns.is_empty() => None,
         None => {
-            let mut longest = (0, None);
+            let (mut longest, mut why) = ((0, None), None);
             for column in columns.iter().filter(|column| label.as_ref() != Some(column)) {
-                let letters = read(Some(column.clone()), None)?.rows.iter().map(|e| e.text.len()).sum::<usize>();
-                if letters > longest.0 {
-                    longest = (letters, Some(column.clone()));
+                match read(Some(column.clone()), None) {
+                    Ok(examples) => {
+                        let letters = examples.rows.iter().map(|e| e.text.len()).sum::<usize>();
+                        if letters > longest.0 {
+                            longest = (letters, Some(column.clone()));
+                        }
+                    }
+                    // numbers are no text; if nothing is, something else is wrong
+                    Err(e) => why = why.or(Some(e)),
                 }
             }
-            longest.1
+            match (longest.1, why) {
+                (None, Some(e)) => return Err(e),
+                (text, _) => text,
+            }
         }
     };
     let mut examples = read(text.clone(), label.clone())?;
@@ -123,7 +132,7 @@ pub(super) fn look_at(path: &Path) -> Result<Found> {
         let others =
             columns.iter().filter(|c| ![&text, &second, &ids].into_iter().any(|taken| taken.as_ref() == Some(c)));
         for column in others {
-            let with = read(text.clone(), Some(column.clone()))?;
+            let Ok(with) = read(text.clone(), Some(column.clone())) else { continue };
             let values = counts(&with).len();
             if values > 1 && values < fewest.0 {
                 fewest = (values, Some((column.clone(), with)));
@@ -152,7 +161,11 @@ pub(super) fn look_at(path: &Path) -> Result<Found> {
     let all_numbers = numbers.len() == counts.len();
     let regression = all_numbers && (numbers.iter().any(|x| x.fract() != 0.0) || counts.len() > MOST_CLASSES);
     let task = if regression { Task::Regress } else { Task::Classify };
-    let labels = in_words(task, &counts);
+    let mut labels = in_words(task, &counts);
+    let without = examples.rows.iter().filter(|e| e.label.is_none()).count();
+    if without > 0 {
+        labels += &format!("; {without} of {} rows have none, and have to go before training", examples.rows.len());
+    }
     Ok(Found { columns, text, pair: second, label, task, labels, examples })
 }
 
