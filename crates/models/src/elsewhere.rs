@@ -10,7 +10,7 @@ use crate::hub::CONFIG_FILE;
 use crate::lora::ADAPTER_CONFIG_FILE;
 
 /// A run's recipe, in its folder.
-const RECIPE: &str = "recipe.toml";
+pub const RECIPE: &str = "recipe.toml";
 
 /// The runs whose folders are in the folder `dir`, by name.
 fn runs_in(dir: &Path) -> Vec<PathBuf> {

@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use self::cache::Cached;
 use self::client::{Answer, Client, Patience, is_commit};
 use crate::config::Config;
-use crate::elsewhere::instead_of_model;
+use crate::elsewhere::{RECIPE, instead_of_model};
 use crate::files::{self, first_ten, io_error, read_json_bytes};
 use crate::save::USAGE_FILE;
 use crate::weights::{INDEX_FILE, WEIGHTS_FILE, parse_index};
@@ -81,7 +81,7 @@ pub fn resolve(model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
 
 /// The model's folder of a run's folder; any other path is itself.
 pub fn of_run(path: &Path) -> PathBuf {
-    let is_run = path.join("recipe.toml").exists() && !path.join(CONFIG_FILE).exists();
+    let is_run = path.join(RECIPE).exists() && !path.join(CONFIG_FILE).exists();
     let model = path.join("model");
     if is_run && model.is_dir() { model } else { path.to_owned() }
 }

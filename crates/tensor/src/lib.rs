@@ -16,7 +16,7 @@ pub mod rng;
 mod tensor;
 
 pub use codes::{Code, Coded, Format, Rows, Store, Stored};
-pub use cpu::instructions::{VARIABLE as INSTRUCTIONS_VARIABLE, check_environment, instructions};
+pub use cpu::instructions::{check_environment, instructions};
 pub use device::{Device, Precision};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Kind, Result};

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use colrow_models::atomic::{clean_dir, write_atomic};
+use colrow_models::elsewhere::RECIPE;
 use colrow_models::hub::CONFIG_FILE;
 use colrow_models::lora::ADAPTER_CONFIG_FILE;
 use colrow_models::{apart, files, save};
@@ -13,7 +14,6 @@ use serde_json::Value;
 
 use crate::recipe::{Difference, Recipe};
 
-const RECIPE: &str = "recipe.toml";
 const METRICS: &str = "metrics.jsonl";
 const SUMMARY: &str = "summary.json";
 const MODEL: &str = "model";

@@ -6,7 +6,7 @@ use super::product::Unit;
 use crate::{Error, Precision, Result};
 
 /// The environment variable that says the most that is used.
-pub const VARIABLE: &str = "COLROW_INSTRUCTIONS";
+const VARIABLE: &str = "COLROW_INSTRUCTIONS";
 
 /// What products need, each with all before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +42,7 @@ pub fn check_environment() -> Result<()> {
     read().map(drop)
 }
 
-/// Whether the environment says anything of it.
+/// Whether the environment keeps products to fewer than are known.
 pub(super) fn are_limited() -> bool {
     most() != Instructions::Avx512
 }

@@ -16,6 +16,7 @@ mod rules;
 use std::path::Path;
 
 use colrow_autograd::glob_matches;
+use colrow_models::elsewhere::RECIPE;
 use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use serde::{Serialize, Serializer};
@@ -464,8 +465,8 @@ fn other_than_a_recipe(path: &Path) -> Option<(&'static str, String)> {
     let name = path.display();
     if path.is_dir() {
         let has = |file: &str| path.join(file).exists();
-        return Some(match (has("recipe.toml"), has("config.json")) {
-            (true, _) => ("a run's folder", format!("its recipe is {}", path.join("recipe.toml").display())),
+        return Some(match (has(RECIPE), has("config.json")) {
+            (true, _) => ("a run's folder", format!("its recipe is {}", path.join(RECIPE).display())),
             (_, true) => ("a model", format!("colrow init --model {name} writes a recipe for it")),
             _ => ("a folder", format!("if it is data, colrow init --data {name} writes a recipe for it")),
         });
