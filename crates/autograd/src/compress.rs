@@ -6,15 +6,16 @@ use colrow_tensor::{Code, Coded, Format, Tensor};
 /// Columns that share a scale, but where heads do.
 pub(crate) const GROUP: usize = 64;
 
-/// Bits of a copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Bits {
-    /// int8 with a scale for every 64 columns, or every head of attention.
-    Int8,
-    /// int4, the same. Coarse: for ablations.
-    Int4,
-    /// bfloat16.
-    Bf16,
+colrow_tensor::named! {
+    /// Bits of a copy.
+    Bits {
+        /// int8 with a scale for every 64 columns, or every head of attention.
+        Int8 = "int8",
+        /// int4, the same. Coarse: for ablations.
+        Int4 = "int4",
+        /// bfloat16.
+        Bf16 = "bf16",
+    }
 }
 
 impl Bits {

@@ -57,18 +57,19 @@ pub fn rows_of(ratio: f32, n: usize) -> usize {
     ((f64::from(ratio) * n as f64).round() as usize).clamp(n.min(1), n)
 }
 
-/// Where the norms of dZ come from when rows are drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum NormSource {
-    /// The true norms: rows are drawn in the backward pass, so the input must be at hand there. Where nothing can rebuild it, all of it is kept,
-    /// and the norms of its rows beside it: a little more than `Exact` keeps. The ledger then says `exact`.
-    Current,
-    /// Those of the last time this example's tokens passed this site; for unseen examples, `Running`.
-    Cached,
-    /// A moving average by site, position and token class; before the first step, and for rows that are not tokens, `Uniform`.
-    Running,
-    /// All equal.
-    Uniform,
+colrow_tensor::named! {
+    /// Where the norms of dZ come from when rows are drawn, best first.
+    NormSource {
+        /// The true norms: rows are drawn in the backward pass, so the input must be at hand there. Where nothing can rebuild it, all of it is kept,
+        /// and the norms of its rows beside it: a little more than `Exact` keeps. The ledger then says `exact`.
+        Current = "current",
+        /// Those of the last time this example's tokens passed this site; for unseen examples, `Running`.
+        Cached = "cached",
+        /// A moving average by site, position and token class; before the first step, and for rows that are not tokens, `Uniform`.
+        Running = "running",
+        /// All equal.
+        Uniform = "uniform",
+    }
 }
 
 /// Whether a glob (`*` also crosses dots) names `name`; one that is not valid names nothing.

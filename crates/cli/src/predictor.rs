@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Named, Precision, Result};
 use colrow_train::data::{Answers, BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser, is_unnamed};
 use colrow_train::engine::Engine;
 use colrow_train::job;
 use colrow_train::optim::Settings;
 use colrow_train::prepare;
-use colrow_train::recipe::{Choice, Optim, Precision, Recipe};
+use colrow_train::recipe::{Optim, Recipe};
 use colrow_train::tasks::Task;
 use colrow_train::usage::Usage;
 
@@ -219,7 +219,8 @@ impl Predictor {
 impl UseArgs {
     fn precision(&self) -> Result<Option<Precision>> {
         let Some(name) = &self.precision else { return Ok(None) };
-        let found = Precision::ALL.iter().find(|p| p.name() == name).copied();
-        found.map(Some).ok_or_else(|| Error::usage(format!("--precision: expected f32 or bf16, found {name:?}")))
+        Precision::find(name)
+            .map(Some)
+            .ok_or_else(|| Error::usage(format!("--precision: expected f32 or bf16, found {name:?}")))
     }
 }

@@ -1,6 +1,6 @@
 //! Progress of a run on standard error.
 
-use colrow_tensor::Result;
+use colrow_tensor::{Named, Result};
 use colrow_train::engine::StepStats;
 use colrow_train::evaluate::Evaluation;
 use colrow_train::job::Job;

@@ -7,17 +7,18 @@ use crate::codes::{Coded, Rows, Store, Stored};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
-/// How rows are chosen and weighted (docs/wta-crs.md).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Estimator {
-    /// The k largest, weight 1. Biased; for ablations.
-    TopK,
-    /// k draws with replacement, weight 1/(k·p) a draw (Drineas et al. 2006). Unbiased.
-    Crs,
-    /// The largest for certain, the others drawn with replacement (Liu et al. 2023, eq. 6). Unbiased.
-    Wta,
-    /// Inclusion probabilities min(1, c·p), systematic draw, weight 1/π (Horvitz–Thompson). Unbiased.
-    Pps,
+crate::named! {
+    /// How rows are chosen and weighted (docs/wta-crs.md).
+    Estimator {
+        /// The k largest, weight 1. Biased; for ablations.
+        TopK = "topk",
+        /// k draws with replacement, weight 1/(k·p) a draw (Drineas et al. 2006). Unbiased.
+        Crs = "crs",
+        /// The largest for certain, the others drawn with replacement (Liu et al. 2023, eq. 6). Unbiased.
+        Wta = "wta",
+        /// Inclusion probabilities min(1, c·p), systematic draw, weight 1/π (Horvitz–Thompson). Unbiased.
+        Pps = "pps",
+    }
 }
 
 /// Elements of a parameter that share a scale in moments of eight bits.

@@ -9,6 +9,7 @@ pub mod kernels;
 mod map;
 mod meta;
 mod meter;
+mod names;
 mod pool;
 pub mod printable;
 mod profile;
@@ -25,5 +26,6 @@ pub use kernels::{
     Norm,
 };
 pub use meter::{Bytes, Class, Meter};
+pub use names::Named;
 pub use profile::{Cost, Profile};
 pub use tensor::Tensor;

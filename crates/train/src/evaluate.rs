@@ -1,6 +1,6 @@
 //! Running a model over a set of examples without learning from it.
 
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Named, Result};
 use serde_json::{Map, Value, json};
 
 use crate::data::{Answers, Batch, BatchBy, Labels, Sampler, TokenisedSet, collate};

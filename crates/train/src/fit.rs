@@ -15,11 +15,13 @@
 
 use std::ops::RangeInclusive;
 
+use colrow_autograd::NormSource;
 use colrow_tensor::Result;
 use serde::Serialize;
 
+use crate::optim::{States, Update};
 use crate::plan::Plan;
-use crate::recipe::{Batch, Estimator, Keep, Method, NormSource, PolicyName, Ratio, Recipe, States, Update};
+use crate::recipe::{Batch, Estimate, Keep, Method, PolicyName, Ratio, Recipe};
 
 /// The policies that are tried, the one that costs the least accuracy and time first, the leanest last. `paper` is not among them: `lean` keeps
 /// less and knows the norms that it draws by. Nor are ratios: rows that are drawn in the backward pass do not change what is kept.
@@ -108,7 +110,7 @@ pub fn candidates(recipe: &Recipe) -> Vec<Recipe> {
         let mut keep = Keep { policy, ..recipe.keep.clone() };
         if policy != PolicyName::Exact {
             keep.norms = keep.norms.map(|_| NormSource::Current);
-            if keep.estimator == Estimator::Exact {
+            if keep.estimator == Estimate::Exact {
                 keep.estimator = Keep::default().estimator;
             }
         }

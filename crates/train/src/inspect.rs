@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use colrow_autograd::{Draw, NormMemory, NormSource, Policy, Probe, Sampling, Store, estimate_by, row_norms};
 use colrow_models::model::SiteKind;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, Error, Estimator, Result, Tensor};
+use colrow_tensor::{Class, Error, Estimator, Named, Precision, Result, Tensor};
 use serde::Serialize;
 
 use crate::data::{collate, places};
 use crate::engine::Micro;
 use crate::job::Job;
-use crate::recipe::{self, PolicyName, Ratio};
+use crate::recipe::{Estimate, PolicyName, Ratio};
 
 /// Shares of the rows, those with the largest probabilities.
 pub const TOPS: [f64; 8] = [0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0];
@@ -21,14 +21,8 @@ pub const TOPS: [f64; 8] = [0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0];
 pub const CERTAIN: [f64; 11] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
 /// Shares of the rows that are kept.
 pub const RATIOS: [f64; 3] = [0.1, 0.3, 0.5];
-const ESTIMATORS: [(&str, Estimator); 4] =
-    [("crs", Estimator::Crs), ("wta", Estimator::Wta), ("pps", Estimator::Pps), ("topk", Estimator::TopK)];
-const SOURCES: [(&str, NormSource); 4] = [
-    ("current", NormSource::Current),
-    ("cached", NormSource::Cached),
-    ("running", NormSource::Running),
-    ("uniform", NormSource::Uniform),
-];
+const ESTIMATORS: [Estimator; 4] = [Estimator::Crs, Estimator::Wta, Estimator::Pps, Estimator::TopK];
+const SOURCES: &[NormSource] = NormSource::ALL;
 
 /// What to inspect.
 #[derive(Clone, Debug)]
@@ -126,11 +120,11 @@ pub struct About {
     /// The policy of the recipe.
     pub policy: PolicyName,
     /// Its estimator.
-    pub estimator: recipe::Estimator,
+    pub estimator: Estimate,
     /// Its share of the rows.
     pub ratio: Ratio,
     /// Where it has norms from.
-    pub norms: recipe::NormSource,
+    pub norms: NormSource,
     /// Passes that trained before.
     pub passes: usize,
 }
@@ -255,10 +249,11 @@ impl Collector {
         let p: Vec<f64> = a.iter().map(|a| a / total).collect();
         sums.mass.iter_mut().zip(TOPS).for_each(|(sum, top)| *sum += mass_of(&p, top));
         let g = product(x, dz);
-        let estimates = SOURCES.map(|(_, source)| match source {
+        let estimate = |&source: &NormSource| match source {
             NormSource::Current => Some(z.copied()),
             _ => self.memory.estimate(site, source, &h),
-        });
+        };
+        let estimates: Vec<_> = SOURCES.iter().map(estimate).collect();
         let key = self.key.named(site).child(sums.batches as u64);
         for (r, ratio) in RATIOS.into_iter().enumerate() {
             let sampling =
@@ -268,8 +263,8 @@ impl Collector {
             sums.certain[r] += certain as f64 / k as f64;
             sums.certain_mass[r].iter_mut().zip(CERTAIN).for_each(|(sum, share)| *sum += certain_mass(&p, k, share));
             sums.condition[r] += f64::from(u8::from(mass > certain as f64 / k as f64));
-            for (e, (_, estimator)) in ESTIMATORS.into_iter().enumerate() {
-                for (s, (_, source)) in SOURCES.into_iter().enumerate() {
+            for (e, estimator) in ESTIMATORS.into_iter().enumerate() {
+                for (s, &source) in SOURCES.iter().enumerate() {
                     let uniform = if source == NormSource::Current { 0.0 } else { self.uniform };
                     let draws = if estimator == Estimator::TopK { 1 } else { self.draws };
                     let error = |draw: u64| {
@@ -341,8 +336,8 @@ impl SiteSums {
                 .collect(),
             estimators: all_pairs()
                 .map(|(e, s)| EstimatorError {
-                    estimator: ESTIMATORS[e].0,
-                    norms: SOURCES[s].0,
+                    estimator: ESTIMATORS[e].name(),
+                    norms: SOURCES[s].name(),
                     rmse: (self.errors[r][e][s] / self.squares).sqrt(),
                     variance_to_minibatch: minibatch.map(|v| self.errors[r][e][s] / n / v),
                 })
@@ -381,8 +376,8 @@ fn mean_of(sites: &[SiteEvidence]) -> SiteEvidence {
         estimators: all_pairs()
             .enumerate()
             .map(|(i, (e, s))| EstimatorError {
-                estimator: ESTIMATORS[e].0,
-                norms: SOURCES[s].0,
+                estimator: ESTIMATORS[e].name(),
+                norms: SOURCES[s].name(),
                 rmse: mean(&|site| site.ratios[r].estimators[i].rmse),
                 variance_to_minibatch: mean_known(&|site| site.ratios[r].estimators[i].variance_to_minibatch),
             })
@@ -409,7 +404,7 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
     let policies = [(Look::Exact, Arc::new(Policy::exact())), (Look::Recipe, job.policy.clone())];
     job.policy = policies[0].1.clone();
     // the errors of estimators, not of rounding
-    job.recipe.train.precision = recipe::Precision::F32;
+    job.recipe.train.precision = Precision::F32;
     job.auto.clear();
     let model = job.model()?;
     let device = model.registry.params.device().clone();

@@ -10,7 +10,7 @@ use colrow_models::load::{self, Anew};
 use colrow_models::lora;
 use colrow_models::model::{Model, Site};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Error, Precision, Result};
+use colrow_tensor::{DType, Device, Error, Result};
 
 use crate::data::{Answers, BatchBy, Fingerprint, Labels, Sampler, TokenisedSet};
 use crate::engine::Engine;
@@ -72,14 +72,6 @@ pub struct Job {
     pub(crate) sites: Vec<Site>,
     /// What the process holds with all of this read.
     pub(crate) resident: Resident,
-}
-
-/// This machine's processor, multiplying as the recipe says.
-pub fn device(precision: recipe::Precision) -> Device {
-    Device::cpu_with(match precision {
-        recipe::Precision::F32 => Precision::F32,
-        recipe::Precision::Bf16 => Precision::Bf16,
-    })
 }
 
 /// How batches are cut.
@@ -288,7 +280,7 @@ impl Job {
     /// # Errors
     /// A checkpoint that does not fit its configuration; new weights that an adapter's folder would lack.
     pub fn model(&mut self) -> Result<Model> {
-        let device = device(self.recipe.train.precision);
+        let device = Device::cpu_with(self.recipe.train.precision);
         let anew = Anew { head: true, body: self.recipe.model.init_missing };
         let loaded = load::model(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, anew)?;
         self.warnings.extend(loaded.warnings);

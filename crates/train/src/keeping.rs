@@ -5,7 +5,7 @@ use colrow_models::model::{PAPER_SITES, Site, SiteKind};
 use colrow_tensor::{Error, Estimator, Result};
 
 use crate::ratios;
-use crate::recipe::{self, PolicyName, Ratio, Recipe, SiteKeep};
+use crate::recipe::{self, Estimate, PolicyName, Ratio, Recipe, SiteKeep};
 
 /// Whether a site can keep this.
 fn fits(kind: SiteKind, keep: SiteKeep) -> bool {
@@ -37,7 +37,7 @@ fn preset(policy: PolicyName, site: &Site) -> SiteKeep {
 }
 
 /// What the recipe says of a site: what is kept, and for rows how they are sampled.
-fn told(keep: &recipe::Keep, site: &Site) -> (SiteKeep, recipe::Estimator, Ratio, recipe::NormSource) {
+fn told(keep: &recipe::Keep, site: &Site) -> (SiteKeep, Estimate, Ratio, NormSource) {
     let applies = |e: &recipe::Site| e.keep.map_or(site.kind == SiteKind::Linear, |keep| fits(site.kind, keep));
     let exception = keep.exception(&site.name, applies);
     let kind = exception.and_then(|e| e.keep).unwrap_or_else(|| preset(keep.policy, site));
@@ -56,17 +56,8 @@ pub fn site_keep(keep: &recipe::Keep, site: &Site) -> Keep {
         (SiteKeep::Int8, _) => return Keep::Quantised(Bits::Int8),
         (SiteKeep::Int4, _) => return Keep::Quantised(Bits::Int4),
         (SiteKeep::Bf16, _) => return Keep::Quantised(Bits::Bf16),
-        (SiteKeep::Exact, _) | (_, recipe::Estimator::Exact) => return Keep::Exact,
-        (_, recipe::Estimator::TopK) => Estimator::TopK,
-        (_, recipe::Estimator::Crs) => Estimator::Crs,
-        (_, recipe::Estimator::Wta) => Estimator::Wta,
-        (_, recipe::Estimator::Pps) => Estimator::Pps,
-    };
-    let norms = match norms {
-        recipe::NormSource::Current => NormSource::Current,
-        recipe::NormSource::Cached => NormSource::Cached,
-        recipe::NormSource::Running => NormSource::Running,
-        recipe::NormSource::Uniform => NormSource::Uniform,
+        (SiteKeep::Exact, _) | (_, Estimate::Exact) => return Keep::Exact,
+        (SiteKeep::Rows, Estimate::By(estimator)) => estimator,
     };
     let ratio = match ratio {
         Ratio::Fixed(ratio) => ratio,
@@ -127,8 +118,8 @@ pub(crate) fn check_auto(recipe: &Recipe, sites: &[Site]) -> Result<()> {
     }
     for (site, estimator) in estimators {
         let why = match estimator {
-            recipe::Estimator::TopK => "has a bias that it does not see",
-            recipe::Estimator::Exact => "keeps all rows",
+            Estimate::By(Estimator::TopK) => "has a bias that it does not see",
+            Estimate::Exact => "keeps all rows",
             _ => continue,
         };
         return Err(Error::usage(format!("keep.ratio: \"auto\" weighs variances; `{estimator}` {why}"))

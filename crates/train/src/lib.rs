@@ -25,4 +25,5 @@ pub mod score;
 pub mod tasks;
 pub mod trained;
 pub mod trainer;
+mod unknown;
 pub mod usage;

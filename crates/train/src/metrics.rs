@@ -1,91 +1,31 @@
 //! Metrics of a model's outputs against the labels, in f64.
 
-use crate::tasks::unknown;
-use colrow_tensor::{Error, Result};
-use serde::{Deserialize, Serialize};
-use std::fmt;
-use std::str::FromStr;
+use colrow_tensor::named;
 
-/// One number that says how good the outputs are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Metric {
-    /// Share of examples whose largest logit is that of their label.
-    Accuracy,
-    /// Harmonic mean of precision and recall of the positive class.
-    F1,
-    /// Mean of the F1 of every class that a label or a prediction names.
-    MacroF1,
-    /// Matthews correlation of predicted and true classes.
-    Matthews,
-    /// Linear correlation of predicted and true values.
-    Pearson,
-    /// Linear correlation of their ranks.
-    Spearman,
-    /// Mean cross-entropy (natural logarithm), or mean squared error for regression.
-    Loss,
+named! {
+    /// One number that says how good the outputs are.
+    Metric {
+        /// Share of examples whose largest logit is that of their label.
+        Accuracy = "accuracy",
+        /// Harmonic mean of precision and recall of the positive class.
+        F1 = "f1",
+        /// Mean of the F1 of every class that a label or a prediction names.
+        MacroF1 = "macro_f1",
+        /// Matthews correlation of predicted and true classes.
+        Matthews = "matthews",
+        /// Linear correlation of predicted and true values.
+        Pearson = "pearson",
+        /// Linear correlation of their ranks.
+        Spearman = "spearman",
+        /// Mean cross-entropy (natural logarithm), or mean squared error for regression.
+        Loss = "loss",
+    }
 }
 
 impl Metric {
-    /// Every metric.
-    pub const ALL: [Metric; 7] = [
-        Metric::Accuracy,
-        Metric::F1,
-        Metric::MacroF1,
-        Metric::Matthews,
-        Metric::Pearson,
-        Metric::Spearman,
-        Metric::Loss,
-    ];
-
-    /// The name in recipes and reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Metric::Accuracy => "accuracy",
-            Metric::F1 => "f1",
-            Metric::MacroF1 => "macro_f1",
-            Metric::Matthews => "matthews",
-            Metric::Pearson => "pearson",
-            Metric::Spearman => "spearman",
-            Metric::Loss => "loss",
-        }
-    }
-
     /// Whether a higher value is better.
     pub fn higher_is_better(self) -> bool {
         self != Metric::Loss
-    }
-}
-
-impl fmt::Display for Metric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Metric {
-    type Err = Error;
-
-    fn from_str(given: &str) -> Result<Self> {
-        let plain = given.trim().to_lowercase();
-        Metric::ALL
-            .into_iter()
-            .find(|metric| metric.name() == plain)
-            .ok_or_else(|| unknown("metric", given, &plain, &Metric::ALL.map(Metric::name)))
-    }
-}
-
-impl TryFrom<String> for Metric {
-    type Error = Error;
-
-    fn try_from(given: String) -> Result<Self> {
-        given.parse()
-    }
-}
-
-impl From<Metric> for String {
-    fn from(metric: Metric) -> Self {
-        metric.name().to_owned()
     }
 }
 
@@ -268,11 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn names_parse_back() {
-        for metric in Metric::ALL {
-            assert_eq!(metric.name().to_uppercase().parse::<Metric>().unwrap(), metric);
-        }
-        assert!("acuracy".parse::<Metric>().unwrap_err().to_string().contains("did you mean accuracy?"));
+    fn less_loss_is_better() {
         assert!(!Metric::Loss.higher_is_better() && Metric::F1.higher_is_better());
     }
 }

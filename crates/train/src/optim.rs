@@ -2,9 +2,7 @@
 //! gradient's global norm as in `torch.nn.utils.clip_grad_norm_`.
 
 use colrow_autograd::{Grads, Param, ParamId, Params};
-use colrow_tensor::{AdamW, Class, DType, Error, MOMENT_BLOCK, Result, Tensor};
-
-use crate::recipe::{Optim, States, Update};
+use colrow_tensor::{AdamW, Class, DType, Error, MOMENT_BLOCK, Result, Tensor, named};
 
 /// Parameters with fewer elements keep their moments in floats under [`States::EightBit`]: biases and norms, which are few and sensitive
 /// (as in bitsandbytes).
@@ -13,6 +11,26 @@ const FEW: usize = 4096;
 /// Names of moments in checkpoints: first and second; codes and scales of the first and of the root of the second.
 const FLOAT: &[&str] = &["m", "v"];
 const EIGHT_BIT: &[&str] = &["m.codes", "m.scale", "r.codes", "r.scale"];
+
+named! {
+    /// How AdamW holds the moments of large parameters.
+    States {
+        /// 32-bit floats: 8 bytes a weight.
+        F32 = "f32",
+        /// Eight bits in blocks of 256 that share a scale: 2 bytes a weight.
+        EightBit = "8bit",
+    }
+}
+
+named! {
+    /// When weights are updated.
+    Update {
+        /// After the backward pass, when all gradients are there.
+        AfterBackward = "after-backward",
+        /// During the backward pass, each as soon as its gradient is final, which is then freed.
+        InBackward = "in-backward",
+    }
+}
 
 /// What stays the same over a run.
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +49,6 @@ pub struct Settings {
     pub states: States,
     /// When weights are updated.
     pub update: Update,
-}
-
-impl From<&Optim> for Settings {
-    fn from(o: &Optim) -> Self {
-        let &Optim { beta1, beta2, eps, weight_decay, clip, states, update, .. } = o;
-        Self { beta1, beta2, eps, weight_decay, clip, states, update }
-    }
 }
 
 impl Settings {

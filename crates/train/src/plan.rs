@@ -148,13 +148,10 @@ pub fn keep_name(keep: Keep, auto: bool) -> String {
         Keep::Exact => "exact".into(),
         Keep::Nothing => "rebuild".into(),
         Keep::Recompute => "recompute".into(),
-        Keep::Quantised(bits) => format!("{bits:?}").to_lowercase(),
-        Keep::Rows(s) => format!(
-            "{}@{} ({} norms)",
-            format!("{:?}", s.estimator).to_lowercase(),
-            if auto { "auto".into() } else { s.ratio.to_string() },
-            format!("{:?}", s.norms).to_lowercase()
-        ),
+        Keep::Quantised(bits) => bits.to_string(),
+        Keep::Rows(s) => {
+            format!("{}@{} ({} norms)", s.estimator, if auto { "auto".into() } else { s.ratio.to_string() }, s.norms)
+        }
     }
 }
 

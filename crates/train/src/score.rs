@@ -3,7 +3,8 @@
 
 use crate::data::{LabelMap, Labels};
 use crate::metrics::{Metric, Predictions, accuracy, argmax, cross_entropy, f1, matthews, pearson, ratio, spearman};
-use crate::tasks::{Task, unknown};
+use crate::tasks::Task;
+use crate::unknown::unknown;
 use colrow_tensor::{Error, Result};
 use serde::Serialize;
 
@@ -256,6 +257,7 @@ fn second(task: Task, names: &[String]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use colrow_tensor::Named;
 
     fn near(a: f64, b: f64) {
         assert!((a - b).abs() < 1e-12, "{a} is not {b}");

@@ -7,7 +7,7 @@ use std::time::Instant;
 use colrow_models::hub::{self, Needs};
 use colrow_models::lora;
 use colrow_models::save::{save_adapter_folder, save_model_folder};
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Named, Result};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, State};

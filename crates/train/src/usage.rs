@@ -4,14 +4,14 @@ use std::path::Path;
 
 use colrow_models::config::Config;
 use colrow_models::save::{USAGE_FILE, usage_text};
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Named, Precision, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::data::{LabelMap, Names};
 use crate::prepare;
-use crate::recipe::{Batch, Choice, Precision, Recipe};
+use crate::recipe::{Batch, Recipe};
 use crate::score::Scorer;
 use crate::tasks::Task;
 
@@ -125,7 +125,7 @@ impl Usage {
             _ => return Err(Error::new("batch: expected either batch or batch_tokens")),
         };
         let precision: String = required(&json, "precision")?;
-        let precision = Precision::ALL.iter().find(|p| p.name() == precision).copied().ok_or_else(|| {
+        let precision = Precision::find(&precision).ok_or_else(|| {
             let names: Vec<_> = Precision::ALL.iter().map(|p| p.name()).collect();
             Error::new(format!("precision: expected {}, found {precision:?}", names.join(" or ")))
         })?;

@@ -15,9 +15,9 @@ use colrow_train::data::Labels;
 use colrow_train::engine::{Engine, Micro};
 use colrow_train::keeping;
 use colrow_train::machine::Resident;
-use colrow_train::optim::{Moments, Settings};
+use colrow_train::optim::{Moments, Settings, States, Update};
 use colrow_train::plan::{Lengths, Shape, blank, plan};
-use colrow_train::recipe::{self, PolicyName, States, Update};
+use colrow_train::recipe::{self, PolicyName};
 
 const SETTINGS: Settings = Settings {
     beta1: 0.9,
@@ -120,11 +120,11 @@ fn presets(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>) -
     let mut model = Model::new(config.clone(), &Device::meta(1), DType::F32);
     choose_trained(&mut model).unwrap();
     let sites = model.sites();
-    let preset = |policy: PolicyName, norms: Option<recipe::NormSource>| {
+    let preset = |policy: PolicyName, norms: Option<NormSource>| {
         let keep = recipe::Keep { policy, norms, ..recipe::Keep::default() };
         (format!("{policy} {norms:?}"), keeping::policy(&keep, &sites).unwrap())
     };
-    let cached = Some(recipe::NormSource::Cached);
+    let cached = Some(NormSource::Cached);
     vec![
         preset(PolicyName::Lean, None),
         preset(PolicyName::Lean, cached),

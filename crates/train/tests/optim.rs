@@ -5,8 +5,9 @@ use std::sync::Arc;
 use colrow_autograd::{Grads, Mode, ParamId, Params, Policy, Tape, Var};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, DType, Device, Tensor};
+use colrow_train::optim::States;
 use colrow_train::optim::{Optimizer, Settings};
-use colrow_train::recipe::{Optim, States};
+use colrow_train::recipe::Optim;
 
 /// Features and outputs: as many weights as moments in eight bits need.
 const D: usize = 64;

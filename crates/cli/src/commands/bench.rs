@@ -5,20 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use colrow_autograd::Store;
+use colrow_autograd::{NormSource, Store};
 use colrow_models::config::Config;
 use colrow_models::files;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Cost, DType, Error, Result};
+use colrow_tensor::{Cost, DType, Device, Error, Named, Precision, Result};
 use colrow_train::engine::Engine;
-use colrow_train::job;
 use colrow_train::machine;
-use colrow_train::optim::Settings;
+use colrow_train::optim::{Settings, States, Update};
 use colrow_train::plan::{self, Lengths, Plan};
-use colrow_train::recipe::{
-    self, Choice, Estimator, Method, NormSource, PolicyName, Precision, Recipe, States, Update,
-};
+use colrow_train::recipe::{self, Estimate, Method, PolicyName, Recipe};
 use colrow_train::trained;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -59,8 +56,8 @@ pub(crate) struct Args {
     #[arg(long, value_parser = choice::<PolicyName>(), default_value = "exact")]
     keep: PolicyName,
     /// Estimator of sampled sites.
-    #[arg(long, value_parser = choice::<Estimator>(), default_value = "pps")]
-    estimator: Estimator,
+    #[arg(long, value_parser = choice::<Estimate>(), default_value = "pps")]
+    estimator: Estimate,
     /// Share of the rows that sampled sites keep, in (0, 1].
     #[arg(long, value_name = "R", default_value_t = 0.3)]
     ratio: f64,
@@ -109,9 +106,9 @@ enum Spread {
 }
 
 /// The names of a recipe's choice, as values of an argument.
-fn choice<T: Choice + Send + Sync>() -> impl TypedValueParser<Value = T> {
+fn choice<T: Named + Send + Sync>() -> impl TypedValueParser<Value = T> {
     let names = PossibleValuesParser::new(T::ALL.iter().map(|c| c.name()));
-    names.try_map(|name| T::ALL.iter().copied().find(|c| c.name() == name).ok_or("no such name"))
+    names.try_map(|name| T::find(&name).ok_or("no such name"))
 }
 
 impl Args {
@@ -241,7 +238,7 @@ impl<'a> Bench<'a> {
 
     fn measure(&self, batch: usize, plan: &Plan) -> Result<Value> {
         let (args, blank) = (self.args, &self.blank);
-        let device = job::device(args.precision);
+        let device = Device::cpu_with(args.precision);
         let lengths = self.lengths(batch);
         let mut micro = plan::blank(&lengths, blank.regression());
         let key = Key::new(args.seed).named("ids");

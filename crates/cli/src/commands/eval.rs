@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use colrow_tensor::printable::one_line;
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Named, Result};
 use colrow_train::data::{self, Split};
 use colrow_train::evaluate::{Evaluation, evaluate};
 use colrow_train::metrics::Metric;

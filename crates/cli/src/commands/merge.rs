@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use colrow_models::lora::{self, ADAPTER_CONFIG_FILE};
 use colrow_models::save::save_model_folder;
 use colrow_models::{apart, atomic};
-use colrow_tensor::{Error, Result};
-use colrow_train::recipe::Precision;
+use colrow_tensor::{Error, Precision, Result};
 
 use super::{ModelArgs, Used};
 use crate::output::print;

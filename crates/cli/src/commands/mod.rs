@@ -20,9 +20,8 @@ use colrow_models::config::Config;
 use colrow_models::hub::{self, Needs};
 use colrow_models::load::{self, Anew, Loaded};
 use colrow_models::lora::ADAPTER_CONFIG_FILE;
-use colrow_tensor::{DType, Error, Result};
-use colrow_train::job;
-use colrow_train::recipe::{Precision, Recipe};
+use colrow_tensor::{DType, Device, Error, Precision, Result};
+use colrow_train::recipe::Recipe;
 use colrow_train::usage::Usage;
 
 use crate::arguments::{keys, offering};
@@ -65,7 +64,7 @@ impl ModelArgs {
     pub(crate) fn load(&self, precision: Option<Precision>) -> Result<Used> {
         let device = |usage: &Option<Usage>| {
             let trained = usage.as_ref().map(|usage| usage.precision);
-            job::device(precision.or(trained).unwrap_or(Precision::F32))
+            Device::cpu_with(precision.or(trained).unwrap_or(Precision::F32))
         };
         let folder = hub::of_run(&self.model);
         if folder.join(ADAPTER_CONFIG_FILE).exists() {

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use colrow_models::config::{Architecture, Config};
-use colrow_tensor::{Bytes, Result};
+use colrow_tensor::{Bytes, Estimator, Result};
 use colrow_train::plan::Plan;
-use colrow_train::recipe::{Estimator, Keep, Lora, Method, PolicyName, Ratio, Recipe, Train};
+use colrow_train::recipe::{Estimate, Keep, Lora, Method, PolicyName, Ratio, Recipe, Train};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -117,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn plan(config: &Config, (_, method, policy, ratio): (&str, Method, PolicyName, f64)) -> Result<Plan> {
-    let estimator = if policy == PolicyName::Paper { Estimator::Wta } else { Keep::default().estimator };
+    let estimator = if policy == PolicyName::Paper { Estimate::By(Estimator::Wta) } else { Keep::default().estimator };
     let recipe = Recipe {
         train: Train { method, ..Train::default() },
         lora: Lora { rank: 32, alpha: 32.0, dropout: 0.1, ..Lora::default() },

@@ -5,15 +5,16 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use colrow_autograd::NormSource;
 use colrow_models::apart;
 use colrow_models::config::Config;
 use colrow_models::hub::{self, Needs};
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Estimator, Result};
 use colrow_train::draft;
 use colrow_train::folder::{self, RunFolder};
 use colrow_train::plan::Plan;
 use colrow_train::prepare;
-use colrow_train::recipe::{Batch, Estimator, Keep, NormSource, PolicyName, Recipe};
+use colrow_train::recipe::{Batch, Estimate, Keep, PolicyName, Recipe};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -90,8 +91,12 @@ struct Room {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let stop = signals::catch()?;
     let out = args.out.clone().unwrap_or_else(|| folder::free("runs/quickstart").into());
-    let paper =
-        |estimator| Keep { policy: PolicyName::Paper, estimator, norms: Some(NormSource::Cached), ..Keep::default() };
+    let paper = |estimator| Keep {
+        policy: PolicyName::Paper,
+        estimator: Estimate::By(estimator),
+        norms: Some(NormSource::Cached),
+        ..Keep::default()
+    };
     let variants = [
         ("exact", Keep::default()),
         ("wta@0.3", paper(Estimator::Wta)),

@@ -3,11 +3,9 @@
 use super::shuffle::{Purpose, permutation};
 use super::{Labels, TokenisedSet};
 use colrow_tensor::{Error, Result};
-use serde::{Deserialize, Serialize};
 
 /// What fills a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BatchBy {
     /// This many examples.
     Examples(usize),

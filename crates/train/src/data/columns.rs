@@ -1,6 +1,6 @@
 //! Which columns of a table hold the text, its pair and the label.
 
-use super::{Example, Examples, Names, Request, glue};
+use super::{Example, Examples, Names, Request};
 use colrow_tensor::{Error, Result};
 
 /// Positions of the columns that are read.
@@ -34,7 +34,7 @@ pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
     let layouts: Vec<(&str, Option<&str>)> = known
         .map(|names| (names.text.as_str(), names.pair.as_deref()))
         .into_iter()
-        .chain(glue::layouts(want.task).iter().copied())
+        .chain(want.task.spec().columns.iter().copied())
         .collect();
     let pair = columns.pair.as_ref().map(|name| given(name, "data.pair")).transpose()?;
     let usual = || match pair {
@@ -65,11 +65,11 @@ pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
         Some(name) => position(name),
         None => {
             let known = known.and_then(|names| names.label.as_deref());
-            known.iter().chain(glue::label_names(want.task)).find_map(|name| position(name))
+            known.iter().chain(want.task.spec().label_columns).find_map(|name| position(name))
         }
     };
     if want.labels_required && label.is_none() {
-        let expected = glue::label_names(want.task).join(" or ");
+        let expected = want.task.spec().label_columns.join(" or ");
         return Err(Error::new(format!("expected a column {expected} with the label, {}", listed())).hint(hint));
     }
     for column in [Some(text), pair, label].into_iter().flatten() {

@@ -1,47 +1,19 @@
 //! GLUE as it is distributed: folder layouts and column names.
 
 use super::{Example, Examples, Request, Split, open, read_file, table};
-use crate::tasks::Task;
+use crate::tasks::{MSR, Task};
 use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Names of the text column and, for pairs, of the second one.
-pub(crate) type Layout = (&'static str, Option<&'static str>);
-
-/// The column names under which a task's texts are looked for, best first.
-pub(crate) fn layouts(task: Task) -> &'static [Layout] {
-    const SENTENCES: Layout = ("sentence1", Some("sentence2"));
-    const PAIR: Layout = ("text", Some("pair"));
-    match task {
-        Task::Cola | Task::Sst2 => &[("sentence", None), ("text", None)],
-        Task::Mrpc => &[("#1 String", Some("#2 String")), SENTENCES, PAIR],
-        Task::Qqp => &[("question1", Some("question2")), SENTENCES, PAIR],
-        Task::Qnli => &[("question", Some("sentence")), SENTENCES, PAIR],
-        Task::Mnli | Task::Rte => &[("premise", Some("hypothesis")), SENTENCES, PAIR],
-        Task::Stsb => &[SENTENCES, PAIR],
-        Task::Classify | Task::Regress => &[SENTENCES, PAIR, ("text", None), ("sentence", None)],
-    }
-}
-
-/// The column names under which a task's label is looked for, best first.
-pub(crate) fn label_names(task: Task) -> &'static [&'static str] {
-    match task {
-        Task::Mrpc => &["Quality", "label"],
-        Task::Qqp => &["is_duplicate", "label"],
-        Task::Mnli => &["gold_label", "label"],
-        Task::Stsb => &["score", "label"],
-        Task::Regress => &["label", "score"],
-        Task::Cola | Task::Sst2 | Task::Qnli | Task::Rte | Task::Classify => &["label"],
-    }
-}
-
-/// The columns of a TSV file whose first line is no header: CoLA's train and dev files have none.
+/// The columns of a TSV file whose first line is no header but an example, as those of CoLA.
 pub(crate) fn headerless(task: Task, first: &[&str]) -> Option<&'static [&'static str]> {
-    let is_example = task == Task::Cola && first.len() == 4 && ["0", "1"].contains(&first[1]);
-    is_example.then_some(&["source", "label", "star", "sentence"])
+    let spec = task.spec();
+    let columns = spec.headerless.filter(|columns| columns.len() == first.len())?;
+    let label = columns.iter().position(|column| spec.label_columns.contains(column))?;
+    spec.labels.is_some_and(|labels| labels.contains(&first[label])).then_some(columns)
 }
 
 /// The file of one split of a folder, if the folder has it.
@@ -60,15 +32,11 @@ fn first(folder: &Path, names: &[&str]) -> Option<PathBuf> {
     names.iter().map(|name| folder.join(name)).find(|path| path.is_file())
 }
 
-const MSR: &str = "msr_paraphrase_train.txt";
-
 fn candidates(task: Task, split: Split) -> &'static [&'static str] {
-    match (split, task) {
-        (Split::Train, Task::Mrpc) => &["train.tsv", MSR],
-        (Split::Train, _) => &["train.tsv"],
-        (Split::Dev, Task::Mnli) => &["dev_matched.tsv", "dev.tsv"],
-        (Split::Dev, _) => &["dev.tsv"],
-        (Split::DevMismatched, _) => &["dev_mismatched.tsv"],
+    match split {
+        Split::Train => task.spec().train,
+        Split::Dev => task.spec().dev,
+        Split::DevMismatched => &["dev_mismatched.tsv"],
     }
 }
 
@@ -81,7 +49,7 @@ pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examp
     let path = split_file(folder, want.task, split).ok_or_else(|| missing(folder, want.task, split))?;
     if !path.ends_with(MSR) {
         // what people put there for a task of their own may come from pandas
-        return Ok((read_file(&path, want, is_glues_own(want.task))?, path));
+        return Ok((read_file(&path, want, want.task.spec().glue)?, path));
     }
     let mut examples = table::glue_tsv(open(&path)?, want).map_err(|e| e.at(path.display()))?;
     if let Some(ids) = dev_ids(folder) {
@@ -99,11 +67,6 @@ pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examp
         }
     }
     Ok((examples, path))
-}
-
-/// Whether the files of a folder for this task are GLUE's, in which quotes stand for themselves.
-fn is_glues_own(task: Task) -> bool {
-    !matches!(task, Task::Classify | Task::Regress)
 }
 
 fn missing(folder: &Path, task: Task, split: Split) -> Error {

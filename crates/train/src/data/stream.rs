@@ -3,7 +3,6 @@
 use super::columns::pick;
 use super::table::is_example;
 use super::{Examples, Names, Request, json, lines, table};
-use crate::data::glue;
 use colrow_models::foreign::{HEAD, foreign};
 use colrow_tensor::Result;
 use std::io::{BufReader, Cursor, Read};
@@ -94,8 +93,8 @@ fn is_looked_for(name: &str, want: &Request) -> bool {
     let known = columns.known.as_ref();
     let asked = [&columns.text, &columns.pair, &columns.label].into_iter().flatten();
     let trained = known.into_iter().flat_map(|names| [Some(&names.text), names.pair.as_ref(), names.label.as_ref()]);
-    let usual = glue::layouts(want.task).iter().flat_map(|&(text, pair)| [Some(text), pair]).flatten();
-    let usual = usual.chain(glue::label_names(want.task).iter().copied());
+    let usual = want.task.spec().columns.iter().flat_map(|&(text, pair)| [Some(text), pair]).flatten();
+    let usual = usual.chain(want.task.spec().label_columns.iter().copied());
     asked.chain(trained.flatten()).map(String::as_str).chain(usual).any(|column| column == name)
 }
 

@@ -4,7 +4,6 @@ use super::columns::{Pick, pick};
 use super::lines::{LONGEST, Lines, too_long};
 use super::problems::Problems;
 use super::{Examples, Request, glue};
-use crate::tasks::Task;
 use colrow_tensor::{Error, Result};
 use std::io::{BufRead, Seek};
 
@@ -69,7 +68,7 @@ fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examp
             examples
                 .push(want, (record.line, record.row), text, pair, label.map(|i| record.field(i)))
                 .unwrap_or_else(|e| problems.add(record.line, e));
-        } else if want.task == Task::Qqp && !records.quotes {
+        } else if want.task.spec().ragged && !records.quotes {
             examples.skipped += 1;
         } else {
             let hint = match (records.separator, records.quotes) {
@@ -358,6 +357,7 @@ fn unquote(
 mod tests {
     use super::super::{Columns, json, lines};
     use super::*;
+    use crate::tasks::Task;
     use proptest::prelude::*;
     use std::io::Cursor;
 

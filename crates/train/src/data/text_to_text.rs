@@ -2,7 +2,7 @@
 
 use super::{Example, Examples, LabelMap, Labels, TokenisedSet, Tokeniser};
 use crate::metrics::Predictions;
-use crate::tasks::Task;
+use crate::tasks::{Task, Text};
 use colrow_tensor::{Error, Result};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -26,29 +26,23 @@ impl Wording {
 
     /// What the model reads.
     pub fn source(&self, example: &Example) -> String {
-        let (text, name) = (&example.text, self.task.name());
-        let (first, second) = match self.task {
-            Task::Cola | Task::Sst2 => return format!("{name} sentence: {text}"),
-            Task::Classify | Task::Regress if example.pair.is_none() => return text.clone(),
-            Task::Qqp => ("question1", "question2"),
-            Task::Qnli => ("question", "sentence"),
-            Task::Mnli => ("premise", "hypothesis"),
-            _ => ("sentence1", "sentence2"),
-        };
-        let pair = example.pair.as_deref().unwrap_or_default();
-        match self.task {
-            // the hypothesis stands first
-            Task::Mnli => format!("{name} {second}: {pair} {first}: {text}"),
-            Task::Classify | Task::Regress => format!("{first}: {text} {second}: {pair}"),
-            _ => format!("{name} {first}: {text} {second}: {pair}"),
+        let spec = self.task.spec();
+        if !spec.glue && example.pair.is_none() {
+            return example.text.clone();
         }
+        let name = Some(spec.name).filter(|_| spec.glue).map(str::to_owned);
+        let texts = spec.reads.iter().map(|(key, which)| match which {
+            Text::First => format!("{key}: {}", example.text),
+            Text::Second => format!("{key}: {}", example.pair.as_deref().unwrap_or_default()),
+        });
+        name.into_iter().chain(texts).collect::<Vec<_>>().join(" ")
     }
 
     /// What the model is to answer to example `i`: for STS-B the score rounded to the nearest 0.2.
     pub fn target(&self, labels: &Labels, i: usize) -> String {
         match labels {
             Labels::Class(classes) => self.words[classes[i] as usize].clone(),
-            Labels::Value(values) if self.task == Task::Stsb => {
+            Labels::Value(values) if self.task.spec().fifths => {
                 // in f32, as T5's data was made
                 format!("{:.1}", (values[i] * 5.0).round_ties_even() / 5.0)
             }

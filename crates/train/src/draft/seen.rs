@@ -175,7 +175,7 @@ fn glue_folder(path: &Path) -> Option<(Task, Examples)> {
     let task: Task = folder.file_name()?.to_str()?.parse().ok()?;
     let examples = data::read(path, task, &Columns::default(), Split::Train, true).ok()?;
     LabelMap::of(task, &examples).ok()?.resolve(&examples).ok()?;
-    (!matches!(task, Task::Classify | Task::Regress)).then_some((task, examples))
+    task.spec().glue.then_some((task, examples))
 }
 
 /// Refuses what a reader of the file would not take for a header: one with other separators, an example.

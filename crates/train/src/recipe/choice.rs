@@ -1,54 +1,8 @@
-//! Closed sets of names in a recipe: each is one enum, and its names are written once.
+//! Closed sets of names in a recipe; those of the crates below are theirs.
 
-/// An enum whose variants have names in a recipe.
-pub trait Choice: Copy + 'static {
-    /// Every variant, in the order in which messages list them.
-    const ALL: &'static [Self];
+use colrow_tensor::{Estimator, Named, named};
 
-    /// The name as a recipe writes it.
-    fn name(self) -> &'static str;
-}
-
-/// Declares an enum with its recipe names, and with them [`Choice`], `Display` and `Serialize`.
-macro_rules! choice {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)+ }
-
-        impl Choice for $name {
-            const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
-            fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)+ }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(Choice::name(*self))
-            }
-        }
-
-        impl serde::Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.serialize_str(Choice::name(*self))
-            }
-        }
-    };
-}
-
-choice! {
-    /// What numbers matrix products multiply; all else, and what is kept and learned, is f32.
-    Precision {
-        /// 32-bit floats.
-        F32 = "f32",
-        /// Operands rounded to bf16, sums in f32.
-        Bf16 = "bf16",
-    }
-}
-
-choice! {
+named! {
     /// Which parameters are trained.
     Method {
         /// All of them, but those that `freeze` names.
@@ -62,7 +16,7 @@ choice! {
     }
 }
 
-choice! {
+named! {
     /// What the learning rate does after the warm-up.
     Schedule {
         /// Falls in a straight line to 0 at the last step.
@@ -74,27 +28,7 @@ choice! {
     }
 }
 
-choice! {
-    /// How AdamW holds the moments of large parameters.
-    States {
-        /// 32-bit floats: 8 bytes a weight.
-        F32 = "f32",
-        /// Eight bits in blocks of 256 that share a scale: 2 bytes a weight.
-        EightBit = "8bit",
-    }
-}
-
-choice! {
-    /// When weights are updated.
-    Update {
-        /// After the backward pass, when all gradients are there.
-        AfterBackward = "after-backward",
-        /// During the backward pass, each as soon as its gradient is final, which is then freed.
-        InBackward = "in-backward",
-    }
-}
-
-choice! {
+named! {
     /// A policy: which site keeps what.
     PolicyName {
         /// Every op keeps all that its gradient needs.
@@ -110,37 +44,35 @@ choice! {
     }
 }
 
-choice! {
-    /// How rows are chosen and weighted (`docs/wta-crs.md`).
-    Estimator {
-        /// All rows.
-        Exact = "exact",
-        /// The most probable rows, unweighted. Biased; for ablations.
-        TopK = "topk",
-        /// Column-row sampling: draws with replacement.
-        Crs = "crs",
-        /// The paper's: the most probable rows for certain, draws with replacement from the rest.
-        Wta = "wta",
-        /// Systematic sampling with probability proportional to size.
-        Pps = "pps",
+/// What a site's weight gradient is computed of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Estimate {
+    /// All rows.
+    Exact,
+    /// Rows that this estimator chooses and weights.
+    By(Estimator),
+}
+
+impl Named for Estimate {
+    const ALL: &'static [Self] = &[
+        Self::Exact,
+        Self::By(Estimator::TopK),
+        Self::By(Estimator::Crs),
+        Self::By(Estimator::Wta),
+        Self::By(Estimator::Pps),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::By(estimator) => estimator.name(),
+        }
     }
 }
 
-choice! {
-    /// Where the norms of the output gradients come from, best first.
-    NormSource {
-        /// The true norms: rows are drawn in the backward pass.
-        Current = "current",
-        /// The norms that this example's tokens had when it was last seen.
-        Cached = "cached",
-        /// A moving average per site over position and token class.
-        Running = "running",
-        /// None: every row counts as equally large.
-        Uniform = "uniform",
-    }
-}
+named!(@by_name Estimate);
 
-choice! {
+named! {
     /// Where the norm cache lives.
     CacheIn {
         /// In memory.
@@ -150,7 +82,7 @@ choice! {
     }
 }
 
-choice! {
+named! {
     /// What an exception makes a site keep.
     SiteKeep {
         /// A sample of the rows: linears only.

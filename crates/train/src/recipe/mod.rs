@@ -15,15 +15,15 @@ mod rules;
 
 use std::path::Path;
 
-use colrow_autograd::glob_matches;
+use colrow_autograd::{NormSource, glob_matches};
 use colrow_models::elsewhere::RECIPE;
 use colrow_models::files;
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Estimator, Precision, Result};
 use serde::{Serialize, Serializer};
 
-pub use choice::{
-    CacheIn, Choice, Estimator, Method, NormSource, PolicyName, Precision, Schedule, SiteKeep, States, Update,
-};
+use crate::optim::{Settings, States, Update};
+
+pub use choice::{CacheIn, Estimate, Method, PolicyName, Schedule, SiteKeep};
 pub use difference::Difference;
 pub use rules::parse_bytes;
 
@@ -267,13 +267,20 @@ impl Default for Optim {
     }
 }
 
+impl From<&Optim> for Settings {
+    fn from(o: &Optim) -> Self {
+        let &Optim { beta1, beta2, eps, weight_decay, clip, states, update, .. } = o;
+        Self { beta1, beta2, eps, weight_decay, clip, states, update }
+    }
+}
+
 /// `[keep]`: what is kept for the backward pass.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Keep {
     /// Which sites keep all their rows and which keep a sample.
     pub policy: PolicyName,
     /// How the rows of a sampled site are chosen and weighted.
-    pub estimator: Estimator,
+    pub estimator: Estimate,
     /// Share of the rows that a sampled site keeps.
     pub ratio: Ratio,
     /// Steps between two measurements of what the ratios that the run chooses follow; at least 1.
@@ -299,7 +306,7 @@ impl Default for Keep {
     fn default() -> Self {
         Self {
             policy: PolicyName::Exact,
-            estimator: Estimator::Pps,
+            estimator: Estimate::By(Estimator::Pps),
             ratio: Ratio::Fixed(0.3),
             auto_every: 10,
             auto_share: 0.025,
@@ -343,7 +350,7 @@ pub struct Site {
     pub keep: Option<SiteKeep>,
     /// See [`Keep::estimator`].
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub estimator: Option<Estimator>,
+    pub estimator: Option<Estimate>,
     /// See [`Keep::ratio`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<Ratio>,
@@ -642,7 +649,7 @@ mod tests {
         let patterns: Vec<_> = keep.sites.iter().map(|s| s.pattern.as_str()).collect();
         assert_eq!(patterns, ["q*", "z.*.dense", "a.*", "é \"q\""]);
         assert_eq!(keep.sites[1].ratio, Some(Ratio::Fixed(0.9)));
-        assert_eq!(keep.sites[1].estimator, Some(Estimator::Crs));
+        assert_eq!(keep.sites[1].estimator, Some(Estimate::By(Estimator::Crs)));
     }
 
     #[test]

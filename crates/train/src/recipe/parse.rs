@@ -8,10 +8,11 @@ use globset::Glob;
 
 use super::document::{At, Document, Entries, Node, Problem, Value, report};
 use super::rules::{
-    MOST_STEPS, bytes, choice, every, flag, glob, label, nearest, number, ratio, text, whole_number, wrong,
+    LIKE, MOST_STEPS, bytes, choice, every, flag, glob, label, number, ratio, text, whole_number, wrong,
 };
 use super::{Batch, Data, Keep, Lora, Model, Optim, Recipe, Site, Train};
 use crate::optim::Settings;
+use crate::unknown::nearest;
 
 /// See [`Recipe::parse`].
 pub(super) fn parse(text: &str, file: &str, sets: &[String]) -> Result<Recipe> {
@@ -246,9 +247,9 @@ impl Walk<'_> {
             let all = || self.known.iter().map(|(_, k)| *k);
             let meant = elsewhere()
                 .map(|(t, k)| join(t, k))
-                .or_else(|| nearest(&key, here()).map(|k| join(&table, k)))
+                .or_else(|| nearest(&key, here(), LIKE).map(|k| join(&table, k)))
                 .or_else(|| {
-                    let near = nearest(&key, all())?;
+                    let near = nearest(&key, all(), LIKE)?;
                     self.known.iter().find(|(_, k)| *k == near).map(|(t, k)| join(t, k))
                 });
             let advice = match (super::foreign::advice(&key), meant) {

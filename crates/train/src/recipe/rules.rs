@@ -2,13 +2,18 @@
 
 use std::ops::RangeInclusive;
 
+use colrow_tensor::Named;
 use globset::Glob;
 
 use super::document::{At, Node, Value};
-use super::{Choice, Every, Ratio};
+use super::{Every, Ratio};
+use crate::unknown::nearest;
 
 /// How a recipe writes [`Every::Epoch`].
 pub(super) const EPOCH: &str = "epoch";
+
+/// How like a key or a value must be to be taken for a slip of the pen; see [`nearest`].
+pub(super) const LIKE: f64 = 0.8;
 
 /// How a recipe writes [`Ratio::Auto`].
 pub(super) const AUTO: &str = "auto";
@@ -145,27 +150,18 @@ pub(super) fn every(node: &Node) -> Result<Every, String> {
 }
 
 /// One of a closed set of names.
-pub(super) fn choice<T: Choice>(node: &Node) -> Result<T, String> {
+pub(super) fn choice<T: Named>(node: &Node) -> Result<T, String> {
     let written = match &node.value {
         Value::Text(s) => s.as_str(),
         _ => "",
     };
-    if let Some(found) = T::ALL.iter().find(|c| c.name() == written) {
-        return Ok(*found);
+    if let Some(found) = T::find(written) {
+        return Ok(found);
     }
     let names: Vec<_> = T::ALL.iter().map(|c| format!("{:?}", c.name())).collect();
     let expected = if names.len() == 1 { names.concat() } else { format!("one of {}", names.join(", ")) };
-    let hint = nearest(written, T::ALL.iter().map(|c| c.name())).map(|n| format!("; did you mean {n:?}?"));
+    let hint = nearest(written, T::ALL.iter().map(|c| c.name()), LIKE).map(|n| format!("; did you mean {n:?}?"));
     wrong(&expected, node).map_err(|e: String| e + &hint.unwrap_or_default())
-}
-
-/// The candidate most like `word`, if any is at all.
-pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    candidates
-        .map(|c| (strsim::jaro_winkler(word, c), c))
-        .filter(|(likeness, _)| *likeness >= 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, c)| c)
 }
 
 #[cfg(test)]

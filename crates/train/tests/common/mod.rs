@@ -14,7 +14,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Result};
 use colrow_train::engine::{Engine, Micro, StepStats};
 use colrow_train::optim::Settings;
-use colrow_train::recipe::{States, Update};
+use colrow_train::optim::{States, Update};
 
 /// Those that the golden values were made with.
 pub(crate) const ADAMW: Settings = Settings {
