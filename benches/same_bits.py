@@ -104,12 +104,21 @@ class Build:
                 facts[f"checkpoint {file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         timed = ("step_seconds", "seconds", "tokens_per_second", "time")
-        facts["metrics"] = [{k: v for k, v in line.items() if k not in timed} for line in lines]
+        facts["metrics"] = [{k: v for k, v in line.items() if k not in timed and k != "peak_bytes"} for line in lines]
+        facts["metrics peak_bytes"] = max(line.get("peak_bytes", 0) for line in lines)
         summary = json.loads((run / "summary.json").read_text())
         for key in ("kept_bytes", "peak_bytes", "peak_bytes_by_class", "sites", "ledger", "planned", "plan"):
             if key in summary:
                 facts[f"summary {key}"] = summary[key]
         return facts
+
+
+def same(key, old, new, slack):
+    if "peak" not in key or old is None or new is None:
+        return old == new
+    if isinstance(old, dict):
+        return all(same(key, old[k], new[k], slack) for k in old)
+    return abs(old - new) <= slack
 
 
 def main():
@@ -120,6 +129,7 @@ def main():
     parser.add_argument("--t5", type=os.path.abspath, nargs="*", default=[])
     parser.add_argument("--glue", required=True, type=os.path.abspath)
     parser.add_argument("--only", default="*", help="runs whose name matches: bert-lora-*")
+    parser.add_argument("--slack", type=int, default=0, help="bytes by which a peak may differ")
     args = parser.parse_args()
     runs = {}
     for family, model in [("bert", args.bert)] + [(Path(t5).name, t5) for t5 in args.t5]:
@@ -142,10 +152,12 @@ def main():
             if "train.batch_tokens" in settings:
                 del settings["train.batch"]
             old, new = (build.train(name, settings) for build in builds)
-            wrong = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
-            print(f"{name}: {len(old)} facts, " + ("the same" if not wrong else "DIFFERENT: " + ", ".join(sorted(wrong))), flush=True)
+            wrong = [key for key in old.keys() | new.keys() if not same(key, old.get(key), new.get(key), args.slack)]
+            more = new["plan peak_bytes"] - old["plan peak_bytes"]
+            said = "the same" if not wrong else "DIFFERENT: " + ", ".join(sorted(wrong))
+            print(f"{name}: {len(old)} facts, {said}" + (f" (planned peak {more:+} bytes)" if more else ""), flush=True)
             for key in sorted(wrong):
-                print(f"    {key}: {str(old.get(key))[:300]} | {str(new.get(key))[:300]}")
+                print(f"    {key}: {str(old.get(key))[:200]} | {str(new.get(key))[:200]}")
             different += [name] * bool(wrong)
     print("all the same" if not different else f"{len(different)} runs differ")
     sys.exit(bool(different))

@@ -166,7 +166,8 @@ impl Tape<'_> {
             bias: bias.map(|(_, bias)| &bias.value),
         };
         let (n, inner, dtype) = (q.value.rows(), input.inner(), q.value.dtype());
-        let scratch = kernels.attention_scratch(&spec, inner / spec.heads, sequences.longest, kv_longest);
+        let scratch =
+            q.value.device().target().attention_scratch(&spec, inner / spec.heads, sequences.longest, kv_longest);
         let learned_bias = bias.filter(|(_, bias)| bias.trainable).map(|(id, _)| id);
         let learns = q.id.is_some() || kv.as_ref().is_some_and(|(kv, _)| kv.id.is_some()) || learned_bias.is_some();
         let keep = self.keep(site);

@@ -3,7 +3,7 @@
 //! Logits are computed in chunks of rows and never whole: v is in the ten thousands. Keeps x and the labels; the backward pass computes each
 //! chunk's logits again, one more product for n·v numbers that are not held.
 
-use colrow_tensor::{Class, Result, Tensor};
+use colrow_tensor::{Class, DType, Result, Tensor};
 
 use crate::kept::Kept;
 use crate::param::ParamId;
@@ -35,7 +35,7 @@ struct HeadLoss {
 struct Chunk {
     index: Tensor,
     x: Tensor,
-    loss: f64,
+    loss: Tensor,
     dlogits: Tensor,
 }
 
@@ -63,13 +63,13 @@ impl HeadLoss {
         let rows: Vec<u32> = (first..first + labels.len()).map(|i| i as u32).collect();
         let index = device.tensor(Class::Workspace, &[rows.len()], &rows);
         let mut x = gather(input, &index, None);
-        kernels.scale(self.scale, &mut x);
+        kernels.scale(self.scale, None, &mut x);
         let mut logits = device.empty(Class::Workspace, dtype, &[rows.len(), weight.rows()]);
         kernels.matmul(&x, false, weight, true, 0.0, &mut logits);
         let mut dlogits = logits.empty_like();
         let mut loss = device.empty(Class::Workspace, dtype, &[1]);
         kernels.cross_entropy(&logits, labels, &mut loss, &mut dlogits);
-        Chunk { index, x, loss: loss.scalar(), dlogits }
+        Chunk { index, x, loss, dlogits }
     }
 }
 
@@ -87,9 +87,12 @@ impl Tape<'_> {
             weight: (head.weight, weight.value.clone(), weight.trainable),
             scale: head.scale,
         };
-        let total: f64 = op.chunks().map(|(share, chunk)| share * chunk.loss).sum();
-        let mut loss = device.empty(Class::Workspace, x.value.dtype(), &[1]);
-        loss.write_f64([total]);
+        let kernels = device.kernels();
+        let mut total = device.zeros(Class::Workspace, DType::F64, &[1]);
+        op.chunks().for_each(|(share, chunk)| kernels.accumulate(share, &chunk.loss, 0, &mut total));
+        let mut loss = device.zeros(Class::Workspace, x.value.dtype(), &[1]);
+        kernels.accumulate(1.0, &total, 0, &mut loss);
+        drop(total);
         self.output(site, loss, x.id.is_some() || weight.trainable, || op)
     }
 }
@@ -110,7 +113,7 @@ impl Op for HeadLoss {
         let kernels = device.kernels();
         let mut dx = self.x.map(|_| self.input().empty_like());
         for (share, Chunk { index, x, mut dlogits, .. }) in self.chunks() {
-            kernels.scale(share * dy.scalar(), &mut dlogits);
+            kernels.scale(share, Some(&dy), &mut dlogits);
             if *trainable {
                 let (dw, beta) = grads.param(*id, weight);
                 kernels.matmul(&dlogits, true, &x, false, beta, dw);
@@ -118,7 +121,7 @@ impl Op for HeadLoss {
             if let Some(dx) = &mut dx {
                 let mut part = x;
                 kernels.matmul(&dlogits, false, weight, false, 0.0, &mut part);
-                kernels.scale(self.scale, &mut part);
+                kernels.scale(self.scale, None, &mut part);
                 kernels.scatter_rows(&part, &index, dx);
             }
         }
@@ -131,8 +134,8 @@ impl Op for HeadLoss {
 
 #[cfg(test)]
 mod tests {
+    use colrow_tensor::Device;
     use colrow_tensor::rng::Key;
-    use colrow_tensor::{DType, Device};
 
     use super::*;
     use crate::Policy;
@@ -153,7 +156,7 @@ mod tests {
         let plain = |tape: &mut Tape<'_>| {
             let x = leaf(tape, x);
             let mut scaled = x.value.copied();
-            device.kernels().scale(0.4, &mut scaled);
+            device.kernels().scale(0.4, None, &mut scaled);
             let x = tape.constant(scaled);
             let logits = tape.linear("head", &x, w, None);
             tape.cross_entropy("loss", &logits, &device.tensor(Class::Workspace, &[n], &labels))

@@ -274,6 +274,7 @@ mod tests {
             // wrong by factors up to e³, and zero for every fifth row
             let wrong = |i: usize| if i % 5 == 3 { 0.0 } else { Key::new(43).normal(i as u64).clamp(-3.0, 3.0).exp() };
             memory.record("linear", &device.tensor(Class::Workspace, &[N], &(0..N).map(wrong).collect::<Vec<_>>()));
+            memory.settle();
             let stale = memory.snapshot();
             Self { params, w, x, dz, memory, stale }
         }
@@ -286,6 +287,7 @@ mod tests {
             let x = tape.constant(self.x.clone());
             let y = tape.linear("linear", &x, self.w, None);
             tape.backward_from(y, self.dz.clone(), &mut grads)?;
+            self.memory.settle();
             Ok(grads.of(self.w).map(Tensor::to_f64).unwrap_or_default())
         }
 

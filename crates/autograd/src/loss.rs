@@ -48,7 +48,7 @@ impl Op for Loss {
             let mut dx = dx.into_owned();
             // from here on a gradient in flight like any other
             dx.reclass(Class::Workspace);
-            dy.device().kernels().scale(dy.scalar(), &mut dx);
+            dy.device().kernels().scale(1.0, Some(&dy), &mut dx);
             grads.add(self.x, dx);
         }
         Ok(())

@@ -72,7 +72,7 @@ fn add_adapters(y: Tensor, x: &Tensor, a: &Tensor, b: &[(Tensor, usize)], scale:
     let kernels = device.kernels();
     let mut hidden = device.empty(Class::Workspace, x.dtype(), &[x.rows(), a.rows()]);
     kernels.matmul(x, false, a, true, 0.0, &mut hidden);
-    kernels.scale(scale, &mut hidden);
+    kernels.scale(scale, None, &mut hidden);
     let mut sum = y.into_owned();
     let rank = a.rows() / b.len();
     for (j, (b, first)) in b.iter().enumerate() {
@@ -162,7 +162,7 @@ impl Adapter {
                 all
             }
         };
-        kernels.scale(self.scale, &mut dh);
+        kernels.scale(self.scale, None, &mut dh);
         dh
     }
 }

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use colrow_tensor::{Class, DType, Device, Error, Result, Tensor};
+use colrow_tensor::{Class, Device, Error, HostBytes, Result, Tensor};
 use memmap2::MmapMut;
 use serde::{Deserialize, Serialize};
 
@@ -94,21 +94,21 @@ pub enum Store<'a> {
 
 #[derive(Debug)]
 enum Codes {
-    Memory(Tensor),
+    Memory(HostBytes),
     File(MmapMut),
 }
 
 impl Codes {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Memory(t) => t.as_slice(),
+            Self::Memory(bytes) => bytes,
             Self::File(map) => map,
         }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
-            Self::Memory(t) => t.as_mut_slice(),
+            Self::Memory(bytes) => bytes,
             Self::File(map) => map,
         }
     }
@@ -119,6 +119,10 @@ struct State {
     codes: Codes,
     running: Running,
     batch: BatchPlaces,
+    /// Norms that are still on the device: of the pass that is under way.
+    recorded: Vec<(String, Tensor)>,
+    /// What the step's passes give the running averages, in their order: by site and group the sum of squares and their number.
+    passed: Vec<(String, [(f64, u32); GROUPS])>,
 }
 
 /// Remembered norms of dZ. One memory serves one training run.
@@ -145,11 +149,17 @@ impl NormMemory {
     pub fn new(device: &Device, sites: &[(String, RowsOf)], tokens: usize, store: Store<'_>) -> Result<Self> {
         let bytes = sites.len() * tokens;
         let codes = match store {
-            Store::Memory => Codes::Memory(device.zeros(Class::Cache, DType::U8, &[bytes])),
+            Store::Memory => Codes::Memory(device.host_bytes(Class::Cache, bytes)),
             Store::File(path) => Codes::File(map_file(path, bytes)?),
         };
         let sites = sites.iter().enumerate().map(|(i, (s, rows))| (s.clone(), (i, *rows))).collect();
-        let state = State { codes, running: Running::default(), batch: BatchPlaces::default() };
+        let state = State {
+            codes,
+            running: Running::default(),
+            batch: BatchPlaces::default(),
+            recorded: Vec::new(),
+            passed: Vec::new(),
+        };
         Ok(Self { sites, tokens, state: Mutex::new(state) })
     }
 
@@ -157,9 +167,12 @@ impl NormMemory {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Names the tokens of the batch that the next pass sees; on the shape-only device too, where their number matters.
+    /// Names the tokens of the batch that the next pass sees; on the shape-only device too, where their number matters. What an earlier pass
+    /// recorded and nobody took is forgotten.
     pub fn begin(&self, batch: BatchPlaces) {
-        self.state().batch = batch;
+        let mut state = self.state();
+        state.batch = batch;
+        state.recorded.clear();
     }
 
     /// Estimated norms of dZ at `site` for the batch's tokens; all equal before the first record, so that the first step needs
@@ -199,32 +212,66 @@ impl NormMemory {
         Some(norms)
     }
 
-    /// Remembers the true norms of dZ at `site` for the batch's tokens.
+    /// Holds the true norms of dZ at `site` for the batch's tokens, on the device, until the pass's are read all at once.
     pub fn record(&self, site: &str, norms: &Tensor) {
+        let mut state = self.state();
+        if self.sites.get(site).is_some_and(|&(_, rows)| state.batch.of(rows).is_some()) {
+            state.recorded.push((site.to_owned(), norms.clone()));
+        }
+    }
+
+    /// The norms that the pass recorded, to be read together, and then remembered in this order.
+    pub fn recorded(&self) -> Vec<Tensor> {
+        self.state().recorded.iter().map(|(_, norms)| norms.clone()).collect()
+    }
+
+    /// Remembers the norms of [`NormMemory::recorded`] for the batch's tokens. Running averages follow at the end of the step, so that its passes
+    /// do not depend on each other.
+    pub fn remember(&self, norms: impl IntoIterator<Item = Vec<f64>>) {
         let mut guard = self.state();
-        let State { codes, running, batch } = &mut *guard;
-        let Some(&(place, rows)) = self.sites.get(site) else { return };
-        let Some(places) = batch.of(rows).filter(|_| !norms.device().is_meta()) else { return };
-        let norms: Vec<f64> = norms.to_f64().into_iter().map(|z| z * batch.losses as f64).collect();
-        // a diverged step is caught by its loss; it must not poison what is remembered
-        if !norms.iter().all(|z| z.is_finite()) {
-            return;
+        let State { codes, batch, recorded, passed, .. } = &mut *guard;
+        for ((site, _), norms) in recorded.drain(..).zip(norms) {
+            let (place, rows) = self.sites[&site];
+            let Some(places) = batch.of(rows).filter(|_| !norms.is_empty()) else { continue };
+            let norms: Vec<f64> = norms.into_iter().map(|z| z * batch.losses as f64).collect();
+            // a diverged step is caught by its loss; it must not poison what is remembered
+            if !norms.iter().all(|z| z.is_finite()) {
+                continue;
+            }
+            if let Some(tokens) = &places.tokens {
+                let codes = &mut codes.bytes_mut()[place * self.tokens..][..self.tokens];
+                tokens.iter().zip(&norms).for_each(|(&t, &z)| codes[t as usize] = encode(z));
+            }
+            let mut sums = [(0.0, 0); GROUPS];
+            for (&(position, special), z) in places.positions.iter().zip(&norms) {
+                let (sum, count) = &mut sums[group(position, special)];
+                *sum += z * z;
+                *count += 1;
+            }
+            passed.push((site, sums));
         }
-        if let Some(tokens) = &places.tokens {
-            let codes = &mut codes.bytes_mut()[place * self.tokens..][..self.tokens];
-            tokens.iter().zip(&norms).for_each(|(&t, &z)| codes[t as usize] = encode(z));
+    }
+
+    /// Ends a step: running averages follow what its passes remembered, in their order.
+    pub fn end_step(&self) {
+        let mut guard = self.state();
+        let State { running, passed, .. } = &mut *guard;
+        for (site, sums) in passed.drain(..) {
+            let means = running.0.entry(site).or_insert([-1.0; GROUPS]);
+            for (mean, (sum, count)) in means.iter_mut().zip(sums).filter(|(_, (_, count))| *count > 0) {
+                let now = sum / f64::from(count);
+                *mean = if *mean < 0.0 { now } else { PAST * *mean + (1.0 - PAST) * now };
+            }
         }
-        let mut sums = [(0.0, 0); GROUPS];
-        for (&(position, special), z) in places.positions.iter().zip(&norms) {
-            let (sum, count) = &mut sums[group(position, special)];
-            *sum += z * z;
-            *count += 1;
+    }
+
+    /// Reads and remembers what the one pass of a step recorded.
+    pub fn settle(&self) {
+        let recorded = self.recorded();
+        if let Some(first) = recorded.first() {
+            self.remember(first.device().read(&recorded.iter().collect::<Vec<_>>()));
         }
-        let means = running.0.entry(site.to_owned()).or_insert([-1.0; GROUPS]);
-        for (mean, (sum, count)) in means.iter_mut().zip(sums).filter(|(_, (_, count))| *count > 0) {
-            let now = sum / f64::from(count);
-            *mean = if *mean < 0.0 { now } else { PAST * *mean + (1.0 - PAST) * now };
-        }
+        self.end_step();
     }
 
     /// Hands the running averages and the cache's bytes to `save`, for a checkpoint; a copy would double the cache's memory.
@@ -312,6 +359,8 @@ fn write_zeros(file: &mut File, bytes: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use colrow_tensor::DType;
+
     use super::*;
 
     fn batch(tokens: &[u64]) -> BatchPlaces {
@@ -362,6 +411,7 @@ mod tests {
                 "nothing known yet"
             );
             memory.record("b", &device.tensor(Class::Workspace, &[3], &[1.0, 0.0, 4.0]));
+            memory.settle();
             let get = |source| memory.estimate("b", source, &like).unwrap().to_f64();
             assert_eq!(get(NormSource::Cached), [1.0, 0.0, 4.0]);
             memory.begin(batch(&[0, 6, 1]));
@@ -415,9 +465,11 @@ mod tests {
         let (device, memory, _) = memory();
         memory.begin(batch(&[0, 1, 2]));
         memory.record("a", &device.tensor(Class::Workspace, &[3], &[1.0_f32, 2.0, 4.0]));
+        memory.settle();
         let before = memory.snapshot();
         for bad in [f32::NAN, f32::INFINITY] {
             memory.record("a", &device.tensor(Class::Workspace, &[3], &[8.0, bad, 8.0]));
+            memory.settle();
         }
         assert_eq!(memory.snapshot(), before);
     }
@@ -427,6 +479,7 @@ mod tests {
         let (device, memory, like) = memory();
         memory.begin(batch(&[0, 1, 2]));
         memory.record("a", &device.tensor(Class::Workspace, &[3], &[1.0_f32, 2.0, 4.0]));
+        memory.settle();
         let codes = memory.snapshot().1;
         memory.begin(stream(&[(0, true), (1, false), (2, false)]));
         let get = |source| memory.estimate("a", source, &like).unwrap().to_f64();
@@ -434,6 +487,7 @@ mod tests {
         let group = f64::from(10_f32.sqrt());
         assert_eq!(get(NormSource::Cached), [1.0, group, group]);
         memory.record("a", &device.tensor(Class::Workspace, &[3], &[1.0_f32, 0.0, 0.0]));
+        memory.settle();
         let group = f64::from(9_f32.sqrt());
         assert_eq!(get(NormSource::Running), [1.0, group, group]);
         assert_eq!(memory.snapshot().1, codes);
@@ -448,6 +502,7 @@ mod tests {
         // the mean loss of four sequences has a quarter of one sequence's gradient
         memory.begin(BatchPlaces { losses: 4, ..batch(&[0, 1, 2]) });
         memory.record("a", &device.tensor(Class::Workspace, &[3], &[0.25_f32, 0.5, 1.0]));
+        memory.settle();
         memory.begin(batch(&[0, 1, 2]));
         assert_eq!(memory.estimate("a", NormSource::Cached, &like).unwrap().to_f64(), [1.0, 2.0, 4.0]);
     }
@@ -459,6 +514,7 @@ mod tests {
         let pooled = device.tensor(Class::Workspace, &[2], &[1.0_f32, 2.0]);
         let before = memory.snapshot();
         memory.record("pooled", &pooled);
+        memory.settle();
         assert_eq!(memory.snapshot(), before);
         for source in [NormSource::Cached, NormSource::Running] {
             assert!(memory.estimate("pooled", source, &pooled).is_none());
@@ -472,7 +528,9 @@ mod tests {
         memory.begin(batch(&[0]));
         let one = |norm: f32| device.tensor(Class::Workspace, &[1], &[norm]);
         memory.record("a", &one(2.0));
+        memory.settle();
         memory.record("target", &one(8.0));
+        memory.settle();
         let get = |site| memory.estimate(site, NormSource::Cached, &one(0.0)).unwrap().to_f64();
         assert_eq!((get("a"), get("target")), (vec![2.0], vec![8.0]));
         // token 9 is that target
@@ -495,6 +553,7 @@ mod tests {
                 live.push((source, device.meter().live()));
                 peaks.push(device.meter().peak());
                 norms.into_iter().for_each(|norms| memory.record("a", &norms));
+                memory.settle();
             }
         }
         assert_eq!((live[0].1, peaks[0]), (live[3].1, peaks[3]), "first step and later");

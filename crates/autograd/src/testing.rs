@@ -159,11 +159,13 @@ pub fn check_gradients(
     let ids: Vec<ParamId> = params.iter().filter(|(_, p)| p.trainable).map(|(id, _)| id).collect();
     for id in ids {
         for i in elements(params[id].value.len()) {
-            let old = params[id].value.as_slice::<f64>()[i];
+            let mut old = [0.0_f64];
+            params[id].value.read_range(i, &mut old);
+            let [old] = old;
             let mut loss_at = |x: f64| {
-                params[id].value.as_mut_slice::<f64>()[i] = x;
+                params[id].value.write_range(i, &[x]);
                 let y = f(&mut Tape::new(params, mode.clone())).value.to_f64();
-                params[id].value.as_mut_slice::<f64>()[i] = old;
+                params[id].value.write_range(i, &[old]);
                 y.iter().enumerate().map(|(i, y)| contraction(i) * y).sum::<f64>()
             };
             let mut slope = |h: f64| (loss_at(old + h) - loss_at(old - h)) / ((old + h) - (old - h));

@@ -355,7 +355,7 @@ mod tests {
         let (x, dz) = (matrix(&device, 1, 5), matrix(&device, 2, 3));
         let part = |t: &Tensor, rows: std::ops::Range<usize>| {
             let (d, rows) = (t.cols(), rows.start * t.cols()..rows.end * t.cols());
-            device.tensor(Class::Workspace, &[rows.len() / d, d], &t.as_slice::<f64>()[rows])
+            device.tensor(Class::Workspace, &[rows.len() / d, d], &t.to_vec::<f64>()[rows])
         };
         let keep = Keep::Rows(sampling(Estimator::Pps, NormSource::Current));
         let (site, key) = (Site::new(&device, RowsOf::Tokens), Some(Key::new(5)));
@@ -388,7 +388,7 @@ mod tests {
         assert_eq!(site.measured(), None, "one sequence");
         for factor in [0.0, f64::INFINITY] {
             let mut dz = dz.copied();
-            device.kernels().scale(factor, &mut dz);
+            device.kernels().scale(factor, None, &mut dz);
             site.pass(keep, key, bounds(&BOUNDS), &x, &dz);
             assert_eq!(site.measured(), None, "dz times {factor}");
         }
@@ -448,9 +448,9 @@ mod tests {
                 let want = if estimator == Estimator::Pps { curve[i] } else { curve[i] - rest };
                 let error = |t: u64| {
                     let mut difference = estimate_by(&how(k, t), &x, &h, &dz, norms);
-                    device.kernels().scale(-1.0, &mut difference);
+                    device.kernels().scale(-1.0, None, &mut difference);
                     device.kernels().add(&g, &mut difference);
-                    Ok(vec![device.kernels().sum_squares(&difference)])
+                    Ok(vec![difference.sum_squares()])
                 };
                 check_unbiased(&[want], 20_000, error).unwrap_or_else(|e| panic!("{estimator:?} {uniform} {k}: {e}"));
             }

@@ -83,50 +83,60 @@ impl Registry {
     /// # Errors
     /// Those of [`Weights::read`].
     pub fn read(&mut self, i: usize, weights: &Weights, name: &str) -> Result<()> {
-        let entry = &self.entries[i];
-        self.edit(entry.param, entry.range(), |out| weights.read(name, out))
+        let Entry { param, .. } = self.entries[i];
+        let range = self.entries[i].range();
+        let value = &mut self.params[param].value;
+        if value.device().is_meta() {
+            return Ok(());
+        }
+        weights.read_parts(name, range.len(), |first, part| write(value, range.start + first, part))
     }
 
-    /// Writes the numbers of entry `i`.
-    pub(crate) fn write(&mut self, i: usize, write: impl FnOnce(&mut [f32])) {
-        let entry = &self.entries[i];
-        let write = |out: &mut [f32]| {
-            write(out);
-            Ok(())
-        };
-        self.edit(entry.param, entry.range(), write).expect("writing does not fail");
+    /// Writes the numbers of entry `i` part by part: `numbers` gets the number of a part's first element, and the part.
+    pub(crate) fn write(&mut self, i: usize, mut numbers: impl FnMut(usize, &mut [f32])) {
+        let Entry { param, .. } = self.entries[i];
+        let range = self.entries[i].range();
+        let value = &mut self.params[param].value;
+        if value.device().is_meta() {
+            return;
+        }
+        let mut part = vec![0.0; PART.min(range.len())];
+        for first in (0..range.len()).step_by(PART) {
+            let part = &mut part[..PART.min(range.len() - first)];
+            numbers(first, part);
+            write(value, range.start + first, part);
+        }
     }
 
     /// Initialises entry `i` from the stream `key`.
     pub fn init(&mut self, i: usize, key: Key) {
         let entry = &self.entries[i];
         let (key, init) = (key.named(&entry.key), entry.init);
-        self.write(i, |out| match init {
+        self.write(i, |first, out| match init {
             Init::Zeros => out.fill(0.0),
             Init::Ones => out.fill(1.0),
-            Init::Normal(std) => draw(out, |i| std * key.normal(i)),
-            Init::Uniform(bound) => draw(out, |i| bound * (2.0 * key.uniform(i) - 1.0)),
+            Init::Normal(std) => draw(first, out, |i| std * key.normal(i)),
+            Init::Uniform(bound) => draw(first, out, |i| bound * (2.0 * key.uniform(i) - 1.0)),
         });
     }
 
-    pub(crate) fn edit(
+    /// Changes rows of a parameter, one by one: `edit` gets a row's number in the range, and the row.
+    pub(crate) fn edit_rows(
         &mut self,
         param: ParamId,
-        range: std::ops::Range<usize>,
-        write: impl FnOnce(&mut [f32]) -> Result<()>,
-    ) -> Result<()> {
+        rows: std::ops::Range<usize>,
+        mut edit: impl FnMut(usize, &mut [f32]),
+    ) {
         let value = &mut self.params[param].value;
-        match value.dtype() {
-            _ if value.device().is_meta() => Ok(()),
-            DType::F32 => write(&mut value.as_mut_slice::<f32>()[range]),
-            _ => {
-                let mut numbers = vec![0.0_f32; range.len()];
-                write(&mut numbers)?;
-                let mut all = value.to_f64();
-                all[range].iter_mut().zip(numbers).for_each(|(x, n)| *x = f64::from(n));
-                value.write_f64(all);
-                Ok(())
-            }
+        if value.device().is_meta() {
+            return;
+        }
+        let columns = value.cols();
+        let mut row = vec![0.0; columns];
+        for (i, at) in rows.enumerate() {
+            value.read_range(at * columns, &mut row);
+            edit(i, &mut row);
+            value.write_range(at * columns, &row);
         }
     }
 
@@ -135,7 +145,11 @@ impl Registry {
         let saved = |entry: &Entry| Saved {
             name: entry.key.clone(),
             shape: entry.shape.clone(),
-            data: Data::F32(&self.params[entry.param].value.as_slice::<f32>()[entry.range()]),
+            data: Data::On {
+                of: &self.params[entry.param].value,
+                first: entry.range().start,
+                len: entry.range().len(),
+            },
         };
         self.entries.iter().filter(|e| chosen(e)).map(saved).collect()
     }
@@ -173,8 +187,20 @@ impl Registry {
     }
 }
 
-fn draw(out: &mut [f32], number: impl Fn(u64) -> f64 + Sync) {
-    out.par_iter_mut().with_min_len(4096).enumerate().for_each(|(i, x)| *x = number(i as u64) as f32);
+/// Elements of a part.
+const PART: usize = 1 << 18;
+
+/// Writes numbers to a float tensor, from an element on.
+fn write(value: &mut Tensor, first: usize, numbers: &[f32]) {
+    match value.dtype() {
+        DType::F64 => value.write_range(first, &numbers.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
+        _ => value.write_range(first, numbers),
+    }
+}
+
+/// Numbers `first..` of a stream.
+fn draw(first: usize, out: &mut [f32], number: impl Fn(u64) -> f64 + Sync) {
+    out.par_iter_mut().with_min_len(4096).enumerate().for_each(|(i, x)| *x = number((first + i) as u64) as f32);
 }
 
 /// `y = x·Wᵀ + b`, or without b, and what adapters add to it.

@@ -163,16 +163,12 @@ pub fn merge(model: &mut Model) {
             let b = &registry.params[b].value;
             let (out, rank, b) = (b.rows(), b.cols(), b.to_f64());
             let a = &a[j * rank * input..];
-            let add = |w: &mut [f32]| {
-                for (i, w) in w.chunks_exact_mut(input).enumerate() {
-                    for (c, w) in w.iter_mut().enumerate() {
-                        let sum: f64 = (0..rank).map(|r| b[i * rank + r] * a[r * input + c]).sum();
-                        *w = (f64::from(*w) + scale * sum) as f32;
-                    }
+            registry.edit_rows(weight, first..first + out, |i, w| {
+                for (c, w) in w.iter_mut().enumerate() {
+                    let sum: f64 = (0..rank).map(|r| b[i * rank + r] * a[r * input + c]).sum();
+                    *w = (f64::from(*w) + scale * sum) as f32;
                 }
-                Ok(())
-            };
-            registry.edit(weight, first * input..(first + out) * input, add).expect("adding does not fail");
+            });
         }
     }
     registry.entries.retain(|e| !is_adapter_key(&e.key));
@@ -318,10 +314,11 @@ fn read_factor(registry: &mut Registry, i: usize, weights: &Weights, name: &str,
     let (from, to) = (found[1], shape[1]);
     let mut numbers = vec![0.0; found[0] * from];
     weights.read(name, &mut numbers)?;
-    registry.write(i, |out| {
-        out.fill(0.0);
-        for (out, row) in out.chunks_exact_mut(to).zip(numbers.chunks_exact(from)) {
-            out.iter_mut().zip(row).for_each(|(out, &x)| *out = (f64::from(x) * factor) as f32);
+    registry.write(i, |first, out| {
+        for (out, place) in out.iter_mut().zip(first..) {
+            let (row, column) = (place / to, place % to);
+            let x = if column < from { numbers.get(row * from + column) } else { None };
+            *out = x.map_or(0.0, |&x| (f64::from(x) * factor) as f32);
         }
     });
     Ok(())
@@ -437,7 +434,7 @@ mod tests {
         adapt(&mut small, &targets, 1).unwrap();
         for i in 0..small.registry.entries.len() {
             if small.registry.entries[i].key.ends_with(B) {
-                small.registry.write(i, |b| b.fill(0.5));
+                small.registry.write(i, |_, b| b.fill(0.5));
             }
         }
         write(&dir.path().join(ADAPTER_WEIGHTS_FILE), &saved(&small.registry, &targets), &[]).unwrap();

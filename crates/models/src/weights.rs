@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{DType, Element, Error, Result, Tensor};
 use half::{bf16, f16};
 pub use safetensors::Dtype;
 use serde::de::{self, Deserialize, MapAccess, Visitor};
@@ -21,7 +21,7 @@ pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// The file that says which shard holds which tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// Bytes converted at a time; small enough for the cache, large enough for the disk.
+/// Bytes read or written at a time; small enough for the cache, large enough for the disk.
 const CHUNK: usize = 1 << 18;
 
 /// The tensors of a checkpoint, read on demand.
@@ -121,20 +121,37 @@ impl Weights {
 
     /// Reads a tensor of type f32, f16, bf16 or f64 as f32, in row-major order; `out` has as many elements as the tensor.
     pub fn read(&self, name: &str, out: &mut [f32]) -> Result<()> {
+        self.read_parts(name, out.len(), |first, part| out[first..][..part.len()].copy_from_slice(part))
+    }
+
+    /// As [`Weights::read`], of `len` elements, part by part: `each` gets the number of a part's first element, and the part.
+    pub fn read_parts(&self, name: &str, len: usize, each: impl FnMut(usize, &[f32])) -> Result<()> {
         match self.dtype(name) {
-            Some(Dtype::F32) => self.convert(name, out, f32::from_le_bytes),
-            Some(Dtype::F16) => self.convert(name, out, |b| f16::from_le_bytes(b).to_f32()),
-            Some(Dtype::BF16) => self.convert(name, out, |b| bf16::from_le_bytes(b).to_f32()),
-            Some(Dtype::F64) => self.convert(name, out, |b| f64::from_le_bytes(b) as f32),
+            Some(Dtype::F32) => self.convert(name, len, f32::from_le_bytes, each),
+            Some(Dtype::F16) => self.convert(name, len, |b| f16::from_le_bytes(b).to_f32(), each),
+            Some(Dtype::BF16) => self.convert(name, len, |b| bf16::from_le_bytes(b).to_f32(), each),
+            Some(Dtype::F64) => self.convert(name, len, |b| f64::from_le_bytes(b) as f32, each),
             other => Err(self.unreadable(name, "F32, F16, BF16 or F64", other)),
         }
     }
 
     /// Reads a tensor of type u8; `out` has as many elements as the tensor.
     pub fn read_u8(&self, name: &str, out: &mut [u8]) -> Result<()> {
+        self.read_u8_parts(name, out.len(), |first, part| out[first..][..part.len()].copy_from_slice(part))
+    }
+
+    fn read_u8_parts(&self, name: &str, len: usize, each: impl FnMut(usize, &[u8])) -> Result<()> {
         match self.dtype(name) {
-            Some(Dtype::U8) => self.convert(name, out, |[b]| b),
+            Some(Dtype::U8) => self.convert(name, len, |[b]| b, each),
             other => Err(self.unreadable(name, "U8", other)),
+        }
+    }
+
+    /// Reads a tensor into one of the device's, of f32 or u8 and as many elements.
+    pub fn read_into(&self, name: &str, out: &mut Tensor) -> Result<()> {
+        match out.dtype() {
+            DType::U8 => self.read_u8_parts(name, out.len(), |first, part| out.write_range(first, part)),
+            _ => self.read_parts(name, out.len(), |first, part| out.write_range(first, part)),
         }
     }
 
@@ -177,29 +194,33 @@ impl Weights {
         }
     }
 
-    /// Reads elements of `N` bytes each and writes them, converted, to `out`.
-    fn convert<const N: usize, T>(&self, name: &str, out: &mut [T], convert: impl Fn([u8; N]) -> T) -> Result<()> {
+    /// Reads `len` elements of `N` bytes each and hands them, converted, to `each`.
+    fn convert<const N: usize, T: Copy + Default>(
+        &self,
+        name: &str,
+        len: usize,
+        convert: impl Fn([u8; N]) -> T,
+        mut each: impl FnMut(usize, &[T]),
+    ) -> Result<()> {
         let Some((file, stored)) = self.tensors.get(name) else {
             return Err(self.unreadable(name, "", None));
         };
         let (path, file) = &self.files[*file];
-        if out.len() != stored.elements() {
+        if len != stored.elements() {
             let shape = shape_text(&stored.shape);
-            return Err(
-                Error::new(format!("{name}: expected {} elements, found shape {shape}", out.len())).at(path.display())
-            );
+            return Err(Error::new(format!("{name}: expected {len} elements, found shape {shape}")).at(path.display()));
         }
         // Each read starts by seeking, so a reader that panicked leaves nothing half done.
         let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut buffer = vec![0; CHUNK.min(out.len() * N)];
+        let most = len.min(CHUNK / N);
+        let (mut bytes, mut part) = (vec![0; most * N], vec![T::default(); most]);
         let mut read = || -> io::Result<()> {
             file.seek(SeekFrom::Start(stored.range.start))?;
-            for out in out.chunks_mut(CHUNK / N) {
-                let bytes = &mut buffer[..out.len() * N];
-                file.read_exact(bytes)?;
-                for (x, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-                    *x = convert(*b);
-                }
+            for first in (0..len).step_by(CHUNK / N) {
+                let count = most.min(len - first);
+                file.read_exact(&mut bytes[..count * N])?;
+                part.iter_mut().zip(bytes.as_chunks::<N>().0).for_each(|(x, b)| *x = convert(*b));
+                each(first, &part[..count]);
             }
             Ok(())
         };
@@ -285,6 +306,15 @@ pub enum Data<'a> {
     F32(&'a [f32]),
     /// Bytes.
     U8(&'a [u8]),
+    /// Elements of a tensor of f32 or u8, from `first` on: read from its device part by part.
+    On {
+        /// The tensor.
+        of: &'a Tensor,
+        /// The first element.
+        first: usize,
+        /// Their number.
+        len: usize,
+    },
 }
 
 impl Data<'_> {
@@ -292,6 +322,15 @@ impl Data<'_> {
         match self {
             Data::F32(x) => x.len(),
             Data::U8(x) => x.len(),
+            Data::On { len, .. } => *len,
+        }
+    }
+
+    fn is_wide(&self) -> bool {
+        match self {
+            Data::F32(_) => true,
+            Data::U8(_) => false,
+            Data::On { of, .. } => of.dtype() != DType::U8,
         }
     }
 }
@@ -312,7 +351,7 @@ fn layout<'a>(tensors: &[Saved<'a>], metadata: &[(&str, &str)]) -> Result<(Vec<u
     texts.extend(metadata.iter().map(|(key, text)| (key.to_string(), json!(text))));
     header.insert("__metadata__".to_string(), texts.into());
     // The widest elements first, so that each is aligned when the file is mapped.
-    let (wide, bytes): (Vec<_>, Vec<_>) = tensors.iter().partition(|t| matches!(t.data, Data::F32(_)));
+    let (wide, bytes): (Vec<_>, Vec<_>) = tensors.iter().partition(|t| t.data.is_wide());
     let mut order = Vec::with_capacity(tensors.len());
     let mut offset = 0;
     for Saved { name, shape, data } in wide.into_iter().chain(bytes) {
@@ -324,10 +363,7 @@ fn layout<'a>(tensors: &[Saved<'a>], metadata: &[(&str, &str)]) -> Result<(Vec<u
                 shape_text(shape)
             )));
         }
-        let (dtype, size) = match data {
-            Data::F32(_) => ("F32", 4),
-            Data::U8(_) => ("U8", 1),
-        };
+        let (dtype, size) = if data.is_wide() { ("F32", 4) } else { ("U8", 1) };
         let end = offset + data.len() * size;
         let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
         if header.insert(name.clone(), entry).is_some() {
@@ -345,20 +381,39 @@ fn layout<'a>(tensors: &[Saved<'a>], metadata: &[(&str, &str)]) -> Result<(Vec<u
 
 fn write_to(out: &mut impl Write, header: &[u8], order: &[Data<'_>]) -> io::Result<()> {
     out.write_all(header)?;
-    let mut buffer = Vec::with_capacity(CHUNK);
+    let mut bytes = Vec::with_capacity(CHUNK);
+    let mut write = |out: &mut dyn Write, x: &[f32]| {
+        bytes.clear();
+        bytes.extend(x.iter().flat_map(|x| x.to_le_bytes()));
+        out.write_all(&bytes)
+    };
     for data in order {
-        match data {
+        match *data {
             Data::U8(x) => out.write_all(x)?,
-            Data::F32(x) => {
-                for x in x.chunks(CHUNK / 4) {
-                    buffer.clear();
-                    buffer.extend(x.iter().flat_map(|x| x.to_le_bytes()));
-                    out.write_all(&buffer)?;
-                }
+            Data::F32(x) => x.chunks(CHUNK / 4).try_for_each(|x| write(out, x))?,
+            Data::On { of, first, len } if of.dtype() == DType::U8 => {
+                on_device(of, first, len, CHUNK, |x: &[u8]| out.write_all(x))?;
             }
+            Data::On { of, first, len } => on_device(of, first, len, CHUNK / 4, |x: &[f32]| write(out, x))?,
         }
     }
     Ok(())
+}
+
+/// Hands elements of a tensor to `each`, at most `most` at a time.
+fn on_device<T: Element>(
+    of: &Tensor,
+    first: usize,
+    len: usize,
+    most: usize,
+    mut each: impl FnMut(&[T]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut part = vec![T::default(); most.min(len)];
+    (0..len).step_by(most).try_for_each(|start| {
+        let part = &mut part[..most.min(len - start)];
+        of.read_range(first + start, part);
+        each(part)
+    })
 }
 
 #[cfg(test)]

@@ -1,27 +1,24 @@
 //! Devices: where tensors live and kernels run.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cpu::Cpu;
+use crate::backend::{Backend, Target};
+use crate::cpu::{Host, HostTarget};
+use crate::error::Result;
 use crate::kernels::Kernels;
 use crate::meta::Meta;
 use crate::meter::{Class, Meter};
-use crate::pool::{Buffer, Pool};
 use crate::profile::Profile;
 use crate::tensor::Tensor;
 use crate::{DType, Element};
 
 #[derive(Debug)]
-enum Backend {
-    Cpu(Cpu, Pool),
-    Meta(Meta),
-}
-
-#[derive(Debug)]
 struct Inner {
     meter: Meter,
-    profile: Arc<Profile>,
-    backend: Backend,
+    reads: AtomicU64,
+    is_meta: bool,
+    backend: Arc<dyn Backend>,
 }
 
 crate::named! {
@@ -42,6 +39,12 @@ crate::named! {
 pub struct Device(Arc<Inner>);
 
 impl Device {
+    /// A device of any kind.
+    pub fn new(backend: Arc<dyn Backend>) -> Self {
+        let is_meta = backend.is_meta();
+        Self(Arc::new(Inner { meter: Meter::default(), reads: AtomicU64::new(0), is_meta, backend }))
+    }
+
     /// This machine's processor, with the threads of the current rayon pool and products in f32.
     pub fn cpu() -> Self {
         Self::cpu_with(Precision::F32)
@@ -49,24 +52,22 @@ impl Device {
 
     /// As [`Device::cpu`], with products of this precision.
     pub fn cpu_with(precision: Precision) -> Self {
-        let profile = Arc::new(Profile::default());
-        let cpu = Cpu::new(rayon::current_num_threads(), precision, profile.clone());
-        Self::new(Backend::Cpu(cpu, Pool::default()), profile)
+        Self::new(Arc::new(Host::new(rayon::current_num_threads(), precision)))
     }
 
-    /// The shape-only device: tensors without data, for plans. It asks for the same scratch as a processor with `threads`
-    /// threads.
+    /// The shape-only device in the place of a processor with `threads` threads: tensors without data, for plans.
     pub fn meta(threads: usize) -> Self {
-        Self::new(Backend::Meta(Meta::new(threads)), Arc::default())
+        Self::in_place_of(Arc::new(HostTarget { threads }))
     }
 
-    fn new(backend: Backend, profile: Arc<Profile>) -> Self {
-        Self(Arc::new(Inner { meter: Meter::default(), profile, backend }))
+    /// The shape-only device: it asks for the same memory as what it stands in for.
+    pub fn in_place_of(target: Arc<dyn Target>) -> Self {
+        Self::new(Arc::new(Meta::new(target)))
     }
 
     /// Whether tensors here have shapes and no data.
     pub fn is_meta(&self) -> bool {
-        matches!(self.0.backend, Backend::Meta(_))
+        self.0.is_meta
     }
 
     /// The device's byte counts.
@@ -76,37 +77,50 @@ impl Device {
 
     /// What the device's kernels cost; nothing on the shape-only device.
     pub fn profile(&self) -> &Profile {
-        &self.0.profile
+        self.0.backend.profile()
     }
 
     /// The device's primitives.
     pub fn kernels(&self) -> &dyn Kernels {
-        match &self.0.backend {
-            Backend::Cpu(cpu, _) => cpu,
-            Backend::Meta(meta) => meta,
-        }
+        &*self.0.backend
     }
 
-    /// On the shape-only device, the most bytes that one matrix product so far would copy of an operand: memory that the meter does not
-    /// see. 0 elsewhere.
+    /// What plans must know of the device.
+    pub fn target(&self) -> &dyn Target {
+        self.0.backend.target()
+    }
+
+    /// See [`Backend::packing`].
     pub fn packing(&self) -> usize {
-        match &self.0.backend {
-            Backend::Cpu(..) => 0,
-            Backend::Meta(meta) => meta.packing(),
-        }
+        self.0.backend.packing()
     }
 
-    pub(crate) fn take(&self, bytes: usize) -> Option<Buffer> {
-        match &self.0.backend {
-            Backend::Cpu(_, pool) => Some(pool.take(bytes)),
-            Backend::Meta(_) => None,
-        }
+    /// Waits until all that was called is done.
+    ///
+    /// # Errors
+    /// The first thing that went wrong on the device since it was made.
+    pub fn sync(&self) -> Result<()> {
+        self.0.backend.sync()
     }
 
-    pub(crate) fn give(&self, buffer: Buffer) {
-        if let Backend::Cpu(_, pool) = &self.0.backend {
-            pool.give(buffer);
-        }
+    /// How often the host has waited for numbers of this device.
+    pub fn reads(&self) -> u64 {
+        self.0.reads.load(Ordering::Relaxed)
+    }
+
+    /// Copies several tensors of this device to the host at once, widened: one wait for all. Empty on the shape-only device. After an error, which
+    /// [`Device::sync`] tells, zeros.
+    pub fn read(&self, tensors: &[&Tensor]) -> Vec<Vec<f64>> {
+        self.count_read();
+        tensors.iter().map(|t| t.widened()).collect()
+    }
+
+    pub(crate) fn count_read(&self) {
+        self.0.reads.fetch_add(u64::from(!self.is_meta()), Ordering::Relaxed);
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.0.backend
     }
 
     /// A tensor whose content is unspecified: write it whole before reading.
@@ -126,5 +140,39 @@ impl Device {
         let mut t = self.empty(class, T::DTYPE, shape);
         t.write(data);
         t
+    }
+
+    /// Bytes of zeros on the host that count as this device's in `class`; on the shape-only device counted alone.
+    pub fn host_bytes(&self, class: Class, len: usize) -> HostBytes {
+        self.meter().add(class, len);
+        HostBytes { bytes: vec![0; if self.is_meta() { 0 } else { len }], len, class, device: self.clone() }
+    }
+}
+
+/// Bytes on the host that the meter counts.
+#[derive(Debug)]
+pub struct HostBytes {
+    bytes: Vec<u8>,
+    len: usize,
+    class: Class,
+    device: Device,
+}
+
+impl std::ops::Deref for HostBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl std::ops::DerefMut for HostBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+}
+
+impl Drop for HostBytes {
+    fn drop(&mut self) {
+        self.device.meter().sub(self.class, self.len);
     }
 }

@@ -145,8 +145,6 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// Number of this step, from 1.
     pub step: u64,
-    /// Multiplies the gradient first (clipping, averaging).
-    pub grad_scale: f64,
 }
 
 /// Every primitive, with its shapes.
@@ -160,8 +158,8 @@ pub trait Kernels {
     fn zero(&self, x: &mut Tensor);
     /// `y = x`, any element type.
     fn copy(&self, x: &Tensor, y: &mut Tensor);
-    /// `x *= factor`.
-    fn scale(&self, factor: f64, x: &mut Tensor);
+    /// `x *= factor·by`, by (1) or 1.
+    fn scale(&self, factor: f64, by: Option<&Tensor>, x: &mut Tensor);
     /// `y += x`.
     fn add(&self, x: &Tensor, y: &mut Tensor);
     /// `y (d) += Σ_i x_i`, x (n, d), rows in order.
@@ -221,9 +219,6 @@ pub trait Kernels {
     /// neighbouring codes by random numbers of the stream `key`, so that the mean is x, or to the nearest. A group with a number that is not finite
     /// reads as NaN.
     fn quantise(&self, key: Option<Key>, x: &Tensor, coded: &mut Coded);
-    /// Elements of scratch that attention with heads of `h` columns needs, forward or backward, for sequences of at most `longest` queries and
-    /// `kv_longest` keys.
-    fn attention_scratch(&self, spec: &Attention, h: usize, longest: usize, kv_longest: usize) -> usize;
     /// `out_i = Σ_j drop(softmax_j(scale·q_i·k_j + bias_{j−i})) v_j` within each sequence and head; out (n, heads·h); `lse` (n,
     /// heads) gets the logarithm of each softmax's denominator. With `index` (k, u32) only those rows, out (k, heads·h).
     fn attention(
@@ -255,13 +250,28 @@ pub trait Kernels {
     /// Draws k ≤ n rows by probabilities `p` (n): `index` (k) u32 ascending, `scale` (k) their weights; places that a repeated
     /// draw leaves over hold row 0 with weight 0.
     fn sample_rows(&self, estimator: Estimator, key: Key, p: &Tensor, index: &mut Tensor, scale: &mut Tensor);
-    /// Σ x², in f64; 0 on the shape-only device. Infinite or NaN if an element is.
-    fn sum_squares(&self, x: &Tensor) -> f64;
-    /// One step of weights `w` by gradient `g` with moments `m`, `v`.
-    fn adamw(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor);
+    /// The first column with the largest number of each row: x (n, c), index (n) u32.
+    fn largest(&self, x: &Tensor, index: &mut Tensor);
+    /// `sums[slot] += factor·x`, x (1), in f64; x and sums float tensors of any types.
+    fn accumulate(&self, factor: f64, x: &Tensor, slot: usize, sums: &mut Tensor);
+    /// `sums[slot] += Σ x²`, in f64, sums (k) f64. Infinite or NaN if an element is.
+    fn sum_squares(&self, x: &Tensor, slot: usize, sums: &mut Tensor);
+    /// What the step's gradients are to be multiplied with, `factor` (1) f64, by `sums` (k) f64: the loss, then Σg² of each. With a `most` above 0
+    /// `min(1, most/(√Σ_{j>0} sums_j + 1e-6))`, as in `torch.nn.utils.clip_grad_norm_`, else 1. NaN if one of the sums is not finite.
+    fn clip(&self, sums: &Tensor, most: f64, factor: &mut Tensor);
+    /// One step of weights `w` by gradient `g`, times `factor` (1) f64, with moments `m`, `v`. Where the factor is NaN, nothing changes.
+    fn adamw(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor);
     /// The same with moments in eight bits: codes (u8, like w) and scales (⌈n/[`MOMENT_BLOCK`]⌉), all zero at first. `m = ±scale·(c/127)⁴`
     /// with the sign in the highest bit of the code, and `√v = scale·(c/255)⁴`. The step sees the new moments before they are rounded: m to
     /// the nearest code; √v up or down in turns that depend on step and place, so that its running average follows v. Moments beyond
     /// ±2⁶³ count as that.
-    fn adamw_8bit(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: [&mut Tensor; 2], v: [&mut Tensor; 2]);
+    fn adamw_8bit(
+        &self,
+        step: &AdamW,
+        factor: &Tensor,
+        g: &Tensor,
+        w: &mut Tensor,
+        m: [&mut Tensor; 2],
+        v: [&mut Tensor; 2],
+    );
 }

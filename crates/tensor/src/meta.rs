@@ -1,26 +1,58 @@
 //! The shape-only device: every primitive does nothing.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::backend::{Backend, Target};
 use crate::codes::{Coded, Rows, Store, Stored};
-use crate::cpu;
+use crate::error::Result;
 use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels, Norm};
+use crate::pool::Buffer;
+use crate::profile::Profile;
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
 #[derive(Debug)]
 pub(crate) struct Meta {
-    threads: usize,
+    target: Arc<dyn Target>,
+    profile: Profile,
     packing: AtomicUsize,
 }
 
 impl Meta {
-    pub(crate) fn new(threads: usize) -> Self {
-        Self { threads, packing: AtomicUsize::new(0) }
+    pub(crate) fn new(target: Arc<dyn Target>) -> Self {
+        Self { target, profile: Profile::default(), packing: AtomicUsize::new(0) }
+    }
+}
+
+impl Backend for Meta {
+    fn allocate(&self, _: usize) -> Option<Buffer> {
+        None
     }
 
-    /// Most bytes that one matrix product so far would copy of an operand, beside the meter.
-    pub(crate) fn packing(&self) -> usize {
+    fn is_meta(&self) -> bool {
+        true
+    }
+
+    fn free(&self, _: Buffer) {}
+
+    fn upload(&self, _: &[u8], _: &Buffer, _: usize) {}
+
+    fn download(&self, _: &Buffer, _: usize, _: &mut [u8]) {}
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn target(&self) -> &dyn Target {
+        &*self.target
+    }
+
+    fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    fn packing(&self) -> usize {
         self.packing.load(Ordering::Relaxed)
     }
 }
@@ -32,7 +64,7 @@ type Out<'a> = &'a mut Tensor;
 impl Kernels for Meta {
     fn matmul(&self, a: In, ta: bool, _: In, _: bool, _: f64, c: Out) {
         let k = if ta { a.rows() } else { a.cols() };
-        let bytes = cpu::matmul::packing(c.rows(), c.cols(), k, c.dtype().size());
+        let bytes = self.target.packing(c.rows(), c.cols(), k, c.dtype());
         self.packing.fetch_max(bytes, Ordering::Relaxed);
     }
     fn linear(&self, x: In, weight: In, _: Option<In>, y: Out) {
@@ -40,7 +72,7 @@ impl Kernels for Meta {
     }
     fn zero(&self, _: Out) {}
     fn copy(&self, _: In, _: Out) {}
-    fn scale(&self, _: f64, _: Out) {}
+    fn scale(&self, _: f64, _: Option<In>, _: Out) {}
     fn add(&self, _: In, _: Out) {}
     fn add_column_sum(&self, _: In, _: Out) {}
     fn row_norms(&self, _: In, _: Out) {}
@@ -63,16 +95,16 @@ impl Kernels for Meta {
     fn read_columns(&self, _: In, _: usize, _: Out) {}
     fn add_to_columns(&self, _: In, _: usize, _: Out) {}
     fn quantise(&self, _: Option<Key>, _: In, _: &mut Coded) {}
-    fn attention_scratch(&self, spec: &Attention, h: usize, longest: usize, kv_longest: usize) -> usize {
-        cpu::attention::scratch(self.threads, spec, h, longest, kv_longest)
-    }
     fn attention(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: Out, _: Out, _: Option<Out>) {}
     fn attention_backward(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: In, _: Out, _: AttentionGradients<'_>) {}
     fn cross_entropy(&self, _: In, _: In, _: Out, _: Out) {}
     fn mean_squared_error(&self, _: In, _: In, _: Out, _: Out) {}
     fn importance(&self, _: In, _: Option<In>, _: f64, _: Out) {}
     fn sample_rows(&self, _: Estimator, _: Key, _: In, _: Out, _: Out) {}
-    fn sum_squares(&self, _: In) -> f64 { 0.0 }
-    fn adamw(&self, _: &AdamW, _: In, _: Out, _: Out, _: Out) {}
-    fn adamw_8bit(&self, _: &AdamW, _: In, _: Out, _: [Out; 2], _: [Out; 2]) {}
+    fn largest(&self, _: In, _: Out) {}
+    fn accumulate(&self, _: f64, _: In, _: usize, _: Out) {}
+    fn sum_squares(&self, _: In, _: usize, _: Out) {}
+    fn clip(&self, _: In, _: f64, _: Out) {}
+    fn adamw(&self, _: &AdamW, _: In, _: In, _: Out, _: Out, _: Out) {}
+    fn adamw_8bit(&self, _: &AdamW, _: In, _: In, _: Out, _: [Out; 2], _: [Out; 2]) {}
 }

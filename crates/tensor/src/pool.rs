@@ -9,12 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::map::{HUGE, Map};
+use crate::error::Result;
+use crate::memory::{Memory, PAGE, Region};
 
 /// A cache line, and a full vector register.
 const ALIGN: usize = 64;
-/// Bytes of a region, unless one buffer is larger. They are addresses only, where the system takes it so; others count them as in use.
-const REGION: usize = if cfg!(target_os = "linux") { 1 << 30 } else { 64 << 20 };
 
 /// A region, and an offset in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,27 +27,38 @@ impl Place {
         Self { offset: self.offset + bytes, ..self }
     }
 
-    /// The huge pages that so many bytes from here lie on.
+    /// The pages that so many bytes from here lie on.
     fn pages(self, bytes: usize) -> Range<usize> {
-        self.offset / HUGE..(self.offset + bytes).div_ceil(HUGE)
+        self.offset / PAGE..(self.offset + bytes).div_ceil(PAGE)
     }
 }
 
-/// Aligned host memory, always initialised.
+/// A device's memory, aligned to 64 bytes, always initialised.
 #[derive(Debug)]
-pub(crate) struct Buffer {
-    map: Arc<Map>,
+pub struct Buffer {
+    region: Arc<dyn Region>,
     place: Place,
     bytes: usize,
 }
 
 impl Buffer {
-    pub(crate) fn as_ptr(&self) -> *mut u8 {
-        self.map.as_ptr().wrapping_add(self.place.offset)
+    /// Its first address on the device.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.region.address().wrapping_add(self.place.offset)
+    }
+
+    /// Bytes, at least as many as were asked for.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there are none; never so.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
     }
 }
 
-/// A huge page of a region.
+/// A page of a region.
 #[derive(Clone, Debug, Default)]
 struct Page {
     /// Buffers that lie on it.
@@ -65,59 +75,71 @@ impl Page {
 }
 
 #[derive(Debug)]
-struct Region {
-    map: Arc<Map>,
+struct Pages {
+    region: Arc<dyn Region>,
     pages: Vec<Page>,
-}
-
-impl Region {
-    fn new(bytes: usize) -> Self {
-        let bytes = bytes.next_multiple_of(HUGE);
-        // where addresses are counted, what is asked for may be there though a region is not
-        let map = Map::reserve(bytes.max(REGION)).unwrap_or_else(|_| Map::new(bytes));
-        let pages = vec![Page::default(); map.len() / HUGE];
-        Self { map: map.into(), pages }
-    }
 }
 
 #[derive(Debug, Default)]
 struct State {
-    regions: Vec<Region>,
+    regions: Vec<Pages>,
     /// Bytes of each free range; neighbours are one.
     free: BTreeMap<Place, usize>,
     /// The same by size.
     by_size: BTreeSet<(usize, Place)>,
     given: u64,
-    /// Huge pages with buffers, the most there were, and those that are resident.
+    /// Pages with buffers, the most there were, and those that are resident.
     occupied: usize,
     most_occupied: usize,
     resident: usize,
 }
 
-/// Buffers and the free ranges between them. Never are more huge pages resident than at some time had buffers on them, so that
+/// Buffers and the free ranges between them. Never are more pages resident than at some time had buffers on them, so that
 /// keeping free ranges costs no memory at the peak.
-#[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<State>);
+#[derive(Debug)]
+pub struct Pool {
+    memory: Box<dyn Memory>,
+    state: Mutex<State>,
+}
 
 impl Pool {
+    /// An empty pool over a device's memory.
+    pub fn new(memory: Box<dyn Memory>) -> Self {
+        Self { memory, state: Mutex::default() }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A buffer of at least `bytes`, its content unspecified.
-    pub(crate) fn take(&self, bytes: usize) -> Buffer {
-        self.state().take(bytes.max(1).next_multiple_of(ALIGN))
+    ///
+    /// # Errors
+    /// Those of the memory; the pool is then as it was.
+    pub fn take(&self, bytes: usize) -> Result<Buffer> {
+        self.state().take(bytes.max(1).next_multiple_of(ALIGN), &*self.memory)
     }
 
-    /// Takes a buffer back.
-    pub(crate) fn give(&self, buffer: Buffer) {
+    /// Takes a buffer back, which must be of this pool.
+    pub fn give(&self, buffer: Buffer) {
         self.state().give(buffer.place, buffer.bytes);
     }
 }
 
 impl State {
-    fn take(&mut self, bytes: usize) -> Buffer {
-        let (range, place) = self.find(bytes).unwrap_or_else(|| self.add_region(bytes));
+    fn take(&mut self, bytes: usize, memory: &dyn Memory) -> Result<Buffer> {
+        let (range, place) = match self.find(bytes) {
+            Some(found) => found,
+            None => self.add_region(bytes, memory)?,
+        };
+        let region = &mut self.regions[place.region];
+        for i in place.pages(bytes) {
+            if !region.pages[i].resident {
+                region.region.commit(i * PAGE..(i + 1) * PAGE)?;
+                region.pages[i].resident = true;
+                self.resident += 1;
+            }
+        }
         let (rest, end) = (place.forward(bytes), range.forward(self.remove(range)));
         for (start, end) in [(range, place), (rest, end)] {
             if start < end {
@@ -127,14 +149,12 @@ impl State {
         let region = &mut self.regions[place.region];
         for page in &mut region.pages[place.pages(bytes)] {
             self.occupied += usize::from(page.buffers == 0);
-            self.resident += usize::from(!page.resident);
             page.buffers += 1;
-            page.resident = true;
         }
-        let map = region.map.clone();
+        let region = region.region.clone();
         self.most_occupied = self.most_occupied.max(self.occupied);
         self.release();
-        Buffer { map, place, bytes }
+        Ok(Buffer { region, place, bytes })
     }
 
     fn give(&mut self, place: Place, bytes: usize) {
@@ -189,27 +209,29 @@ impl State {
         least.map(|(_, found)| found)
     }
 
-    fn add_region(&mut self, bytes: usize) -> (Place, Place) {
-        let region = Region::new(bytes);
+    fn add_region(&mut self, bytes: usize, memory: &dyn Memory) -> Result<(Place, Place)> {
+        let region: Arc<dyn Region> = memory.reserve(bytes.next_multiple_of(PAGE))?.into();
         let place = Place { region: self.regions.len(), offset: 0 };
-        self.insert(place, region.map.len());
-        self.regions.push(region);
-        (place, place)
+        self.insert(place, region.len());
+        self.regions.push(Pages { pages: vec![Page::default(); region.len() / PAGE], region });
+        Ok((place, place))
     }
 
     /// Gives idle pages back to the system until no more are resident than ever had buffers, those first that have been idle for longest: a
     /// step's layers use the same few pages in turns, and those of another part of the step, as gradients, lie idle.
     fn release(&mut self) {
         while self.resident > self.most_occupied {
-            let pages =
-                self.regions.iter_mut().flat_map(|r| r.pages.iter_mut().enumerate().map(|(i, page)| (&r.map, i, page)));
-            let Some((map, i, page)) = pages.filter(|(.., page)| page.idle()).min_by_key(|(.., page)| page.since)
+            let pages = self
+                .regions
+                .iter_mut()
+                .flat_map(|r| r.pages.iter_mut().enumerate().map(|(i, page)| (&r.region, i, page)));
+            let Some((region, i, page)) = pages.filter(|(.., page)| page.idle()).min_by_key(|(.., page)| page.since)
             else {
                 break;
             };
             page.resident = false;
             // SAFETY: no buffer lies on the page.
-            unsafe { map.release(i * HUGE..(i + 1) * HUGE) };
+            unsafe { region.release(i * PAGE..(i + 1) * PAGE) };
             self.resident -= 1;
         }
     }
@@ -218,6 +240,11 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::{HostMemory, REGION};
+
+    fn take(pool: &Pool, bytes: usize) -> Buffer {
+        pool.take(bytes).unwrap()
+    }
 
     /// Writes a buffer's first and last byte.
     fn touch(buffer: &Buffer) {
@@ -230,18 +257,18 @@ mod tests {
 
     #[test]
     fn free_neighbours_are_one_range_and_serve_what_fits() {
-        let pool = Pool::default();
-        let buffers = [1000, 2000, 3000, 4000].map(|bytes| pool.take(bytes));
+        let pool = Pool::new(Box::new(HostMemory));
+        let buffers = [1000, 2000, 3000, 4000].map(|bytes| take(&pool, bytes));
         let starts = buffers.each_ref().map(Buffer::as_ptr);
         let [a, b, c, d] = buffers;
         assert_eq!(a.bytes, 1024);
         [c, a, b].into_iter().for_each(|buffer| pool.give(buffer));
-        let whole = pool.take(1024 + 2048 + 3008);
+        let whole = take(&pool, 1024 + 2048 + 3008);
         assert_eq!(whole.as_ptr(), starts[0], "three ranges have become one");
         pool.give(whole);
-        let first = pool.take(5000);
+        let first = take(&pool, 5000);
         assert_eq!(first.as_ptr(), starts[0]);
-        assert_eq!(pool.take(1024).as_ptr(), starts[0].wrapping_add(5056), "the rest serves as well");
+        assert_eq!(take(&pool, 1024).as_ptr(), starts[0].wrapping_add(5056), "the rest serves as well");
         pool.give(first);
         pool.give(d);
         assert_eq!(pool.state().resident, 1);
@@ -250,24 +277,24 @@ mod tests {
     /// Pages with buffers are taken before idle ones, those before what has none, whichever fits better.
     #[test]
     fn occupied_and_resident_pages_are_used_first() {
-        let pool = Pool::default();
-        let large = pool.take(10 * HUGE);
-        let (start, _wall) = (large.as_ptr(), pool.take(64));
+        let pool = Pool::new(Box::new(HostMemory));
+        let large = take(&pool, 10 * PAGE);
+        let (start, _wall) = (large.as_ptr(), take(&pool, 64));
         pool.give(large);
-        assert_eq!(pool.take(3 * HUGE).as_ptr(), start);
-        let shared = pool.take(HUGE / 2);
+        assert_eq!(take(&pool, 3 * PAGE).as_ptr(), start);
+        let shared = take(&pool, PAGE / 2);
         assert_eq!(shared.place.pages(shared.bytes), 10..11, "beside the wall");
     }
 
     #[test]
     fn what_lay_idle_for_longest_makes_room() {
-        let pool = Pool::default();
-        let [a, _wall, b, _other] = [4 * HUGE, 64, 4 * HUGE, 64].map(|bytes| pool.take(bytes));
+        let pool = Pool::new(Box::new(HostMemory));
+        let [a, _wall, b, _other] = [4 * PAGE, 64, 4 * PAGE, 64].map(|bytes| take(&pool, bytes));
         pool.give(b);
         pool.give(a);
         assert_eq!(pool.state().resident, 9);
         // fits into neither: five new pages, and nine were once in use together
-        let _new = pool.take(6 * HUGE - 128);
+        let _new = take(&pool, 6 * PAGE - 128);
         let s = pool.state();
         assert_eq!((s.resident, s.most_occupied), (9, 9));
         let idle: Vec<_> = s.regions[0].pages.iter().enumerate().filter(|(_, p)| p.idle()).map(|(i, _)| i).collect();
@@ -278,7 +305,7 @@ mod tests {
     /// in use at once.
     #[test]
     fn the_pool_never_outgrows_the_peak() {
-        let pool = Pool::default();
+        let pool = Pool::new(Box::new(HostMemory));
         let key = crate::rng::Key::new(3);
         let mut held: Vec<Buffer> = Vec::new();
         let mut most = 0;
@@ -286,7 +313,7 @@ mod tests {
             let draw = |k: u64| key.uniform(3 * i + k);
             if draw(0) < 0.5 || held.is_empty() {
                 // sizes from 1 to about 16 million bytes
-                held.push(pool.take(2_f64.powf(24.0 * draw(1)) as usize));
+                held.push(take(&pool, 2_f64.powf(24.0 * draw(1)) as usize));
                 touch(&held[held.len() - 1]);
             } else {
                 pool.give(held.swap_remove((draw(2) * held.len() as f64) as usize));

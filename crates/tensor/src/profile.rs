@@ -72,7 +72,7 @@ mod tests {
         device.profile().start();
         product(&mut c);
         product(&mut c);
-        device.kernels().scale(2.0, &mut c);
+        device.kernels().scale(2.0, None, &mut c);
         let costs = device.profile().stop();
         let of = |name: &str| costs.iter().find(|(n, _)| *n == name).map(|(_, cost)| (cost.calls, cost.flops));
         assert_eq!((of("matmul"), of("scale")), (Some((2, 2 * 2 * 3 * 4 * 5)), Some((1, 0))));

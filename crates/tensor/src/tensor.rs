@@ -26,7 +26,7 @@ impl Drop for Storage {
     fn drop(&mut self) {
         self.device.meter().sub(CLASSES[usize::from(*self.class.get_mut())], self.bytes);
         if let Some(buffer) = self.buffer.take() {
-            self.device.give(buffer);
+            self.device.backend().free(buffer);
         }
     }
 }
@@ -42,7 +42,7 @@ pub struct Tensor {
 impl Tensor {
     pub(crate) fn new(device: &Device, class: Class, dtype: DType, shape: &[usize]) -> Self {
         let bytes = shape.iter().product::<usize>() * dtype.size();
-        let buffer = device.take(bytes);
+        let buffer = device.backend().allocate(bytes);
         device.meter().add(class, bytes);
         let storage = Storage {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -141,8 +141,19 @@ impl Tensor {
         self
     }
 
+    /// The bytes behind the elements, for kernels of a back end; none on the shape-only device.
+    pub fn buffer(&self) -> Option<&Buffer> {
+        self.storage.buffer.as_ref()
+    }
+
+    /// As [`Tensor::buffer`], to write to; this must be the only handle to the storage.
+    pub fn buffer_mut(&mut self) -> Option<&Buffer> {
+        assert!(self.is_unique(), "a tensor is written through its only handle");
+        self.storage.buffer.as_ref()
+    }
+
     /// The elements, on the host; none on the shape-only device.
-    pub fn as_slice<T: Element>(&self) -> &[T] {
+    pub(crate) fn as_slice<T: Element>(&self) -> &[T] {
         assert_eq!(self.dtype, T::DTYPE, "element type");
         match &self.storage.buffer {
             // SAFETY: the buffer holds at least `len` initialised elements, is aligned, and lives as long as `self`;
@@ -153,7 +164,7 @@ impl Tensor {
     }
 
     /// The elements, writable; this must be the only handle to the storage.
-    pub fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
+    pub(crate) fn as_mut_slice<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(self.dtype, T::DTYPE, "element type");
         let len = self.len();
         let storage = Arc::get_mut(&mut self.storage).expect("a tensor is written through its only handle");
@@ -167,38 +178,85 @@ impl Tensor {
     /// Copies `data` in; does nothing on the shape-only device.
     pub fn write<T: Element>(&mut self, data: &[T]) {
         assert_eq!(data.len(), self.len(), "data fills the shape");
-        if !self.device().is_meta() {
-            self.as_mut_slice().copy_from_slice(data);
+        self.write_range(0, data);
+    }
+
+    /// Copies `data` to the elements from `first` on; does nothing on the shape-only device.
+    pub fn write_range<T: Element>(&mut self, first: usize, data: &[T]) {
+        assert_eq!(self.dtype, T::DTYPE, "element type");
+        assert!(first + data.len() <= self.len(), "what is written lies in the tensor");
+        let storage = Arc::get_mut(&mut self.storage).expect("a tensor is written through its only handle");
+        if let Some(buffer) = &storage.buffer {
+            // SAFETY: elements are plain numbers without padding.
+            let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) };
+            storage.device.backend().upload(bytes, buffer, first * size_of::<T>());
         }
     }
 
-    /// The only element of a one-element float tensor; 0 on the shape-only device.
+    /// Copies the elements from `first` on into `data`, one wait for the device; does nothing on the shape-only device. After an error, which
+    /// [`Device::sync`] tells, zeros.
+    pub fn read_range<T: Element>(&self, first: usize, data: &mut [T]) {
+        self.device().count_read();
+        self.download(first, data);
+    }
+
+    /// All elements, one wait for the device; none on the shape-only device.
+    pub fn to_vec<T: Element>(&self) -> Vec<T> {
+        self.device().count_read();
+        self.downloaded()
+    }
+
+    fn download<T: Element>(&self, first: usize, data: &mut [T]) {
+        assert_eq!(self.dtype, T::DTYPE, "element type");
+        assert!(first + data.len() <= self.len(), "what is read lies in the tensor");
+        if let Some(buffer) = &self.storage.buffer {
+            // SAFETY: elements are plain numbers without padding, for which every bit pattern is valid.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), size_of_val(data)) };
+            self.device().backend().download(buffer, first * size_of::<T>(), bytes);
+        }
+    }
+
+    fn downloaded<T: Element>(&self) -> Vec<T> {
+        let mut data = vec![T::default(); if self.device().is_meta() { 0 } else { self.len() }];
+        if !data.is_empty() {
+            self.download(0, &mut data);
+        }
+        data
+    }
+
+    /// The only element of a one-element tensor, one wait for the device; 0 on the shape-only device.
     pub fn scalar(&self) -> f64 {
+        self.to_f64().first().copied().unwrap_or(0.0)
+    }
+
+    /// The elements, widened, one wait for the device; none on the shape-only device.
+    pub fn to_f64(&self) -> Vec<f64> {
+        self.device().count_read();
+        self.widened()
+    }
+
+    pub(crate) fn widened(&self) -> Vec<f64> {
         match self.dtype {
-            _ if self.device().is_meta() => 0.0,
-            DType::F64 => self.as_slice::<f64>()[0],
-            DType::F32 => f64::from(self.as_slice::<f32>()[0]),
-            DType::U32 => f64::from(self.as_slice::<u32>()[0]),
-            DType::U8 => f64::from(self.as_slice::<u8>()[0]),
+            DType::F64 => self.downloaded(),
+            DType::F32 => self.downloaded::<f32>().into_iter().map(f64::from).collect(),
+            DType::U32 => self.downloaded::<u32>().into_iter().map(f64::from).collect(),
+            DType::U8 => self.downloaded::<u8>().into_iter().map(f64::from).collect(),
         }
     }
 
-    /// The elements of a float tensor, widened; empty on the shape-only device.
-    pub fn to_f64(&self) -> Vec<f64> {
-        match self.dtype {
-            DType::F64 => self.as_slice::<f64>().to_vec(),
-            DType::F32 => self.as_slice::<f32>().iter().map(|&x| f64::from(x)).collect(),
-            DType::U32 => self.as_slice::<u32>().iter().map(|&x| f64::from(x)).collect(),
-            DType::U8 => self.as_slice::<u8>().iter().map(|&x| f64::from(x)).collect(),
-        }
+    /// Σ x² of a float tensor, one wait for the device; 0 on the shape-only device. Infinite or NaN if an element is.
+    pub fn sum_squares(&self) -> f64 {
+        let mut sum = self.device().zeros(Class::Workspace, DType::F64, &[1]);
+        self.device().kernels().sum_squares(self, 0, &mut sum);
+        sum.scalar()
     }
 
     /// Writes `data`, rounded to the tensor's float type; does nothing on the shape-only device.
     pub fn write_f64(&mut self, data: impl IntoIterator<Item = f64>) {
+        let data = data.into_iter().take(if self.device().is_meta() { 0 } else { self.len() });
         match self.dtype {
-            _ if self.device().is_meta() => {}
-            DType::F64 => self.as_mut_slice::<f64>().iter_mut().zip(data).for_each(|(y, x)| *y = x),
-            DType::F32 => self.as_mut_slice::<f32>().iter_mut().zip(data).for_each(|(y, x)| *y = x as f32),
+            DType::F64 => self.write_range(0, &data.collect::<Vec<f64>>()),
+            DType::F32 => self.write_range(0, &data.map(|x| x as f32).collect::<Vec<f32>>()),
             other => panic!("write_f64 is for float tensors, not {other:?}"),
         }
     }
@@ -227,6 +285,6 @@ mod tests {
         let device = Device::meta(1);
         let t = device.zeros(Class::Weights, DType::F64, &[4, 5]);
         assert_eq!((device.meter().live().weights, t.scalar()), (160, 0.0));
-        assert!(t.as_slice::<f64>().is_empty());
+        assert!(t.to_vec::<f64>().is_empty());
     }
 }

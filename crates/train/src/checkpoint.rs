@@ -13,7 +13,7 @@ use colrow_autograd::{Ledger, Running};
 use colrow_models::atomic::{remove_dir_atomic, replace_dir_atomic, write_atomic};
 use colrow_models::files;
 use colrow_models::weights::{self, Data, Saved, Weights};
-use colrow_tensor::{Bytes, DType, Error, Result};
+use colrow_tensor::{Bytes, Class, DType, Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::data::Fingerprint;
@@ -143,10 +143,24 @@ fn learned(engine: &Engine) -> Vec<Saved<'_>> {
 
 /// The name of a learned weight that is not finite, if one is not.
 pub fn not_finite(engine: &Engine) -> Option<String> {
-    const INFINITE: u32 = f32::INFINITY.to_bits();
-    // the order of magnitudes is that of their bits, and a maximum needs no branch
-    let largest = |values: &[f32]| values.iter().fold(0, |most, x| most.max(x.abs().to_bits()));
-    let sound = |saved: &Saved<'_>| !matches!(saved.data, Data::F32(values) if largest(values) >= INFINITE);
+    let params = &engine.model.registry.params;
+    let mut sums = params.device().zeros(Class::Workspace, DType::F64, &[params.len().max(1)]);
+    for (id, param) in params.iter().filter(|(_, p)| p.trainable) {
+        params.device().kernels().sum_squares(&param.value, id.index(), &mut sums);
+    }
+    let sums = sums.to_f64();
+    if sums.iter().all(|sum| sum.is_finite()) {
+        return None;
+    }
+    // of a weight that stacks several tensors, which
+    let sound = |saved: &Saved<'_>| match saved.data {
+        Data::On { of, first, len } => {
+            let mut numbers = vec![0.0_f32; len];
+            of.read_range(first, &mut numbers);
+            numbers.iter().all(|x| x.is_finite())
+        }
+        Data::F32(_) | Data::U8(_) => true,
+    };
     learned(engine).into_iter().find(|saved| !sound(saved)).map(|saved| saved.name)
 }
 
@@ -158,7 +172,7 @@ fn moments(engine: &Engine) -> Vec<Saved<'_>> {
         .map(|(kind, t, p)| Saved {
             name: format!("{kind}.{}", p.name),
             shape: t.shape().to_vec(),
-            data: if t.dtype() == DType::U8 { Data::U8(t.as_slice()) } else { Data::F32(t.as_slice()) },
+            data: Data::On { of: t, first: 0, len: t.len() },
         })
         .collect()
 }
@@ -198,10 +212,7 @@ pub fn restore(checkpoint: &Path, state: &State, engine: &mut Engine) -> Result<
         for (kind, t) in moments.iter_mut().flat_map(Moments::tensors_mut) {
             let key = format!("{kind}.{}", param.name);
             check_shape(&stored, &key, t.shape())?;
-            match t.dtype() {
-                DType::U8 => stored.read_u8(&key, t.as_mut_slice())?,
-                _ => stored.read(&key, t.as_mut_slice())?,
-            }
+            stored.read_into(&key, t)?;
         }
     }
     if let Some(norms) = norms {

@@ -181,7 +181,7 @@ impl Engine {
         let (mut update, mut optimizer_time) = (self.optimizer.begin(step, lr, micros.len())?, Duration::ZERO);
         let mut grads = Grads::new(&self.model.registry.params);
         let measured = self.ratios.as_ref().is_some_and(|ratios| ratios.measures(step));
-        let (mut loss, mut kept_bytes, mut ledger, mut marks) = (0.0, 0, None, Vec::new());
+        let (mut kept_bytes, mut ledger, mut marks) = (0, None, Vec::new());
         for (i, micro) in micros.iter().enumerate() {
             let key = self.key.child(step).child(i as u64);
             if let Some(norms) = &self.norms {
@@ -197,12 +197,7 @@ impl Engine {
             }
             let share = micro.losses() as f64 / losses as f64;
             let of = micro.loss(&self.model, &mut tape)?;
-            let value = of.value.scalar();
-            if !value.is_finite() {
-                drop(tape);
-                return Err(self.not_finite(micro, key, value)?);
-            }
-            loss += share * value;
+            device.kernels().accumulate(share, &of.value, 0, &mut update.sums);
             let kept = meter.live().kept;
             if ledger.is_none() || kept > kept_bytes {
                 (kept_bytes, ledger) = (kept, Some(tape.ledger()));
@@ -210,15 +205,33 @@ impl Engine {
             let (recorded, Self { model, optimizer, .. }) = (tape.into_recorded(), &mut *self);
             recorded.backward(of, share, &mut grads, &mut |grads| {
                 let clock = Instant::now();
-                optimizer.update_final(&mut update, &mut model.registry.params, grads)?;
+                optimizer.update_final(&mut update, &mut model.registry.params, grads);
                 optimizer_time += clock.elapsed();
                 Ok(())
             })?;
             marks.append(&mut grads.timeline);
+            if let Some(norms) = self.norms.as_ref().filter(|_| i + 1 < micros.len()) {
+                let recorded = norms.recorded();
+                norms.remember(device.read(&recorded.iter().collect::<Vec<_>>()));
+            }
         }
         let clock = Instant::now();
-        let grad_norm = self.optimizer.finish(update, &mut self.model.registry.params, &grads)?;
+        self.optimizer.finish(&mut update, &mut self.model.registry.params, &grads);
+        // the one time that the host waits for the device
+        let recorded = self.norms.as_ref().map(|norms| norms.recorded()).unwrap_or_default();
+        let mut read = device.read(&[&[&update.sums][..], &recorded.iter().collect::<Vec<_>>()].concat()).into_iter();
+        device.sync()?;
         optimizer_time += clock.elapsed();
+        let sums = read.next().unwrap_or_default();
+        let loss = sums.first().copied().unwrap_or(0.0);
+        if !loss.is_finite() {
+            return Err(self.not_finite(micros, step, loss)?);
+        }
+        let grad_norm = self.optimizer.grad_norm(&sums, &self.model.registry.params)?;
+        if let Some(norms) = &self.norms {
+            norms.remember(read);
+            norms.end_step();
+        }
         if let Some(ratios) = self.ratios.as_mut().filter(|_| measured) {
             ratios.update();
             ratios.apply(&mut self.policy);
@@ -239,12 +252,22 @@ impl Engine {
         })
     }
 
-    /// Runs the forward pass again, random numbers and all, to find the first site whose output is not finite.
-    fn not_finite(&self, micro: &Micro, key: Key, loss: f64) -> Result<Error> {
+    /// Runs forward passes again, random numbers and all, to find the first site whose output is not finite.
+    fn not_finite(&self, micros: &[Micro], step: u64, loss: f64) -> Result<Error> {
         let params = &self.model.registry.params;
-        let mut tape = Tape::new(params, self.mode(key)).with_check();
-        micro.loss(&self.model, &mut tape)?;
-        let site = tape.not_finite().unwrap_or("loss");
+        let (mut site, losses) = (None, micros.iter().map(Micro::losses).sum());
+        for (i, micro) in micros.iter().enumerate() {
+            if let Some(norms) = &self.norms {
+                norms.begin(micro.places(losses));
+            }
+            let mut tape = Tape::new(params, self.mode(self.key.child(step).child(i as u64))).with_check();
+            micro.loss(&self.model, &mut tape)?;
+            site = tape.not_finite().map(str::to_owned);
+            if site.is_some() {
+                break;
+            }
+        }
+        let site = site.as_deref().unwrap_or("loss");
         Ok(Error::new(format!("the loss is {loss}; the first output that is not finite is that of {site}")))
     }
 

@@ -271,9 +271,9 @@ impl Collector {
                         let key = key.child(r as u64).child(e as u64).child(s as u64).child(draw);
                         let how = Draw { estimator, rows: k, uniform, key };
                         let mut difference = estimate_by(&how, x, &h, dz, estimates[s].as_ref());
-                        kernels.scale(-1.0, &mut difference);
+                        kernels.scale(-1.0, None, &mut difference);
                         kernels.add(&g, &mut difference);
-                        kernels.sum_squares(&difference)
+                        difference.sum_squares()
                     };
                     sums.errors[r][e][s] += (0..draws).map(error).sum::<f64>() / draws as f64;
                 }
@@ -281,7 +281,7 @@ impl Collector {
         }
         sums.batches += 1;
         sums.rows += n;
-        sums.squares += kernels.sum_squares(&g);
+        sums.squares += g.sum_squares();
         sums.gradient = Some(g.copied());
         match &mut sums.sum {
             Some(sum) => kernels.add(&g, sum),
@@ -296,9 +296,9 @@ impl Collector {
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((sums, g)) = sites.get_mut(site).and_then(|sums| sums.gradient.take().map(|g| (sums, g))) {
             let (kernels, mut difference) = (x.device().kernels(), product(x, dz));
-            kernels.scale(-1.0, &mut difference);
+            kernels.scale(-1.0, None, &mut difference);
             kernels.add(&g, &mut difference);
-            sums.recipe += kernels.sum_squares(&difference);
+            sums.recipe += difference.sum_squares();
         }
     }
 
@@ -311,7 +311,10 @@ impl Probe for Collector {
     fn linear(&self, site: &str, x: &Tensor, dz: &Tensor) {
         let look = *self.look.lock().unwrap_or_else(PoisonError::into_inner);
         match look {
-            Look::Train => self.memory.record(site, &row_norms(dz)),
+            Look::Train => {
+                self.memory.record(site, &row_norms(dz));
+                self.memory.settle();
+            }
             // not remembered: the recipe would draw by this very batch's norms next
             Look::Exact => self.measure(site, x, dz),
             Look::Recipe => self.compare(site, x, dz),
@@ -322,7 +325,7 @@ impl Probe for Collector {
 impl SiteSums {
     fn evidence(&self, name: &str) -> SiteEvidence {
         let n = self.batches as f64;
-        let sum = self.sum.as_ref().map_or(0.0, |sum| sum.device().kernels().sum_squares(sum));
+        let sum = self.sum.as_ref().map_or(0.0, Tensor::sum_squares);
         // unbiased, of one batch's gradient
         let minibatch = (self.batches > 1).then(|| (self.squares - sum / n) / (n - 1.0)).filter(|v| *v > 0.0);
         let at = |r: usize| AtRatio {
@@ -540,7 +543,7 @@ mod tests {
         let collector = collector(&device, 4000);
         collector.linear("site", &x, &dz);
         let g = product(&x, &dz);
-        let square = device.kernels().sum_squares(&g);
+        let square = g.sum_squares();
         let a: Vec<f64> = row_norms(&x).to_f64().iter().zip(row_norms(&dz).to_f64()).map(|(h, z)| h * z).collect();
         let evidence = collector.sites.lock().unwrap()["site"].evidence("site");
         let error = |r: usize, estimator: &str, norms: &str| {
@@ -564,7 +567,7 @@ mod tests {
                 device.kernels().read_rows(&Rows { of: t.into(), index: Some(&left) }, None, &mut rows);
                 rows
             };
-            let bias = device.kernels().sum_squares(&product(&rest(&x), &rest(&dz)));
+            let bias = product(&rest(&x), &rest(&dz)).sum_squares();
             assert!((error(r, "topk", "current") / (bias / square).sqrt() - 1.0).abs() < 1e-9);
         }
     }
@@ -598,7 +601,7 @@ mod tests {
         let (x, dz) = (matrix(&device, 1, 3), matrix(&device, 2, 2));
         let collector = collector(&device, 1);
         let mut larger = dz.copied();
-        device.kernels().scale(1.1, &mut larger);
+        device.kernels().scale(1.1, None, &mut larger);
         for _ in 0..2 {
             collector.look(Look::Exact);
             collector.linear("site", &x, &dz);
@@ -622,7 +625,7 @@ mod tests {
         collector.linear("site", &x, &dz);
         let before = remembered();
         let mut larger = dz.copied();
-        device.kernels().scale(9.0, &mut larger);
+        device.kernels().scale(9.0, None, &mut larger);
         for look in [Look::Exact, Look::Recipe] {
             collector.look(look);
             collector.linear("site", &x, &larger);
@@ -641,7 +644,7 @@ mod tests {
         let collector = collector(&device, 1);
         collector.linear("site", &x, &dz);
         let mut three = dz.copied();
-        device.kernels().scale(3.0, &mut three);
+        device.kernels().scale(3.0, None, &mut three);
         collector.linear("site", &x, &three);
         let evidence = collector.sites.lock().unwrap()["site"].evidence("site");
         for e in &evidence.ratios[1].estimators {

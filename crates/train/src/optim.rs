@@ -2,7 +2,7 @@
 //! gradient's global norm as in `torch.nn.utils.clip_grad_norm_`.
 
 use colrow_autograd::{Grads, Param, ParamId, Params};
-use colrow_tensor::{AdamW, Class, DType, Error, MOMENT_BLOCK, Result, Tensor, named};
+use colrow_tensor::{AdamW, Class, DType, Device, Error, MOMENT_BLOCK, Result, Tensor, named};
 
 /// Parameters with fewer elements keep their moments in floats under [`States::EightBit`]: biases and norms, which are few and sensitive
 /// (as in bitsandbytes).
@@ -123,17 +123,20 @@ impl Moments {
 #[derive(Debug)]
 pub struct Optimizer {
     settings: Settings,
+    device: Device,
     /// By parameter; none where frozen.
     pub moments: Vec<Option<Moments>>,
 }
 
-/// A step under way.
+/// A step under way. Its numbers stay on the device until the step is done.
 #[derive(Debug)]
 pub struct Step {
     lr: f64,
     number: u64,
-    /// Σg² of the gradients that are used up, by parameter.
-    squares: Vec<f64>,
+    /// The loss, then by parameter Σg² of its gradient (1 + parameters, f64).
+    pub sums: Tensor,
+    /// What gradients are multiplied with; NaN where a sum is not finite, and then nothing changes (1, f64).
+    factor: Tensor,
 }
 
 impl Optimizer {
@@ -141,7 +144,7 @@ impl Optimizer {
     pub fn new(settings: Settings, params: &Params) -> Self {
         let moments =
             params.iter().map(|(_, p)| p.trainable.then(|| Moments::new(settings.states, &p.value))).collect();
-        Self { settings, moments }
+        Self { settings, device: params.device().clone(), moments }
     }
 
     /// Begins step number `number` (from 1) at learning rate `lr`, over `accumulate` batches.
@@ -151,67 +154,75 @@ impl Optimizer {
     pub fn begin(&self, number: u64, lr: f64, accumulate: usize) -> Result<Step> {
         match self.settings.refusals(accumulate).first() {
             Some(refusal) => Err(Error::usage(refusal.as_str())),
-            None => Ok(Step { lr, number, squares: vec![0.0; self.moments.len()] }),
-        }
-    }
-
-    /// With [`Update::InBackward`], takes the gradients that are final and updates their weights; else does nothing.
-    ///
-    /// # Errors
-    /// A gradient that is not finite; names its parameter. Parameters nearer to the loss are updated by then.
-    pub fn update_final(&mut self, step: &mut Step, params: &mut Params, grads: &mut Grads) -> Result<()> {
-        if self.settings.update == Update::AfterBackward {
-            return Ok(());
-        }
-        while let Some((id, gradient)) = grads.take_final(params) {
-            let square = params.device().kernels().sum_squares(&gradient);
-            if !square.is_finite() {
-                let text = "the gradient is not finite; with updates in the backward pass, weights nearer to the loss are updated already";
-                return Err(Error::new(text).at(&params[id].name));
+            None => {
+                let zeros = |n| self.device.zeros(Class::Workspace, DType::F64, &[n]);
+                Ok(Step { lr, number, sums: zeros(1 + self.moments.len()), factor: zeros(1) })
             }
-            step.squares[id.index()] = square;
-            self.update(step, id, &mut params[id], &gradient, 1.0);
         }
-        Ok(())
     }
 
-    /// Updates the weights whose gradients are left. Returns the norm of all of the step's gradients, before clipping.
-    ///
-    /// # Errors
-    /// A gradient that is not finite; names the parameter nearest to the loss, where the backward pass met it first. Nothing is
-    /// changed here then.
-    pub fn finish(&mut self, mut step: Step, params: &mut Params, grads: &Grads) -> Result<f64> {
-        let device = params.device().clone();
+    /// With [`Update::InBackward`], takes the gradients that are final and updates their weights, unless one so far or the loss is not finite;
+    /// else does nothing.
+    pub fn update_final(&mut self, step: &mut Step, params: &mut Params, grads: &mut Grads) {
+        if self.settings.update == Update::AfterBackward {
+            return;
+        }
+        let kernels = self.device.clone();
+        let kernels = kernels.kernels();
+        while let Some((id, gradient)) = grads.take_final(params) {
+            kernels.sum_squares(&gradient, 1 + id.index(), &mut step.sums);
+            kernels.clip(&step.sums, 0.0, &mut step.factor);
+            self.update(step, id, &mut params[id], &gradient);
+        }
+    }
+
+    /// Updates the weights whose gradients are left, unless one of the step's gradients or its loss is not finite.
+    pub fn finish(&mut self, step: &mut Step, params: &mut Params, grads: &Grads) {
+        let kernels = self.device.clone();
+        let kernels = kernels.kernels();
         for (id, _) in params.iter() {
             if let Some(gradient) = grads.of(id) {
-                step.squares[id.index()] = device.kernels().sum_squares(gradient);
+                kernels.sum_squares(gradient, 1 + id.index(), &mut step.sums);
             }
         }
-        if let Some((id, _)) = params.iter().rev().find(|(id, _)| !step.squares[id.index()].is_finite()) {
-            return Err(Error::new("the gradient is not finite").at(&params[id].name));
-        }
-        let norm = step.squares.iter().sum::<f64>().sqrt();
-        let clip = self.settings.clip;
-        // the 1e-6 is PyTorch's
-        let grad_scale = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        kernels.clip(&step.sums, self.settings.clip, &mut step.factor);
         for (id, param) in params.iter_mut() {
             if let Some(gradient) = grads.of(id) {
-                self.update(&step, id, param, gradient, grad_scale);
+                self.update(step, id, param, gradient);
             }
         }
-        Ok(norm)
     }
 
-    fn update(&mut self, step: &Step, id: ParamId, param: &mut Param, gradient: &Tensor, grad_scale: f64) {
+    /// The norm of all of the step's gradients, before clipping, of its `sums` as they were read.
+    ///
+    /// # Errors
+    /// A gradient that is not finite; names the parameter nearest to the loss, where the backward pass met it first. Weights are as they were
+    /// then; but with [`Update::InBackward`], those nearer to the loss are updated.
+    pub fn grad_norm(&self, sums: &[f64], params: &Params) -> Result<f64> {
+        let squares = sums.get(1..).unwrap_or_default();
+        if let Some(place) = squares.iter().rposition(|square| !square.is_finite()) {
+            let text = match self.settings.update {
+                Update::AfterBackward => "the gradient is not finite",
+                Update::InBackward => {
+                    "the gradient is not finite; with updates in the backward pass, weights nearer to the loss are updated already"
+                }
+            };
+            let name = params.iter().nth(place).map_or("a parameter", |(_, p)| p.name.as_str());
+            return Err(Error::new(text).at(name));
+        }
+        Ok(squares.iter().fold(0.0, |sum, square| sum + square).sqrt())
+    }
+
+    fn update(&mut self, step: &Step, id: ParamId, param: &mut Param, gradient: &Tensor) {
         let Some(moments) = &mut self.moments[id.index()] else { return };
         let Settings { beta1, beta2, eps, weight_decay, .. } = self.settings;
         let weight_decay = if param.decay { weight_decay } else { 0.0 };
-        let how = AdamW { lr: step.lr, beta1, beta2, eps, weight_decay, step: step.number, grad_scale };
+        let how = AdamW { lr: step.lr, beta1, beta2, eps, weight_decay, step: step.number };
         let kernels = gradient.device().kernels();
         match moments {
-            Moments::Float([m, v]) => kernels.adamw(&how, gradient, &mut param.value, m, v),
+            Moments::Float([m, v]) => kernels.adamw(&how, &step.factor, gradient, &mut param.value, m, v),
             Moments::EightBit([m, m_scale, r, r_scale]) => {
-                kernels.adamw_8bit(&how, gradient, &mut param.value, [m, m_scale], [r, r_scale]);
+                kernels.adamw_8bit(&how, &step.factor, gradient, &mut param.value, [m, m_scale], [r, r_scale]);
             }
         }
     }

@@ -480,8 +480,8 @@ fn what_no_op_reads_any_more_is_dropped() {
         let mark = marks.iter().find(|m| m.phase == Phase::Forward && m.at == site);
         mark.unwrap_or_else(|| panic!("{site} is not on the timeline")).live.workspace
     };
-    // the batch's bounds, its first rows, and those as sequences
-    let input = 12 + 8 + 12;
+    // the batch's bounds, its first rows, and those as sequences; the step's loss, squares of gradients and factor
+    let input = 12 + 8 + 12 + 8 * (engine.model.registry.params.len() + 2);
     // the last layer has q and all behind it for the two pooled rows alone
     for (i, rows) in [(0, n), (1, 2)] {
         let at = |part: &str| alive(&format!("encoder.layer.{i}.{part}"));
@@ -574,6 +574,37 @@ fn frozen_parameters_stay_and_do_not_change_the_gradient_of_others() {
             assert_eq!(gradient(some), gradient(all), "frozen: {name}; gradient of {key}");
         }
     }
+}
+
+/// Loss, norms of gradients and remembered norms of dZ travel together, whatever is kept and however weights are updated. Of several passes each one
+/// before the last that has norms to remember reads them by itself.
+#[test]
+fn the_host_reads_from_the_device_once_a_step() {
+    let config = config([24, 2, 3, 40, 3]);
+    let in_backward = Settings { clip: 0.0, update: Update::InBackward, ..SETTINGS };
+    let eight_bit = Settings { states: States::EightBit, ..SETTINGS };
+    for (name, policy) in policies(&config, &|_| Ok(())) {
+        let policy = Arc::new(policy);
+        for (settings, passes) in [(SETTINGS, 1), (SETTINGS, 3), (in_backward, 1), (eight_bit, 1)] {
+            let mut engine = engine(&config, &policy, &|_| Ok(()), settings, 60);
+            let micros: Vec<_> = (0..passes).map(|i| micro(&[5, 1, 9], 3, i, 15 * i)).collect();
+            let device = engine.model.registry.params.device().clone();
+            for step in 1..=2 {
+                let before = device.reads();
+                engine.step(&micros, 1e-3, step, true).unwrap();
+                let remembers = engine.norms.as_ref().is_some_and(|_| passes > 1);
+                let expected = if remembers { passes } else { 1 };
+                assert_eq!(device.reads() - before, expected, "{name}, {passes} passes");
+            }
+        }
+    }
+    let t5 = t5(true);
+    let mut engine = engine(&t5, &Arc::new(Policy::everywhere(Keep::Nothing)), &|_| Ok(()), SETTINGS, 0);
+    let micros = batches(&t5, &[vec![3, 7]], 1);
+    let device = engine.model.registry.params.device().clone();
+    let before = device.reads();
+    engine.step(&micros, 1e-3, 1, false).unwrap();
+    assert_eq!(device.reads() - before, 1);
 }
 
 fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {

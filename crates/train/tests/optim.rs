@@ -65,8 +65,9 @@ fn run(problem: Problem, states: States) -> (Vec<f64>, Vec<f64>) {
         let mut grads = Grads::new(&params);
         tape.backward(loss, 1.0, &mut grads).unwrap();
         let lr = 2e-2 * (1.0 - number as f64 / (STEPS + 1) as f64);
-        let step = optimizer.begin(number, lr, 1).unwrap();
-        optimizer.finish(step, &mut params, &grads).unwrap();
+        let mut step = optimizer.begin(number, lr, 1).unwrap();
+        optimizer.finish(&mut step, &mut params, &grads);
+        optimizer.grad_norm(&step.sums.to_f64(), &params).unwrap();
         value
     });
     let losses = losses.collect();

@@ -100,17 +100,8 @@ impl T5 {
         let (device, weight) = (params.device(), &params[self.head.weight].value);
         let mut logits = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
         device.kernels().matmul(&x, false, weight, true, 0.0, &mut logits);
-        let columns = weight.rows();
-        match logits.dtype() {
-            // without a copy: b·v numbers are many
-            DType::F32 => largest(logits.as_slice::<f32>(), columns),
-            _ => largest(&logits.to_f64(), columns),
-        }
+        let mut tokens = device.empty(Class::Workspace, DType::U32, &[x.rows()]);
+        device.kernels().largest(&logits, &mut tokens);
+        tokens.to_vec()
     }
-}
-
-/// For each row the first column with the largest number.
-fn largest<T: PartialOrd>(all: &[T], columns: usize) -> Vec<u32> {
-    let of = |row: &[T]| (1..columns).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32;
-    all.chunks_exact(columns).map(of).collect()
 }

@@ -456,7 +456,7 @@ mod tests {
         let qkv = random(&device, 1, &[n, 3 * d]);
         let spec = spec(heads, h, None);
         let mut scratch =
-            device.empty(Class::Workspace, DType::F64, &[device.kernels().attention_scratch(&spec, h, 70, 70)]);
+            device.empty(Class::Workspace, DType::F64, &[device.target().attention_scratch(&spec, h, 70, 70)]);
         let mut out = device.empty(Class::Workspace, DType::F64, &[n, d]);
         let mut lse = device.empty(Class::Workspace, DType::F64, &[n, heads]);
         let b = device.tensor(Class::Workspace, &[4], &bounds);
@@ -492,7 +492,8 @@ mod tests {
             let spec = spec(heads, h, None);
             let qkv = device.tensor(Class::Workspace, &[n, 3 * d], &numbers);
             let bounds = device.tensor(Class::Workspace, &[2], &[0, n as u32]);
-            let mut scratch = device.empty(Class::Workspace, DType::F32, &[k.attention_scratch(&spec, h, n, n)]);
+            let mut scratch =
+                device.empty(Class::Workspace, DType::F32, &[device.target().attention_scratch(&spec, h, n, n)]);
             let mut out = device.empty(Class::Workspace, DType::F32, &[index.map_or(n, <[_]>::len), d]);
             let input = AttentionInput { q: (&qkv).into(), kv: None, bounds: &bounds, bias: None };
             let index = index.map(|index| device.tensor(Class::Workspace, &[index.len()], index));
@@ -523,7 +524,8 @@ mod tests {
         let run = |dropout| {
             let k = device.kernels();
             let spec = spec(1, 2, dropout);
-            let mut scratch = device.empty(Class::Workspace, DType::F64, &[k.attention_scratch(&spec, 2, n, n)]);
+            let mut scratch =
+                device.empty(Class::Workspace, DType::F64, &[device.target().attention_scratch(&spec, 2, n, n)]);
             let mut out = device.empty(Class::Workspace, DType::F64, &[n, 2]);
             let mut lse = device.empty(Class::Workspace, DType::F64, &[n, 1]);
             let input = AttentionInput { q: (&qkv).into(), kv: None, bounds: &bounds, bias: None };

@@ -16,10 +16,12 @@ mod rows;
 mod rowwise;
 mod select;
 
-use std::sync::Arc;
-
+use crate::backend::{Backend, Target};
 use crate::codes::{Coded, Rows, Store, Stored};
+use crate::error::Result;
 use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels, Norm};
+use crate::memory::HostMemory;
+use crate::pool::{Buffer, Pool};
 use crate::profile::Profile;
 use crate::rng::Key;
 use crate::tensor::Tensor;
@@ -59,17 +61,86 @@ macro_rules! by_float {
     }};
 }
 
-/// The processor.
+/// The processor and its memory.
 #[derive(Debug)]
-pub(crate) struct Cpu {
-    threads: usize,
+pub struct Host {
+    target: HostTarget,
     precision: Precision,
-    profile: Arc<Profile>,
+    profile: Profile,
+    pool: Pool,
 }
 
-impl Cpu {
-    pub(crate) fn new(threads: usize, precision: Precision, profile: Arc<Profile>) -> Self {
-        Self { threads, precision, profile }
+impl Host {
+    /// With room for kernels that run on `threads` threads, and products of this precision.
+    pub fn new(threads: usize, precision: Precision) -> Self {
+        let pool = Pool::new(Box::new(HostMemory));
+        Self { target: HostTarget { threads }, precision, profile: Profile::default(), pool }
+    }
+}
+
+impl Default for Host {
+    /// With the threads of the current rayon pool and products in f32.
+    fn default() -> Self {
+        Self::new(rayon::current_num_threads(), Precision::F32)
+    }
+}
+
+impl Backend for Host {
+    fn allocate(&self, bytes: usize) -> Option<Buffer> {
+        Some(self.pool.take(bytes).expect("the host's memory ends the program where it ends"))
+    }
+
+    fn free(&self, buffer: Buffer) {
+        self.pool.give(buffer);
+    }
+
+    fn upload(&self, from: &[u8], to: &Buffer, offset: usize) {
+        assert!(offset + from.len() <= to.len(), "what is written lies in the buffer");
+        // SAFETY: the range lies in the buffer, which a tensor that is written to holds alone.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr().add(offset), from.len()) };
+    }
+
+    fn download(&self, from: &Buffer, offset: usize, to: &mut [u8]) {
+        assert!(offset + to.len() <= from.len(), "what is read lies in the buffer");
+        // SAFETY: the range lies in the buffer, which is initialised; writers need the only handle to it.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr().add(offset), to.as_mut_ptr(), to.len()) };
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn target(&self) -> &dyn Target {
+        &self.target
+    }
+
+    fn profile(&self) -> &Profile {
+        &self.profile
+    }
+}
+
+/// A processor with so many threads, in plans.
+#[derive(Clone, Copy, Debug)]
+pub struct HostTarget {
+    /// Threads of a kernel.
+    pub threads: usize,
+}
+
+impl Target for HostTarget {
+    fn attention_scratch(&self, spec: &Attention, h: usize, longest: usize, kv_longest: usize) -> usize {
+        attention::scratch(self.threads, spec, h, longest, kv_longest)
+    }
+
+    fn packing(&self, m: usize, n: usize, k: usize, dtype: DType) -> usize {
+        matmul::packing(m, n, k, dtype.size())
+    }
+}
+
+/// An element of a float tensor.
+fn number(x: &Tensor, i: usize) -> f64 {
+    match x.dtype() {
+        DType::F64 => x.as_slice::<f64>()[i],
+        _ => f64::from(x.as_slice::<f32>()[i]),
     }
 }
 
@@ -82,7 +153,7 @@ fn norm_parameters<'a, T: Float>(norm: &Norm<'a>) -> norm::Parameters<'a, T> {
     norm::Parameters { gamma: norm.gamma.as_slice(), beta: norm.beta.map(Tensor::as_slice), eps: norm.eps }
 }
 
-impl Kernels for Cpu {
+impl Kernels for Host {
     fn matmul(&self, a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor) {
         let (operands, flops) = ([(a, ta), (b, tb)], matmul_flops(a, c));
         by_float!(self, "matmul", flops, c, T => matmul::matmul::<T>(self.precision, operands, beta, c));
@@ -115,7 +186,8 @@ impl Kernels for Cpu {
         }
     }
 
-    fn scale(&self, factor: f64, x: &mut Tensor) {
+    fn scale(&self, factor: f64, by: Option<&Tensor>, x: &mut Tensor) {
+        let factor = factor * by.map_or(1.0, |by| number(by, 0));
         by_float!(self, "scale", x, T => rowwise::scale::<T>(T::of(factor), x.as_mut_slice()));
     }
 
@@ -238,10 +310,6 @@ impl Kernels for Cpu {
         by_float!(self, "quantise", x, T => codes::quantise::<T>(key, d, x.as_slice(), codes::Target::new(coded)));
     }
 
-    fn attention_scratch(&self, spec: &Attention, h: usize, longest: usize, kv_longest: usize) -> usize {
-        attention::scratch(self.threads, spec, h, longest, kv_longest)
-    }
-
     fn attention(
         &self,
         spec: &Attention,
@@ -303,18 +371,53 @@ impl Kernels for Cpu {
         by_float!(self, "sample_rows", p, T => select::sample::<T>(estimator, key, p.as_slice(), index.as_mut_slice(), scale.as_mut_slice()));
     }
 
-    fn sum_squares(&self, x: &Tensor) -> f64 {
-        by_float!(self, "sum_squares", x, T => optim::sum_squares::<T>(x.as_slice()))
+    fn largest(&self, x: &Tensor, index: &mut Tensor) {
+        by_float!(self, "largest", x, T => select::largest::<T>(x.as_slice(), x.cols(), index.as_mut_slice()));
     }
 
-    fn adamw(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor) {
-        by_float!(self, "adamw", g, T => optim::adamw::<T>(step, g.as_slice(), w.as_mut_slice(), m.as_mut_slice(), v.as_mut_slice()));
+    fn accumulate(&self, factor: f64, x: &Tensor, slot: usize, sums: &mut Tensor) {
+        let sum = number(sums, slot) + factor * number(x, 0);
+        match sums.dtype() {
+            DType::F64 => sums.as_mut_slice::<f64>()[slot] = sum,
+            _ => sums.as_mut_slice::<f32>()[slot] = sum as f32,
+        }
     }
 
-    fn adamw_8bit(&self, step: &AdamW, g: &Tensor, w: &mut Tensor, m: [&mut Tensor; 2], v: [&mut Tensor; 2]) {
+    fn sum_squares(&self, x: &Tensor, slot: usize, sums: &mut Tensor) {
+        let sum = by_float!(self, "sum_squares", x, T => optim::sum_squares::<T>(x.as_slice()));
+        sums.as_mut_slice::<f64>()[slot] += sum;
+    }
+
+    fn clip(&self, sums: &Tensor, most: f64, factor: &mut Tensor) {
+        factor.as_mut_slice::<f64>()[0] = optim::clip(sums.as_slice(), most);
+    }
+
+    fn adamw(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor) {
+        let factor = number(factor, 0);
+        if factor.is_nan() {
+            return;
+        }
+        by_float!(self, "adamw", g, T => {
+            optim::adamw::<T>(step, factor, g.as_slice(), w.as_mut_slice(), m.as_mut_slice(), v.as_mut_slice());
+        });
+    }
+
+    fn adamw_8bit(
+        &self,
+        step: &AdamW,
+        factor: &Tensor,
+        g: &Tensor,
+        w: &mut Tensor,
+        m: [&mut Tensor; 2],
+        v: [&mut Tensor; 2],
+    ) {
         fn of([codes, scale]: [&mut Tensor; 2]) -> optim8::Moment<'_> {
             optim8::Moment { codes: codes.as_mut_slice(), scale: scale.as_mut_slice() }
         }
-        by_float!(self, "adamw_8bit", g, T => optim8::adamw::<T>(step, g.as_slice(), w.as_mut_slice(), of(m), of(v)));
+        let factor = number(factor, 0);
+        if factor.is_nan() {
+            return;
+        }
+        by_float!(self, "adamw_8bit", g, T => optim8::adamw::<T>(step, factor, g.as_slice(), w.as_mut_slice(), of(m), of(v)));
     }
 }

@@ -24,8 +24,7 @@ vectorised! {
         acc.iter().sum()
     }
 
-    fn adamw_chunk<T: Float>(step: &AdamW, g: &[T], w: &mut [T], m: &mut [T], v: &mut [T]) {
-        let rule = Rule::new(step);
+    fn adamw_chunk<T: Float>(rule: &Rule<T>, g: &[T], w: &mut [T], m: &mut [T], v: &mut [T]) {
         for (((&g, w), m), v) in g.iter().zip(w).zip(m).zip(v) {
             (*m, *v) = rule.moments(g, *m, *v);
             *w = rule.weight(*w, *m, v.sqrt());
@@ -45,12 +44,12 @@ pub(super) struct Rule<T> {
 }
 
 impl<T: Float> Rule<T> {
-    pub(super) fn new(step: &AdamW) -> Self {
+    pub(super) fn new(step: &AdamW, factor: f64) -> Self {
         let beta = [step.beta1, step.beta2];
         let exponent = i32::try_from(step.step).unwrap_or(i32::MAX);
         let [unbiased1, unbiased2] = beta.map(|beta| 1.0 - beta.powi(exponent));
         Self {
-            scale: T::of(step.grad_scale),
+            scale: T::of(factor),
             beta: beta.map(T::of),
             rest: beta.map(|beta| T::of(1.0 - beta)),
             rate: T::of(step.lr / unbiased1),
@@ -79,10 +78,18 @@ pub(super) fn sum_squares<T: Float>(x: &[T]) -> f64 {
     x.par_chunks(CHUNK).map(sum_squares_chunk).collect::<Vec<f64>>().iter().sum()
 }
 
-pub(super) fn adamw<T: Float>(step: &AdamW, g: &[T], w: &mut [T], m: &mut [T], v: &mut [T]) {
+pub(super) fn clip(sums: &[f64], most: f64) -> f64 {
+    if !sums.iter().all(|x| x.is_finite()) {
+        return f64::NAN;
+    }
+    if most > 0.0 { (most / (sums[1..].iter().sum::<f64>().sqrt() + 1e-6)).min(1.0) } else { 1.0 }
+}
+
+pub(super) fn adamw<T: Float>(step: &AdamW, factor: f64, g: &[T], w: &mut [T], m: &mut [T], v: &mut [T]) {
+    let rule = Rule::new(step, factor);
     g.par_chunks(CHUNK)
         .zip(w.par_chunks_mut(CHUNK))
         .zip(m.par_chunks_mut(CHUNK))
         .zip(v.par_chunks_mut(CHUNK))
-        .for_each(|(((g, w), m), v)| adamw_chunk(step, g, w, m, v));
+        .for_each(|(((g, w), m), v)| adamw_chunk(&rule, g, w, m, v));
 }

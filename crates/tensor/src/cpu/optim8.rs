@@ -148,8 +148,8 @@ vectorised! {
 }
 
 /// See [`Kernels::adamw_8bit`](crate::kernels::Kernels::adamw_8bit).
-pub(super) fn adamw<T: Float>(step: &AdamW, g: &[T], w: &mut [T], m: Moment<'_>, v: Moment<'_>) {
-    let (rule, first) = (Rule::new(step), (step.step as u32).wrapping_mul(BETA));
+pub(super) fn adamw<T: Float>(step: &AdamW, factor: f64, g: &[T], w: &mut [T], m: Moment<'_>, v: Moment<'_>) {
+    let (rule, first) = (Rule::new(step, factor), (step.step as u32).wrapping_mul(BETA));
     let chunks = g.par_chunks(CHUNK).zip(w.par_chunks_mut(CHUNK)).zip(m.chunks().zip(v.chunks()));
     chunks.enumerate().for_each(|(i, ((g, w), (m, v)))| {
         let turn = first.wrapping_add(((i * CHUNK) as u32).wrapping_mul(ALPHA));
@@ -165,8 +165,8 @@ mod tests {
     use crate::cpu::optim;
     use crate::rng::Key;
 
-    const HOW: AdamW =
-        AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1, grad_scale: 0.5 };
+    const HOW: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
+    const FACTOR: f64 = 0.5;
 
     /// Moments of n elements: codes and scales of m, of r.
     struct State {
@@ -181,8 +181,12 @@ mod tests {
         }
 
         fn step<T: Float>(&mut self, how: &AdamW, g: &[T], w: &mut [T]) {
+            self.step_by(FACTOR, how, g, w);
+        }
+
+        fn step_by<T: Float>(&mut self, factor: f64, how: &AdamW, g: &[T], w: &mut [T]) {
             let [m, v] = [&mut self.m, &mut self.r].map(|(codes, scale)| Moment { codes, scale });
-            adamw(how, g, w, m, v);
+            adamw(how, factor, g, w, m, v);
         }
 
         fn m(&self) -> Vec<f32> {
@@ -316,7 +320,7 @@ mod tests {
                 let g = normal(Key::new(3).child(step), n);
                 let (mut m, mut v, mut want) = (state.m(), state.r(), w.clone());
                 v.iter_mut().for_each(|r| *r *= *r);
-                optim::adamw(&how, &g, &mut want, &mut m, &mut v);
+                optim::adamw(&how, FACTOR, &g, &mut want, &mut m, &mut v);
                 state.step(&how, &g, &mut w);
                 assert!(w == want, "{n} elements, step {step}");
                 for (i, ((m, v), (m_back, r_back))) in m.iter().zip(&v).zip(state.m().iter().zip(state.r())).enumerate()
@@ -330,7 +334,7 @@ mod tests {
         let (g, w) = ([0.3, -2e-7, 0.0], [1.0_f64, -2.0, 3.0]);
         let ([mut got, mut want], [mut m, mut v]) = ([w; 2], [[0.0; 3]; 2]);
         State::new(3).step(&HOW, &g, &mut got);
-        optim::adamw(&HOW, &g, &mut want, &mut m, &mut v);
+        optim::adamw(&HOW, FACTOR, &g, &mut want, &mut m, &mut v);
         assert_eq!(got, want, "in f64");
     }
 
@@ -345,13 +349,13 @@ mod tests {
                 // the large gradient comes and goes
                 let now: Vec<f32> =
                     blocks.iter().map(|&g| if step % 10 < 5 { g } else { g.clamp(-1.0, 1.0) }).collect();
-                state.step(&AdamW { step, grad_scale: 1.0, ..HOW }, &now, &mut w);
+                state.step_by(1.0, &AdamW { step, ..HOW }, &now, &mut w);
                 assert!(w.iter().all(|w| w.is_finite()), "g = {g:e}, step {step}");
                 assert!(state.m().iter().chain(&state.r()).all(|x| !x.is_nan()), "g = {g:e}, step {step}");
             }
             let (mut alone, mut w_alone) = (State::new(BLOCK), vec![1.0_f32; BLOCK]);
             for step in 1..=40 {
-                alone.step(&AdamW { step, grad_scale: 1.0, ..HOW }, &[1e-3; BLOCK], &mut w_alone);
+                alone.step_by(1.0, &AdamW { step, ..HOW }, &[1e-3; BLOCK], &mut w_alone);
             }
             assert_eq!(w[2 * BLOCK], w_alone[0], "g = {g:e}");
         }
@@ -375,7 +379,7 @@ mod tests {
             let how = AdamW { step, ..HOW };
             state.step(&how, &g, &mut w);
             let [w, m, v] = &mut exact;
-            optim::adamw(&how, &g, w, m, v);
+            optim::adamw(&how, FACTOR, &g, w, m, v);
         }
         let log_ratio: Vec<f64> = state.r().iter().zip(&exact[2]).map(|(r, v)| f64::from(r / v.sqrt()).ln()).collect();
         for (first, y) in [(0, 0.2_f64.powf(0.25)), (1, 1.0)] {

@@ -37,6 +37,12 @@ pub(super) fn sample<T: Float>(estimator: Estimator, key: Key, p: &[T], index: &
     }
 }
 
+/// For each row of `columns` numbers the first of the largest.
+pub(super) fn largest<T: Float>(x: &[T], columns: usize, index: &mut [u32]) {
+    let of = |row: &[T]| (1..columns).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32;
+    index.iter_mut().zip(x.chunks_exact(columns)).for_each(|(index, row)| *index = of(row));
+}
+
 /// Rows by falling probability; equal ones in order.
 fn by_size(p: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..p.len()).collect();
