@@ -10,9 +10,34 @@ use colrow_autograd::{Attend, ParamId, RowsOf, Sequences, Tape, Var};
 use colrow_tensor::{Class, Tensor};
 
 use crate::config::BertConfig;
+use crate::family::{Alias, Family, HeadKind, Keys};
 use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
 use crate::matching::NUM_LABELS;
 use crate::model::{Input, Site, SiteKind};
+
+/// The family. A masked language model has no pooler, and its decoder is the embedding.
+pub static FAMILY: Family = Family {
+    model_type: "bert",
+    name: "BERT",
+    head: HeadKind::Classifier,
+    saved_class: "BertForSequenceClassification",
+    tokenizer_class: "BertTokenizer",
+    keys: Keys {
+        prefix: "bert.",
+        body: &["embeddings.", "encoder.", "pooler."],
+        head: &["bert.pooler."],
+        ignored: &["embeddings.position_ids", "embeddings.token_type_ids"],
+        aliases: &[Alias {
+            key: "bert.embeddings.word_embeddings.weight",
+            others: &["cls.predictions.decoder.weight"],
+            tied: None,
+        }],
+        siblings: &[],
+    },
+    adapter_targets: &["query", "key", "value"],
+    modules_to_save: &["classifier"],
+    peft_task: "SEQ_CLS",
+};
 
 #[derive(Debug)]
 enum Projections {

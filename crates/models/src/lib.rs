@@ -5,6 +5,7 @@ pub mod atomic;
 pub mod bert;
 pub mod config;
 pub mod elsewhere;
+pub mod family;
 pub mod files;
 pub mod foreign;
 pub mod header;

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::hub::{self, CONFIG_FILE, Needs, TOKENIZER_FILE};
 use crate::lora::{self, ADAPTER_CONFIG_FILE, AdapterConfig};
 pub use crate::matching::Anew;
-use crate::matching::{Wanted, match_keys};
+use crate::matching::{Tied, Wanted, match_keys};
 use crate::model::Model;
 use crate::weights::Weights;
 
@@ -45,15 +45,12 @@ pub fn model(dir: &Path, config: Config, device: &Device, dtype: DType, seed: u6
         .iter()
         .map(|e| Wanted { key: e.key.clone(), shape: e.shape.clone(), dims: e.dims })
         .collect();
-    let matched = match_keys(model.family(), &wanted, weights.shapes(), anew, dir)?;
-    for [a, b] in &matched.tied {
+    let matched = match_keys(model.config.family(), &wanted, weights.shapes(), anew, dir)?;
+    for Tied { keys: [a, b], hint } in &matched.tied {
         if !weights.are_equal(a, b)? {
             return Err(Error::new(format!("{a} and {b}: expected the same numbers, found different ones"))
                 .at(dir.display())
-                .hint(
-                    "this model has one tensor where the checkpoint has two; for a T5 whose head is its own, set tie_word_embeddings = \
-                     false and scale_decoder_outputs = true in config.json",
-                ));
+                .hint(format!("this model has one tensor where the checkpoint has two; {hint}")));
         }
     }
     for (i, name) in matched.keys.iter().enumerate() {

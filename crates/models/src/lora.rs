@@ -189,7 +189,7 @@ pub fn to_json(config: &LoraConfig, model: &Model, base: &str) -> String {
         .collect();
     let json = json!({
         "peft_type": "LORA",
-        "task_type": if model.config.is_text_to_text() { "SEQ_2_SEQ_LM" } else { "SEQ_CLS" },
+        "task_type": model.config.family().peft_task,
         "base_model_name_or_path": base,
         "inference_mode": true,
         "r": config.lora_rank,

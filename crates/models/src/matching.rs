@@ -5,6 +5,7 @@ use std::path::Path;
 
 use colrow_tensor::{Error, Result};
 
+use crate::family::{Family, Keys};
 use crate::files::{first_ten, shape_text};
 
 /// A parameter that a model expects.
@@ -22,85 +23,7 @@ pub struct Wanted {
 /// The name of the dimension that depends on the task.
 pub const NUM_LABELS: &str = "num_labels";
 
-/// How the checkpoints of a family name things.
-#[derive(Clone, Copy, Debug)]
-pub struct Family {
-    /// As users know it: `BERT`.
-    pub name: &'static str,
-    /// Before every key of the body; checkpoints of the bare model lack it: `bert.`.
-    pub prefix: &'static str,
-    /// Beginnings of the keys of the body, without the prefix: any other tensor is of a head.
-    pub body: &'static [&'static str],
-    /// Beginnings of keys that belong to the head though the body has them: pre-training leaves them out.
-    pub head: &'static [&'static str],
-    /// Ends of keys of the body that have no effect.
-    pub ignored: &'static [&'static str],
-    /// Tensors that go by several names.
-    pub aliases: &'static [Alias],
-    /// A part of keys that only a sibling has, and what to do then.
-    pub sibling: Option<(&'static str, &'static str)>,
-}
-
-/// A tensor that goes by several names.
-#[derive(Clone, Copy, Debug)]
-pub struct Alias {
-    /// The key that the model knows it by.
-    pub key: &'static str,
-    /// Where it is read from if there is no such key, best first.
-    pub others: &'static [&'static str],
-    /// Whether it is one tensor in the model, so that a checkpoint that has several may not hold different numbers.
-    pub tied: bool,
-}
-
-/// BERT. A masked language model has no pooler, and its decoder is the embedding.
-pub const BERT: Family = Family {
-    name: "BERT",
-    prefix: "bert.",
-    body: &["embeddings.", "encoder.", "pooler."],
-    head: &["bert.pooler."],
-    ignored: &["embeddings.position_ids", "embeddings.token_type_ids"],
-    aliases: &[Alias {
-        key: "bert.embeddings.word_embeddings.weight",
-        others: &["cls.predictions.decoder.weight"],
-        tied: false,
-    }],
-    sibling: None,
-};
-
-/// T5 v1.0. The embedding is also the encoder's, the decoder's and the head; the published checkpoints hold a bias of the attention to
-/// the encoder that has no effect.
-pub const T5_RELU: Family = Family {
-    name: "T5",
-    prefix: "",
-    body: &["shared.", "encoder.", "decoder."],
-    head: &[],
-    ignored: &["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
-    aliases: &[
-        Alias {
-            key: "shared.weight",
-            others: &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"],
-            tied: true,
-        },
-        // an untied head that was saved as if it were tied
-        Alias {
-            key: "lm_head.weight",
-            others: &["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
-            tied: false,
-        },
-    ],
-    sibling: Some((
-        ".wi_0.",
-        "wi_0 and wi_1 are of T5 v1.1 or Flan-T5, whose config.json says feed_forward_proj = \"gated-gelu\"",
-    )),
-};
-
-/// T5 v1.1.
-pub const T5_GATED: Family = Family {
-    sibling: Some((".wi.", "wi is of T5 v1.0, whose config.json says feed_forward_proj = \"relu\"")),
-    ..T5_RELU
-};
-
-impl Family {
+impl Keys {
     fn is_body(&self, key: &str) -> bool {
         let prefixed = key.strip_prefix(self.prefix).filter(|_| !self.prefix.is_empty());
         prefixed.is_some() || self.body.iter().any(|b| key.starts_with(b))
@@ -131,8 +54,17 @@ pub struct Matched {
     pub replaced: Vec<String>,
     /// Tensors of the checkpoint that belong to other heads.
     pub ignored: Vec<String>,
-    /// Pairs of the checkpoint's tensors that have to hold the same numbers.
-    pub tied: Vec<[String; 2]>,
+    /// Tensors of the checkpoint that have to hold the same numbers.
+    pub tied: Vec<Tied>,
+}
+
+/// Two tensors of a checkpoint that are one in the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tied {
+    /// Their keys in the checkpoint.
+    pub keys: [String; 2],
+    /// What to do if they differ.
+    pub hint: &'static str,
 }
 
 impl Matched {
@@ -162,28 +94,29 @@ pub fn match_keys<'a>(
     anew: Anew,
     place: &Path,
 ) -> Result<Matched> {
+    let keys = &family.keys;
     let numbers: BTreeMap<&str, usize> = wanted.iter().enumerate().map(|(i, w)| (w.key.as_str(), i)).collect();
     let mut hits: Vec<Vec<(&str, &[usize])>> = vec![Vec::new(); wanted.len()];
     let mut others = BTreeMap::new();
     for (name, shape) in found {
         let key = plain(name);
-        let number = numbers.get(key.as_str()).or_else(|| numbers.get(format!("{}{key}", family.prefix).as_str()));
+        let number = numbers.get(key.as_str()).or_else(|| numbers.get(format!("{}{key}", keys.prefix).as_str()));
         match number {
             Some(&number) => hits[number].push((name, shape)),
             None => _ = others.insert(key, (name, shape)),
         }
     }
     let (mut ignored, mut unexpected) = (Vec::new(), Vec::new());
-    let is_alias = |key: &str| family.aliases.iter().any(|a| a.tied && a.others.contains(&key));
+    let is_alias = |key: &str| keys.aliases.iter().any(|a| a.tied.is_some() && a.others.contains(&key));
     for (key, &(name, _)) in others.iter().filter(|(key, _)| !is_alias(key)) {
-        if family.ignored.iter().any(|end| key.ends_with(end)) {
-        } else if family.is_body(key) {
+        if keys.ignored.iter().any(|end| key.ends_with(end)) {
+        } else if keys.is_body(key) {
             unexpected.push(name);
         } else {
             ignored.push(name.to_string());
         }
     }
-    if !wanted.iter().zip(&hits).any(|(w, hits)| family.is_body(&w.key) && !hits.is_empty()) {
+    if !wanted.iter().zip(&hits).any(|(w, hits)| keys.is_body(&w.key) && !hits.is_empty()) {
         let names: Vec<_> = others.values().map(|(name, _)| *name).collect();
         let some = if names.is_empty() { "nothing".to_string() } else { first_ten(&names) };
         return Err(Error::new(format!("this checkpoint shares no parameter with {}; found {some}", family.name))
@@ -192,7 +125,7 @@ pub fn match_keys<'a>(
     }
 
     let mut tied = Vec::new();
-    for alias in family.aliases {
+    for alias in keys.aliases {
         let Some(&number) = numbers.get(alias.key) else { continue };
         if hits[number].is_empty() {
             let of = |&other: &&str| match numbers.get(other) {
@@ -202,9 +135,10 @@ pub fn match_keys<'a>(
             let first = alias.others.iter().find_map(of);
             hits[number].extend(first);
         }
-        if let (true, Some(&(name, _))) = (alias.tied, hits[number].first()) {
+        if let (Some(hint), Some(&(name, _))) = (alias.tied, hits[number].first()) {
             let copies = alias.others.iter().filter(|o| !numbers.contains_key(*o)).filter_map(|o| others.get(*o));
-            tied.extend(copies.filter(|c| c.0 != name).map(|c| [name.to_string(), c.0.to_string()]));
+            let copies = copies.filter(|c| c.0 != name);
+            tied.extend(copies.map(|c| Tied { keys: [name.to_string(), c.0.to_string()], hint }));
         }
     }
 
@@ -215,7 +149,7 @@ pub fn match_keys<'a>(
     for (wanted, hits) in wanted.iter().zip(hits) {
         let key = match hits[..] {
             [] => {
-                let missing = if anew.body || family.is_head(wanted) { &mut matched.missing } else { &mut lacking };
+                let missing = if anew.body || keys.is_head(wanted) { &mut matched.missing } else { &mut lacking };
                 missing.push(wanted.key.clone());
                 None
             }
@@ -254,9 +188,11 @@ pub fn match_keys<'a>(
     }
     let error = Error::new(problems.join("\n")).at(place.display());
     let mut hint = hints.text();
-    let sibling = family.sibling.filter(|(part, _)| unexpected.iter().any(|name| name.contains(part)));
-    if let Some((_, what)) = sibling {
-        hint.push(what.to_string());
+    // what a sibling has, and this model nowhere
+    let is_sibling =
+        |part: &str| unexpected.iter().any(|name| name.contains(part)) && !wanted.iter().any(|w| w.key.contains(part));
+    if let Some(sibling) = keys.siblings.iter().find(|sibling| is_sibling(sibling.part)) {
+        hint.push(sibling.hint.to_string());
     } else if !unexpected.is_empty() {
         hint.push("is config.json of another checkpoint?".to_string());
     } else if !lacking.is_empty() {
@@ -317,6 +253,7 @@ impl Hints {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{bert, t5};
 
     fn wanted() -> Vec<Wanted> {
         let one = |key: &str, shape: &[usize], dims| Wanted { key: key.to_string(), shape: shape.to_vec(), dims };
@@ -335,7 +272,7 @@ mod tests {
     }
 
     fn run_with(found: &[(&str, &[usize])], anew: Anew) -> Result<Matched> {
-        match_keys(&BERT, &wanted(), found.iter().copied(), anew, Path::new("m.safetensors"))
+        match_keys(&bert::FAMILY, &wanted(), found.iter().copied(), anew, Path::new("m.safetensors"))
     }
 
     #[track_caller]
@@ -483,19 +420,20 @@ mod tests {
             let wanted: Vec<_> =
                 wanted.iter().map(|&key| Wanted { key: key.to_owned(), shape: vec![10, 4], dims }).collect();
             let found = found.iter().map(|&name| (name, &[10, 4][..]));
-            match_keys(&T5_RELU, &wanted, found, Anew::default(), Path::new("m.safetensors"))
+            match_keys(&t5::FAMILY, &wanted, found, Anew::default(), Path::new("m.safetensors"))
         };
+        let pairs = |tied: &[Tied]| tied.iter().map(|t| t.keys.clone()).collect::<Vec<_>>();
         let same = |a: &str, b: &str| [a.to_owned(), b.to_owned()];
         let tied = [shared, norm];
         for only in [encoder, decoder, head] {
             let matched = run(&tied, &[norm, only]).unwrap();
-            assert_eq!((matched.keys[0].as_deref(), &matched.tied), (Some(only), &vec![]));
+            assert_eq!((matched.keys[0].as_deref(), pairs(&matched.tied)), (Some(only), vec![]));
             assert!(matched.warnings().is_empty());
         }
         let matched = run(&tied, &[norm, head, decoder, encoder]).unwrap();
         assert_eq!(matched.keys[0].as_deref(), Some(encoder));
-        assert_eq!(matched.tied, [same(encoder, decoder), same(encoder, head)]);
-        assert_eq!(run(&tied, &[norm, head, shared]).unwrap().tied, [same(shared, head)]);
+        assert_eq!(pairs(&matched.tied), [same(encoder, decoder), same(encoder, head)]);
+        assert_eq!(pairs(&run(&tied, &[norm, head, shared]).unwrap().tied), [same(shared, head)]);
         // a head of its own may differ, and is the embedding only if nothing else is
         let untied = [shared, norm, head];
         let matched = run(&untied, &[norm, head, decoder]).unwrap();

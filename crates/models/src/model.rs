@@ -5,10 +5,8 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, DType, Device, Error, Result};
 
 use crate::bert::Bert;
-use crate::config::FeedForward;
 use crate::config::{Architecture, Config};
 use crate::layers::{Dense, Registry};
-use crate::matching::{BERT, Family, T5_GATED, T5_RELU};
 use crate::t5::T5;
 
 /// The sites that the published system samples: attention output and feed-forward linears (Liu et al. 2023, section 4), and with LoRA
@@ -113,15 +111,6 @@ impl Model {
     /// Initialises every parameter as for pre-training.
     pub fn init(&mut self, seed: u64) {
         (0..self.registry.entries.len()).for_each(|i| self.registry.init(i, Key::new(seed)));
-    }
-
-    /// How checkpoints of its family name things.
-    pub(crate) fn family(&self) -> &'static Family {
-        match &self.config.architecture {
-            Architecture::Bert(_) => &BERT,
-            Architecture::T5(c) if c.feed_forward_proj == FeedForward::Relu => &T5_RELU,
-            Architecture::T5(_) => &T5_GATED,
-        }
     }
 
     /// Sites that keep something by a policy, in the order of the forward pass.

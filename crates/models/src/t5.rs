@@ -11,9 +11,51 @@ use colrow_autograd::{Attend, Head, ParamId, RowsOf, Sequences, Tape, Var};
 use colrow_tensor::{Class, Gelu};
 
 use crate::config::{FeedForward, T5Config};
+use crate::family::{Alias, Family, HeadKind, Keys, Sibling};
 use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
 use crate::model::{Input, Site, SiteKind};
 use generate::Cache;
+
+/// The family. The embedding of v1.0 is also the encoder's, the decoder's and the head; the published checkpoints hold a bias of the
+/// attention to the encoder that has no effect.
+pub static FAMILY: Family = Family {
+    model_type: "t5",
+    name: "T5",
+    head: HeadKind::Language,
+    saved_class: "T5ForConditionalGeneration",
+    tokenizer_class: "T5Tokenizer",
+    keys: Keys {
+        prefix: "",
+        body: &["shared.", "encoder.", "decoder."],
+        head: &[],
+        ignored: &["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
+        aliases: &[
+            Alias {
+                key: "shared.weight",
+                others: &["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"],
+                tied: Some(
+                    "for a T5 whose head is its own, set tie_word_embeddings = false and scale_decoder_outputs = true in config.json",
+                ),
+            },
+            // an untied head that was saved as if it were tied
+            Alias {
+                key: "lm_head.weight",
+                others: &["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
+                tied: None,
+            },
+        ],
+        siblings: &[
+            Sibling {
+                part: ".wi_0.",
+                hint: "wi_0 and wi_1 are of T5 v1.1 or Flan-T5, whose config.json says feed_forward_proj = \"gated-gelu\"",
+            },
+            Sibling { part: ".wi.", hint: "wi is of T5 v1.0, whose config.json says feed_forward_proj = \"relu\"" },
+        ],
+    },
+    adapter_targets: &["q", "k", "v"],
+    modules_to_save: &[],
+    peft_task: "SEQ_2_SEQ_LM",
+};
 
 /// Attention with its norm before and its projections.
 #[derive(Debug)]

@@ -9,17 +9,19 @@ use colrow_tensor::{Error, Result};
 
 use crate::recipe::{self, Method, Recipe};
 
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
 /// Modules that are trained whole beside adapters or biases: the recipe's, else the head.
 fn modules_to_save(train: &recipe::Train, config: &Config) -> Vec<String> {
-    let head = || if config.is_text_to_text() { vec![] } else { vec!["classifier".to_owned()] };
-    train.modules_to_save.clone().unwrap_or_else(head)
+    train.modules_to_save.clone().unwrap_or_else(|| owned(config.family().modules_to_save))
 }
 
 /// The recipe's adapters, if its method trains any.
 pub fn lora_config(recipe: &Recipe, config: &Config) -> Option<LoraConfig> {
     let recipe::Lora { rank, alpha, dropout, rank_stabilised, targets } = recipe.lora.clone();
-    let projections = if config.is_text_to_text() { ["q", "k", "v"] } else { ["query", "key", "value"] };
-    let targets = targets.unwrap_or_else(|| projections.map(str::to_owned).to_vec());
+    let targets = targets.unwrap_or_else(|| owned(config.family().adapter_targets));
     let modules_to_save = modules_to_save(&recipe.train, config);
     let config = LoraConfig {
         lora_rank: rank,
@@ -83,7 +85,8 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
             return Err(Error::usage("train.method: \"bitfit\" trains biases, and this model has none")
                 .hint("choose \"lora\" or \"full\", or name modules in train.modules_to_save"));
         }
-        let least = if model.config.is_text_to_text() { "some of the patterns" } else { "at least the classifier" };
+        let head = model.config.family().modules_to_save.first();
+        let least = head.map_or("some of the patterns".to_owned(), |head| format!("at least the {head}"));
         return Err(Error::usage("train.freeze: every parameter is frozen; nothing is left to learn")
             .hint(format!("leave out {least}")));
     }

@@ -9,9 +9,10 @@ use std::path::Path;
 use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value, json};
 
-pub use bert::BertConfig;
-pub use t5::{FeedForward, T5Config};
+pub use self::bert::BertConfig;
+pub use self::t5::{FeedForward, T5Config};
 
+use crate::family::{Family, HeadKind};
 use crate::files::read_json_bytes;
 use crate::hub::CONFIG_FILE;
 use fields::{Fields, shown, unnamed};
@@ -120,9 +121,17 @@ impl Config {
         self.labels.len()
     }
 
+    /// The model's family.
+    pub fn family(&self) -> &'static Family {
+        match self.architecture {
+            Architecture::Bert(_) => &crate::bert::FAMILY,
+            Architecture::T5(_) => &crate::t5::FAMILY,
+        }
+    }
+
     /// Whether the model answers in text.
     pub fn is_text_to_text(&self) -> bool {
-        matches!(self.architecture, Architecture::T5(_))
+        self.family().head == HeadKind::Language
     }
 
     /// Number of word pieces.
@@ -169,15 +178,12 @@ impl Config {
     /// architecture and the number type (f32) of what is written.
     pub fn to_json(&self) -> String {
         let mut json = self.original.clone();
-        let (family, class) = match self.architecture {
-            Architecture::Bert(_) => ("bert", "BertForSequenceClassification"),
-            Architecture::T5(_) => ("t5", "T5ForConditionalGeneration"),
-        };
+        let family = self.family();
         let numbered = || self.labels.iter().enumerate();
         let id2label: Map<_, _> = numbered().map(|(i, label)| (i.to_string(), json!(label))).collect();
         let label2id: Map<_, _> = numbered().map(|(i, label)| (label.clone(), json!(i))).collect();
-        json.insert("model_type".to_string(), json!(family));
-        json.insert("architectures".to_string(), json!([class]));
+        json.insert("model_type".to_string(), json!(family.model_type));
+        json.insert("architectures".to_string(), json!([family.saved_class]));
         json.insert("id2label".to_string(), id2label.into());
         json.insert("label2id".to_string(), label2id.into());
         match self.problem_type {

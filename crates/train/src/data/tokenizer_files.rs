@@ -426,8 +426,7 @@ impl Class {
 fn class(config: Option<&Map<String, Value>>, model: &Config, file: &Tokenizer, notes: &mut Vec<String>) -> Class {
     let named = config.and_then(|config| config.get("tokenizer_class")).and_then(Value::as_str);
     let declared = named.or(model.tokenizer_class());
-    let family = if model.is_text_to_text() { "T5Tokenizer" } else { "BertTokenizer" };
-    let name = declared.unwrap_or(family);
+    let name = declared.unwrap_or(model.family().tokenizer_class);
     match name.strip_suffix("Fast").unwrap_or(name) {
         "BertTokenizer" | "ElectraTokenizer" | "MobileBertTokenizer" => Class::Bert { types: true },
         "DistilBertTokenizer" => Class::Bert { types: false },
