@@ -1,7 +1,11 @@
-//! A language model's head and its loss in one op: `mean_i −log softmax(s·W·x_i)[labels_i]`, x (n, d), W (v, d).
+//! A language model's head and its loss in one op: `Σ_i w_i·−log softmax(s·W·x_i)[labels_i] / Σ_i w_i`, x (n, d), W (v, d); without weights
+//! the mean.
 //!
 //! Logits are computed in chunks of rows and never whole: v is in the ten thousands. Keeps x and the labels; the backward pass computes each
-//! chunk's logits again, one more product for n·v numbers that are not held.
+//! chunk's logits again, one more product for n·v numbers that are not held. A chunk's rows have one weight, so that its mean counts by its
+//! rows and that weight; rows of weight 0 are in none, and cost nothing.
+
+use std::collections::HashMap;
 
 use colrow_tensor::{Class, DType, Result, Tensor};
 
@@ -25,14 +29,21 @@ pub struct Head {
 struct HeadLoss {
     x: Option<VarId>,
     input: Kept,
-    /// By chunk.
-    labels: Vec<Kept>,
+    chunks: Vec<Chunk>,
     weight: (ParamId, Tensor, bool),
     scale: f64,
 }
 
-/// One chunk's input (c, d), times s, and the gradient of its mean loss with respect to its logits (c, v).
+/// Rows of one weight.
 struct Chunk {
+    rows: Vec<u32>,
+    labels: Kept,
+    /// What its mean counts in that of all.
+    share: f64,
+}
+
+/// A chunk's input (c, d), times s, and the gradient of its mean loss with respect to its logits (c, v).
+struct Computed {
     index: Tensor,
     x: Tensor,
     loss: Tensor,
@@ -44,52 +55,70 @@ impl HeadLoss {
         self.input.exact()
     }
 
-    /// The chunks in turn, each with its share of the rows.
-    fn chunks(&self) -> impl Iterator<Item = (f64, Chunk)> {
-        let n = self.input().rows();
-        let mut first = 0;
-        self.labels.iter().map(move |labels| {
-            let labels = labels.exact();
-            let chunk = self.chunk(first, labels);
-            first += labels.len();
-            (labels.len() as f64 / n as f64, chunk)
-        })
+    /// The chunks in turn, each with its share.
+    fn computed(&self) -> impl Iterator<Item = (f64, Computed)> {
+        self.chunks.iter().map(|chunk| (chunk.share, self.compute(chunk)))
     }
 
-    fn chunk(&self, first: usize, labels: &Tensor) -> Chunk {
+    fn compute(&self, Chunk { rows, labels, .. }: &Chunk) -> Computed {
         let (input, (_, weight, _)) = (self.input(), &self.weight);
         let (device, dtype) = (input.device(), input.dtype());
         let kernels = device.kernels();
-        let rows: Vec<u32> = (first..first + labels.len()).map(|i| i as u32).collect();
-        let index = device.tensor(Class::Workspace, &[rows.len()], &rows);
+        let index = device.tensor(Class::Workspace, &[rows.len()], rows);
         let mut x = gather(input, &index, None);
         kernels.scale(self.scale, None, &mut x);
         let mut logits = device.empty(Class::Workspace, dtype, &[rows.len(), weight.rows()]);
         kernels.matmul(&x, false, weight, true, 0.0, &mut logits);
         let mut dlogits = logits.empty_like();
         let mut loss = device.empty(Class::Workspace, dtype, &[1]);
-        kernels.cross_entropy(&logits, labels, &mut loss, &mut dlogits);
-        Chunk { index, x, loss, dlogits }
+        kernels.cross_entropy(&logits, labels.exact(), &mut loss, &mut dlogits);
+        Computed { index, x, loss, dlogits }
     }
 }
 
+/// The rows by weight, each weight with its rows in order; 0 is none.
+fn by_weight(n: usize, weights: Option<&[f32]>) -> Vec<(f64, Vec<u32>)> {
+    let rows = 0..n as u32;
+    let Some(weights) = weights else { return vec![(1.0, rows.collect())] };
+    let mut groups: Vec<(f64, Vec<u32>)> = Vec::new();
+    let mut places = HashMap::new();
+    for (row, &weight) in rows.zip(weights).filter(|(_, weight)| **weight != 0.0) {
+        let place = *places.entry(weight.to_bits()).or_insert_with(|| {
+            groups.push((weight.into(), Vec::new()));
+            groups.len() - 1
+        });
+        groups[place].1.push(row);
+    }
+    groups
+}
+
 impl Tape<'_> {
-    /// The mean cross-entropy of `labels` (n) given x (n, d): one number.
-    pub fn head_loss(&mut self, site: &str, x: &Var, head: Head, labels: &[u32]) -> Var {
+    /// The mean cross-entropy of `labels` (n) given x (n, d), by `weights` (n, finite, at least 0) if there are any: one number, 0 where
+    /// nothing counts.
+    pub fn head_loss(&mut self, site: &str, x: &Var, head: Head, labels: &[u32], weights: Option<&[f32]>) -> Var {
         let device = self.device().clone();
         let weight = self.param(head.weight);
         let each = (CHUNK / weight.value.rows()).max(1);
-        let on_device = |labels: &[u32]| Kept::Exact(device.tensor(Class::Workspace, &[labels.len()], labels));
+        let groups = by_weight(labels.len(), weights);
+        let all: f64 = groups.iter().map(|(weight, rows)| weight * rows.len() as f64).sum();
+        let mut chunks = Vec::new();
+        for (weight, rows) in &groups {
+            chunks.extend(rows.chunks(each).map(|rows| {
+                let labels: Vec<u32> = rows.iter().map(|&row| labels[row as usize]).collect();
+                let labels = Kept::Exact(device.tensor(Class::Workspace, &[rows.len()], &labels));
+                Chunk { rows: rows.to_vec(), labels, share: weight * rows.len() as f64 / all }
+            }));
+        }
         let op = HeadLoss {
             x: x.id,
             input: Kept::Exact(x.value.clone()),
-            labels: labels.chunks(each).map(on_device).collect(),
+            chunks,
             weight: (head.weight, weight.value.clone(), weight.trainable),
             scale: head.scale,
         };
         let kernels = device.kernels();
         let mut total = device.zeros(Class::Workspace, DType::F64, &[1]);
-        op.chunks().for_each(|(share, chunk)| kernels.accumulate(share, &chunk.loss, 0, &mut total));
+        op.computed().for_each(|(share, chunk)| kernels.accumulate(share, &chunk.loss, 0, &mut total));
         let mut loss = device.zeros(Class::Workspace, x.value.dtype(), &[1]);
         kernels.accumulate(1.0, &total, 0, &mut loss);
         drop(total);
@@ -103,7 +132,7 @@ impl Op for HeadLoss {
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        let labels = self.labels.iter().map(|labels| ("labels", labels));
+        let labels = self.chunks.iter().map(|chunk| ("labels", &chunk.labels));
         [("input", &self.input)].into_iter().chain(labels).collect()
     }
 
@@ -111,8 +140,13 @@ impl Op for HeadLoss {
         let (id, weight, trainable) = &self.weight;
         let device = dy.device().clone();
         let kernels = device.kernels();
+        let rows: usize = self.chunks.iter().map(|chunk| chunk.rows.len()).sum();
         let mut dx = self.x.map(|_| self.input().empty_like());
-        for (share, Chunk { index, x, mut dlogits, .. }) in self.chunks() {
+        if let Some(dx) = dx.as_mut().filter(|dx| dx.rows() > rows) {
+            // some rows count for nothing, and no chunk writes them
+            kernels.zero(dx);
+        }
+        for (share, Computed { index, x, mut dlogits, .. }) in self.computed() {
             kernels.scale(share, Some(&dy), &mut dlogits);
             if *trainable {
                 let (dw, beta) = grads.param(*id, weight);
@@ -151,7 +185,7 @@ mod tests {
         let labels: Vec<u32> = (0..n as u32).map(|i| i * 5 % v as u32).collect();
         let f = |tape: &mut Tape<'_>| {
             let x = leaf(tape, x);
-            tape.head_loss("head", &x, Head { weight: w, scale: 0.4 }, &labels)
+            tape.head_loss("head", &x, Head { weight: w, scale: 0.4 }, &labels, None)
         };
         let plain = |tape: &mut Tape<'_>| {
             let x = leaf(tape, x);
@@ -172,6 +206,49 @@ mod tests {
         assert!(ours.iter().zip(theirs).all(|(a, b)| (a - b).abs() < 1e-14));
     }
 
+    /// The loss and its gradients are those of the rows that count, each as often as its weight says; weights of 1 change no bit.
+    #[test]
+    fn rows_count_by_their_weights() {
+        let device = Device::cpu();
+        let (n, v) = (5, 11);
+        let (mut params, [x, w]) = random_params(&device, DType::F64, [("x", &[n, 5]), ("w", &[v, 5])]);
+        let mode = training(Key::new(1), false, Policy::exact(), None);
+        let labels: Vec<u32> = (0..n as u32).map(|i| i * 5 % v as u32).collect();
+        let head = Head { weight: w, scale: 0.4 };
+        let weighted = |weights: Option<Vec<f32>>| {
+            let labels = &labels;
+            move |tape: &mut Tape<'_>| {
+                let x = leaf(tape, x);
+                tape.head_loss("head", &x, head, labels, weights.as_deref())
+            }
+        };
+        let weights = vec![1.0, 0.0, 2.0, 0.5, 1.0];
+        check_gradients(&mut params, &mode, v + 5, weighted(Some(weights.clone()))).unwrap();
+        // by twice its weight: rows 0, 2 and 4 twice, four times and twice, row 3 once, row 1 never
+        let picked = [0, 0, 2, 2, 2, 2, 3, 4, 4_u32];
+        let repeated = |tape: &mut Tape<'_>| {
+            let x = leaf(tape, x);
+            let all: Vec<f64> = x.value.to_f64();
+            let rows: Vec<f64> = picked.iter().flat_map(|&i| all[5 * i as usize..][..5].to_vec()).collect();
+            let x = tape.constant(device.tensor(Class::Workspace, &[picked.len(), 5], &rows));
+            let labels: Vec<u32> = picked.iter().map(|&i| labels[i as usize]).collect();
+            tape.head_loss("head", &x, head, &labels, None)
+        };
+        let (ours, theirs) =
+            (run(&params, &mode, weighted(Some(weights))).unwrap(), run(&params, &mode, repeated).unwrap());
+        assert!((ours.output[0] - theirs.output[0]).abs() < 1e-14);
+        let (dw, want) = (ours.gradients[1].clone().unwrap(), theirs.gradients[1].clone().unwrap());
+        assert!(dw.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-14));
+        let dx = ours.gradients[0].clone().unwrap();
+        assert!(dx[5..10].iter().all(|&g| g == 0.0) && dx[..5].iter().all(|&g| g != 0.0), "{dx:?}");
+        let (ones, plain) =
+            (run(&params, &mode, weighted(Some(vec![1.0; n]))).unwrap(), run(&params, &mode, weighted(None)).unwrap());
+        assert_eq!((ones.output, ones.gradients), (plain.output, plain.gradients));
+        let none = run(&params, &mode, weighted(Some(vec![0.0; n]))).unwrap();
+        assert_eq!(none.output, [0.0]);
+        assert!(none.gradients.iter().flatten().flatten().all(|&g| g == 0.0));
+    }
+
     /// With more logits than fit into a chunk the loss is the same, and no more than two chunks are in memory.
     #[test]
     fn logits_are_never_whole() {
@@ -185,7 +262,7 @@ mod tests {
         let numbers = (x.value.to_f64(), params[w].value.to_f64());
         device.meter().reset_peak();
         let before = device.meter().live().total();
-        let loss = tape.head_loss("head", &x, Head { weight: w, scale: 1.0 }, &labels);
+        let loss = tape.head_loss("head", &x, Head { weight: w, scale: 1.0 }, &labels, None);
         let extra = device.meter().peak().total() - before;
         assert!(extra < 2 * CHUNK * 4 + 10_000, "{extra} bytes, all logits are {}", n * v * 4);
         let one = |i: usize| {

@@ -270,7 +270,7 @@ mod tests {
                 Arc::new(NormMemory::new(&device, &[("linear".to_owned(), RowsOf::Tokens)], N, Store::Memory).unwrap());
             let positions = (0..N as u32).map(|p| (p, p == 0)).collect();
             let tokens = Places { tokens: Some((0..N as u64).collect()), positions };
-            memory.begin(BatchPlaces { tokens, targets: Places::default(), losses: 1 });
+            memory.begin(BatchPlaces { tokens, targets: Places::default(), weight: 1.0 });
             // wrong by factors up to e³, and zero for every fifth row
             let wrong = |i: usize| if i % 5 == 3 { 0.0 } else { Key::new(43).normal(i as u64).clamp(-3.0, 3.0).exp() };
             memory.record("linear", &device.tensor(Class::Workspace, &[N], &(0..N).map(wrong).collect::<Vec<_>>()));

@@ -64,8 +64,8 @@ pub struct BatchPlaces {
     pub tokens: Places,
     /// The tokens of the targets.
     pub targets: Places,
-    /// What the loss is a mean of: norms are of a mean loss, and times this they compare across batches.
-    pub losses: usize,
+    /// What the loss is a mean of, the weight of all that counts in it: norms are of a mean loss, and times this they compare across batches.
+    pub weight: f64,
 }
 
 impl BatchPlaces {
@@ -233,7 +233,7 @@ impl NormMemory {
         for ((site, _), norms) in recorded.drain(..).zip(norms) {
             let (place, rows) = self.sites[&site];
             let Some(places) = batch.of(rows).filter(|_| !norms.is_empty()) else { continue };
-            let norms: Vec<f64> = norms.into_iter().map(|z| z * batch.losses as f64).collect();
+            let norms: Vec<f64> = norms.into_iter().map(|z| z * batch.weight).collect();
             // a diverged step is caught by its loss; it must not poison what is remembered
             if !norms.iter().all(|z| z.is_finite()) {
                 continue;
@@ -368,12 +368,12 @@ mod tests {
         let tokens = Places { tokens: Some(tokens.to_vec()), positions };
         // the targets stand elsewhere in the training set
         let targets = Places { tokens: Some(vec![9]), positions: vec![(0, false)] };
-        BatchPlaces { tokens, targets, losses: 1 }
+        BatchPlaces { tokens, targets, weight: 1.0 }
     }
 
     fn stream(positions: &[(u32, bool)]) -> BatchPlaces {
         let tokens = Places { tokens: None, positions: positions.to_vec() };
-        BatchPlaces { tokens, targets: Places::default(), losses: 1 }
+        BatchPlaces { tokens, targets: Places::default(), weight: 1.0 }
     }
 
     fn sites() -> [(String, RowsOf); 4] {
@@ -500,7 +500,7 @@ mod tests {
     fn norms_compare_across_batch_sizes() {
         let (device, memory, like) = memory();
         // the mean loss of four sequences has a quarter of one sequence's gradient
-        memory.begin(BatchPlaces { losses: 4, ..batch(&[0, 1, 2]) });
+        memory.begin(BatchPlaces { weight: 4.0, ..batch(&[0, 1, 2]) });
         memory.record("a", &device.tensor(Class::Workspace, &[3], &[0.25_f32, 0.5, 1.0]));
         memory.settle();
         memory.begin(batch(&[0, 1, 2]));

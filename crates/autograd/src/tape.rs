@@ -435,7 +435,7 @@ mod tests {
             let memory = NormMemory::new(&self.device, &sites, TOKENS, Store::Memory).unwrap();
             let positions = LENGTHS.iter().flat_map(|&n| (0..n as u32).map(|p| (p, p == 0))).collect();
             let tokens = Places { tokens: Some((0..TOKENS as u64).collect()), positions };
-            memory.begin(BatchPlaces { tokens, targets: Places::default(), losses: 3 });
+            memory.begin(BatchPlaces { tokens, targets: Places::default(), weight: 3.0 });
             Arc::new(memory)
         }
     }
@@ -607,7 +607,7 @@ mod tests {
             memory.iter().for_each(|memory| {
                 let positions = (0..4).map(|p| (p, false)).collect();
                 let tokens = Places { tokens: None, positions };
-                memory.begin(BatchPlaces { tokens, targets: Places::default(), losses: 1 });
+                memory.begin(BatchPlaces { tokens, targets: Places::default(), weight: 1.0 });
             });
             let x = tape.constant(crate::testing::random(&device, DType::F64, Key::new(2), &[4, 3]));
             let y = tape.linear("w", &x, w, None);

@@ -6,9 +6,11 @@ use colrow_autograd::Policy;
 use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_tensor::{DType, Device, Result};
+use colrow_train::data::Lengths;
 use colrow_train::machine::{self, Resident};
+use colrow_train::objective::{self, Objective};
 use colrow_train::optim::Settings;
-use colrow_train::plan::{self, Lengths, Plan, Shape};
+use colrow_train::plan::{self, Plan, Shape};
 use colrow_train::recipe::Recipe;
 use colrow_train::{fit, keeping, trained};
 
@@ -21,6 +23,7 @@ pub(crate) struct Blank {
     pub(crate) config: Config,
     pub(crate) recipe: Recipe,
     pub(crate) policy: Arc<Policy>,
+    pub(crate) objective: Arc<dyn Objective>,
     resident: Resident,
 }
 
@@ -31,12 +34,8 @@ impl Blank {
         let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
         trained::choose_trained(&mut blank, &recipe)?;
         let policy = Arc::new(keeping::policy(&recipe.keep, &blank.sites())?);
-        Ok(Self { config, recipe, policy, resident: machine::resident() })
-    }
-
-    /// Whether the target is a number.
-    pub(crate) fn regression(&self) -> bool {
-        self.config.num_labels() == 1
+        let objective = objective::of_model(&config, 0);
+        Ok(Self { config, recipe, policy, objective, resident: machine::resident() })
     }
 
     /// A batch of sequences, each with a target of so many tokens if the model answers in text.
@@ -52,6 +51,7 @@ impl Blank {
     pub(crate) fn plan(&self, lengths: Lengths) -> Result<Plan> {
         plan::plan(&Shape {
             config: &self.config,
+            objective: self.objective.clone(),
             choose_trained: &|model| trained::choose_trained(model, &self.recipe),
             optim: Settings::from(&self.recipe.optim),
             policy: self.policy.clone(),
@@ -59,8 +59,6 @@ impl Blank {
             cached_tokens: lengths.tokens(),
             micros: &[lengths],
             evaluated: &[],
-            longest_answer: 0,
-            regression: self.regression(),
             threads: rayon::current_num_threads(),
             resident: self.resident,
             host: 0,

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use colrow_tensor::{Error, Named, Precision, Result};
-use colrow_train::data::{Answers, BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser, is_unnamed};
+use colrow_train::data::{BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser, is_unnamed};
 use colrow_train::engine::Engine;
 use colrow_train::job;
+use colrow_train::objective;
 use colrow_train::optim::Settings;
-use colrow_train::prepare;
 use colrow_train::recipe::{Optim, Recipe};
+use colrow_train::score::Scorer;
 use colrow_train::tasks::Task;
 use colrow_train::usage::Usage;
 
@@ -52,8 +53,6 @@ pub(crate) struct Predictor {
     pub(crate) task: Task,
     /// The labels.
     pub(crate) map: LabelMap,
-    /// How the model is asked and answers, if it does so in text.
-    pub(crate) answers: Option<Answers>,
     /// The columns of its data.
     pub(crate) columns: Columns,
     /// The model's folder.
@@ -127,7 +126,6 @@ impl Predictor {
             engine,
             task,
             map,
-            answers: None,
             columns,
             dir,
             read_from,
@@ -137,7 +135,7 @@ impl Predictor {
             max_target_length,
             batch_tokens,
         };
-        predictor.word_answers()?;
+        predictor.set_labels()?;
         Ok(predictor)
     }
 
@@ -150,16 +148,24 @@ impl Predictor {
             return Ok(());
         }
         self.map = LabelMap::of(self.task, examples)?;
-        self.word_answers()
+        self.set_labels()
     }
 
-    fn word_answers(&mut self) -> Result<()> {
+    /// Evaluations measure what `scorer` says.
+    ///
+    /// # Errors
+    /// A label that the tokenizer cannot read.
+    pub(crate) fn judge_by(&mut self, scorer: Scorer) -> Result<()> {
         let config = &self.engine.model.config;
-        self.answers = prepare::answers(config, self.task, &self.map, &self.tokeniser, self.max_target_length)?;
-        if let Some(answers) = &self.answers {
-            let fault = answers.fault().map(|fault| fault.to_string());
-            fault.into_iter().chain(answers.warning()).for_each(|w| output::warn(&w));
-        }
+        self.engine.objective = objective::of_task(config, scorer, &self.map, &self.tokeniser, self.max_target_length)?;
+        Ok(())
+    }
+
+    /// Takes the labels as they are now, and says on standard error what is odd about them.
+    fn set_labels(&mut self) -> Result<()> {
+        self.judge_by(Scorer::of(self.task, self.map.names()))?;
+        let fault = self.engine.objective.fault().map(|fault| fault.to_string());
+        fault.into_iter().chain(self.engine.objective.warning()).for_each(|w| output::warn(&w));
         Ok(())
     }
 
@@ -183,15 +189,12 @@ impl Predictor {
         });
     }
 
-    /// Tokens of examples, with their labels if the model is to say how likely they are; says on standard error what was cut.
+    /// Tokens of examples, with their labels if the model is to be judged by them; says on standard error what was cut.
     ///
     /// # Errors
     /// A length or a token that the model does not have.
-    pub(crate) fn tokens(&self, examples: &Examples, labels: Option<&Labels>) -> Result<TokenisedSet> {
-        let set = match &self.answers {
-            Some(answers) => answers.tokenise(examples, labels, self.max_length)?,
-            None => self.tokeniser.tokenise(examples, None, self.max_length)?,
-        };
+    pub(crate) fn tokens(&self, examples: &Examples, labels: Option<Labels>) -> Result<TokenisedSet> {
+        let set = self.engine.objective.tokenise(&self.tokeniser, examples, labels, self.max_length)?;
         set.warnings.iter().for_each(|w| output::warn(w));
         Ok(set)
     }

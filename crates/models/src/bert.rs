@@ -13,7 +13,8 @@ use crate::config::BertConfig;
 use crate::family::{Alias, Family, HeadKind, Keys};
 use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
 use crate::matching::NUM_LABELS;
-use crate::model::{Input, Site, SiteKind};
+use crate::model::{Site, SiteKind};
+use crate::tokens::Tokens;
 
 /// The family. A masked language model has no pooler, and its decoder is the embedding.
 pub static FAMILY: Family = Family {
@@ -162,14 +163,14 @@ impl Bert {
     }
 
     /// Logits (b, labels).
-    pub fn forward(&self, tape: &mut Tape, input: &Input<'_>) -> Var {
+    pub fn forward(&self, tape: &mut Tape, input: &Tokens) -> Var {
         let c = &self.config;
         let hidden = c.hidden_dropout_prob as f32;
         let device = tape.device().clone();
         let tensor = |data: &[u32]| device.tensor(Class::Workspace, &[data.len()], data);
-        let positions: Vec<u32> = input.bounds.windows(2).flat_map(|w| 0..w[1] - w[0]).collect();
-        let (ids, positions, types) = (tensor(input.ids), tensor(&positions), tensor(input.types));
-        let sequences = Sequences::new(&device, input.bounds);
+        let positions: Vec<u32> = input.positions().collect();
+        let (ids, positions, types) = (tensor(&input.ids), tensor(&positions), tensor(&input.types));
+        let sequences = Sequences::new(&device, &input.bounds);
         let lookups = [(&ids, self.word), (&positions, self.position), (&types, self.kind)];
         let mut x = tape.embedding("embeddings", &lookups);
         drop((ids, positions, types));

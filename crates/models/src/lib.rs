@@ -17,4 +17,5 @@ pub mod matching;
 pub mod model;
 pub mod save;
 pub mod t5;
+pub mod tokens;
 pub mod weights;

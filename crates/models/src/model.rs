@@ -1,13 +1,14 @@
-//! A model of any family: its parameters, its sites, its loss.
+//! A model of any family: its parameters, its sites, what it makes of tokens.
 
 use colrow_autograd::{RowsOf, Tape, Var};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, DType, Device, Error, Result};
+use colrow_tensor::{DType, Device, Error, Result};
 
 use crate::bert::Bert;
 use crate::config::{Architecture, Config};
 use crate::layers::{Dense, Registry};
 use crate::t5::T5;
+use crate::tokens::Tokens;
 
 /// The sites that the published system samples: attention output and feed-forward linears (Liu et al. 2023, section 4), and with LoRA
 /// the inputs of the adapters.
@@ -18,28 +19,6 @@ pub const PAPER_SITES: [&str; 5] = [
     "*coder.block.*.DenseReluDense.w*",
     "*.lora",
 ];
-
-/// A ragged batch on the host: token ids (n), token types (n), and the sequences' first rows and the end (b+1).
-#[derive(Clone, Copy, Debug)]
-pub struct Input<'a> {
-    /// Token ids.
-    pub ids: &'a [u32],
-    /// Token types, which only BERT reads.
-    pub types: &'a [u32],
-    /// First rows and the end.
-    pub bounds: &'a [u32],
-}
-
-/// What a batch's outputs are compared with, by sequence.
-#[derive(Clone, Copy, Debug)]
-pub enum Target<'a> {
-    /// Class numbers.
-    Classes(&'a [u32]),
-    /// Numbers.
-    Values(&'a [f32]),
-    /// Token ids, none empty.
-    Tokens(&'a [Vec<u32>]),
-}
 
 /// What an op at a site is: it decides what the site can keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,34 +113,21 @@ impl Model {
     ///
     /// # Errors
     /// A model that answers in text.
-    pub fn logits(&self, tape: &mut Tape, input: &Input<'_>) -> Result<Var> {
+    pub fn logits(&self, tape: &mut Tape, tokens: &Tokens) -> Result<Var> {
         match &self.net {
-            Net::Bert(net) => Ok(net.forward(tape, input)),
+            Net::Bert(net) => Ok(net.forward(tape, tokens)),
             Net::T5(_) => Err(Error::usage("expected a model with a classifier, found one that answers in text")),
         }
     }
 
-    /// The batch's mean loss: cross-entropy over classes, squared error of values, cross-entropy over the tokens of all targets.
+    /// The mean cross-entropy of the rows of `targets`, each after those before it in its sequence, given `tokens`; rows count by their weights.
     ///
     /// # Errors
-    /// A target of another kind than the model's.
-    pub fn loss(&self, tape: &mut Tape, input: &Input<'_>, target: &Target<'_>) -> Result<Var> {
-        let (device, dtype) = (tape.device().clone(), self.registry.params.dtype());
-        match (&self.net, *target) {
-            (Net::Bert(net), Target::Classes(labels)) => {
-                let logits = net.forward(tape, input);
-                let labels = device.tensor(Class::Workspace, &[labels.len()], labels);
-                Ok(tape.cross_entropy("loss", &logits, &labels))
-            }
-            (Net::Bert(net), Target::Values(values)) => {
-                let logits = net.forward(tape, input);
-                let mut target = device.empty(Class::Workspace, dtype, &[values.len(), 1]);
-                target.write_f64(values.iter().map(|&x| f64::from(x)));
-                Ok(tape.mean_squared_error("loss", &logits, &target))
-            }
-            (Net::T5(net), Target::Tokens(targets)) => Ok(net.loss(tape, input, targets)),
-            (Net::Bert(_), Target::Tokens(_)) => Err(Error::usage("expected labels, found texts as targets")),
-            (Net::T5(_), _) => Err(Error::usage("expected texts as targets, found labels")),
+    /// A model that does not answer in text.
+    pub fn text_loss(&self, tape: &mut Tape, tokens: &Tokens, targets: &Tokens) -> Result<Var> {
+        match &self.net {
+            Net::T5(net) => Ok(net.loss(tape, tokens, targets)),
+            Net::Bert(_) => Err(Error::usage("expected labels, found texts as targets")),
         }
     }
 
@@ -169,9 +135,9 @@ impl Model {
     ///
     /// # Errors
     /// A model that does not answer in text.
-    pub fn generate(&self, input: &Input<'_>, longest: usize) -> Result<Vec<Vec<u32>>> {
+    pub fn generate(&self, tokens: &Tokens, longest: usize) -> Result<Vec<Vec<u32>>> {
         match &self.net {
-            Net::T5(net) => Ok(net.generate(&self.registry.params, input, longest)),
+            Net::T5(net) => Ok(net.generate(&self.registry.params, tokens, longest)),
             Net::Bert(_) => Err(Error::usage("expected a model that answers in text, found a classifier")),
         }
     }

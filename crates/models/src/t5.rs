@@ -13,7 +13,8 @@ use colrow_tensor::{Class, Gelu};
 use crate::config::{FeedForward, T5Config};
 use crate::family::{Alias, Family, HeadKind, Keys, Sibling};
 use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
-use crate::model::{Input, Site, SiteKind};
+use crate::model::{Site, SiteKind};
+use crate::tokens::Tokens;
 use generate::Cache;
 
 /// The family. The embedding of v1.0 is also the encoder's, the decoder's and the head; the published checkpoints hold a bias of the
@@ -140,27 +141,26 @@ impl T5 {
     }
 
     /// The encoder's output (n, d_model).
-    fn encode(&self, tape: &mut Tape, input: &Input<'_>, sequences: &Sequences) -> Var {
-        self.encoder.forward(tape, self, input.ids, &mut Reads::Alone(sequences))
+    fn encode(&self, tape: &mut Tape, input: &Tokens, sequences: &Sequences) -> Var {
+        self.encoder.forward(tape, self, &input.ids, &mut Reads::Alone(sequences))
     }
 
-    /// The mean cross-entropy over all tokens of `targets`, each after those before it.
-    pub fn loss(&self, tape: &mut Tape, input: &Input<'_>, targets: &[Vec<u32>]) -> Var {
+    /// The mean cross-entropy over all rows of `targets`, each after those before it, by their weights.
+    pub fn loss(&self, tape: &mut Tape, input: &Tokens, targets: &Tokens) -> Var {
         let device = tape.device().clone();
-        let sources = Sequences::new(&device, input.bounds);
+        let sources = Sequences::new(&device, &input.bounds);
         let memory = self.encode(tape, input, &sources);
         let start = self.config.decoder_start_token_id as u32;
-        let (mut ids, mut bounds) = (Vec::new(), vec![0]);
-        for target in targets {
+        let mut ids = Vec::with_capacity(targets.ids.len());
+        for (_, before) in targets.iter().filter_map(<[u32]>::split_last) {
             ids.push(start);
-            ids.extend(&target[..target.len() - 1]);
-            bounds.push(ids.len() as u32);
+            ids.extend(before);
         }
-        let sequences = Sequences::new(&device, &bounds);
+        let sequences = Sequences::new(&device, &targets.bounds);
         let mut reads = Reads::Encoder { sequences: &sequences, memory: &memory, sources: &sources };
         let x = self.decoder.forward(tape, self, &ids, &mut reads);
         drop(memory);
-        tape.head_loss("lm_head", &x, self.head, &targets.concat())
+        tape.head_loss("lm_head", &x, self.head, &targets.ids, targets.weight.as_deref())
     }
 }
 

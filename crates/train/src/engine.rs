@@ -4,82 +4,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use colrow_autograd::{
-    BatchPlaces, Bounds, Grads, Keep, Ledger, Mark, Mode, NormMemory, Phase, Places, Policy, Probe, Store, Tape, Var,
-};
-use colrow_models::model::{Input, Model, Site, Target};
+use colrow_autograd::{Grads, Keep, Ledger, Mark, Mode, NormMemory, Phase, Policy, Probe, Store, Tape};
+use colrow_models::model::{Model, Site};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Bytes, Error, Result};
 
-use crate::data::{Batch, Labels};
+use crate::data::Batch;
+use crate::objective::{self, Objective};
 use crate::optim::{Optimizer, Settings};
 use crate::ratios::Ratios;
-
-/// A part of a step's batch that passes through the model at once, on the host.
-#[derive(Clone, Debug)]
-pub struct Micro {
-    /// Tokens and labels.
-    pub batch: Batch,
-    /// For each token its number in the training set, for the norm cache; `None` for tokens that have none.
-    pub places: Option<Vec<u64>>,
-    /// The same for the tokens of text targets.
-    pub target_places: Option<Vec<u64>>,
-}
-
-/// A batch as models read it.
-pub(crate) fn input(batch: &Batch) -> Input<'_> {
-    Input { ids: &batch.ids, types: &batch.types, bounds: &batch.bounds }
-}
-
-impl Micro {
-    fn target(&self) -> Result<Target<'_>> {
-        match &self.batch.labels {
-            Some(Labels::Class(classes)) => Ok(Target::Classes(classes)),
-            Some(Labels::Value(values)) => Ok(Target::Values(values)),
-            Some(Labels::Text(targets)) => Ok(Target::Tokens(targets)),
-            None => Err(Error::new("a training batch needs labels")),
-        }
-    }
-
-    fn loss(&self, model: &Model, tape: &mut Tape) -> Result<Var> {
-        model.loss(tape, &input(&self.batch), &self.target()?)
-    }
-
-    /// What the loss is a mean of: sequences, or the tokens of their targets.
-    fn losses(&self) -> usize {
-        match &self.batch.labels {
-            Some(Labels::Text(targets)) => targets.iter().map(Vec::len).sum(),
-            _ => self.batch.bounds.len() - 1,
-        }
-    }
-
-    fn bounds(&self) -> Bounds {
-        let targets = match &self.batch.labels {
-            Some(Labels::Text(targets)) => {
-                let ends = targets.iter().scan(0, |sum, t| {
-                    *sum += t.len() as u32;
-                    Some(*sum)
-                });
-                std::iter::once(0).chain(ends).collect()
-            }
-            _ => Vec::new(),
-        };
-        Bounds { tokens: self.batch.bounds.clone(), targets }
-    }
-
-    fn places(&self, losses: usize) -> BatchPlaces {
-        let positions = self.batch.bounds.windows(2).flat_map(|w| 0..w[1] - w[0]);
-        let positions = positions.zip(self.batch.special.iter().copied()).collect();
-        let tokens = Places { tokens: self.places.clone(), positions };
-        let targets = match &self.batch.labels {
-            Some(Labels::Text(targets)) => {
-                targets.iter().flat_map(|t| (0..t.len() as u32).map(|p| (p, p == 0))).collect()
-            }
-            _ => Vec::new(),
-        };
-        BatchPlaces { tokens, targets: Places { tokens: self.target_places.clone(), positions: targets }, losses }
-    }
-}
 
 /// What a step measured.
 #[derive(Clone, Debug)]
@@ -109,6 +42,8 @@ pub struct StepStats {
 pub struct Engine {
     /// The model.
     pub model: Model,
+    /// What it is trained for.
+    pub objective: Arc<dyn Objective>,
     /// The optimizer.
     pub optimizer: Optimizer,
     /// What linears keep.
@@ -126,10 +61,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// One that keeps all of everything, without dropout.
+    /// One that keeps all of everything, without dropout, for what the model's head is made for; see [`objective::of_model`].
     pub fn new(model: Model, optim: Settings) -> Self {
         Self {
             optimizer: Optimizer::new(optim, &model.registry.params),
+            objective: objective::of_model(&model.config, 0),
             model,
             policy: Arc::default(),
             norms: None,
@@ -167,17 +103,21 @@ impl Engine {
         }
     }
 
-    /// Runs optimizer step number `step` (from 1) at learning rate `lr` over `micros`; each weighs as it has losses: sequences, or tokens of targets.
+    /// Runs optimizer step number `step` (from 1) at learning rate `lr` over `micros`; each weighs as the objective says: by its sequences, or the rows of
+    /// its targets.
     ///
     /// # Errors
     /// A loss or gradient that is not finite, with the site where it first appeared. The weights are unchanged then; but where they are
     /// updated in the backward pass, those between the loss and a gradient that is not finite are updated by then, and a checkpoint is the
     /// way back. Settings of the optimizer that exclude each other, or several `micros`.
-    pub fn step(&mut self, micros: &[Micro], lr: f64, step: u64, timeline: bool) -> Result<StepStats> {
+    pub fn step(&mut self, micros: &[Batch], lr: f64, step: u64, timeline: bool) -> Result<StepStats> {
         let device = self.model.registry.params.device().clone();
         let meter = device.meter();
         meter.reset_peak();
-        let losses: usize = micros.iter().map(Micro::losses).sum();
+        let weight: f64 = micros.iter().map(|micro| self.objective.weight(micro)).sum();
+        if weight <= 0.0 {
+            return Err(Error::new("nothing of this step's batch counts in the loss: every row has weight 0"));
+        }
         let (mut update, mut optimizer_time) = (self.optimizer.begin(step, lr, micros.len())?, Duration::ZERO);
         let mut grads = Grads::new(&self.model.registry.params);
         let measured = self.ratios.as_ref().is_some_and(|ratios| ratios.measures(step));
@@ -185,7 +125,7 @@ impl Engine {
         for (i, micro) in micros.iter().enumerate() {
             let key = self.key.child(step).child(i as u64);
             if let Some(norms) = &self.norms {
-                norms.begin(micro.places(losses));
+                norms.begin(micro.batch_places(weight));
             }
             if let Some(ratios) = &self.ratios {
                 let probes = measured.then(|| self.key.child(step).named("probes"));
@@ -195,8 +135,8 @@ impl Engine {
             if timeline {
                 tape = tape.with_timeline();
             }
-            let share = micro.losses() as f64 / losses as f64;
-            let of = micro.loss(&self.model, &mut tape)?;
+            let share = self.objective.weight(micro) / weight;
+            let of = self.objective.loss(&self.model, &mut tape, micro)?;
             device.kernels().accumulate(share, &of.value, 0, &mut update.sums);
             let kept = meter.live().kept;
             if ledger.is_none() || kept > kept_bytes {
@@ -225,7 +165,7 @@ impl Engine {
         let sums = read.next().unwrap_or_default();
         let loss = sums.first().copied().unwrap_or(0.0);
         if !loss.is_finite() {
-            return Err(self.not_finite(micros, step, loss)?);
+            return Err(self.not_finite(micros, step, weight, loss)?);
         }
         let grad_norm = self.optimizer.grad_norm(&sums, &self.model.registry.params)?;
         if let Some(norms) = &self.norms {
@@ -242,7 +182,7 @@ impl Engine {
         Ok(StepStats {
             loss,
             grad_norm,
-            tokens: micros.iter().map(|m| m.batch.ids.len()).sum(),
+            tokens: micros.iter().map(|m| m.tokens.ids.len()).sum(),
             optimizer_seconds: optimizer_time.as_secs_f64(),
             kept_bytes,
             peak: meter.peak(),
@@ -253,15 +193,15 @@ impl Engine {
     }
 
     /// Runs forward passes again, random numbers and all, to find the first site whose output is not finite.
-    fn not_finite(&self, micros: &[Micro], step: u64, loss: f64) -> Result<Error> {
+    fn not_finite(&self, micros: &[Batch], step: u64, weight: f64, loss: f64) -> Result<Error> {
         let params = &self.model.registry.params;
-        let (mut site, losses) = (None, micros.iter().map(Micro::losses).sum());
+        let mut site = None;
         for (i, micro) in micros.iter().enumerate() {
             if let Some(norms) = &self.norms {
-                norms.begin(micro.places(losses));
+                norms.begin(micro.batch_places(weight));
             }
             let mut tape = Tape::new(params, self.mode(self.key.child(step).child(i as u64))).with_check();
-            micro.loss(&self.model, &mut tape)?;
+            self.objective.loss(&self.model, &mut tape, micro)?;
             site = tape.not_finite().map(str::to_owned);
             if site.is_some() {
                 break;
@@ -269,33 +209,5 @@ impl Engine {
         }
         let site = site.as_deref().unwrap_or("loss");
         Ok(Error::new(format!("the loss is {loss}; the first output that is not finite is that of {site}")))
-    }
-
-    /// Logits of a batch, row-major (b, labels), without dropout.
-    ///
-    /// # Errors
-    /// A model that answers in text.
-    pub fn logits(&self, batch: &Batch) -> Result<Vec<f32>> {
-        let mut tape = Tape::new(&self.model.registry.params, Mode::Inference);
-        let logits = self.model.logits(&mut tape, &input(batch))?;
-        Ok(logits.value.to_f64().into_iter().map(|x| x as f32).collect())
-    }
-
-    /// A labelled batch's loss without dropout, and what it is a mean of.
-    ///
-    /// # Errors
-    /// Labels of another kind than the model's.
-    pub fn loss(&self, batch: Batch) -> Result<(f64, usize)> {
-        let mut tape = Tape::new(&self.model.registry.params, Mode::Inference);
-        let micro = Micro { batch, places: None, target_places: None };
-        Ok((micro.loss(&self.model, &mut tape)?.value.scalar(), micro.losses()))
-    }
-
-    /// Greedy answers of at most `longest` tokens.
-    ///
-    /// # Errors
-    /// A model that does not answer in text.
-    pub fn generate(&self, batch: &Batch, longest: usize) -> Result<Vec<Vec<u32>>> {
-        self.model.generate(&input(batch), longest)
     }
 }

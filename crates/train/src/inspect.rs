@@ -10,8 +10,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, Error, Estimator, Named, Precision, Result, Tensor};
 use serde::Serialize;
 
-use crate::data::{collate, places};
-use crate::engine::Micro;
+use crate::data::Batch;
 use crate::job::Job;
 use crate::recipe::{Estimate, PolicyName, Ratio};
 
@@ -439,11 +438,10 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
     for pass in 0..=settings.passes {
         let measuring = pass == settings.passes;
         for examples in batches {
-            let (places, target_places) = places(&job.train, examples);
-            let micro = Micro { batch: collate(&job.train, examples), places: Some(places), target_places };
+            let micro = Batch::placed(&job.train, examples);
             step += 1;
             if measuring {
-                tokens += micro.batch.ids.len();
+                tokens += micro.tokens.ids.len();
                 for (look, policy) in &policies {
                     collector.look(*look);
                     engine.policy = policy.clone();
@@ -515,7 +513,7 @@ mod tests {
         let memory = Arc::new(NormMemory::new(device, &sites, N, Store::Memory).unwrap());
         let positions = (0..N as u32).map(|i| (i, false)).collect();
         let tokens = Places { tokens: Some((0..N as u64).collect()), positions };
-        memory.begin(BatchPlaces { tokens, targets: Places::default(), losses: 1 });
+        memory.begin(BatchPlaces { tokens, targets: Places::default(), weight: 1.0 });
         Collector {
             memory,
             look: Mutex::new(Look::Exact),

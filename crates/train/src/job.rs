@@ -12,17 +12,17 @@ use colrow_models::model::{Model, Site};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 
-use crate::data::{Answers, BatchBy, Fingerprint, Labels, Sampler, TokenisedSet};
+use crate::data::{BatchBy, Fingerprint, Lengths, Sampler, TokenisedSet, outermost};
 use crate::engine::Engine;
 use crate::fit::{self, Fit};
 use crate::keeping::{auto_sites, policy, site_keep};
 use crate::machine::Resident;
+use crate::objective::Objective;
 use crate::odd::{self, Facts};
 use crate::optim::Settings;
-use crate::plan::{self, Lengths, Plan, Shape};
+use crate::plan::{self, Plan, Shape};
 use crate::ratios::{self, Ratios};
 use crate::recipe::{self, CacheIn, Recipe};
-use crate::score::Scorer;
 use crate::tasks::Task;
 use crate::trained::{choose_trained, lora_config};
 use crate::trainer;
@@ -33,10 +33,8 @@ use crate::usage::Usage;
 pub struct DevSet {
     /// Prefix of its metrics; empty for the only or first one.
     pub prefix: &'static str,
-    /// Its tokens.
+    /// Its tokens, with its labels.
     pub set: TokenisedSet,
-    /// Its labels.
-    pub labels: Labels,
 }
 
 /// A recipe with its data read and its model looked at, but no weight read.
@@ -54,12 +52,10 @@ pub struct Job {
     pub train: TokenisedSet,
     /// Development sets; the first decides which model is best.
     pub dev: Vec<DevSet>,
-    /// What evaluations measure.
-    pub scorer: Scorer,
+    /// What the model is trained for.
+    pub objective: Arc<dyn Objective>,
     /// What is written beside the model.
     pub usage: Usage,
-    /// The task in words, for a model that answers in text.
-    pub answers: Option<Answers>,
     /// Draws batches.
     pub sampler: Sampler,
     /// What linears keep; at sites whose ratio the run chooses, where it starts.
@@ -104,12 +100,12 @@ impl Job {
     /// What the run learns from and is judged by: training data, development data.
     pub(crate) fn fingerprints(&self) -> [Fingerprint; 2] {
         let names = &self.config.labels;
-        let dev = self.dev.iter().map(|dev| (&dev.set, Some(&dev.labels)));
+        let dev = self.dev.iter().map(|dev| (&dev.set, dev.set.labels.as_ref()));
         [Fingerprint::of([(&self.train, None)], names), Fingerprint::of(dev, names)]
     }
 
     pub(crate) fn cached_tokens(&self) -> usize {
-        self.train.ids.len() + self.train.target_bounds.last().unwrap_or(&0)
+        self.train.ids.len() + self.train.targets.as_ref().map_or(0, |targets| targets.ids.len())
     }
 
     pub(crate) fn facts(&self) -> Facts {
@@ -152,8 +148,7 @@ impl Job {
         };
         let training = order(self.train.len(), self.train.ids.len());
         let evaluation = self.dev.iter().map(|DevSet { set, .. }| {
-            let answer = if self.answers.is_some() { 2 * (24 + 32) + 4 * recipe.data.max_target_length } else { 8 };
-            order(set.len(), set.ids.len()) + (4 + answer) * set.len()
+            order(set.len(), set.ids.len()) + (4 + self.objective.host_bytes().prediction) * set.len()
         });
         let waiting = (recipe.train.accumulate - 1).saturating_mul(largest.host_bytes());
         // no more than all examples
@@ -238,15 +233,14 @@ impl Job {
         let distinct = recipe.train.accumulate.min(2);
         let mut plan = plan::plan(&Shape {
             config: &self.config,
+            objective: self.objective.clone(),
             choose_trained: &|model| choose_trained(model, recipe),
             optim: Settings::from(&recipe.optim),
             policy: Arc::new(policy),
             auto: &auto,
             micros: &vec![largest; distinct],
-            evaluated: &plan::outermost(evaluated),
-            longest_answer: recipe.data.max_target_length,
+            evaluated: &outermost(evaluated),
             cached_tokens: if recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
-            regression: self.task.is_regression(),
             threads: rayon::current_num_threads(),
             resident: self.resident,
             host,
@@ -314,6 +308,7 @@ impl Job {
         }
         let engine = Engine::new(model, Settings::from(&self.recipe.optim));
         let engine = engine.keeping(policy, self.cached_tokens(), store)?;
-        Ok(Engine { ratios, key: Key::new(self.recipe.seed).named("run"), dropout: true, ..engine })
+        let objective = self.objective.clone();
+        Ok(Engine { objective, ratios, key: Key::new(self.recipe.seed).named("run"), dropout: true, ..engine })
     }
 }

@@ -13,6 +13,7 @@ pub mod job;
 pub mod keeping;
 pub mod machine;
 pub mod metrics;
+pub mod objective;
 pub mod odd;
 pub mod optim;
 pub mod plan;

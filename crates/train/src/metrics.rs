@@ -38,7 +38,22 @@ pub enum Predictions {
     Values(Vec<f64>),
 }
 
+impl Default for Predictions {
+    fn default() -> Self {
+        Self::Classes(Vec::new())
+    }
+}
+
 impl Predictions {
+    /// Adds those of the next examples.
+    pub fn extend(&mut self, next: Self) {
+        match (&mut *self, next) {
+            (Self::Classes(all), Self::Classes(next)) => all.extend(next),
+            (Self::Values(all), Self::Values(next)) => all.extend(next),
+            (_, next) => *self = next,
+        }
+    }
+
     /// Number of examples.
     pub fn len(&self) -> usize {
         match self {

@@ -8,10 +8,10 @@ use colrow_models::config::Config;
 use colrow_models::model::{Model, Site};
 use colrow_tensor::{Bytes, DType, Device, Result};
 
-use crate::data::{Batch, Labels};
-use crate::engine::{Engine, Micro};
-use crate::evaluate;
+use crate::data::{Batch, Lengths};
+use crate::engine::Engine;
 use crate::machine::Resident;
+use crate::objective::Objective;
 use crate::optim::Settings;
 use crate::ratios::{self, Ratios};
 
@@ -19,6 +19,8 @@ use crate::ratios::{self, Ratios};
 pub struct Shape<'a> {
     /// The model.
     pub config: &'a Config,
+    /// What it is trained for.
+    pub objective: Arc<dyn Objective>,
     /// Adapts and freezes the model.
     pub choose_trained: &'a dyn Fn(&mut Model) -> Result<()>,
     /// How it is optimised.
@@ -31,12 +33,8 @@ pub struct Shape<'a> {
     pub micros: &'a [Lengths],
     /// Lengths of the batches that are evaluated between steps.
     pub evaluated: &'a [Lengths],
-    /// Most tokens of an answer, for models that answer in text.
-    pub longest_answer: usize,
     /// Tokens of the training set, targets included, if norms are cached in memory.
     pub cached_tokens: usize,
-    /// Whether the target is a number.
-    pub regression: bool,
     /// Threads of the processor that will run.
     pub threads: usize,
     /// What the process holds already: the program, tokenizer, data.
@@ -45,59 +43,6 @@ pub struct Shape<'a> {
     pub host: usize,
     /// Bytes of files that the run maps: they count as the process's, but the system can take them back.
     pub mapped: usize,
-}
-
-/// Lengths of a batch's sequences.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lengths {
-    /// Tokens of each source.
-    pub sources: Vec<u32>,
-    /// Tokens of each target, for models that answer in text.
-    pub targets: Option<Vec<u32>>,
-}
-
-impl Lengths {
-    /// Tokens of all sources and targets.
-    pub fn tokens(&self) -> usize {
-        let [sources, _, _, targets, ..] = self.figures();
-        sources + targets
-    }
-
-    /// Most bytes that a batch of these lengths takes on the host: tokens with their types, places and positions; sequences with their bounds,
-    /// labels and numbers; and targets.
-    pub fn host_bytes(&self) -> usize {
-        let [tokens, sequences, _, targets, ..] = self.figures();
-        let token = (4 + 4 + 1 + 8) + (8 + 8);
-        let target = (4 + 4) + (8 + 8 + 8);
-        // a list of its own, and what the allocator adds to it
-        let text = if self.targets.is_some() { 2 * (24 + 32) } else { 0 };
-        token * tokens + target * targets + (4 + 4 + 4 + text) * sequences
-    }
-
-    /// All that memory depends on: tokens, sequences and the longest, of sources and of targets.
-    fn figures(&self) -> [usize; 6] {
-        let of = |lengths: &[u32]| {
-            let tokens = lengths.iter().map(|&l| l as usize).sum();
-            [tokens, lengths.len(), lengths.iter().copied().max().unwrap_or(0) as usize]
-        };
-        let [a, b, c] = of(&self.sources);
-        let [d, e, f] = of(self.targets.as_deref().unwrap_or_default());
-        [a, b, c, d, e, f]
-    }
-}
-
-/// The batches that no other exceeds in every figure: one of them needs most memory.
-pub fn outermost(batches: impl IntoIterator<Item = Lengths>) -> Vec<Lengths> {
-    let mut outermost: Vec<([usize; 6], Lengths)> = Vec::new();
-    let within = |a: &[usize; 6], b: &[usize; 6]| a.iter().zip(b).all(|(a, b)| a <= b);
-    for batch in batches {
-        let figures = batch.figures();
-        if !outermost.iter().any(|(other, _)| within(&figures, other)) {
-            outermost.retain(|(other, _)| !within(other, &figures));
-            outermost.push((figures, batch));
-        }
-    }
-    outermost.into_iter().map(|(_, batch)| batch).collect()
 }
 
 /// What one linear keeps.
@@ -191,19 +136,19 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let device = Device::meta(shape.threads);
     let mut model = Model::new(shape.config.clone(), &device, DType::F32);
     (shape.choose_trained)(&mut model)?;
-    let micros: Vec<Micro> = shape.micros.iter().map(|lengths| blank(lengths, shape.regression)).collect();
+    let micros: Vec<Batch> = shape.micros.iter().map(|lengths| shape.objective.blank(lengths)).collect();
     let linears = model.sites();
     let ratios = Ratios::new(ratios::Settings { every: 1, share: 0.0 }, shape.auto);
     let ratios = Some(ratios).filter(|_| !shape.auto.is_empty());
     let engine = Engine::new(model, shape.optim).keeping(shape.policy.clone(), shape.cached_tokens, Store::Memory)?;
-    let mut engine = Engine { ratios, dropout: true, ..engine };
+    let mut engine = Engine { objective: shape.objective.clone(), ratios, dropout: true, ..engine };
     let stats = engine.step(&micros, 0.0, 1, false)?;
     let mut evaluation = Bytes::default();
     let mut batch = shape.micros.iter().map(Lengths::host_bytes).max().unwrap_or(0);
     for lengths in shape.evaluated {
-        batch = batch.max(lengths.host_bytes() + answers_bytes(lengths, shape));
+        batch = batch.max(lengths.host_bytes() + lengths.sources.len() * shape.objective.host_bytes().outputs);
         device.meter().reset_peak();
-        evaluate::batch(&engine, blank(lengths, shape.regression).batch, shape.longest_answer)?;
+        shape.objective.evaluate(&engine.model, &shape.objective.blank(lengths))?;
         evaluation = larger(evaluation, device.meter().peak());
     }
     let peak = larger(stats.peak, evaluation);
@@ -221,41 +166,7 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     })
 }
 
-/// What a batch of an evaluation gives on the host: its logits, in f64 and in f32, or its answers.
-fn answers_bytes(lengths: &Lengths, shape: &Shape) -> usize {
-    let sequences = lengths.sources.len();
-    match shape.config.is_text_to_text() {
-        false => sequences * shape.config.num_labels() * (8 + 4),
-        true => sequences * (4 * shape.longest_answer + 2 * (24 + 32)),
-    }
-}
-
 /// The one with the larger total, the first of equals.
 pub(crate) fn larger(a: Bytes, b: Bytes) -> Bytes {
     if b.total() > a.total() { b } else { a }
-}
-
-/// A batch of sequences of these lengths, all of token 0 and label 0: what plans and benchmarks need.
-pub fn blank(lengths: &Lengths, regression: bool) -> Micro {
-    let Lengths { sources, targets } = lengths;
-    let mut bounds = vec![0];
-    bounds.extend(sources.iter().scan(0, |sum, l| {
-        *sum += l;
-        Some(*sum)
-    }));
-    let (b, n) = (sources.len(), bounds[sources.len()] as usize);
-    let labels = match targets {
-        Some(targets) => Labels::Text(targets.iter().map(|&l| vec![0; l as usize]).collect()),
-        None if regression => Labels::Value(vec![0.0; b]),
-        None => Labels::Class(vec![0; b]),
-    };
-    let batch = Batch {
-        ids: vec![0; n],
-        types: vec![0; n],
-        bounds,
-        special: vec![false; n],
-        examples: (0..b as u32).collect(),
-        labels: Some(labels),
-    };
-    Micro { batch, places: None, target_places: None }
 }

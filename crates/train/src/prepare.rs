@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use colrow_models::config::{Architecture, Config, ProblemType};
+use colrow_models::config::{Config, ProblemType};
 use colrow_models::hub::{self, Needs};
 use colrow_models::model::Model;
 use colrow_tensor::{DType, Device, Error, Result};
 
-use crate::data::{self, Answers, Columns, Examples, LabelMap, Sampler, Split, Tokeniser, Wording};
+use crate::data::{self, Columns, Examples, LabelMap, Sampler, Split, Tokeniser};
 use crate::job::{DevSet, Job, batch_by};
 use crate::keeping::{auto_sites, check_auto, policy};
 use crate::machine::{self, Resident};
+use crate::objective;
 use crate::odd;
 use crate::recipe::{self, Recipe};
 use crate::score::Scorer;
@@ -74,21 +75,6 @@ fn read_dev(
     Ok((train, sets))
 }
 
-/// How a model of this configuration is asked and answers, if it does so in text.
-///
-/// # Errors
-/// A label that the tokenizer cannot read.
-pub fn answers(
-    config: &Config,
-    task: Task,
-    map: &LabelMap,
-    tokeniser: &Tokeniser,
-    longest: usize,
-) -> Result<Option<Answers>> {
-    let Architecture::T5(t5) = &config.architecture else { return Ok(None) };
-    Answers::new(Wording::new(task, map), tokeniser.clone(), t5.eos_token_id as u32, longest).map(Some)
-}
-
 /// Reads all of a recipe but the weights, which need not be there unless the job `needs` them.
 ///
 /// # Errors
@@ -128,31 +114,23 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     }
     let tokeniser = Tokeniser::load(&model_dir, &config)?;
     warnings.extend_from_slice(tokeniser.notes());
-    let answers = answers(&config, task, &map, &tokeniser, recipe.data.max_target_length)?;
-    if let Some(fault) = answers.as_ref().and_then(Answers::fault) {
+    let objective = objective::of_task(&config, scorer, &map, &tokeniser, recipe.data.max_target_length)?;
+    if let Some(fault) = objective.fault() {
         return Err(fault);
     }
-    warnings.extend(answers.as_ref().and_then(Answers::warning));
+    warnings.extend(objective.warning());
     // takes the texts, so that they are gone when the next are tokenised
-    let mut tokens = |examples: Examples, name: &str, tokeniser: &Tokeniser, answers: Option<&Answers>| -> Result<_> {
+    let mut tokens = |examples: Examples, name: &str, tokeniser: &Tokeniser| -> Result<_> {
         let labels = map.resolve(&examples)?;
-        let set = match answers {
-            Some(answers) => answers.tokenise(&examples, Some(&labels), recipe.data.max_length)?,
-            None => tokeniser.tokenise(&examples, Some(labels.clone()), recipe.data.max_length)?,
-        };
+        let set = objective.tokenise(tokeniser, &examples, Some(labels), recipe.data.max_length)?;
         warnings.extend(set.warnings.iter().map(|w| format!("{name}: {w}")));
-        Ok((set, labels))
+        Ok(set)
     };
-    let seed = recipe.seed;
-    let in_training = answers.as_ref().map(|answers| answers.for_training(seed));
-    let (train, _) = tokens(train, "training data", &tokeniser.for_training(seed), in_training.as_ref())?;
+    let train = tokens(train, "training data", &tokeniser.for_training(recipe.seed))?;
     let dev = dev
         .into_iter()
-        .map(|(prefix, examples)| {
-            let (set, labels) = tokens(examples, "development data", &tokeniser, answers.as_ref())?;
-            Ok(DevSet { prefix, set, labels })
-        })
-        .collect::<Result<Vec<_>>>()?;
+        .map(|(prefix, examples)| Ok(DevSet { prefix, set: tokens(examples, "development data", &tokeniser)? }));
+    let dev = dev.collect::<Result<Vec<_>>>()?;
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
     let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
     choose_trained(&mut blank, &recipe)?;
@@ -167,9 +145,8 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
         config,
         train,
         dev,
-        scorer,
+        objective,
         usage,
-        answers,
         sampler,
         policy,
         auto,

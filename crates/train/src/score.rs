@@ -1,15 +1,71 @@
-//! Scoring a model's outputs against the labels, batch by batch: what is held grows with the examples and with the classes, not with their
-//! product.
+//! Scoring predictions against the labels: what is held grows with the examples and with the classes, not with their product.
 
 use crate::data::{LabelMap, Labels};
-use crate::metrics::{Metric, Predictions, accuracy, argmax, cross_entropy, f1, matthews, pearson, ratio, spearman};
+use crate::metrics::{Metric, Predictions, accuracy, f1, matthews, pearson, ratio, spearman};
 use crate::tasks::Task;
 use crate::unknown::unknown;
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Named, Result};
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 /// Most classes of which a confusion matrix is made; it has their square in entries.
 pub const MOST_CONFUSED: usize = 50;
+
+/// What an evaluation measured.
+#[derive(Clone, Debug, Default)]
+pub struct Evaluation {
+    /// The task's metrics and the loss.
+    pub metrics: Vec<(Metric, f64)>,
+    /// Number of examples.
+    pub examples: usize,
+    /// The class that F1 is of, if F1 is among the metrics.
+    pub positive: Option<String>,
+    /// How each class fares; `None` for regression.
+    pub classes: Option<Classes>,
+}
+
+impl Evaluation {
+    /// A metric's value.
+    pub fn get(&self, metric: Metric) -> Option<f64> {
+        let listed = self.metrics.iter().find(|(m, _)| *m == metric).map(|&(_, x)| x);
+        listed.or_else(|| self.classes.as_ref().filter(|_| metric == Metric::MacroF1).map(|c| c.macro_f1))
+    }
+
+    /// Metrics by name, each with `prefix` before it.
+    pub fn to_json(&self, prefix: &str) -> Map<String, Value> {
+        self.metrics.iter().map(|(m, x)| (format!("{prefix}{}", m.name()), json!(x))).collect()
+    }
+
+    /// Class by class: `positive`, the class that F1 is of; `macro_f1`; `classes` (name, precision, recall, f1, support); `confusion`, see
+    /// [`Classes`].
+    pub fn by_class(&self) -> Map<String, Value> {
+        let mut all = Map::new();
+        all.extend(self.positive.iter().map(|name| ("positive".to_owned(), json!(name))));
+        if let Some(Value::Object(classes)) = self.classes.as_ref().map(|classes| json!(classes)) {
+            all.extend(classes);
+        }
+        all
+    }
+
+    /// As [`Evaluation::by_class`] for logs: no list of more than [`MOST_CONFUSED`] classes.
+    pub fn by_class_in_short(&self) -> Map<String, Value> {
+        let mut all = self.by_class();
+        if self.classes.as_ref().is_some_and(|c| c.classes.len() > MOST_CONFUSED) {
+            all.remove("classes");
+        }
+        all
+    }
+
+    /// What the user should know: that all predictions are one class.
+    pub fn warning(&self) -> Option<String> {
+        let classes = self.classes.as_ref()?;
+        let only = &classes.classes[classes.only?];
+        let others = classes.classes.iter().any(|c| c.support > 0 && c.name != only.name);
+        others.then(|| {
+            format!("every prediction is {:?}, the label of {} of {} examples", only.name, only.support, self.examples)
+        })
+    }
+}
 
 /// What is measured: a task's metrics over the classes of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,23 +83,25 @@ impl Scorer {
     /// # Errors
     /// A `positive` that is none of `names`, or that the task has no use for.
     pub fn new(task: Task, names: &[String], positive: Option<&str>, key: &str) -> Result<Self> {
-        let mut metrics = task.metrics(names.len()).to_vec();
-        let positive = match positive {
-            None => (names.len() == 2).then(|| second(task, names)),
-            Some(name) if task != Task::Classify => {
-                return Err(Error::usage(format!("{key}: task {task} has its own metrics, found {name:?}"))
-                    .hint("leave it out, or use the task classify"));
-            }
-            Some(name) => {
-                if !metrics.contains(&Metric::F1) {
-                    metrics.push(Metric::F1);
-                }
-                let known: Vec<&str> = names.iter().map(String::as_str).take(20).collect();
-                let index = names.iter().position(|n| n == name);
-                Some(index.ok_or_else(|| unknown("label", name, name, &known).at(key))? as u32)
-            }
-        };
-        Ok(Self { task, names: names.to_vec(), positive, metrics })
+        let mut scorer = Self::of(task, names);
+        let Some(name) = positive else { return Ok(scorer) };
+        if task != Task::Classify {
+            return Err(Error::usage(format!("{key}: task {task} has its own metrics, found {name:?}"))
+                .hint("leave it out, or use the task classify"));
+        }
+        if !scorer.metrics.contains(&Metric::F1) {
+            scorer.metrics.push(Metric::F1);
+        }
+        let known: Vec<&str> = names.iter().map(String::as_str).take(20).collect();
+        let index = names.iter().position(|n| n == name);
+        scorer.positive = Some(index.ok_or_else(|| unknown("label", name, name, &known).at(key))? as u32);
+        Ok(scorer)
+    }
+
+    /// For `task` with the classes `names`, none for regression, F1 being that of the usual class.
+    pub fn of(task: Task, names: &[String]) -> Self {
+        let positive = (names.len() == 2).then(|| second(task, names));
+        Self { task, names: names.to_vec(), positive, metrics: task.metrics(names.len()).to_vec() }
     }
 
     /// The task.
@@ -104,6 +162,19 @@ impl Scorer {
             (Predictions::Classes(predicted), Labels::Class(truth)) => Some(self.by_class(predicted, truth)),
             _ => None,
         }
+    }
+
+    /// All that is measured but the loss.
+    ///
+    /// # Errors
+    /// Predictions and labels that do not fit each other.
+    pub fn evaluation(&self, predictions: &Predictions, labels: &Labels) -> Result<Evaluation> {
+        Ok(Evaluation {
+            metrics: self.score(predictions, labels)?,
+            examples: predictions.len(),
+            positive: self.positive().map(str::to_owned),
+            classes: self.classes(predictions, labels),
+        })
     }
 
     fn by_class(&self, predicted: &[u32], truth: &[u32]) -> Classes {
@@ -170,84 +241,6 @@ pub struct Class {
     pub support: u64,
 }
 
-/// Adds up what batches of logits say, in the order of the labels.
-#[derive(Debug)]
-pub struct Tally<'a> {
-    scorer: &'a Scorer,
-    labels: &'a Labels,
-    predictions: Predictions,
-    loss: f64,
-}
-
-impl<'a> Tally<'a> {
-    /// Nothing yet.
-    ///
-    /// # Errors
-    /// Labels of another kind than the task's, or that are no class of its.
-    pub fn new(scorer: &'a Scorer, labels: &'a Labels) -> Result<Self> {
-        let (task, n) = (scorer.task, scorer.names.len());
-        let predictions = match labels {
-            Labels::Class(truth) if !task.is_regression() => {
-                if let Some(label) = truth.iter().find(|&&label| label as usize >= n) {
-                    return Err(Error::new(format!("class {label} is not below the number of labels, {n}")));
-                }
-                Predictions::Classes(Vec::with_capacity(truth.len()))
-            }
-            Labels::Value(truth) if task.is_regression() => Predictions::Values(Vec::with_capacity(truth.len())),
-            Labels::Value(_) => {
-                return Err(Error::new(format!("task {task} needs labels that are classes, found numbers")));
-            }
-            _ => return Err(Error::new(format!("task {task} needs labels that are numbers, found classes"))),
-        };
-        Ok(Self { scorer, labels, predictions, loss: 0.0 })
-    }
-
-    /// Adds the logits of the next examples (examples × labels, row-major; one column for regression), and returns how many there are now.
-    ///
-    /// # Errors
-    /// Logits that are not whole rows, or more than there are labels.
-    pub fn add(&mut self, logits: &[f32]) -> Result<usize> {
-        let columns = if self.scorer.task.is_regression() { 1 } else { self.scorer.names.len() };
-        let (done, all) = (self.predictions.len(), self.labels.len());
-        if columns == 0 || !logits.len().is_multiple_of(columns) || logits.len() / columns > all - done {
-            return Err(Error::new(format!(
-                "expected at most {} logits ({} examples × {columns} labels), found {}",
-                (all - done) * columns,
-                all - done,
-                logits.len()
-            )));
-        }
-        match (&mut self.predictions, self.labels) {
-            (Predictions::Classes(predicted), Labels::Class(truth)) => {
-                for (row, &label) in logits.chunks_exact(columns).zip(&truth[done..]) {
-                    self.loss += cross_entropy(row, label);
-                    predicted.push(argmax(row));
-                }
-            }
-            (Predictions::Values(predicted), Labels::Value(truth)) => {
-                for (&x, &y) in logits.iter().zip(&truth[done..]) {
-                    self.loss += (f64::from(x) - f64::from(y)).powi(2);
-                    predicted.push(x.into());
-                }
-            }
-            _ => unreachable!("`new` makes predictions of the labels' kind"),
-        }
-        Ok(self.predictions.len())
-    }
-
-    /// The predictions, and their mean loss.
-    ///
-    /// # Errors
-    /// Fewer logits than labels.
-    pub fn finish(self) -> Result<(Predictions, f64)> {
-        let (done, all) = (self.predictions.len(), self.labels.len());
-        if done != all {
-            return Err(Error::new(format!("expected logits of {all} examples, found those of {done}")));
-        }
-        Ok((self.predictions, ratio(self.loss, all as f64)))
-    }
-}
-
 /// The second of two classes, as the task or else the model numbers them.
 fn second(task: Task, names: &[String]) -> u32 {
     let of_task = |labels: &[&str]| LabelMap::of_model(task, names.to_vec()).class(labels[1]);
@@ -257,7 +250,6 @@ fn second(task: Task, names: &[String]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use colrow_tensor::Named;
 
     fn near(a: f64, b: f64) {
         assert!((a - b).abs() < 1e-12, "{a} is not {b}");
@@ -269,53 +261,6 @@ mod tests {
 
     fn scorer(task: Task, classes: &[&str]) -> Scorer {
         Scorer::new(task, &names(classes), None, "data.positive").unwrap()
-    }
-
-    fn evaluate(scorer: &Scorer, logits: &[f32], labels: &Labels) -> Result<Vec<(Metric, f64)>> {
-        let mut tally = Tally::new(scorer, labels)?;
-        tally.add(logits)?;
-        let (predictions, loss) = tally.finish()?;
-        let mut metrics = scorer.score(&predictions, labels)?;
-        metrics.push((Metric::Loss, loss));
-        Ok(metrics)
-    }
-
-    #[test]
-    fn scores_logits() {
-        let labels = Labels::Class(vec![1, 0, 1]);
-        let got = evaluate(&scorer(Task::Mrpc, &["0", "1"]), &[0.0, 1.0, 0.0, 2.0, 3.0, 5.0], &labels).unwrap();
-        let loss = [(1.0 + (-1.0_f64).exp()).ln(), (1.0 + 2.0_f64.exp()).ln(), (1.0 + (-2.0_f64).exp()).ln()];
-        let want = [(Metric::Accuracy, 2.0 / 3.0), (Metric::F1, 0.8), (Metric::Loss, loss.iter().sum::<f64>() / 3.0)];
-        assert_eq!(got.len(), want.len());
-        for (got, want) in got.iter().zip(want) {
-            assert_eq!(got.0, want.0);
-            near(got.1, want.1);
-        }
-
-        let got = evaluate(&scorer(Task::Stsb, &[]), &[1.0, 2.0, 4.0], &Labels::Value(vec![1.0, 2.0, 3.0])).unwrap();
-        assert_eq!(got.iter().map(|v| v.0.name()).collect::<Vec<_>>(), ["pearson", "spearman", "loss"]);
-        near(got[0].1, 3.0 / (14.0_f64 / 3.0 * 2.0).sqrt());
-        near(got[1].1, 1.0);
-        near(got[2].1, 1.0 / 3.0);
-    }
-
-    /// However the rows are cut into batches, the same bits come out.
-    #[test]
-    fn batches_do_not_matter() {
-        let scorer = scorer(Task::Classify, &["a", "b", "c"]);
-        let logit = |i: u64| (16.0 * colrow_tensor::rng::Key::new(3).uniform(i) - 8.0) as f32;
-        let logits: Vec<f32> = (0..300).map(logit).collect();
-        let labels = Labels::Class((0..100).map(|i| i * i % 3).collect());
-        let whole = evaluate(&scorer, &logits, &labels).unwrap();
-        for size in [1, 7, 99] {
-            let mut tally = Tally::new(&scorer, &labels).unwrap();
-            for (i, batch) in logits.chunks(3 * size).enumerate() {
-                assert_eq!(tally.add(batch).unwrap(), ((i + 1) * size).min(100));
-            }
-            let (predictions, loss) = tally.finish().unwrap();
-            assert_eq!(scorer.score(&predictions, &labels).unwrap(), whole[..2]);
-            assert_eq!(loss.to_bits(), whole[2].1.to_bits());
-        }
     }
 
     /// An answer that is no label is wrong in accuracy, not class 1 in F1, and a third class in Matthews: right 2 of 4, predicted
@@ -391,20 +336,5 @@ mod tests {
         let error = with(Task::Mrpc, &names(&["0", "1"]), "0").unwrap_err().to_string();
         assert!(error.contains("data.positive: task mrpc has its own metrics"), "{error}");
         assert!(with(Task::Regress, &[], "1").is_err());
-    }
-
-    #[test]
-    fn sizes_and_kinds_must_fit() {
-        let classes = Labels::Class(vec![0, 2]);
-        let message = |r: Result<_>| r.map(|_: Vec<(Metric, f64)>| ()).unwrap_err().to_string();
-        let (two, three) = (scorer(Task::Classify, &["a", "b"]), scorer(Task::Classify, &["a", "b", "c"]));
-        assert!(message(evaluate(&three, &[0.0; 4], &classes)).contains("expected at most 6 logits"));
-        assert!(message(evaluate(&three, &[0.0; 9], &classes)).contains("expected at most 6 logits"));
-        assert!(message(evaluate(&three, &[0.0; 3], &classes)).contains("of 2 examples, found those of 1"));
-        assert!(message(evaluate(&two, &[0.0; 4], &classes)).contains("class 2 is not below"));
-        assert!(message(evaluate(&scorer(Task::Regress, &[]), &[0.0; 2], &classes)).contains("found classes"));
-        assert!(message(evaluate(&two, &[0.0; 2], &Labels::Value(vec![0.0]))).contains("found numbers"));
-        let nothing = scorer(Task::Classify, &[]);
-        assert!(evaluate(&nothing, &[], &Labels::Class(vec![])).is_err());
     }
 }

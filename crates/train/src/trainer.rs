@@ -11,9 +11,9 @@ use colrow_tensor::{Error, Named, Result};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, State};
-use crate::data::{collate, places};
-use crate::engine::{Engine, Micro, StepStats};
-use crate::evaluate::{Evaluation, evaluate};
+use crate::data::Batch;
+use crate::engine::{Engine, StepStats};
+use crate::evaluate::evaluate;
 use crate::folder::{self, RunFolder};
 use crate::job::{Job, batch_by};
 use crate::machine;
@@ -22,9 +22,10 @@ use crate::odd::{self, ABSURD, Losses};
 use crate::plan::{self, Plan};
 use crate::prepare::model_config;
 use crate::ratios::Ratios;
-use crate::recipe::{self, Batch, Every, Recipe};
+use crate::recipe::{self, Every, Recipe};
 use crate::resume::{check_length, resume_from};
 use crate::schedule::{lr_at, warmup_steps};
+use crate::score::Evaluation;
 use crate::trained::lora_config;
 
 /// What a run tells while it runs.
@@ -198,7 +199,7 @@ pub(crate) fn learning_rate(job: &Job, step: u64, total: u64) -> f64 {
 fn best_metric(job: &Job) -> Result<Metric> {
     let main = job.task.main_metric();
     let Some(name) = &job.recipe.train.best_metric else { return Ok(main) };
-    let mut known = job.scorer.metrics().to_vec();
+    let mut known = job.objective.metrics().to_vec();
     if !job.task.is_regression() && !known.contains(&Metric::MacroF1) {
         known.push(Metric::MacroF1);
     }
@@ -212,8 +213,8 @@ fn best_metric(job: &Job) -> Result<Metric> {
 /// Optimizer steps of epoch `epoch`.
 pub(crate) fn steps_in(job: &Job, epoch: u64) -> u64 {
     let batches = match job.recipe.train.batch {
-        Batch::Sequences(n) => job.train.len().div_ceil(n),
-        Batch::Tokens(_) => job.sampler.epoch(epoch).len(),
+        recipe::Batch::Sequences(n) => job.train.len().div_ceil(n),
+        recipe::Batch::Tokens(_) => job.sampler.epoch(epoch).len(),
     };
     batches.div_ceil(job.recipe.train.accumulate) as u64
 }
@@ -225,8 +226,8 @@ pub(crate) fn total_steps(job: &Job, train: &recipe::Train) -> u64 {
     }
     let epochs = train.epochs;
     let whole = match train.batch {
-        Batch::Sequences(_) => (epochs as u64).saturating_mul(steps_in(job, 0)),
-        Batch::Tokens(_) => (0..epochs as u64).map(|e| steps_in(job, e)).sum(),
+        recipe::Batch::Sequences(_) => (epochs as u64).saturating_mul(steps_in(job, 0)),
+        recipe::Batch::Tokens(_) => (0..epochs as u64).map(|e| steps_in(job, e)).sum(),
     };
     let part = epochs.fract();
     let rest = if part > 0.0 { (part * steps_in(job, epochs as u64) as f64).ceil() as u64 } else { 0 };
@@ -338,11 +339,7 @@ impl Run {
 
     fn step(&mut self, group: &[Vec<u32>], epoch: f64, observer: &mut dyn Observer) -> Result<StepStats> {
         let set = &self.job.train;
-        let micro = |examples: &Vec<u32>| {
-            let (places, target_places) = places(set, examples);
-            Micro { batch: collate(set, examples), places: Some(places), target_places }
-        };
-        let micros: Vec<Micro> = group.iter().map(micro).collect();
+        let micros: Vec<Batch> = group.iter().map(|examples| Batch::placed(set, examples)).collect();
         let lr = learning_rate(&self.job, self.state.step, self.total);
         let before: Vec<f64> = self.engine.ratios.iter().flat_map(Ratios::sites).map(|s| s.ratio).collect();
         let clock = Instant::now();
@@ -453,12 +450,10 @@ impl Run {
         let mut first = None;
         for dev in &self.job.dev {
             let done = |n| {
-                observer.evaluating(n, dev.labels.len());
+                observer.evaluating(n, dev.set.len());
                 if asked() { Err(Error::new("stopped")) } else { Ok(()) }
             };
-            let evaluated =
-                evaluate(&self.engine, &self.job.scorer, &dev.set, &dev.labels, self.job.answers.as_ref(), by, done);
-            let evaluation = match evaluated {
+            let evaluation = match evaluate(&self.engine, &dev.set, by, done) {
                 Err(_) if asked() => return Ok(None),
                 evaluated => evaluated?,
             };

@@ -6,10 +6,9 @@ use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Precision};
-use colrow_train::data::Labels;
-use colrow_train::engine::{Engine, Micro};
+use colrow_train::data::{Batch, Labels, Lengths};
+use colrow_train::engine::Engine;
 use colrow_train::optim::Settings;
-use colrow_train::plan::{Lengths, blank};
 use common::{ADAMW, GRADIENT, engine_of, gradients, minus, norm, weights, within};
 
 const LAYERS: usize = 2;
@@ -26,13 +25,11 @@ fn engine(precision: Precision, settings: Settings) -> Engine {
 }
 
 /// Sixteen sequences of random tokens; their labels are random too.
-fn micro() -> Micro {
-    let mut micro = blank(&Lengths { sources: (9..25).collect(), targets: None }, false);
+fn micro() -> Batch {
+    let mut micro = Batch::blank(&Lengths { sources: (9..25).collect(), targets: None });
     let key = Key::new(4);
-    micro.batch.ids.iter_mut().enumerate().for_each(|(i, id)| *id = (key.uniform(i as u64) * 61.0) as u32);
-    if let Some(Labels::Class(classes)) = &mut micro.batch.labels {
-        classes.iter_mut().enumerate().for_each(|(i, class)| *class = (key.child(1).uniform(i as u64) * 2.0) as u32);
-    }
+    micro.tokens.ids.iter_mut().enumerate().for_each(|(i, id)| *id = (key.uniform(i as u64) * 61.0) as u32);
+    micro.labels = Some(Labels::Class((0..16).map(|i| (key.child(1).uniform(i) * 2.0) as u32).collect()));
     micro
 }
 

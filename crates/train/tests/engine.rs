@@ -9,14 +9,16 @@ use colrow_autograd::{Bits, Keep, NormSource, Phase, Policy, Sampling, Store};
 use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES};
+use colrow_models::tokens::Tokens;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator, Result};
-use colrow_train::data::Labels;
-use colrow_train::engine::{Engine, Micro};
+use colrow_train::data::{Batch, Labels, Lengths};
+use colrow_train::engine::Engine;
 use colrow_train::keeping;
 use colrow_train::machine::Resident;
+use colrow_train::objective::of_model;
 use colrow_train::optim::{Moments, Settings, States, Update};
-use colrow_train::plan::{Lengths, Shape, blank, plan};
+use colrow_train::plan::{Shape, plan};
 use colrow_train::recipe::{self, PolicyName};
 
 const SETTINGS: Settings = Settings {
@@ -42,20 +44,19 @@ fn config([d, layers, heads, f, labels]: [usize; 5]) -> Config {
 }
 
 /// Sequences of these lengths with tokens and labels from `seed`; their places in the training set start at `first`.
-fn micro(lengths: &[u32], labels: usize, seed: u64, first: u64) -> Micro {
-    let (key, mut micro) = (Key::new(seed), blank(&sources(lengths), labels == 1));
+fn micro(lengths: &[u32], labels: usize, seed: u64, first: u64) -> Batch {
+    let (key, mut batch) = (Key::new(seed), Batch::blank(&sources(lengths)));
     let draw = |stream: &str, i: usize, below: usize| (key.named(stream).uniform(i as u64) * below as f64) as u32;
-    let batch = &mut micro.batch;
-    batch.ids.iter_mut().enumerate().for_each(|(i, id)| *id = draw("id", i, 61));
-    batch.types.iter_mut().enumerate().for_each(|(i, kind)| *kind = draw("type", i, 2));
-    batch.bounds[..lengths.len()].iter().for_each(|&first| batch.special[first as usize] = true);
-    match &mut batch.labels {
-        Some(Labels::Class(classes)) => classes.iter_mut().enumerate().for_each(|(i, c)| *c = draw("label", i, labels)),
-        Some(Labels::Value(values)) => values.iter_mut().enumerate().for_each(|(i, v)| *v = draw("label", i, 5) as f32),
-        Some(Labels::Text(_)) | None => unreachable!("blank batches have labels"),
-    }
-    micro.places = Some((first..).take(batch.ids.len()).collect());
-    micro
+    batch.tokens.ids.iter_mut().enumerate().for_each(|(i, id)| *id = draw("id", i, 61));
+    batch.tokens.types.iter_mut().enumerate().for_each(|(i, kind)| *kind = draw("type", i, 2));
+    batch.tokens.bounds[..lengths.len()].iter().for_each(|&first| batch.special[first as usize] = true);
+    let b = 0..lengths.len();
+    batch.labels = Some(match labels {
+        1 => Labels::Value(b.map(|i| draw("label", i, 5) as f32).collect()),
+        _ => Labels::Class(b.map(|i| draw("label", i, labels)).collect()),
+    });
+    batch.places = Some((first..).take(batch.tokens.ids.len()).collect());
+    batch
 }
 
 fn sources(lengths: &[u32]) -> Lengths {
@@ -250,12 +251,12 @@ fn targets(config: &Config, lengths: &[u32]) -> Option<Vec<u32>> {
 }
 
 /// Step number `step`'s batches of these lengths.
-fn batches(config: &Config, micros: &[Vec<u32>], step: u64) -> Vec<Micro> {
+fn batches(config: &Config, micros: &[Vec<u32>], step: u64) -> Vec<Batch> {
     let one = |(i, lengths): (usize, &Vec<u32>)| {
         let mut micro = micro(lengths, config.num_labels(), step + i as u64, 100 * i as u64);
         if let Some(targets) = targets(config, lengths) {
-            let text = |&n: &u32| (0..n).map(|t| (t * 7 + step as u32) % 61).collect();
-            micro.batch.labels = Some(Labels::Text(targets.iter().map(text).collect()));
+            let text = |&n: &u32| (0..n).map(|t| (t * 7 + step as u32) % 61).collect::<Vec<u32>>();
+            micro.targets = Some(Tokens::of(targets.iter().map(text)));
             micro.target_places = Some((500 + 100 * i as u64..).take(targets.iter().sum::<u32>() as usize).collect());
         }
         micro
@@ -284,22 +285,20 @@ fn agree_with(
 ) {
     let with_targets = |lengths: &Vec<u32>| Lengths { targets: targets(config, lengths), ..sources(lengths) };
     let policy = Arc::new(policy);
-    let labels = config.num_labels();
     let threads = rayon::current_num_threads();
     let shape = Shape {
         config,
+        objective: of_model(config, 0),
         choose_trained,
         optim,
         policy: policy.clone(),
         auto: &[],
         micros: &micros.iter().map(with_targets).collect::<Vec<_>>(),
         evaluated: &[],
-        longest_answer: 0,
         resident: Resident::default(),
         host: 0,
         mapped: 0,
         cached_tokens: 1000,
-        regression: labels == 1,
         threads,
     };
     let plan = plan(&shape).unwrap();
@@ -418,18 +417,17 @@ fn updates_in_the_backward_pass_need_the_gradients_of_one_op() {
             let lengths = Lengths { sources: vec![3], targets: targets(&config, &[3]) };
             plan(&Shape {
                 config: &config,
+                objective: of_model(&config, 0),
                 choose_trained: &|_| Ok(()),
                 optim,
                 policy: Arc::new(Policy::exact()),
                 auto: &[],
                 micros: &[lengths],
                 evaluated: &[],
-                longest_answer: 0,
                 resident: Resident::default(),
                 host: 0,
                 mapped: 0,
                 cached_tokens: 0,
-                regression: false,
                 threads: 2,
             })
             .unwrap()
@@ -513,18 +511,17 @@ fn what_is_not_needed_is_not_kept() {
         let choose_trained = &freezing(frozen);
         plan(&Shape {
             config: &config,
+            objective: of_model(&config, 0),
             choose_trained,
             optim: SETTINGS,
             policy,
             auto: &[],
             micros: &micros.iter().map(|lengths| sources(lengths)).collect::<Vec<_>>(),
             evaluated: &[],
-            longest_answer: 0,
             resident: Resident::default(),
             host: 0,
             mapped: 0,
             cached_tokens: 0,
-            regression: false,
             threads: 2,
         })
         .unwrap()
@@ -628,7 +625,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
                 let mut engine = engine(&config, &policy, &|_| Ok(()), SETTINGS, 650);
                 let steps = (1..=3).map(|step| engine.step(&[micro(&lengths, 3, 1, 0)], 1e-3, step, false).unwrap());
                 let numbers: Vec<_> = steps.map(|s| (s.loss, s.grad_norm)).collect();
-                let logits = engine.logits(&micro(&lengths, 3, 1, 0).batch).unwrap();
+                let logits = common::logits(&engine, &micro(&lengths, 3, 1, 0));
                 (numbers, logits, weights(&engine), engine.norms.map(|n| n.snapshot()))
             })
         };
@@ -693,7 +690,7 @@ fn locate_a_gradient_that_is_not_finite(optim: Settings) {
     let mut engine = engine(&config, &Arc::new(Policy::exact()), &|_| Ok(()), optim, 0);
     let mut micro = micro(&[9, 4], 1, 1, 0);
     // (1e19)² is finite in f32, and so is the head's gradient; times the head's weights it is not
-    micro.batch.labels = Some(Labels::Value(vec![1e19, 1e19]));
+    micro.labels = Some(Labels::Value(vec![1e19, 1e19]));
     for (_, p) in engine.model.registry.params.iter_mut() {
         match p.name.as_str() {
             "classifier.weight" => p.value.write_f64(std::iter::repeat_n(1e25, 20)),

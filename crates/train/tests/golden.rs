@@ -11,14 +11,15 @@ use colrow_models::config::{Architecture, Config};
 use colrow_models::load::{self, Anew};
 use colrow_models::lora::{self, AdapterConfig, Base};
 use colrow_models::save::{save_adapter_folder, save_model_folder};
+use colrow_models::tokens::Tokens;
 use colrow_models::weights::{Saved, Weights, write};
 use colrow_tensor::{DType, Device};
 use colrow_train::data::{Batch, Labels};
-use colrow_train::engine::{Engine, Micro, StepStats};
+use colrow_train::engine::{Engine, StepStats};
 use colrow_train::optim::{Moments, Settings};
 use colrow_train::recipe::Schedule;
 use colrow_train::schedule::lr_at;
-use common::{ADAMW, GRADIENT, engine, engine_of, largest, minus, norm, numbers, tokenizer, weights, within};
+use common::{ADAMW, GRADIENT, engine, engine_of, largest, logits, minus, norm, numbers, tokenizer, weights, within};
 use serde::Deserialize;
 
 const CASES: [&str; 6] = ["gelu", "tanh", "one-layer", "pairs", "regression", "pytorch-tanh"];
@@ -64,33 +65,25 @@ impl Golden {
         numbers(&self.expected, key)
     }
 
-    fn all(&self) -> Micro {
+    fn all(&self) -> Batch {
         self.micro(0..self.inputs.sequences.len())
     }
 
     /// The sequences `which`, in this order.
-    fn micro(&self, which: impl IntoIterator<Item = usize>) -> Micro {
+    fn micro(&self, which: impl IntoIterator<Item = usize>) -> Batch {
         let which: Vec<usize> = which.into_iter().collect();
         let rows = || which.iter().map(|&i| &self.inputs.sequences[i]);
-        let ids: Vec<u32> = rows().flat_map(|s| s.ids.clone()).collect();
-        let mut bounds = vec![0];
-        bounds.extend(rows().scan(0, |end, s| {
-            *end += s.ids.len() as u32;
-            Some(*end)
-        }));
         let labels = match &self.inputs.labels {
             Targets::Classes(all) => Labels::Class(which.iter().map(|&i| all[i]).collect()),
             Targets::Values(all) => Labels::Value(which.iter().map(|&i| all[i]).collect()),
         };
-        let batch = Batch {
-            types: rows().flat_map(|s| s.types.clone()).collect(),
-            special: vec![false; ids.len()],
-            ids,
-            bounds,
-            examples: which.iter().map(|&i| i as u32).collect(),
+        let tokens = Tokens::of(rows().map(|s| &s.ids));
+        Batch {
+            special: vec![false; tokens.ids.len()],
+            tokens: Tokens { types: rows().flat_map(|s| s.types.clone()).collect(), ..tokens },
             labels: Some(labels),
-        };
-        Micro { batch, places: None, target_places: None }
+            ..Batch::default()
+        }
     }
 
     fn engine(&self, dtype: DType, settings: Settings) -> Engine {
@@ -98,7 +91,7 @@ impl Golden {
     }
 
     /// Statistics of a step over `micros`, and the gradient of each of the checkpoint's tensors.
-    fn gradients(&self, dtype: DType, policy: Policy, micros: &[Micro]) -> (StepStats, Vec<(String, Vec<f64>)>) {
+    fn gradients(&self, dtype: DType, policy: Policy, micros: &[Batch]) -> (StepStats, Vec<(String, Vec<f64>)>) {
         let mut engine = self.engine(dtype, GRADIENT);
         engine.policy = Arc::new(policy);
         common::gradients(engine, micros)
@@ -122,8 +115,7 @@ fn logits_loss_and_gradients_are_those_of_transformers() {
         // the golden values are rounded to f32, so f64 cannot be nearer than that
         for (dtype, logit_limit, gradient_limit) in [(DType::F32, 1e-5, 1e-4), (DType::F64, 1e-6, 1e-6)] {
             let what = format!("{case} in {dtype:?}");
-            let logits: Vec<f64> =
-                golden.engine(dtype, ADAMW).logits(&all.batch).unwrap().into_iter().map(f64::from).collect();
+            let logits: Vec<f64> = logits(&golden.engine(dtype, ADAMW), &all).into_iter().map(f64::from).collect();
             within(&what, largest(minus(&logits, &golden.expected("logits"))), logit_limit);
             let (stats, gradients) = golden.gradients(dtype, Policy::exact(), std::slice::from_ref(&all));
             within(&format!("{what}: loss"), (stats.loss - golden.expected("loss")[0]).abs(), logit_limit);
@@ -239,8 +231,8 @@ fn a_sequence_has_the_logits_that_it_has_in_a_batch() {
     for case in CASES {
         let golden = Golden::open(case);
         let engine = golden.engine(DType::F64, ADAMW);
-        let together = engine.logits(&golden.all().batch).unwrap();
-        let alone = (0..golden.inputs.sequences.len()).flat_map(|i| engine.logits(&golden.micro([i]).batch).unwrap());
+        let together = logits(&engine, &golden.all());
+        let alone = (0..golden.inputs.sequences.len()).flat_map(|i| logits(&engine, &golden.micro([i])));
         within(case, largest(together.iter().zip(alone).map(|(x, y)| f64::from(x - y))), 1e-6);
     }
 }
@@ -256,8 +248,8 @@ fn a_saved_model_is_read_back_to_the_bit() {
             .unwrap();
         let after = engine(&dir, &Config::open(&dir).unwrap(), DType::F32, ADAMW);
         assert_eq!(weights(&before), weights(&after), "{case}");
-        let batch = golden.all().batch;
-        assert_eq!(before.logits(&batch).unwrap(), after.logits(&batch).unwrap(), "{case}");
+        let batch = golden.all();
+        assert_eq!(logits(&before, &batch), logits(&after, &batch), "{case}");
     }
 }
 
@@ -301,8 +293,8 @@ fn a_missing_head_is_initialised_named_and_saved() {
     let dir = runs.path().join("model");
     save_model_folder(&dir, &before.model.config, &before.model.registry.saved(|_| true), bare.path(), None).unwrap();
     let after = engine(&dir, &Config::open(&dir).unwrap(), DType::F32, ADAMW);
-    let batch = golden.all().batch;
-    assert_eq!(before.logits(&batch).unwrap(), after.logits(&batch).unwrap());
+    let batch = golden.all();
+    assert_eq!(logits(&before, &batch), logits(&after, &batch));
 }
 
 /// An adapter that PEFT wrote: its base model's inputs, and the model with it.
@@ -341,7 +333,7 @@ fn adapters_that_are_only_read_are_those_of_peft() {
         // in f64 the factors of B are still rounded once to f32
         for (dtype, limit) in [(DType::F32, 1e-5), (DType::F64, 1e-6)] {
             let (golden, _, engine) = adapted(case, base, dtype);
-            let logits: Vec<f64> = engine.logits(&golden.all().batch).unwrap().into_iter().map(f64::from).collect();
+            let logits: Vec<f64> = logits(&engine, &golden.all()).into_iter().map(f64::from).collect();
             within(&format!("{case} in {dtype:?}"), largest(minus(&logits, &golden.expected("logits"))), limit);
         }
     }
@@ -355,7 +347,7 @@ fn adapters_are_those_of_peft() {
         let (golden, _, mut engine) = adapted(case, base, dtype);
         let what = format!("{case} in {dtype:?}");
         let all = golden.all();
-        let logits: Vec<f64> = engine.logits(&all.batch).unwrap().into_iter().map(f64::from).collect();
+        let logits: Vec<f64> = logits(&engine, &all).into_iter().map(f64::from).collect();
         within(&what, largest(minus(&logits, &golden.expected("logits"))), logit_limit);
         let stats = engine.step(&[all], 0.0, 1, false).unwrap();
         within(&what, (stats.loss - golden.expected("loss")[0]).abs(), logit_limit);
@@ -398,8 +390,8 @@ fn adapters_are_saved_as_peft_saves_them() {
         let back = load::adapted(&ours, None, |_| {}, &Device::cpu(), DType::F32).unwrap();
         let (_, _, other) = adapted(case, tiny, DType::F32);
         let back = Engine { model: back.model, ..other };
-        let batch = golden.all().batch;
-        assert_eq!(back.logits(&batch).unwrap(), engine.logits(&batch).unwrap());
+        let batch = golden.all();
+        assert_eq!(logits(&back, &batch), logits(&engine, &batch));
     }
 }
 
@@ -408,14 +400,14 @@ fn adapters_are_saved_as_peft_saves_them() {
 fn a_merged_adapter_gives_the_same_logits() {
     for (case, base) in ADAPTERS.into_iter().chain(ONLY_READ) {
         let (golden, _, mut engine) = adapted(case, base, DType::F32);
-        let batch = golden.all().batch;
-        let before = engine.logits(&batch).unwrap();
+        let batch = golden.all();
+        let before = logits(&engine, &batch);
         lora::merge(&mut engine.model);
-        let after = engine.logits(&batch).unwrap();
+        let after = logits(&engine, &batch);
         within(case, largest(before.iter().zip(&after).map(|(x, y)| f64::from(x - y))), 1e-5);
         assert!(before != after, "{case}: other sums, other roundings");
         assert!(!engine.model.registry.entries.iter().any(|e| lora::is_adapter_key(&e.key)));
-        let plain = golden.engine(DType::F32, ADAMW).logits(&batch).unwrap();
+        let plain = logits(&golden.engine(DType::F32, ADAMW), &batch);
         assert!(
             largest(plain.iter().zip(&after).map(|(x, y)| f64::from(x - y))) > 1e-2,
             "{case}: the adapter does something"

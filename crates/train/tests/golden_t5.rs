@@ -10,10 +10,10 @@ use colrow_models::config::Config;
 use colrow_models::load::{self, Anew};
 use colrow_models::lora;
 use colrow_models::save::save_model_folder;
+use colrow_models::tokens::Tokens;
 use colrow_models::weights::{Data, Saved, Weights, write};
 use colrow_tensor::{Buckets, DType, Device};
-use colrow_train::data::{Batch, Labels};
-use colrow_train::engine::Micro;
+use colrow_train::data::Batch;
 use common::{ADAMW, GRADIENT, engine, gradients, largest, minus, norm, numbers, tokenizer, weights, within};
 use serde::Deserialize;
 
@@ -57,27 +57,14 @@ impl Golden {
     }
 
     /// The pairs `which`, in this order.
-    fn micro(&self, which: impl IntoIterator<Item = usize>) -> Micro {
+    fn micro(&self, which: impl IntoIterator<Item = usize>) -> Batch {
         let which: Vec<usize> = which.into_iter().collect();
-        let ids: Vec<u32> = which.iter().flat_map(|&i| self.inputs.sources[i].clone()).collect();
-        let mut bounds = vec![0];
-        bounds.extend(which.iter().scan(0, |end, &i| {
-            *end += self.inputs.sources[i].len() as u32;
-            Some(*end)
-        }));
-        let labels = Labels::Text(which.iter().map(|&i| self.inputs.targets[i].clone()).collect());
-        let batch = Batch {
-            types: vec![0; ids.len()],
-            special: vec![false; ids.len()],
-            ids,
-            bounds,
-            examples: which.iter().map(|&i| i as u32).collect(),
-            labels: Some(labels),
-        };
-        Micro { batch, places: None, target_places: None }
+        let tokens = Tokens::of(which.iter().map(|&i| &self.inputs.sources[i]));
+        let targets = Tokens::of(which.iter().map(|&i| &self.inputs.targets[i]));
+        Batch { special: vec![false; tokens.ids.len()], tokens, targets: Some(targets), ..Batch::default() }
     }
 
-    fn all(&self) -> Micro {
+    fn all(&self) -> Batch {
         self.micro(0..self.inputs.sources.len())
     }
 }
@@ -105,12 +92,49 @@ fn loss_and_gradients_are_those_of_transformers() {
 #[test]
 fn micro_batches_give_the_gradients_of_the_batch() {
     let golden = Golden::open("relu");
-    let of = |micros: &[Micro]| gradients(engine(&golden.dir, &golden.config, DType::F64, GRADIENT), micros);
+    let of = |micros: &[Batch]| gradients(engine(&golden.dir, &golden.config, DType::F64, GRADIENT), micros);
     let (whole, in_parts) = (of(&[golden.all()]), of(&[golden.micro([2]), golden.micro([0, 3]), golden.micro([1])]));
     within("loss", (whole.0.loss - in_parts.0.loss).abs(), 1e-12);
     for ((key, whole), (_, parts)) in whole.1.iter().zip(&in_parts.1) {
         within(key, largest(minus(whole, parts)), 1e-12 * (1.0 + largest(whole.iter().copied())));
     }
+}
+
+/// Weights of 1 change no bit; a target's last token without weight adds nothing to the loss and to no gradient, and the rest have the mean of
+/// what is left.
+#[test]
+fn targets_count_by_their_weights() {
+    let golden = Golden::open("relu");
+    let of = |batch: Batch| gradients(engine(&golden.dir, &golden.config, DType::F64, GRADIENT), &[batch]);
+    let weighted = |weight: &dyn Fn(usize) -> f32| {
+        let mut batch = golden.all();
+        let targets = batch.targets.as_mut().unwrap();
+        let bounds = targets.bounds.clone();
+        // of each target of several tokens
+        let last = |row: usize| bounds.windows(2).any(|w| w[1] - w[0] > 1 && w[1] == row as u32 + 1);
+        let weights = (0..targets.ids.len()).map(|row| if last(row) { weight(row) } else { 1.0 });
+        targets.weight = Some(weights.collect());
+        batch
+    };
+    let (plain, ones) = (of(golden.all()), of(weighted(&|_| 1.0)));
+    assert_eq!((plain.0.loss, plain.0.grad_norm, plain.1), (ones.0.loss, ones.0.grad_norm, ones.1));
+    let mut shorter = golden.all();
+    let cut = |ids: &[u32]| ids[..(ids.len() - 1).max(1)].to_vec();
+    shorter.targets = Some(Tokens::of(golden.inputs.targets.iter().map(|ids| cut(ids))));
+    let (without, shorter) = (of(weighted(&|_| 0.0)), of(shorter));
+    within("loss", (without.0.loss - shorter.0.loss).abs(), 1e-12);
+    for ((key, without), (_, shorter)) in without.1.iter().zip(&shorter.1) {
+        within(key, largest(minus(without, shorter)), 1e-12 * (1.0 + largest(shorter.iter().copied())));
+    }
+    let error = engine(&golden.dir, &golden.config, DType::F64, GRADIENT)
+        .step(
+            &[Batch { targets: Some(Tokens { weight: Some(vec![0.0; 99]), ..Tokens::default() }), ..golden.all() }],
+            0.0,
+            1,
+            false,
+        )
+        .unwrap_err();
+    assert!(error.to_string().contains("nothing of this step's batch counts"), "{error}");
 }
 
 #[test]
@@ -132,10 +156,10 @@ fn answers_are_those_of_transformers_in_a_batch_and_alone() {
         let golden = Golden::open(case);
         let engine = engine(&golden.dir, &golden.config, DType::F32, ADAMW);
         let longest = golden.inputs.longest;
-        assert_eq!(engine.generate(&golden.all().batch, longest).unwrap(), golden.inputs.answers, "{case}");
+        assert_eq!(engine.model.generate(&golden.all().tokens, longest).unwrap(), golden.inputs.answers, "{case}");
         for (i, answer) in golden.inputs.answers.iter().enumerate() {
-            assert_eq!(engine.generate(&golden.micro([i]).batch, longest).unwrap()[0], *answer, "{case} {i}");
-            let short = engine.generate(&golden.micro([i]).batch, 2).unwrap();
+            assert_eq!(engine.model.generate(&golden.micro([i]).tokens, longest).unwrap()[0], *answer, "{case} {i}");
+            let short = engine.model.generate(&golden.micro([i]).tokens, 2).unwrap();
             assert_eq!(short[0], answer[..answer.len().min(2)], "{case} {i}");
         }
     }

@@ -9,11 +9,12 @@ use colrow_autograd::{Keep, NormSource, Policy, Sampling, Store};
 use colrow_models::config::Config;
 use colrow_models::model::{Model, PAPER_SITES, SiteKind};
 use colrow_tensor::{DType, Device, Estimator};
-use colrow_train::data::{BatchBy, Sampler};
+use colrow_train::data::{BatchBy, Lengths, Sampler, outermost};
 use colrow_train::engine::Engine;
 use colrow_train::machine::Resident;
+use colrow_train::objective::of_model;
 use colrow_train::optim::Settings;
-use colrow_train::plan::{Lengths, Plan, Shape, blank, outermost, plan};
+use colrow_train::plan::{Plan, Shape, plan};
 use colrow_train::{keeping, recipe, trained};
 use proptest::prelude::*;
 
@@ -56,15 +57,14 @@ fn settings() -> Settings {
 fn plan_of(config: &Config, policy: &Arc<Policy>, micros: &[Lengths], evaluated: &[Lengths]) -> Plan {
     plan(&Shape {
         config,
+        objective: of_model(config, LONGEST_ANSWER),
         choose_trained: &|_| Ok(()),
         optim: settings(),
         policy: policy.clone(),
         auto: &[],
         micros,
         evaluated,
-        longest_answer: LONGEST_ANSWER,
         cached_tokens: 1000,
-        regression: false,
         threads: THREADS,
         resident: Resident::default(),
         host: 0,
@@ -175,17 +175,12 @@ fn plan_equals_meter_in_evaluations() {
             let mut model = Model::new(config.clone(), &device, DType::F32);
             model.init(3);
             let engine = Engine::new(model, settings()).keeping(policy.clone(), 1000, Store::Memory).unwrap();
-            let mut engine = Engine { dropout: true, ..engine };
-            engine.step(&step.each_ref().map(|lengths| blank(lengths, false)), 1e-3, 1, false).unwrap();
+            let objective = of_model(config, LONGEST_ANSWER);
+            let mut engine = Engine { objective: objective.clone(), dropout: true, ..engine };
+            engine.step(&step.each_ref().map(|lengths| objective.blank(lengths)), 1e-3, 1, false).unwrap();
             device.meter().reset_peak();
-            for batch in evaluated.iter().map(|lengths| blank(lengths, false).batch) {
-                match config.is_text_to_text() {
-                    true => {
-                        engine.generate(&batch, LONGEST_ANSWER).unwrap();
-                        engine.loss(batch).unwrap();
-                    }
-                    false => drop(engine.logits(&batch).unwrap()),
-                }
+            for lengths in &evaluated {
+                objective.evaluate(&engine.model, &objective.blank(lengths)).unwrap();
             }
             assert_eq!(device.meter().peak(), plan.peak_bytes_by_class);
         });
@@ -221,15 +216,14 @@ fn a_thousand_layers_are_planned_in_seconds() {
         };
         let planned = plan(&Shape {
             config: &config,
+            objective: of_model(&config, LONGEST_ANSWER),
             choose_trained: &|model| trained::choose_trained(model, &recipe),
             optim: Settings::from(&recipe.optim),
             policy: Arc::new(keeping::policy(&recipe.keep, &sites).unwrap()),
             auto: &auto,
             micros: &[lengths(&config, vec![20; 4], vec![])],
             evaluated: &[],
-            longest_answer: LONGEST_ANSWER,
             cached_tokens: 1000,
-            regression: false,
             threads: THREADS,
             resident: Resident::default(),
             host: 0,

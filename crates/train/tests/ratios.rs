@@ -10,10 +10,11 @@ use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES};
 use colrow_tensor::{DType, Device, Estimator, Result};
-use colrow_train::data::Labels;
-use colrow_train::engine::{Engine, Micro};
+use colrow_train::data::{Batch, Labels, Lengths};
+use colrow_train::engine::Engine;
 use colrow_train::machine::Resident;
-use colrow_train::plan::{Lengths, Plan, Shape, blank, plan};
+use colrow_train::objective::of_model;
+use colrow_train::plan::{Plan, Shape, plan};
 use colrow_train::ratios::{Ratios, Settings};
 
 const TOKENS: usize = 1000;
@@ -91,18 +92,17 @@ impl Case {
     fn plan(&self, ratio: f32, micros: &[&[u32]]) -> Plan {
         plan(&Shape {
             config: &self.config,
+            objective: of_model(&self.config, 0),
             choose_trained: &|model| self.choose_trained(model),
             optim: common::ADAMW,
             policy: self.policy(ratio),
             auto: &self.auto(),
             evaluated: &[],
-            longest_answer: 0,
             resident: Resident::default(),
             host: 0,
             mapped: 0,
             micros: &micros.iter().map(|sources| self.lengths(sources)).collect::<Vec<_>>(),
             cached_tokens: TOKENS,
-            regression: false,
             threads: rayon::current_num_threads(),
         })
         .unwrap()
@@ -118,21 +118,20 @@ impl Case {
         Engine { ratios: Some(ratios), dropout: true, ..engine }
     }
 
-    fn micros(&self, sources: &[&[u32]], step: u64) -> Vec<Micro> {
+    fn micros(&self, sources: &[&[u32]], step: u64) -> Vec<Batch> {
         let micro = |(i, sources): (usize, &&[u32])| {
             let lengths = self.lengths(sources);
-            let mut micro = blank(&lengths, false);
+            let mut micro = of_model(&self.config, 0).blank(&lengths);
             let number = |i: usize| (i as u64 * 31 + step * 17) % 61;
-            micro.batch.ids.iter_mut().enumerate().for_each(|(i, id)| *id = number(i) as u32);
-            match &mut micro.batch.labels {
-                Some(Labels::Class(classes)) => classes.iter_mut().enumerate().for_each(|(i, c)| *c = i as u32 % 2),
-                Some(Labels::Text(targets)) => {
-                    targets.iter_mut().flatten().enumerate().for_each(|(i, t)| *t = number(7 * i) as u32)
-                }
-                _ => unreachable!("blank batches have labels"),
+            micro.tokens.ids.iter_mut().enumerate().for_each(|(i, id)| *id = number(i) as u32);
+            if let Some(Labels::Class(classes)) = &mut micro.labels {
+                classes.iter_mut().enumerate().for_each(|(i, c)| *c = i as u32 % 2);
+            }
+            if let Some(targets) = &mut micro.targets {
+                targets.ids.iter_mut().enumerate().for_each(|(i, t)| *t = number(7 * i) as u32);
             }
             let first = 100 * i as u64;
-            micro.places = Some((first..).take(micro.batch.ids.len()).collect());
+            micro.places = Some((first..).take(micro.tokens.ids.len()).collect());
             micro.target_places =
                 lengths.targets.map(|t| (200 + first..).take(t.iter().sum::<u32>() as usize).collect());
             micro

@@ -11,10 +11,11 @@ use colrow_models::files;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Cost, DType, Device, Error, Named, Precision, Result};
+use colrow_train::data::Lengths;
 use colrow_train::engine::Engine;
 use colrow_train::machine;
 use colrow_train::optim::{Settings, States, Update};
-use colrow_train::plan::{self, Lengths, Plan};
+use colrow_train::plan::Plan;
 use colrow_train::recipe::{self, Estimate, Method, PolicyName, Recipe};
 use colrow_train::trained;
 use serde::Serialize;
@@ -240,13 +241,13 @@ impl<'a> Bench<'a> {
         let (args, blank) = (self.args, &self.blank);
         let device = Device::cpu_with(args.precision);
         let lengths = self.lengths(batch);
-        let mut micro = plan::blank(&lengths, blank.regression());
+        let mut micro = blank.objective.blank(&lengths);
         let key = Key::new(args.seed).named("ids");
         let vocabulary = blank.config.vocab_size() as f64;
-        for (i, id) in micro.batch.ids.iter_mut().enumerate() {
+        for (i, id) in micro.tokens.ids.iter_mut().enumerate() {
             *id = (key.uniform(i as u64) * vocabulary) as u32;
         }
-        let (n, all) = (micro.batch.ids.len(), lengths.tokens());
+        let (n, all) = (micro.tokens.ids.len(), lengths.tokens());
         micro.places = Some((0..n as u64).collect());
         micro.target_places = Some((n as u64..all as u64).collect());
         let mut model = Model::new(blank.config.clone(), &device, DType::F32);

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use colrow_tensor::printable::one_line;
 use colrow_tensor::{Error, Named, Result};
 use colrow_train::data::{self, Split};
-use colrow_train::evaluate::{Evaluation, evaluate};
+use colrow_train::evaluate::evaluate;
 use colrow_train::metrics::Metric;
-use colrow_train::score::{Class, Scorer};
+use colrow_train::score::{Class, Evaluation, Scorer};
 use serde_json::json;
 
 use super::ModelArgs;
@@ -47,13 +47,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let examples = data::read(&args.data, task, &predictor.columns, Split::Dev, true).map_err(in_arguments)?;
     predictor.look_at(&examples);
     predictor.learn_labels(&examples).map_err(in_arguments)?;
-    let (engine, map) = (&predictor.engine, &predictor.map);
+    let map = &predictor.map;
     let labels = map.resolve(&examples).map_err(in_arguments)?;
     map.warnings(&examples).iter().for_each(|w| output::warn(w));
     let scorer = Scorer::new(task, map.names(), predictor.positive(args.positive.as_deref()), "--positive")?;
-    let set = predictor.tokens(&examples, Some(&labels))?;
-    let by = predictor.batches(&set);
-    let evaluation = evaluate(engine, &scorer, &set, &labels, predictor.answers.as_ref(), by, |_| Ok(()))?;
+    predictor.judge_by(scorer)?;
+    let set = predictor.tokens(&examples, Some(labels))?;
+    let evaluation = evaluate(&predictor.engine, &set, predictor.batches(&set), |_| Ok(()))?;
     if let Some(warning) = evaluation.warning() {
         output::warn(&warning);
     }

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use colrow_models::apart;
 use colrow_models::atomic::write_file_atomic;
 use colrow_tensor::{Error, Result};
-use colrow_train::data::{self, Answers, Example, Split};
-use colrow_train::evaluate::{Outputs, outputs};
+use colrow_train::data::{self, Example, Split};
+use colrow_train::evaluate::outputs;
 use colrow_train::metrics::{argmax, softmax};
+use colrow_train::objective::Outputs;
 use serde::Serialize;
 
 use super::ModelArgs;
@@ -60,15 +61,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let set = predictor.tokens(&examples, None)?;
     let by = predictor.batches(&set);
     let names = &predictor.engine.model.config.labels;
-    let answers = predictor.answers.as_ref();
+    let in_text = predictor.engine.model.config.is_text_to_text();
     let mut failure = None;
     let mut write = |format: Format, out: &mut dyn Write| -> io::Result<()> {
-        let mut lines = Lines { format, names, with_text: args.with_text, in_text: answers.is_some(), out };
+        let mut lines = Lines { format, names, with_text: args.with_text, in_text, out };
         let mut rows = examples.rows.iter().enumerate();
         lines.head()?;
         let mut written = Ok(());
-        let ran = outputs(&predictor.engine, answers, &set, by, |batch| {
-            written = lines.batch(&batch, answers, &mut rows);
+        let ran = outputs(&predictor.engine, &set, by, |batch| {
+            written = lines.batch(&batch, &mut rows);
             written.as_ref().map_or_else(|e| Err(Error::new(e.to_string())), |()| Ok(()))
         });
         written?;
@@ -163,7 +164,6 @@ impl Lines<'_> {
     fn batch<'e>(
         &mut self,
         outputs: &Outputs,
-        answers: Option<&Answers>,
         rows: &mut impl Iterator<Item = (usize, &'e Example)>,
     ) -> io::Result<()> {
         match outputs {
@@ -177,10 +177,9 @@ impl Lines<'_> {
                     self.line(index, example, logits, label, probabilities, None)?;
                 }
             }
-            Outputs::Answers(texts) => {
-                for (text, (index, example)) in texts.iter().zip(rows) {
-                    let is_label = answers.and_then(|answers| answers.wording.is_label(text));
-                    self.line(index, example, &[], Label::Name(text), None, is_label)?;
+            Outputs::Answers(answers) => {
+                for (answer, (index, example)) in answers.iter().zip(rows) {
+                    self.line(index, example, &[], Label::Name(&answer.text), None, answer.is_label)?;
                 }
             }
         }

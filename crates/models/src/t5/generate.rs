@@ -4,7 +4,7 @@ use colrow_autograd::{Attend, Mode, Params, Sequences, Tape, Var};
 use colrow_tensor::{Class, DType, Device, Tensor};
 
 use super::{Reads, T5};
-use crate::model::Input;
+use crate::tokens::Tokens;
 
 /// Keys and values of a batch's decoder. Sequence s has the rows `s·longest..` of a layer's cache; attention stops at the row that is being
 /// decoded.
@@ -51,10 +51,10 @@ impl Cache {
 impl T5 {
     /// For each source the most likely next token again and again, until a text ends or has `longest` tokens. Without the token that
     /// ends it.
-    pub fn generate(&self, params: &Params, input: &Input<'_>, longest: usize) -> Vec<Vec<u32>> {
+    pub fn generate(&self, params: &Params, input: &Tokens, longest: usize) -> Vec<Vec<u32>> {
         let (device, dtype) = (params.device().clone(), params.dtype());
         let mut tape = Tape::new(params, Mode::Inference);
-        let sources = Sequences::new(&device, input.bounds);
+        let sources = Sequences::new(&device, &input.bounds);
         let memory = self.encode(&mut tape, input, &sources);
         let b = sources.count();
         let layers = self.decoder.blocks.iter();

@@ -5,7 +5,7 @@ use std::hash::Hasher;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash64;
 
-use super::{Labels, TokenisedSet};
+use super::{Labels, Targets, TokenisedSet};
 
 /// What identifies a data set. The same on every platform.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +30,17 @@ impl Fingerprint {
             hash.numbers(set.ids.iter().copied());
             hash.0.write(&set.types);
             hash.numbers(set.special.iter().map(|&special| u32::from(special)));
-            set.labels.iter().chain(labels).for_each(|labels| hash.labels(labels));
+            match &set.targets {
+                Some(Targets { ids, bounds, .. }) => {
+                    bounds.windows(2).for_each(|w| hash.numbers(ids[w[0]..w[1]].iter().copied()));
+                }
+                None => set.labels.iter().for_each(|labels| hash.labels(labels)),
+            }
+            labels.into_iter().for_each(|labels| hash.labels(labels));
+            let of_targets = set.targets.as_ref().and_then(|targets| targets.weight.as_ref());
+            for weight in set.weight.iter().chain(of_targets) {
+                hash.numbers(weight.iter().map(|weight| weight.to_bits()));
+            }
             examples += set.len();
             tokens += set.ids.len();
         }
@@ -63,7 +73,6 @@ impl Hash {
         match labels {
             Labels::Class(classes) => self.numbers(classes.iter().copied()),
             Labels::Value(values) => self.numbers(values.iter().map(|value| value.to_bits())),
-            Labels::Text(targets) => targets.iter().for_each(|target| self.numbers(target.iter().copied())),
         }
     }
 }
@@ -100,9 +109,13 @@ mod tests {
             set(&[1, 2, 3, 5], &[0, 1, 4], class(&[0, 1])),
             set(&[1, 2, 3, 4], &[0, 1, 4], class(&[1, 1])),
             set(&[1, 2, 3, 4], &[0, 1, 4], Labels::Value(vec![0.0, 1.0])),
-            set(&[1, 2, 3, 4], &[0, 1, 4], Labels::Text(vec![vec![0], vec![1]])),
-            set(&[1, 2, 3, 4], &[0, 1, 4], Labels::Text(vec![vec![0, 1], vec![]])),
         ];
+        let targets = |bounds: [usize; 3]| Targets { ids: vec![0, 1], bounds: bounds.to_vec(), weight: None };
+        others.push(TokenisedSet { targets: Some(targets([0, 1, 2])), ..whole.clone() });
+        others.push(TokenisedSet { targets: Some(targets([0, 2, 2])), ..whole.clone() });
+        let weight = Some(vec![1.0, 0.0]);
+        others.push(TokenisedSet { targets: Some(Targets { weight, ..targets([0, 1, 2]) }), ..whole.clone() });
+        others.push(TokenisedSet { weight: Some(vec![1.0; 4]), ..whole.clone() });
         let mut typed = whole.clone();
         typed.types[2] = 1;
         others.push(typed);

@@ -181,7 +181,7 @@ mod tests {
             fs::write(folder.path().join(name), content).unwrap();
             let examples = load(folder.path(), task, Split::Train).unwrap();
             let map = super::super::LabelMap::of(task, &examples).unwrap();
-            let wording = super::super::Wording::new(task, &map);
+            let wording = crate::objective::Wording::new(task, &map);
             assert_eq!(wording.source(&examples.rows[0]), source);
             assert_eq!(wording.target(&map.resolve(&examples).unwrap(), 0), target);
         }

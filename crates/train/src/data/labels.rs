@@ -15,8 +15,6 @@ pub enum Labels {
     Class(Vec<u32>),
     /// Numbers to regress to; finite.
     Value(Vec<f32>),
-    /// Token ids of target texts, none empty.
-    Text(Vec<Vec<u32>>),
 }
 
 impl Labels {
@@ -25,7 +23,6 @@ impl Labels {
         match self {
             Labels::Class(v) => v.len(),
             Labels::Value(v) => v.len(),
-            Labels::Text(v) => v.len(),
         }
     }
 
@@ -39,7 +36,6 @@ impl Labels {
         match self {
             Labels::Class(v) => Labels::Class(indices.iter().map(|&i| v[i as usize]).collect()),
             Labels::Value(v) => Labels::Value(indices.iter().map(|&i| v[i as usize]).collect()),
-            Labels::Text(v) => Labels::Text(indices.iter().map(|&i| v[i as usize].clone()).collect()),
         }
     }
 }

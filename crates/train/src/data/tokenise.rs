@@ -50,16 +50,29 @@ pub struct TokenisedSet {
     pub bounds: Vec<usize>,
     /// The labels, if they are known.
     pub labels: Option<Labels>,
-    /// Where the labels are texts, example `i` has the tokens `target_bounds[i]..target_bounds[i + 1]` of all their tokens.
-    pub target_bounds: Vec<usize>,
+    /// What each example's text is to be answered with, where the objective has texts as targets.
+    pub targets: Option<Targets>,
+    /// How much each token counts where the loss is over tokens; see [`Tokens::weight`](colrow_models::tokens::Tokens::weight).
+    pub weight: Option<Vec<f32>>,
     /// Number of examples that were cut to the maximum length.
     pub truncated: usize,
     /// What the user should know: of truncation, of unknown texts.
     pub warnings: Vec<String>,
 }
 
+/// The tokens of a set's targets, end to end.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Targets {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Example `i` has the tokens `bounds[i]..bounds[i + 1]`, of which there is at least one.
+    pub bounds: Vec<usize>,
+    /// How much each token counts in the loss; without it each as 1.
+    pub weight: Option<Vec<f32>>,
+}
+
 /// The tokens of one example.
-struct Tokens {
+struct Encoded {
     ids: Vec<u32>,
     types: Vec<u8>,
     special: Vec<bool>,
@@ -126,7 +139,7 @@ impl Tokeniser {
     }
 
     /// As [`tokenise`](Self::tokenise), of the texts that `read` makes of an example.
-    pub(super) fn tokenise_as(
+    pub(crate) fn tokenise_as(
         &self,
         examples: &Examples,
         max_length: usize,
@@ -197,7 +210,7 @@ impl Tokeniser {
         Ok(self.guarded(|t| t.decode(ids, true))?.trim().to_owned())
     }
 
-    fn tokens(&self, text: &str, pair: Option<&str>, max_length: usize, line: u64) -> Result<Tokens> {
+    fn tokens(&self, text: &str, pair: Option<&str>, max_length: usize, line: u64) -> Result<Encoded> {
         let room = max_length.saturating_sub(self.added(pair.is_some()));
         let (encoding, dropped) = self.guarded(|tokenizer| {
             let encode = |text: &str, which: u64| match self.built.dropout.as_ref().zip(self.key) {
@@ -236,7 +249,7 @@ impl Tokeniser {
         let mut own = ids.iter().zip(&special).filter(|&(_, special)| !special).map(|(id, _)| Some(*id)).peekable();
         let unknown = self.built.unknown.is_some() && own.peek().is_some() && own.all(|id| id == self.built.unknown);
         let untold = !self.built.types && self.sizes.1 > 1 && self.sizes.1 < 256 && kinds.iter().any(|&kind| kind > 0);
-        Ok(Tokens { types: types.iter().map(|&kind| kind as u8).collect(), ids, special, dropped, unknown, untold })
+        Ok(Encoded { types: types.iter().map(|&kind| kind as u8).collect(), ids, special, dropped, unknown, untold })
     }
 
     /// Puts special tokens around texts.
@@ -337,12 +350,10 @@ impl TokenisedSet {
         self.bounds.windows(2).map(|w| (w[1] - w[0]) as u32).collect()
     }
 
-    /// The lengths of the examples' targets, where the labels are texts.
+    /// The lengths of the examples' targets, where there are targets.
     pub fn target_lengths(&self) -> Option<Vec<u32>> {
-        match &self.labels {
-            Some(Labels::Text(targets)) => Some(targets.iter().map(|target| target.len() as u32).collect()),
-            _ => None,
-        }
+        let targets = self.targets.as_ref()?;
+        Some(targets.bounds.windows(2).map(|w| (w[1] - w[0]) as u32).collect())
     }
 }
 

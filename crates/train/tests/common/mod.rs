@@ -12,7 +12,9 @@ use colrow_models::model::Model;
 use colrow_models::weights::Weights;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Result};
-use colrow_train::engine::{Engine, Micro, StepStats};
+use colrow_train::data::Batch;
+use colrow_train::engine::{Engine, StepStats};
+use colrow_train::objective::Outputs;
 use colrow_train::optim::Settings;
 use colrow_train::optim::{States, Update};
 
@@ -31,7 +33,7 @@ pub(crate) const GRADIENT: Settings =
     Settings { beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, clip: 0.0, ..ADAMW };
 
 /// Statistics of a step over `micros` with [`GRADIENT`], and the gradient of each of the checkpoint's tensors.
-pub(crate) fn gradients(mut engine: Engine, micros: &[Micro]) -> (StepStats, Vec<(String, Vec<f64>)>) {
+pub(crate) fn gradients(mut engine: Engine, micros: &[Batch]) -> (StepStats, Vec<(String, Vec<f64>)>) {
     let stats = engine.step(micros, 0.0, 1, false).unwrap();
     let Engine { model, optimizer, .. } = engine;
     let moment = |id: ParamId| optimizer.moments[id.index()].as_ref().unwrap().tensors().next().unwrap().1;
@@ -45,6 +47,14 @@ pub(crate) fn engine(dir: &Path, config: &Config, dtype: DType, settings: Settin
 
 pub(crate) fn engine_of(model: Model, settings: Settings) -> Engine {
     Engine { key: Key::new(1), ..Engine::new(model, settings) }
+}
+
+/// Logits of a batch, row-major.
+pub(crate) fn logits(engine: &Engine, batch: &Batch) -> Vec<f32> {
+    match engine.objective.outputs(&engine.model, batch).unwrap() {
+        Outputs::Logits(logits) => logits,
+        Outputs::Answers(_) => panic!("answers in text have no logits"),
+    }
 }
 
 /// What every site of a model, trained as `choose_trained` says, keeps by the first pattern that names it.

@@ -1,98 +1,25 @@
-//! Tasks in words, for models that read and answer in text: T5's own recipe for GLUE (Raffel et al. 2020, appendix D).
+//! Labels as a model writes them, and its answers as labels.
 
-use super::{Example, Examples, LabelMap, Labels, TokenisedSet, Tokeniser};
-use crate::metrics::Predictions;
-use crate::tasks::{Task, Text};
-use colrow_tensor::{Error, Result};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
-/// What T5's evaluation takes for a number that was not given.
-const NO_NUMBER: f64 = -1.0;
+use colrow_tensor::{Error, Result};
 
-/// How a task's examples and labels are put into words, and answers read.
-#[derive(Clone, Debug)]
-pub struct Wording {
-    task: Task,
-    /// The answers by class.
-    words: Vec<String>,
-}
+use super::wording::{Wording, number};
+use crate::data::{Examples, Labels, Targets, TokenisedSet, Tokeniser};
 
-impl Wording {
-    /// The wording of `task`. The answers are T5's for GLUE, else the names of the labels.
-    pub fn new(task: Task, map: &LabelMap) -> Self {
-        Self { task, words: task.class_names().map_or_else(|| map.names().to_vec(), owned) }
-    }
-
-    /// What the model reads.
-    pub fn source(&self, example: &Example) -> String {
-        let spec = self.task.spec();
-        if !spec.glue && example.pair.is_none() {
-            return example.text.clone();
-        }
-        let name = Some(spec.name).filter(|_| spec.glue).map(str::to_owned);
-        let texts = spec.reads.iter().map(|(key, which)| match which {
-            Text::First => format!("{key}: {}", example.text),
-            Text::Second => format!("{key}: {}", example.pair.as_deref().unwrap_or_default()),
-        });
-        name.into_iter().chain(texts).collect::<Vec<_>>().join(" ")
-    }
-
-    /// What the model is to answer to example `i`: for STS-B the score rounded to the nearest 0.2.
-    pub fn target(&self, labels: &Labels, i: usize) -> String {
-        match labels {
-            Labels::Class(classes) => self.words[classes[i] as usize].clone(),
-            Labels::Value(values) if self.task.spec().fifths => {
-                // in f32, as T5's data was made
-                format!("{:.1}", (values[i] * 5.0).round_ties_even() / 5.0)
-            }
-            Labels::Value(values) => values[i].to_string(),
-            Labels::Text(_) => unreachable!("labels are classes or numbers"),
-        }
-    }
-
-    /// Whether an answer is that of a label, or a number where numbers are asked for; `None` if no labels are known.
-    pub fn is_label(&self, answer: &str) -> Option<bool> {
-        match self.task.is_regression() {
-            true => Some(number(answer).is_some()),
-            false if self.words.is_empty() => None,
-            false => Some(self.words.iter().any(|word| word == answer || word == answer.trim())),
-        }
-    }
-
-    /// What answers say. One that is no label's is a class of its own, after the others; one that is no number counts as −1, as in T5's
-    /// evaluation.
-    pub fn read(&self, answers: &[String]) -> Predictions {
-        if self.task.is_regression() {
-            return Predictions::Values(answers.iter().map(|a| number(a).unwrap_or(NO_NUMBER)).collect());
-        }
-        let classes: HashMap<&str, u32> = self.words.iter().map(String::as_str).zip(0..).collect();
-        let class = |answer: &String| classes.get(answer.as_str()).or_else(|| classes.get(answer.trim())).copied();
-        Predictions::Classes(answers.iter().map(|a| class(a).unwrap_or(self.words.len() as u32)).collect())
-    }
-}
-
-/// The number that a text says.
-fn number(text: &str) -> Option<f64> {
-    text.trim().parse().ok().filter(|x: &f64| x.is_finite())
-}
-
-fn owned(words: &[&str]) -> Vec<String> {
-    words.iter().map(|&word| word.to_owned()).collect()
-}
-
-/// From examples to what a text-to-text model reads and writes, and back.
+/// What the labels become as a model writes them, and back.
 ///
 /// A tokenizer may be unable to write a label: T5's vocabulary has no "<", so that "<5" comes back as "5". What each label comes back as is
 /// found out once, here, and an answer that says it is an answer that names the label.
 #[derive(Clone, Debug)]
 pub struct Answers {
     /// The task in words.
-    pub wording: Wording,
-    /// The model's tokenizer.
-    pub tokeniser: Tokeniser,
+    pub(super) wording: Wording,
+    /// The model's tokenizer; none where there are no texts, as in plans, and every answer is then empty.
+    tokeniser: Option<Tokeniser>,
     /// Most tokens of an answer, the last one included.
-    pub longest: usize,
+    pub(super) longest: usize,
     /// The token that ends a text.
     eos: u32,
     /// The labels of a classification by class, as they are written.
@@ -116,7 +43,7 @@ impl Answers {
     /// # Errors
     /// Those of the tokenizer.
     pub fn new(wording: Wording, tokeniser: Tokeniser, eos: u32, longest: usize) -> Result<Self> {
-        let mut answers = Self { wording, tokeniser, longest, eos, written: Vec::new(), names: HashMap::new() };
+        let mut answers = Self { tokeniser: Some(tokeniser), eos, ..Self::blank(wording, longest) };
         answers.written = answers.write(&answers.wording.words)?;
         let pairs = answers.wording.words.iter().zip(&answers.written);
         let other = pairs.filter(|(word, written)| **word != written.says && !written.says.is_empty());
@@ -124,10 +51,13 @@ impl Answers {
         Ok(answers)
     }
 
-    /// The same with the sources read for training; see [`Tokeniser::for_training`].
-    #[must_use]
-    pub fn for_training(&self, seed: u64) -> Self {
-        Self { tokeniser: self.tokeniser.for_training(seed), ..self.clone() }
+    /// Answers that nobody reads: all that a plan knows.
+    pub fn blank(wording: Wording, longest: usize) -> Self {
+        Self { wording, tokeniser: None, longest, eos: 0, written: Vec::new(), names: HashMap::new() }
+    }
+
+    fn tokeniser(&self) -> Result<&Tokeniser> {
+        self.tokeniser.as_ref().ok_or_else(|| Error::new("a text cannot be written without a tokenizer"))
     }
 
     /// What is wrong with labels that cannot be learned: they come back from their tokens as nothing or as each other, or do not fit.
@@ -148,7 +78,7 @@ impl Answers {
         if !same.is_empty() {
             return Some(
                 Error::new(format!("labels that the model's tokenizer cannot write apart: {}", some(&same)))
-                    .at(self.tokeniser.source().display())
+                    .at(self.tokeniser.as_ref().map(|t| t.source().display().to_string()).unwrap_or_default())
                     .hint("rename these labels in the data, in characters and words of the model's vocabulary"),
             );
         }
@@ -177,29 +107,33 @@ impl Answers {
         })
     }
 
-    /// Sources of at most `max_length` tokens, and with `labels` the targets as the set's labels; targets that [`fault`](Self::fault) finds
-    /// too long are cut.
+    /// Sources of at most `max_length` tokens, and with `labels` the targets that are those; targets that [`fault`](Self::fault) finds too
+    /// long are cut.
     ///
     /// # Errors
     /// Those of the tokenizer; a number that does not come back from its tokens or does not fit.
-    pub fn tokenise(&self, examples: &Examples, labels: Option<&Labels>, max_length: usize) -> Result<TokenisedSet> {
-        let mut set =
-            self.tokeniser.tokenise_as(examples, max_length, |e| (Cow::Owned(self.wording.source(e)), None))?;
-        if let Some(labels) = labels {
-            let targets = match labels {
-                Labels::Class(classes) => {
-                    classes.iter().map(|&class| self.target(&self.written[class as usize])).collect()
-                }
-                _ => self.numbers(examples, labels)?,
-            };
-            let ends = targets.iter().scan(0, |sum, target: &Vec<u32>| {
-                *sum += target.len();
-                Some(*sum)
-            });
-            set.target_bounds = std::iter::once(0).chain(ends).collect();
-            set.labels = Some(Labels::Text(targets));
+    pub fn tokenise(
+        &self,
+        tokeniser: &Tokeniser,
+        examples: &Examples,
+        labels: Option<&Labels>,
+        max_length: usize,
+    ) -> Result<TokenisedSet> {
+        let set = tokeniser.tokenise_as(examples, max_length, |e| (Cow::Owned(self.wording.source(e)), None))?;
+        let targets = match labels {
+            None => return Ok(set),
+            Some(Labels::Class(classes)) => {
+                self.tokeniser()?;
+                classes.iter().map(|&class| self.target(&self.written[class as usize])).collect()
+            }
+            Some(labels) => self.numbers(examples, labels)?,
+        };
+        let mut all = Targets { bounds: vec![0], ..Targets::default() };
+        for target in targets {
+            all.ids.extend(target);
+            all.bounds.push(all.ids.len());
         }
-        Ok(set)
+        Ok(TokenisedSet { targets: Some(all), ..set })
     }
 
     /// The targets of numbers, each checked.
@@ -234,18 +168,19 @@ impl Answers {
     /// # Errors
     /// Those of the tokenizer.
     pub fn decode(&self, answers: &[Vec<u32>]) -> Result<Vec<String>> {
+        let Some(tokeniser) = &self.tokeniser else { return Ok(vec![String::new(); answers.len()]) };
         let name = |text: String| self.names.get(&text).cloned().unwrap_or(text);
-        answers.iter().map(|ids| self.tokeniser.decode(ids).map(name)).collect()
+        answers.iter().map(|ids| tokeniser.decode(ids).map(name)).collect()
     }
 
     fn write(&self, texts: &[String]) -> Result<Vec<Written>> {
         let end = |mut ids: Vec<u32>| {
             ids.retain(|&id| id != self.eos);
-            let says = self.tokeniser.decode(&ids)?;
+            let says = self.tokeniser()?.decode(&ids)?;
             ids.push(self.eos);
             Ok(Written { ids, says })
         };
-        self.tokeniser.texts(texts)?.into_iter().map(end).collect()
+        self.tokeniser()?.texts(texts)?.into_iter().map(end).collect()
     }
 
     /// What the model learns to write, its end included even where the rest is cut.
@@ -268,66 +203,18 @@ fn some(list: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tokenise::tests::{examples, load_files, model};
-    use super::*;
     use serde_json::json;
 
-    fn example(text: &str, pair: Option<&str>) -> Example {
-        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, line: 1, row: 0 }
-    }
+    use super::*;
+    use crate::data::LabelMap;
+    use crate::data::tokenise::tests::{examples, load_files, model};
+    use crate::metrics::Predictions;
+    use crate::tasks::Task;
 
-    fn wording(task: Task) -> Wording {
-        let names = task.labels().map_or_else(|| vec!["no".into(), "yes".into()], owned);
-        Wording::new(task, &LabelMap::from_names(names))
-    }
-
-    #[test]
-    fn every_task_is_worded_as_t5_learned_it() {
-        for (task, source, targets) in [
-            (Task::Cola, "cola sentence: A", "unacceptable acceptable"),
-            (Task::Sst2, "sst2 sentence: A", "negative positive"),
-            (Task::Mrpc, "mrpc sentence1: A sentence2: B", "not_equivalent equivalent"),
-            (Task::Qqp, "qqp question1: A question2: B", "not_duplicate duplicate"),
-            (Task::Mnli, "mnli hypothesis: B premise: A", "entailment neutral contradiction"),
-            (Task::Qnli, "qnli question: A sentence: B", "entailment not_entailment"),
-            (Task::Rte, "rte sentence1: A sentence2: B", "entailment not_entailment"),
-            (Task::Classify, "sentence1: A sentence2: B", "no yes"),
-        ] {
-            let pair = (!matches!(task, Task::Cola | Task::Sst2)).then_some("B");
-            assert_eq!(wording(task).source(&example("A", pair)), source);
-            let n = targets.split(' ').count();
-            let labels = Labels::Class((0..n as u32).collect());
-            let words: Vec<String> = (0..n).map(|i| wording(task).target(&labels, i)).collect();
-            assert_eq!(words.join(" "), targets);
-            let back = (0..n as u32).collect();
-            assert_eq!(wording(task).read(&words), Predictions::Classes(back));
-        }
-        assert_eq!(wording(Task::Stsb).source(&example("A", Some("B"))), "stsb sentence1: A sentence2: B");
-        assert_eq!(wording(Task::Classify).source(&example("A", None)), "A");
-    }
-
-    /// 2.5 and 0.1 are halfway between two fifths; the even one is taken.
-    #[test]
-    fn scores_are_rounded_to_a_fifth_and_read_back() {
-        let stsb = wording(Task::Stsb);
-        let scores = [0.0, 0.1, 0.31, 2.5, 2.749, 4.95, 5.0];
-        let labels = Labels::Value(scores.to_vec());
-        let words: Vec<String> = (0..scores.len()).map(|i| stsb.target(&labels, i)).collect();
-        assert_eq!(words, ["0.0", "0.0", "0.4", "2.4", "2.8", "5.0", "5.0"]);
-        assert_eq!(stsb.read(&words), Predictions::Values(vec![0.0, 0.0, 0.4, 2.4, 2.8, 5.0, 5.0]));
-        let odd: Vec<String> = ["2,5", "", "NaN", " 3.0 "].map(str::to_owned).to_vec();
-        assert_eq!(stsb.read(&odd), Predictions::Values(vec![-1.0, -1.0, -1.0, 3.0]));
-    }
-
-    #[test]
-    fn answers_that_are_no_label_are_a_class_of_their_own() {
-        let answers: Vec<String> = ["positive", "negative ", "Positive", "good", ""].map(str::to_owned).to_vec();
-        assert_eq!(wording(Task::Sst2).read(&answers), Predictions::Classes(vec![1, 0, 2, 2, 2]));
-        let labels: Vec<_> = answers.iter().map(|answer| wording(Task::Sst2).is_label(answer)).collect();
-        assert_eq!(labels, [true, true, false, false, false].map(Some));
-        let numbers = ["2.4", " 3", "-1", "2,5", "nan"].map(|answer| wording(Task::Stsb).is_label(answer));
-        assert_eq!(numbers, [true, true, true, false, false].map(Some));
-        assert_eq!(Wording::new(Task::Classify, &LabelMap::from_names(Vec::new())).is_label("good"), None);
+    fn targets(answers: &Answers, examples: &Examples, labels: &Labels) -> Result<Vec<Vec<u32>>> {
+        let set = answers.tokenise(answers.tokeniser()?, examples, Some(labels), 8)?;
+        let Targets { ids, bounds, .. } = set.targets.unwrap();
+        Ok(bounds.windows(2).map(|w| ids[w[0]..w[1]].to_vec()).collect())
     }
 
     const PIECES: [&str; 24] = [
@@ -376,7 +263,8 @@ mod tests {
     }
 
     fn labelled(names: &[&str], tokeniser: Tokeniser, longest: usize) -> Answers {
-        let wording = Wording::new(Task::Classify, &LabelMap::from_names(owned(names)));
+        let wording =
+            Wording::new(Task::Classify, &LabelMap::from_names(names.iter().map(|&name| name.to_owned()).collect()));
         Answers::new(wording, tokeniser, 1, longest).unwrap()
     }
 
@@ -393,10 +281,8 @@ mod tests {
             "the model's tokenizer writes \"<5\" as \"5\", \"very  good\" as \"very good\", \" a\" as \"a\"; answers are read back as the \
              labels here, but not by other programs"
         );
-        let set = answers.tokenise(&examples(&[("big", None); 4]), Some(&Labels::Class(vec![0, 1, 2, 3])), 8).unwrap();
-        let Some(Labels::Text(targets)) = set.labels else { panic!() };
+        let targets = targets(&answers, &examples(&[("big", None); 4]), &Labels::Class(vec![0, 1, 2, 3])).unwrap();
         assert_eq!(targets, [vec![3, 2, 5, 1], vec![6, 1], vec![8, 9, 1], vec![21, 1]]);
-        assert_eq!(set.target_bounds, [0, 4, 6, 9, 11]);
         let said = answers.decode(&targets).unwrap();
         assert_eq!(said, ["<5", "big", "very  good", " a"]);
         assert_eq!(answers.wording.read(&said), Predictions::Classes(vec![0, 1, 2, 3]));
@@ -436,8 +322,7 @@ mod tests {
             "{long}"
         );
         let short = labelled(&["very good", "big"], tokeniser(&PIECES, false), 2);
-        let set = short.tokenise(&examples(&[("a", None)]), Some(&Labels::Class(vec![0])), 8).unwrap();
-        assert_eq!(set.labels, Some(Labels::Text(vec![vec![8, 1]])));
+        assert_eq!(targets(&short, &examples(&[("a", None)]), &Labels::Class(vec![0])).unwrap(), [[8, 1]]);
     }
 
     #[test]
@@ -449,16 +334,15 @@ mod tests {
         let buckets: Vec<f32> = (0..=25).map(|i| i as f32 / 5.0).collect();
         let texts = examples(&[("a", None); 26]);
         let whole = of(Task::Stsb, &PIECES, 8);
-        let set = whole.tokenise(&texts, Some(&Labels::Value(buckets.clone())), 8).unwrap();
-        let Some(Labels::Text(targets)) = set.labels else { panic!() };
-        let Predictions::Values(read) = whole.wording.read(&whole.decode(&targets).unwrap()) else { panic!() };
+        let written = targets(&whole, &texts, &Labels::Value(buckets.clone())).unwrap();
+        let Predictions::Values(read) = whole.wording.read(&whole.decode(&written).unwrap()) else { panic!() };
         assert!(read.iter().zip(&buckets).all(|(read, bucket)| (read - f64::from(*bucket)).abs() < 1e-6), "{read:?}");
 
         let mut dotless = PIECES;
         dotless[19] = "x";
         let refused = |answers: Answers, values: &[f32]| {
             let labels = Labels::Value(values.to_vec());
-            answers.tokenise(&examples(&[("a", None); 2]), Some(&labels), 8).unwrap_err().to_string()
+            targets(&answers, &examples(&[("a", None); 2]), &labels).unwrap_err().to_string()
         };
         let message = refused(of(Task::Stsb, &dotless, 8), &[1.0, 2.0]);
         assert!(
