@@ -13,7 +13,7 @@ use colrow_tensor::{
 
 use crate::compress::quantised;
 use crate::kept::{Kept, Rebuild};
-use crate::param::ParamId;
+use crate::param::{Handle, ParamId};
 use crate::policy::Keep;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
@@ -87,7 +87,7 @@ struct Held {
     scratch: usize,
     q: Projections,
     kv: Option<Projections>,
-    bias: Option<Tensor>,
+    bias: Option<Handle>,
 }
 
 impl Held {
@@ -99,7 +99,7 @@ impl Held {
             q: self.q.stored(&q),
             kv: kv.as_ref().map(|(kv, rebuilt)| (kv.stored(rebuilt), kv.bounds.exact())),
             bounds: self.q.bounds.exact(),
-            bias: self.bias.as_ref(),
+            bias: self.bias.as_ref().map(|bias| &bias.value),
         })
     }
 
@@ -133,7 +133,6 @@ struct AttentionOp {
     kv: Option<VarId>,
     /// Where q, k, v are kept as they are.
     lse: Kept,
-    bias: Option<ParamId>,
 }
 
 impl Tape<'_> {
@@ -157,19 +156,19 @@ impl Tape<'_> {
             dropout: key.map(|key| Dropout { key, p: attend.dropout }),
             buckets: attend.bias.map(|(_, buckets)| buckets),
         };
-        let bias = attend.bias.map(|(id, _)| (id, self.param(id)));
+        let bias = attend.bias.map(|(id, _)| self.handle(id));
         let kv_longest = kv.as_ref().map_or(sequences.longest, |(_, s)| s.longest);
         let input = AttentionInput {
             q: (&q.value).into(),
             kv: kv.as_ref().map(|(kv, s)| ((&kv.value).into(), &s.bounds)),
             bounds: &sequences.bounds,
-            bias: bias.map(|(_, bias)| &bias.value),
+            bias: bias.as_ref().map(|bias| &bias.value),
         };
         let (n, inner, dtype) = (q.value.rows(), input.inner(), q.value.dtype());
         let scratch =
             q.value.device().target().attention_scratch(&spec, inner / spec.heads, sequences.longest, kv_longest);
-        let learned_bias = bias.filter(|(_, bias)| bias.trainable).map(|(id, _)| id);
-        let learns = q.id.is_some() || kv.as_ref().is_some_and(|(kv, _)| kv.id.is_some()) || learned_bias.is_some();
+        let learns_bias = bias.as_ref().is_some_and(|bias| bias.trainable);
+        let learns = q.id.is_some() || kv.as_ref().is_some_and(|(kv, _)| kv.id.is_some()) || learns_bias;
         let keep = self.keep(site);
         let mut out = device.empty(Class::Workspace, dtype, &[n, inner]);
         let exact = match keep {
@@ -204,10 +203,10 @@ impl Tape<'_> {
             scratch,
             q: held(q, sequences),
             kv: kv.map(|(kv, s)| held(kv, s)),
-            bias: bias.map(|(_, bias)| bias.value.clone()),
+            bias,
         });
         let lse = lse.map_or(Kept::Nothing, Kept::Exact);
-        let op = AttentionOp { held: held.clone(), q: q_id, kv: kv_id, lse, bias: learned_bias };
+        let op = AttentionOp { held: held.clone(), q: q_id, kv: kv_id, lse };
         let out = self.output(site, out, learns, || op);
         Var { source: Some(held), ..out }
     }
@@ -228,15 +227,15 @@ impl Op for AttentionOp {
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        let Self { held, q, kv, lse, bias } = *self;
+        let Self { held, q, kv, lse } = *self;
         let device = dy.device().clone();
         let lse = if let Kept::Exact(lse) = &lse { Some(lse) } else { None };
-        let learned_bias = bias.zip(held.bias.as_ref());
+        let learned_bias = held.bias.as_ref().filter(|bias| bias.trainable);
         let (dq, dkv, parts) = held.with_input(|input| {
             let like = |x: &Stored<'_>| device.empty(Class::Workspace, held.dtype, &[x.rows(), x.cols()]);
             let parts =
                 |bias: &Tensor| device.empty(Class::Workspace, held.dtype, &[input.bounds.len() - 1, bias.len()]);
-            let mut dbias = learned_bias.map(|(_, bias)| parts(bias));
+            let mut dbias = learned_bias.map(|bias| parts(&bias.value));
             let mut dq = like(&input.q);
             let mut dkv = input.kv.as_ref().map(|(kv, _)| like(kv));
             let gradients = AttentionGradients { q: &mut dq, kv: dkv.as_mut(), bias: dbias.as_mut() };
@@ -244,8 +243,8 @@ impl Op for AttentionOp {
             (dq, dkv, dbias)
         });
         drop(dy);
-        if let (Some((id, bias)), Some(parts)) = (learned_bias, &parts) {
-            device.kernels().add_column_sum(parts, grads.param_sum(id, bias));
+        if let (Some(bias), Some(parts)) = (learned_bias, &parts) {
+            device.kernels().add_column_sum(parts, grads.param_sum(bias));
         }
         grads.add(q, dq);
         if let Some(dkv) = dkv {

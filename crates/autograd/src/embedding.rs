@@ -3,26 +3,26 @@
 use colrow_tensor::{Class, Result, Tensor};
 
 use crate::kept::Kept;
-use crate::param::{Param, ParamId};
+use crate::param::{Handle, ParamId};
 use crate::tape::{Grads, Op, Tape, Var};
 
 struct Embedding {
     /// Ids (n) and the table that they look up, for learned tables.
-    lookups: Vec<(Kept, ParamId, Tensor)>,
+    lookups: Vec<(Kept, Handle)>,
 }
 
 impl Tape<'_> {
     /// The sum of the rows that each pair of ids (n, u32) and table (v, d) names; every id must be below its table's length.
     pub fn embedding(&mut self, site: &str, lookups: &[(&Tensor, ParamId)]) -> Var {
-        let lookups: Vec<_> = lookups.iter().map(|(ids, id)| (*ids, *id, self.param(*id))).collect();
+        let lookups: Vec<_> = lookups.iter().map(|(ids, id)| (*ids, self.handle(*id))).collect();
         let device = self.device().clone();
-        let (ids, _, table) = lookups[0];
+        let (ids, table) = &lookups[0];
         let mut y = device.empty(Class::Workspace, table.value.dtype(), &[ids.len(), table.value.cols()]);
-        for (i, (ids, _, table)) in lookups.iter().enumerate() {
+        for (i, (ids, table)) in lookups.iter().enumerate() {
             device.kernels().embed(ids, &table.value, i > 0, &mut y);
         }
-        let learned: Vec<_> = lookups.into_iter().filter(|(.., table)| table.trainable).collect();
-        let hold = |(ids, id, table): (&Tensor, ParamId, &Param)| (Kept::Exact(ids.clone()), id, table.value.clone());
+        let learned: Vec<_> = lookups.into_iter().filter(|(_, table)| table.trainable).collect();
+        let hold = |(ids, table): (&Tensor, Handle)| (Kept::Exact(ids.clone()), table);
         self.output(site, y, !learned.is_empty(), || Embedding { lookups: learned.into_iter().map(hold).collect() })
     }
 }
@@ -33,13 +33,13 @@ impl Op for Embedding {
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        self.lookups.iter().map(|(ids, ..)| ("ids", ids)).collect()
+        self.lookups.iter().map(|(ids, _)| ("ids", ids)).collect()
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        for (ids, id, table) in &self.lookups {
+        for (ids, table) in &self.lookups {
             if let Kept::Exact(ids) = ids {
-                dy.device().kernels().embed_backward(ids, &dy, grads.param_sum(*id, table));
+                dy.device().kernels().embed_backward(ids, &dy, grads.param_sum(table));
             }
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use colrow_tensor::{Class, Device, Tensor};
 
-use crate::param::{ParamId, Params};
+use crate::param::{Handle, ParamId, Params};
 use crate::tape::{Mark, VarId};
 
 /// Gradients: of tape variables while a backward pass runs, of parameters until they are taken.
@@ -29,8 +29,8 @@ impl Grads {
         Self { device, vars: Vec::new(), params: none, present: BTreeSet::new(), taken, timeline: Vec::new() }
     }
 
-    /// Adds to the gradient of a variable, in place where there is one already.
-    pub(crate) fn add(&mut self, id: Option<VarId>, dx: Tensor) {
+    /// Adds to the gradient of a variable, in place where there is one already; without a variable does nothing.
+    pub fn add(&mut self, id: Option<VarId>, dx: Tensor) {
         let Some(id) = id else { return };
         let slot = &mut self.vars[id.0];
         *slot = Some(match slot.take() {
@@ -44,8 +44,9 @@ impl Grads {
     }
 
     /// The gradient of a parameter to write to, and the factor (0 or 1) of what stands there.
-    pub(crate) fn param(&mut self, id: ParamId, like: &Tensor) -> (&mut Tensor, f64) {
-        assert!(!self.taken[id.0], "an op holds the value of a parameter as long as it may add to its gradient");
+    pub fn param(&mut self, param: &Handle) -> (&mut Tensor, f64) {
+        let (id, like) = (param.id, &param.value);
+        assert!(!self.taken[id.0], "an op holds a parameter as long as it may add to its gradient");
         self.present.insert(id);
         let slot = &mut self.params[id.0];
         let beta = if slot.is_some() { 1.0 } else { 0.0 };
@@ -54,9 +55,9 @@ impl Grads {
     }
 
     /// The gradient of a parameter to add to.
-    pub(crate) fn param_sum(&mut self, id: ParamId, like: &Tensor) -> &mut Tensor {
+    pub fn param_sum(&mut self, param: &Handle) -> &mut Tensor {
         let device = self.device.clone();
-        let (dw, beta) = self.param(id, like);
+        let (dw, beta) = self.param(param);
         if beta == 0.0 {
             device.kernels().zero(dw);
         }
@@ -64,13 +65,15 @@ impl Grads {
     }
 
     /// As [`Grads::param_sum`], taken out, to be put back by [`Grads::put_sum`].
-    pub(crate) fn take_sum(&mut self, id: ParamId, like: &Tensor) -> Tensor {
-        self.present.remove(&id);
+    pub(crate) fn take_sum(&mut self, param: &Handle) -> Tensor {
+        let like = &param.value;
+        self.present.remove(&param.id);
         let zeros = || self.device.zeros(Class::Gradients, like.dtype(), like.shape());
-        self.params[id.0].take().unwrap_or_else(zeros)
+        self.params[param.id.0].take().unwrap_or_else(zeros)
     }
 
-    pub(crate) fn put_sum(&mut self, id: ParamId, sum: Tensor) {
+    pub(crate) fn put_sum(&mut self, Handle { id, .. }: &Handle, sum: Tensor) {
+        let id = *id;
         self.present.insert(id);
         self.params[id.0] = Some(sum);
     }
@@ -80,11 +83,10 @@ impl Grads {
         self.params[id.0].as_ref()
     }
 
-    /// Takes out the gradient of a parameter that no recorded op has yet to add to, or to read the value of: the last of `params` whose
-    /// value nothing else holds. Ops hold a handle to the value of every parameter that they use, so that its
-    /// number of handles counts its uses, of tied weights too.
+    /// Takes out the gradient of a parameter that no recorded op has yet to add to, or to read the value of: of those that have one the last in
+    /// `params` that no [`Handle`] holds.
     pub fn take_final(&mut self, params: &Params) -> Option<(ParamId, Tensor)> {
-        let id = self.present.iter().rev().copied().find(|&id| params[id].value.is_unique())?;
+        let id = self.present.iter().rev().copied().find(|&id| !params[id].in_use())?;
         self.present.remove(&id);
         self.taken[id.0] = true;
         self.params[id.0].take().map(|gradient| (id, gradient))

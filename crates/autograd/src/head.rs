@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use colrow_tensor::{Class, DType, Result, Tensor};
 
 use crate::kept::Kept;
-use crate::param::ParamId;
+use crate::param::{Handle, ParamId};
 use crate::sample::gather;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
@@ -30,7 +30,7 @@ struct HeadLoss {
     x: Option<VarId>,
     input: Kept,
     chunks: Vec<Chunk>,
-    weight: (ParamId, Tensor, bool),
+    weight: Handle,
     scale: f64,
 }
 
@@ -61,7 +61,7 @@ impl HeadLoss {
     }
 
     fn compute(&self, Chunk { rows, labels, .. }: &Chunk) -> Computed {
-        let (input, (_, weight, _)) = (self.input(), &self.weight);
+        let (input, weight) = (self.input(), &self.weight.value);
         let (device, dtype) = (input.device(), input.dtype());
         let kernels = device.kernels();
         let index = device.tensor(Class::Workspace, &[rows.len()], rows);
@@ -97,7 +97,7 @@ impl Tape<'_> {
     /// nothing counts.
     pub fn head_loss(&mut self, site: &str, x: &Var, head: Head, labels: &[u32], weights: Option<&[f32]>) -> Var {
         let device = self.device().clone();
-        let weight = self.param(head.weight);
+        let weight = self.handle(head.weight);
         let each = (CHUNK / weight.value.rows()).max(1);
         let groups = by_weight(labels.len(), weights);
         let all: f64 = groups.iter().map(|(weight, rows)| weight * rows.len() as f64).sum();
@@ -109,20 +109,14 @@ impl Tape<'_> {
                 Chunk { rows: rows.to_vec(), labels, share: weight * rows.len() as f64 / all }
             }));
         }
-        let op = HeadLoss {
-            x: x.id,
-            input: Kept::Exact(x.value.clone()),
-            chunks,
-            weight: (head.weight, weight.value.clone(), weight.trainable),
-            scale: head.scale,
-        };
+        let op = HeadLoss { x: x.id, input: Kept::Exact(x.value.clone()), chunks, weight, scale: head.scale };
         let kernels = device.kernels();
         let mut total = device.zeros(Class::Workspace, DType::F64, &[1]);
         op.computed().for_each(|(share, chunk)| kernels.accumulate(share, &chunk.loss, 0, &mut total));
         let mut loss = device.zeros(Class::Workspace, x.value.dtype(), &[1]);
         kernels.accumulate(1.0, &total, 0, &mut loss);
         drop(total);
-        self.output(site, loss, x.id.is_some() || weight.trainable, || op)
+        self.output(site, loss, x.id.is_some() || op.weight.trainable, || op)
     }
 }
 
@@ -137,7 +131,7 @@ impl Op for HeadLoss {
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        let (id, weight, trainable) = &self.weight;
+        let weight = &self.weight;
         let device = dy.device().clone();
         let kernels = device.kernels();
         let rows: usize = self.chunks.iter().map(|chunk| chunk.rows.len()).sum();
@@ -148,13 +142,13 @@ impl Op for HeadLoss {
         }
         for (share, Computed { index, x, mut dlogits, .. }) in self.computed() {
             kernels.scale(share, Some(&dy), &mut dlogits);
-            if *trainable {
-                let (dw, beta) = grads.param(*id, weight);
+            if weight.trainable {
+                let (dw, beta) = grads.param(weight);
                 kernels.matmul(&dlogits, true, &x, false, beta, dw);
             }
             if let Some(dx) = &mut dx {
                 let mut part = x;
-                kernels.matmul(&dlogits, false, weight, false, 0.0, &mut part);
+                kernels.matmul(&dlogits, false, &weight.value, false, 0.0, &mut part);
                 kernels.scale(self.scale, None, &mut part);
                 kernels.scatter_rows(&part, &index, dx);
             }

@@ -10,15 +10,15 @@ use colrow_tensor::{Class, Result, Tensor};
 
 use crate::input::HeldInput;
 use crate::kept::{Kept, Rebuild};
-use crate::param::ParamId;
+use crate::param::{Handle, ParamId};
 use crate::probe::Probe;
 use crate::tape::{Grads, Mode, Op, Tape, Var, VarId};
 
 struct Linear {
     x: Option<VarId>,
     input: HeldInput,
-    weight: (ParamId, Tensor),
-    bias: Option<(ParamId, Tensor)>,
+    weight: Handle,
+    bias: Option<Handle>,
     probe: Option<(String, Arc<dyn Probe>)>,
 }
 
@@ -26,8 +26,8 @@ struct Linear {
 #[derive(Debug)]
 struct Output {
     x: Arc<dyn Rebuild>,
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weight: Handle,
+    bias: Option<Handle>,
 }
 
 impl Rebuild for Output {
@@ -41,35 +41,29 @@ impl Rebuild for Output {
 }
 
 /// `x·Wᵀ + b`
-fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    let device = x.device();
+fn product(x: &Tensor, weight: &Handle, bias: Option<&Handle>) -> Tensor {
+    let (device, weight) = (x.device(), &weight.value);
     let mut y = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
-    device.kernels().linear(x, weight, bias, &mut y);
+    device.kernels().linear(x, weight, bias.map(|b| &b.value), &mut y);
     y
 }
 
 impl Tape<'_> {
     /// Applies the linear layer `weight`, `bias` at `site`.
     pub fn linear(&mut self, site: &str, x: &Var, weight: ParamId, bias: Option<ParamId>) -> Var {
-        let (w, b) = (self.param(weight), bias.map(|b| self.param(b)));
-        let y = product(&x.value, &w.value, b.map(|b| &b.value));
-        let learned_bias = bias.zip(b).filter(|(_, b)| b.trainable).map(|(id, b)| (id, b.value.clone()));
+        let (w, b) = (self.handle(weight), bias.map(|b| self.handle(b)));
+        let y = product(&x.value, &w, b.as_ref());
+        let learned_bias = b.clone().filter(|b| b.trainable);
         let learns = x.id.is_some() || w.trainable || learned_bias.is_some();
         let input = if w.trainable { HeldInput::new(self, site, x, None) } else { HeldInput::nothing() };
         let probe = match self.mode() {
             Mode::Training { probe: Some(probe), .. } => Some((site.to_owned(), probe.clone())),
             _ => None,
         };
-        let y = self.output(site, y, learns, || Linear {
-            probe,
-            x: x.id,
-            input,
-            weight: (weight, w.value.clone()),
-            bias: learned_bias,
-        });
-        let output = |x: &Arc<dyn Rebuild>| -> Arc<dyn Rebuild> {
-            Arc::new(Output { x: x.clone(), weight: w.value.clone(), bias: b.map(|b| b.value.clone()) })
-        };
+        let y =
+            self.output(site, y, learns, || Linear { probe, x: x.id, input, weight: w.clone(), bias: learned_bias });
+        let output =
+            |x: &Arc<dyn Rebuild>| -> Arc<dyn Rebuild> { Arc::new(Output { x: x.clone(), weight: w, bias: b }) };
         Var { source: x.source.as_ref().map(output), ..y }
     }
 }
@@ -85,22 +79,21 @@ impl Op for Linear {
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let kernels = dy.device().kernels();
-        if let Some((id, b)) = &self.bias {
-            kernels.add_column_sum(&dy, grads.param_sum(*id, b));
+        if let Some(b) = &self.bias {
+            kernels.add_column_sum(&dy, grads.param_sum(b));
         }
-        let (id, w) = &self.weight;
         if let Some((dz, x)) = self.input.pair(&dy) {
             if let Some((site, probe)) = &self.probe {
                 probe.linear(site, &x, &dz);
             }
-            let (dw, beta) = grads.param(*id, w);
+            let (dw, beta) = grads.param(&self.weight);
             kernels.matmul(&dz, true, &x, false, beta, dw);
         }
-        let Self { x, input, .. } = *self;
+        let Self { x, input, weight, .. } = *self;
         drop(input);
         if x.is_some() {
-            let mut dx = dy.device().empty(Class::Workspace, dy.dtype(), &[dy.rows(), w.cols()]);
-            kernels.matmul(&dy, false, w, false, 0.0, &mut dx);
+            let mut dx = dy.device().empty(Class::Workspace, dy.dtype(), &[dy.rows(), weight.value.cols()]);
+            kernels.matmul(&dy, false, &weight.value, false, 0.0, &mut dx);
             grads.add(x, dx);
         }
         Ok(())

@@ -13,7 +13,7 @@ use colrow_tensor::{Class, Dropout, Result, Tensor};
 use crate::dropout::{Dropped, replay};
 use crate::input::HeldInput;
 use crate::kept::{Kept, Rebuild};
-use crate::param::ParamId;
+use crate::param::{Handle, ParamId};
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
 /// Adapters of linears that read the same input.
@@ -36,14 +36,8 @@ struct Adapter {
     hidden: Kept,
     dropout: Option<Dropout>,
     scale: f64,
-    a: Factor,
-    b: Vec<(Factor, usize)>,
-}
-
-struct Factor {
-    id: ParamId,
-    value: Tensor,
-    trainable: bool,
+    a: Handle,
+    b: Vec<(Handle, usize)>,
 }
 
 /// The adapters' sum, rebuilt from the linear's output and from what the adapters read.
@@ -51,8 +45,8 @@ struct Factor {
 struct Sum {
     y: Arc<dyn Rebuild>,
     x: Arc<dyn Rebuild>,
-    a: Tensor,
-    b: Vec<(Tensor, usize)>,
+    a: Handle,
+    b: Vec<(Handle, usize)>,
     scale: f64,
 }
 
@@ -67,7 +61,8 @@ impl Rebuild for Sum {
 }
 
 /// `y + h·Bᵀ` by adapter, and `h = s·A·x`.
-fn add_adapters(y: Tensor, x: &Tensor, a: &Tensor, b: &[(Tensor, usize)], scale: f64) -> (Tensor, Tensor) {
+fn add_adapters(y: Tensor, x: &Tensor, a: &Handle, b: &[(Handle, usize)], scale: f64) -> (Tensor, Tensor) {
+    let a = &a.value;
     let device = x.device().clone();
     let kernels = device.kernels();
     let mut hidden = device.empty(Class::Workspace, x.dtype(), &[x.rows(), a.rows()]);
@@ -76,6 +71,7 @@ fn add_adapters(y: Tensor, x: &Tensor, a: &Tensor, b: &[(Tensor, usize)], scale:
     let mut sum = y.into_owned();
     let rank = a.rows() / b.len();
     for (j, (b, first)) in b.iter().enumerate() {
+        let b = &b.value;
         let h = columns(&hidden, j * rank, rank);
         if b.rows() == sum.cols() {
             kernels.matmul(&h, false, b, true, 1.0, &mut sum);
@@ -91,20 +87,15 @@ fn add_adapters(y: Tensor, x: &Tensor, a: &Tensor, b: &[(Tensor, usize)], scale:
 impl Tape<'_> {
     /// Adds the adapters' output to y (n, out), which is the output of the linear that reads x (n, in).
     pub fn low_rank(&mut self, site: &str, y: Var, x: &Var, spec: &LowRank) -> Var {
-        let factor = |id| {
-            let param = self.param(id);
-            Factor { id, value: param.value.clone(), trainable: param.trainable }
-        };
-        let a = factor(spec.a);
-        let b: Vec<_> = spec.b.iter().map(|&(id, first)| (factor(id), first)).collect();
+        let a = self.handle(spec.a);
+        let b: Vec<_> = spec.b.iter().map(|&(id, first)| (self.handle(id), first)).collect();
         let key = self.dropout_key(site).filter(|_| spec.dropout > 0.0);
         let dropped = key.map(|key| {
             let dropout = Dropout { key, p: spec.dropout };
             (dropout, replay(dropout, None, x.value.copied()))
         });
         let read = dropped.as_ref().map_or(&x.value, |(_, read)| read);
-        let values: Vec<_> = b.iter().map(|(b, first)| (b.value.clone(), *first)).collect();
-        let (sum, hidden) = add_adapters(y.value, read, &a.value, &values, spec.scale);
+        let (sum, hidden) = add_adapters(y.value, read, &a, &b, spec.scale);
         let learns_b = b.iter().any(|(b, _)| b.trainable);
         let learns = y.id.is_some() || x.id.is_some() || a.trainable || learns_b;
         let input = match a.trainable {
@@ -117,7 +108,7 @@ impl Tape<'_> {
                 Some(dropout) => Arc::new(Dropped { source: x, dropout }),
                 None => x,
             };
-            Arc::new(Sum { y, x, a: a.value.clone(), b: values, scale: spec.scale }) as Arc<dyn Rebuild>
+            Arc::new(Sum { y, x, a: a.clone(), b: b.clone(), scale: spec.scale }) as Arc<dyn Rebuild>
         });
         let sum = self.output(site, sum, learns, || Adapter {
             y: y.id,
@@ -148,7 +139,7 @@ impl Adapter {
     fn hidden_gradient(&self, dy: &Tensor, rank: usize) -> Tensor {
         let device = dy.device();
         let kernels = device.kernels();
-        let of = |(b, first): &(Factor, usize)| {
+        let of = |(b, first): &(Handle, usize)| {
             let mut dh = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), rank]);
             kernels.matmul(&columns(dy, *first, b.value.rows()), false, &b.value, false, 0.0, &mut dh);
             dh
@@ -182,7 +173,7 @@ impl Op for Adapter {
         let rank = self.a.value.rows() / self.b.len();
         if let Kept::Exact(hidden) = &self.hidden {
             for (j, (b, first)) in self.b.iter().enumerate().filter(|(_, (b, _))| b.trainable) {
-                let (db, beta) = grads.param(b.id, &b.value);
+                let (db, beta) = grads.param(b);
                 let h = columns(hidden, j * rank, rank);
                 kernels.matmul(&columns(&dy, *first, b.value.rows()), true, &h, false, beta, db);
             }
@@ -190,7 +181,7 @@ impl Op for Adapter {
         if self.a.trainable || self.x.is_some() {
             let dh = self.hidden_gradient(&dy, rank);
             if let Some((dz, x)) = self.input.pair(&dh) {
-                let (da, beta) = grads.param(self.a.id, &self.a.value);
+                let (da, beta) = grads.param(&self.a);
                 kernels.matmul(&dz, true, &x, false, beta, da);
             }
             if self.x.is_some() {

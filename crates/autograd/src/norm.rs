@@ -10,15 +10,13 @@ use colrow_tensor::{Class, Coded, Format, Norm, Result, Rows, Store, Tensor};
 
 use crate::compress::GROUP;
 use crate::kept::{Kept, Rebuild};
-use crate::param::ParamId;
+use crate::param::{Handle, ParamId};
 use crate::policy::Keep;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
 struct LayerNorm {
     x: Option<VarId>,
     held: Arc<Held>,
-    gamma: Option<ParamId>,
-    beta: Option<ParamId>,
 }
 
 /// What the norm keeps, and its output's recipe.
@@ -26,20 +24,21 @@ struct LayerNorm {
 struct Held {
     z: Kept,
     r: Kept,
-    gamma: Tensor,
+    gamma: Handle,
     /// None in a root mean square norm.
-    beta: Option<Tensor>,
+    beta: Option<Handle>,
     eps: f64,
 }
 
 impl Held {
     fn norm(&self) -> Norm<'_> {
-        Norm { gamma: &self.gamma, beta: self.beta.as_ref(), eps: self.eps }
+        Norm { gamma: &self.gamma.value, beta: self.beta.as_ref().map(|beta| &beta.value), eps: self.eps }
     }
 
     fn scaled(&self, z: &Rows<'_>) -> Tensor {
-        let mut y = self.gamma.device().empty(Class::Workspace, z.of.dtype(), &[z.len(), z.of.cols()]);
-        self.gamma.device().kernels().scale_rows(&self.norm(), z, &mut y);
+        let device = self.gamma.value.device();
+        let mut y = device.empty(Class::Workspace, z.of.dtype(), &[z.len(), z.of.cols()]);
+        device.kernels().scale_rows(&self.norm(), z, &mut y);
         y
     }
 }
@@ -66,11 +65,10 @@ impl Tape<'_> {
     }
 
     fn norm(&mut self, site: &str, x: &Var, gamma: ParamId, beta: Option<ParamId>, eps: f64) -> Var {
-        let (g, b) = (self.param(gamma), beta.map(|beta| self.param(beta)));
+        let (gamma, beta) = (self.handle(gamma), beta.map(|beta| self.handle(beta)));
         let device = self.device().clone();
-        let norm = Norm { gamma: &g.value, beta: b.map(|b| &b.value), eps };
-        let beta = beta.filter(|_| b.is_some_and(|b| b.trainable));
-        let learns = x.id.is_some() || g.trainable || beta.is_some();
+        let norm = Norm { gamma: &gamma.value, beta: beta.as_ref().map(|beta| &beta.value), eps };
+        let learns = x.id.is_some() || gamma.trainable || beta.as_ref().is_some_and(|beta| beta.trainable);
         let mut y = x.value.empty_like();
         if !(learns && self.records()) {
             device.kernels().layer_norm(&x.value, &norm, &mut y, None);
@@ -90,9 +88,8 @@ impl Tape<'_> {
                 Kept::Exact(z)
             }
         };
-        let (gamma_value, beta_value) = (g.value.clone(), b.map(|b| b.value.clone()));
-        let held = Arc::new(Held { z, r: Kept::Exact(r), gamma: gamma_value, beta: beta_value, eps });
-        let op = LayerNorm { x: x.id, held: held.clone(), gamma: g.trainable.then_some(gamma), beta };
+        let held = Arc::new(Held { z, r: Kept::Exact(r), gamma, beta, eps });
+        let op = LayerNorm { x: x.id, held: held.clone() };
         let y = self.output(site, y, learns, || op);
         Var { source: Some(held), ..y }
     }
@@ -112,12 +109,15 @@ impl Op for LayerNorm {
         let held = &*self.held;
         let mut dx = dy.into_owned();
         // both sums are taken out of `grads` for the one pass that needs them together
-        let mut gamma = self.gamma.map(|id| (id, grads.take_sum(id, &held.gamma)));
-        let mut beta = self.beta.zip(held.beta.as_ref()).map(|(id, beta)| (id, grads.take_sum(id, beta)));
+        let mut take = |param: Option<&'_ Handle>| {
+            let param = param.filter(|param| param.trainable)?;
+            Some((param.clone(), grads.take_sum(param)))
+        };
+        let (mut gamma, mut beta) = (take(Some(&held.gamma)), take(held.beta.as_ref()));
         let sums = [gamma.as_mut().map(|(_, sum)| sum), beta.as_mut().map(|(_, sum)| sum)];
         let wanted = self.x.is_some();
         device.kernels().layer_norm_backward(&held.z.stored(), held.r.exact(), &held.norm(), &mut dx, wanted, sums);
-        gamma.into_iter().chain(beta).for_each(|(id, sum)| grads.put_sum(id, sum));
+        gamma.into_iter().chain(beta).for_each(|(param, sum)| grads.put_sum(&param, sum));
         if wanted {
             grads.add(self.x, dx);
         }

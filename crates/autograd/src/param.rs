@@ -1,6 +1,8 @@
 //! Parameters: the tensors that a model learns, in one list.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use colrow_tensor::{Class, DType, Device, Tensor};
 
@@ -26,6 +28,48 @@ pub struct Param {
     pub trainable: bool,
     /// Whether weight decay applies: not to biases and norms.
     pub decay: bool,
+    /// Handles that there are.
+    uses: Arc<AtomicUsize>,
+}
+
+impl Param {
+    /// Whether an op holds the parameter, and may read its value or add to its gradient.
+    pub fn in_use(&self) -> bool {
+        self.uses.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// A parameter as an op holds it, between its forward and its backward pass: while one does, the value does not change and the gradient is not
+/// final.
+#[derive(Debug)]
+pub struct Handle {
+    /// Its name in the list.
+    pub id: ParamId,
+    /// Its numbers.
+    pub value: Tensor,
+    /// Whether it is learned.
+    pub trainable: bool,
+    uses: Arc<AtomicUsize>,
+}
+
+impl Handle {
+    pub(crate) fn new(id: ParamId, param: &Param) -> Self {
+        param.uses.fetch_add(1, Ordering::Relaxed);
+        Self { id, value: param.value.clone(), trainable: param.trainable, uses: param.uses.clone() }
+    }
+}
+
+impl Clone for Handle {
+    fn clone(&self) -> Self {
+        self.uses.fetch_add(1, Ordering::Relaxed);
+        Self { id: self.id, value: self.value.clone(), trainable: self.trainable, uses: self.uses.clone() }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.uses.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// All parameters of a model, on one device and of one float type.
@@ -34,8 +78,8 @@ pub struct Params {
     device: Device,
     dtype: DType,
     list: Vec<Param>,
-    /// The names of those in the list, ascending, where it is a part of another; else they are numbered as they stand.
-    of_another: Option<Vec<ParamId>>,
+    /// Of those in the list, by ascending names, where it is a part of another; else they are numbered as they stand.
+    of_another: Option<Vec<Handle>>,
 }
 
 impl Params {
@@ -47,7 +91,7 @@ impl Params {
     /// Adds a trainable parameter of zeros.
     pub fn add(&mut self, name: impl Into<String>, shape: &[usize], decay: bool) -> ParamId {
         let value = self.device.zeros(Class::Weights, self.dtype, shape);
-        self.list.push(Param { name: name.into(), value, trainable: true, decay });
+        self.list.push(Param { name: name.into(), value, trainable: true, decay, uses: Arc::default() });
         ParamId(self.list.len() - 1)
     }
 
@@ -64,18 +108,21 @@ impl Params {
     /// A list of the parameters `used` alone, by the same names.
     pub(crate) fn only(&self, used: BTreeSet<ParamId>) -> Self {
         let list = used.iter().map(|&id| self[id].clone()).collect();
-        Self { list, of_another: Some(used.into_iter().collect()), ..Self::new(&self.device, self.dtype) }
+        let handles = used.into_iter().map(|id| Handle::new(id, &self[id])).collect();
+        Self { list, of_another: Some(handles), ..Self::new(&self.device, self.dtype) }
     }
 
     fn place(&self, id: ParamId) -> usize {
         match &self.of_another {
             None => id.0,
-            Some(ids) => ids.binary_search(&id).expect("a block uses the parameters that it used before"),
+            Some(all) => all
+                .binary_search_by_key(&id, |handle| handle.id)
+                .expect("a block uses the parameters that it used before"),
         }
     }
 
-    fn name(of_another: Option<&Vec<ParamId>>, place: usize) -> ParamId {
-        of_another.map_or(ParamId(place), |ids| ids[place])
+    fn name(of_another: Option<&Vec<Handle>>, place: usize) -> ParamId {
+        of_another.map_or(ParamId(place), |all| all[place].id)
     }
 
     /// Number of parameters (tensors, not elements).

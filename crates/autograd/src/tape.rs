@@ -10,12 +10,12 @@ use colrow_tensor::{Bytes, Class, Device, Error, Result, Tensor};
 pub(crate) use crate::grads::Grads;
 use crate::kept::{Kept, Ledger, Rebuild};
 use crate::norms::NormMemory;
-use crate::param::{Param, ParamId, Params};
+use crate::param::{Handle, Param, ParamId, Params};
 use crate::policy::{Keep, Policy};
 use crate::probe::Probe;
 use crate::variance::Variances;
 
-/// An op that was recorded: what it needs for its gradient. It holds a handle to the value of every parameter whose value it
+/// An op that was recorded: what it needs for its gradient. It holds a [`Handle`] to every parameter whose value it
 /// reads or whose gradient it adds to, so that the parameter may change when the last such op is gone: see [`Grads::take_final`].
 pub trait Op {
     /// The op's name: "linear", "layer_norm", …
@@ -35,13 +35,14 @@ pub struct Var {
     /// Its numbers.
     pub value: Tensor,
     /// Names its gradient; none if nothing before it is learned.
-    pub(crate) id: Option<VarId>,
+    pub id: Option<VarId>,
     /// How to make it again from what its producer keeps.
-    pub(crate) source: Option<Arc<dyn Rebuild>>,
+    pub source: Option<Arc<dyn Rebuild>>,
 }
 
+/// Names the gradient of a variable in a backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct VarId(pub(crate) usize);
+pub struct VarId(pub(crate) usize);
 
 /// What a pass is for.
 #[derive(Clone, Debug)]
@@ -171,6 +172,11 @@ impl<'p> Tape<'p> {
         &self.params[id]
     }
 
+    /// A parameter for an op to hold.
+    pub fn handle(&self, id: ParamId) -> Handle {
+        Handle::new(id, self.param(id))
+    }
+
     /// Runs `block` without recording its ops. Gives its output and the parameters that it used, as a list of their own.
     pub(crate) fn pass(&mut self, block: impl FnOnce(&mut Self) -> Var) -> (Var, Params) {
         self.passing = Some(RefCell::default());
@@ -198,7 +204,7 @@ impl<'p> Tape<'p> {
     }
 
     /// What the op at `site` keeps.
-    pub(crate) fn keep(&self, site: &str) -> Keep {
+    pub fn keep(&self, site: &str) -> Keep {
         match &self.mode {
             Mode::Training { policy, .. } => policy.keep(site),
             Mode::Inference => Keep::Exact,
@@ -206,7 +212,7 @@ impl<'p> Tape<'p> {
     }
 
     /// The stream of `site`'s stochastic rounding.
-    pub(crate) fn rounding_key(&self, site: &str) -> Option<Key> {
+    pub fn rounding_key(&self, site: &str) -> Option<Key> {
         match &self.mode {
             Mode::Training { key, .. } => Some(key.named(site).named("rounding")),
             Mode::Inference => None,
@@ -214,7 +220,7 @@ impl<'p> Tape<'p> {
     }
 
     /// The stream of `site`'s dropout, if dropout acts.
-    pub(crate) fn dropout_key(&self, site: &str) -> Option<Key> {
+    pub fn dropout_key(&self, site: &str) -> Option<Key> {
         match &self.mode {
             Mode::Training { key, dropout: true, .. } => Some(key.named(site).named("dropout")),
             _ => None,
@@ -227,13 +233,7 @@ impl<'p> Tape<'p> {
     }
 
     /// An output of `site`: recorded with `op` if `learns`, i.e. if a gradient flows through it to anything.
-    pub(crate) fn output<O: Op + 'static>(
-        &mut self,
-        site: &str,
-        value: Tensor,
-        learns: bool,
-        op: impl FnOnce() -> O,
-    ) -> Var {
+    pub fn output<O: Op + 'static>(&mut self, site: &str, value: Tensor, learns: bool, op: impl FnOnce() -> O) -> Var {
         let id = (learns && self.records()).then(|| {
             let op: Box<dyn Op> = Box::new(op());
             for (_, kept) in op.kept() {

@@ -8,7 +8,7 @@ use colrow_tensor::{Class, DType, Device, Error, Result, Tensor};
 
 use crate::kept::Kept;
 use crate::norms::NormMemory;
-use crate::param::{ParamId, Params};
+use crate::param::{Handle, ParamId, Params};
 use crate::policy::Policy;
 use crate::tape::{Grads, Mode, Op, Tape, Var};
 
@@ -55,19 +55,15 @@ pub fn training(key: Key, dropout: bool, policy: Policy, norms: Option<Arc<NormM
 }
 
 struct Leaf {
-    id: ParamId,
-    like: Tensor,
+    param: Handle,
     kept: Kept,
 }
 
 /// A parameter as a variable, so that an op's gradient of its input is checked like any other; a constant if it is frozen.
 pub fn leaf(tape: &mut Tape<'_>, id: ParamId) -> Var {
-    let param = tape.param(id);
-    tape.output("leaf", param.value.copied(), param.trainable, || Leaf {
-        id,
-        like: param.value.clone(),
-        kept: Kept::Nothing,
-    })
+    let param = tape.handle(id);
+    let value = param.value.copied();
+    tape.output("leaf", value, param.trainable, || Leaf { param, kept: Kept::Nothing })
 }
 
 impl Op for Leaf {
@@ -80,7 +76,7 @@ impl Op for Leaf {
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        dy.device().kernels().add(&dy, grads.param_sum(self.id, &self.like));
+        dy.device().kernels().add(&dy, grads.param_sum(&self.param));
         Ok(())
     }
 }
