@@ -107,9 +107,9 @@ impl Predictor {
         let tokeniser = Tokeniser::load(&loaded.tokenizer_dir, config)?;
         tokeniser.notes().iter().for_each(|w| output::warn(w));
         let max_length = args.max_length.or(told(|usage| Some(usage.max_length)));
-        let limits = [config.longest(), tokeniser.longest()];
+        let limits = [config.architecture.longest(), tokeniser.longest()];
         let max_length = max_length.or(limits.into_iter().flatten().min()).unwrap_or(LONGEST);
-        if let Some(longest) = config.longest().filter(|&longest| max_length > longest) {
+        if let Some(longest) = config.architecture.longest().filter(|&longest| max_length > longest) {
             return Err(Error::usage(format!(
                 "--max-length: expected at most {longest} (max_position_embeddings of the model), found {max_length}"
             )));

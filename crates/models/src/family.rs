@@ -1,5 +1,14 @@
 //! What a model family is to the rest of the program.
 
+use std::any::Any;
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use crate::fields::Fields;
+use crate::net::Net;
+use crate::registry::Registry;
+
 /// What stands behind a family's layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadKind {
@@ -22,6 +31,8 @@ pub struct Family {
     pub saved_class: &'static str,
     /// The class of its tokenizer, where no file names one.
     pub tokenizer_class: &'static str,
+    /// Reads what is peculiar to it from `config.json`; the model is to have so many labels. What is wrong goes into the fields' problems.
+    pub architecture: fn(&mut Fields<'_>, usize) -> Box<dyn Architecture>,
     /// How its checkpoints name tensors.
     pub keys: Keys,
     /// The linears that have adapters, unless a recipe names others.
@@ -35,6 +46,87 @@ pub struct Family {
 impl PartialEq for Family {
     fn eq(&self, other: &Self) -> bool {
         self.model_type == other.model_type
+    }
+}
+
+/// What a family's models are built by: their sizes and settings, by `config.json`.
+pub trait Architecture: Compared + Any + fmt::Debug + Send + Sync {
+    /// The layers of a model of zeros with so many labels, its parameters in the registry.
+    fn net(&self, labels: usize, registry: &mut Registry) -> Box<dyn Net>;
+
+    /// Width of the residual stream.
+    fn hidden_size(&self) -> usize;
+
+    /// Layers of the first stack.
+    fn layers(&self) -> usize;
+
+    /// Number of word pieces.
+    fn vocab_size(&self) -> usize;
+
+    /// Number of segments that a tokenizer may tell apart. A model that reads none lets it number them.
+    fn type_vocab_size(&self) -> usize {
+        usize::from(u8::MAX) + 1
+    }
+
+    /// Longest sequence in tokens, where there is a limit.
+    fn longest(&self) -> Option<usize> {
+        None
+    }
+
+    /// The token that ends a text, of a model that answers in text.
+    fn end_token(&self) -> Option<u32> {
+        None
+    }
+
+    /// Sets every dropout probability.
+    fn set_dropout(&mut self, p: f64);
+
+    /// Makes a saved `config.json` say what it left open when it was read.
+    fn settle(&self, _json: &mut Map<String, Value>) {}
+}
+
+/// What lets an [`Architecture`] of unknown type be cloned and compared: every type that can be has it.
+pub trait Compared {
+    /// A copy.
+    fn boxed(&self) -> Box<dyn Architecture>;
+
+    /// Whether the other is of the same type and equal.
+    fn equals(&self, other: &dyn Architecture) -> bool;
+}
+
+impl<T: Architecture + Clone + PartialEq> Compared for T {
+    fn boxed(&self) -> Box<dyn Architecture> {
+        Box::new(self.clone())
+    }
+
+    fn equals(&self, other: &dyn Architecture) -> bool {
+        other.downcast_ref() == Some(self)
+    }
+}
+
+impl dyn Architecture {
+    /// It as a family's own type, if it is of that.
+    pub fn downcast_ref<T: Architecture>(&self) -> Option<&T> {
+        (self as &dyn Any).downcast_ref()
+    }
+}
+
+impl Clone for Box<dyn Architecture> {
+    fn clone(&self) -> Self {
+        self.boxed()
+    }
+}
+
+impl PartialEq for dyn Architecture {
+    fn eq(&self, other: &Self) -> bool {
+        self.equals(other)
+    }
+}
+
+// derive(PartialEq) of what holds one would move it out otherwise
+impl PartialEq<&Self> for Box<dyn Architecture> {
+    fn eq(&self, other: &&Self) -> bool {
+        self.equals(&***other)
     }
 }
 

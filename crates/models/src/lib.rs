@@ -1,11 +1,13 @@
-//! Model families, one a file, and the checkpoints they come from.
+//! Model families, one a folder, and the checkpoints they come from.
 
 pub mod apart;
 pub mod atomic;
-pub mod bert;
 pub mod config;
+pub mod decode;
 pub mod elsewhere;
+pub mod families;
 pub mod family;
+pub mod fields;
 pub mod files;
 pub mod foreign;
 pub mod header;
@@ -15,7 +17,8 @@ pub mod load;
 pub mod lora;
 pub mod matching;
 pub mod model;
+pub mod net;
+pub mod registry;
 pub mod save;
-pub mod t5;
 pub mod tokens;
 pub mod weights;

@@ -15,8 +15,8 @@ pub use config::{AdapterConfig, Base, Patterns, config_from_json, read_config};
 pub use selection::Selection;
 
 use crate::files::{first_ten, shape_text};
-use crate::layers::{Entry, Init, Registry};
 use crate::model::Model;
+use crate::registry::{Entry, Init, Part, Registry};
 use crate::weights::{Saved, Weights};
 
 /// The file with an adapter's settings; its presence makes a folder an adapter's.
@@ -109,7 +109,7 @@ pub fn is_saved_whole(modules_to_save: &[String], key: &str) -> bool {
 pub fn adapt(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<()> {
     let (mut linears, registry) = model.linears_mut();
     for pattern in &config.targets {
-        let modules = || linears.iter().flat_map(|d| d.modules()).map(String::as_str);
+        let modules = || linears.iter().flat_map(|d| d.modules()).map(|(m, _)| m.as_str());
         if !modules().any(|m| names_module(pattern, m)) {
             let nearest: BTreeSet<&str> = modules().filter_map(|m| m.rsplit('.').next()).collect();
             let mut nearest: Vec<_> = nearest.into_iter().collect();
@@ -120,26 +120,24 @@ pub fn adapt(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<()> {
     }
     let before = registry.entries.len();
     for dense in &mut linears {
-        let [out, input] = dense.size();
         let is_target = |m: &str| {
             config.targets.iter().any(|p| names_module(p, m))
                 && !is_saved_whole(&config.modules_to_save, &format!("{m}.weight"))
         };
-        let modules: Vec<(usize, String)> =
-            dense.modules().iter().cloned().enumerate().filter(|(_, m)| is_target(m)).collect();
+        let modules: Vec<_> = dense.modules().iter().filter(|(m, _)| is_target(m)).cloned().collect();
         if modules.is_empty() {
             continue;
         }
-        let keys: Vec<_> = modules.iter().map(|(_, m)| format!("{m}{A}")).collect();
-        let bound = 1.0 / (input as f64).sqrt();
+        let input = dense.inputs();
+        let init = Init::Uniform(1.0 / (input as f64).sqrt());
         // what is stacked has one rank and one factor; `read` fits others to them, so the factor is not 0
-        let rank = modules.iter().map(|(_, m)| config.rank_of(m)).max().expect("there is a module");
-        let scale = modules.iter().map(|(_, m)| config.scale_of(m)).find(|&s| s != 0.0).unwrap_or(1.0);
-        let a = registry.add(&keys, &[rank, input], &[], Init::Uniform(bound));
-        let b = modules.iter().map(|(part, m)| {
-            let keys = [format!("{m}{B}")];
-            (registry.add(&keys, &[out, rank], &[], Init::Zeros), part * out)
-        });
+        let rank = modules.iter().map(|(m, _)| config.rank_of(m)).max().expect("there is a module");
+        let scale = modules.iter().map(|(m, _)| config.scale_of(m)).find(|&s| s != 0.0).unwrap_or(1.0);
+        let a = modules.iter().map(|(m, _)| Part { key: format!("{m}{A}"), rows: rank, dims: &[], init });
+        let a = registry.add_stacked(&a.collect::<Vec<_>>(), &[input]);
+        let b = modules
+            .iter()
+            .map(|(m, rows)| (registry.add(&format!("{m}{B}"), &[rows.len(), rank], &[], Init::Zeros), rows.start));
         let b = b.collect();
         *dense.adapter_mut() = Some(LowRank { a, b, scale, dropout: config.dropout as f32 });
     }
@@ -158,7 +156,7 @@ pub fn merge(model: &mut Model) {
     for dense in linears {
         let Some(LowRank { a, b, scale, .. }) = dense.adapter_mut().take() else { continue };
         let a = registry.params[a].value.to_f64();
-        let (weight, [_, input]) = (dense.weight(), dense.size());
+        let (weight, input) = (dense.weight(), dense.inputs());
         for (j, (b, first)) in b.into_iter().enumerate() {
             let b = &registry.params[b].value;
             let (out, rank, b) = (b.rows(), b.cols(), b.to_f64());
@@ -341,6 +339,11 @@ mod tests {
         model
     }
 
+    fn numbers(registry: &Registry, i: usize) -> Vec<f64> {
+        let entry = &registry.entries[i];
+        registry.params[entry.param].value.to_f64()[entry.range()].to_vec()
+    }
+
     fn settings(targets: &[&str]) -> LoraConfig {
         LoraConfig {
             lora_rank: 2,
@@ -407,7 +410,7 @@ mod tests {
             let mut model = model();
             adapt(&mut model, &settings(&["query"]), seed).unwrap();
             let entry = |end: &str| model.registry.entries.iter().position(|e| e.key.ends_with(end)).unwrap();
-            let part = |i: usize| model.registry.part(i, &model.registry.params[model.registry.entries[i].param].value);
+            let part = |i: usize| numbers(&model.registry, i);
             (part(entry(A)), part(entry(B)))
         };
         let (a, b) = of(1);
@@ -454,7 +457,7 @@ mod tests {
                 let key = format!("bert.encoder.layer.0.attention.self.{module}.weight");
                 let r = &model.registry;
                 let i = r.entries.iter().position(|e| e.key == key).unwrap();
-                r.part(i, &r.params[r.entries[i].param].value)
+                numbers(r, i)
             };
             for (module, &off) in ["query", "key", "value"].into_iter().zip(is_off) {
                 let (before, after) = (weight(&mut base, module), weight(&mut changed, module));

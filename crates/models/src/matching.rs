@@ -253,7 +253,7 @@ impl Hints {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{bert, t5};
+    use crate::families::{bert, t5};
 
     fn wanted() -> Vec<Wanted> {
         let one = |key: &str, shape: &[usize], dims| Wanted { key: key.to_string(), shape: shape.to_vec(), dims };

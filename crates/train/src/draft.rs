@@ -5,7 +5,7 @@ mod seen;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use colrow_models::config::{Architecture, Config};
+use colrow_models::config::Config;
 use colrow_models::hub::{self, Needs};
 use colrow_tensor::Result;
 use seen::{Found, look_at};
@@ -115,16 +115,13 @@ pub fn seen_in(path: &Path) -> Result<(Task, Columns)> {
 }
 
 fn hidden_size(model: &Path) -> Result<usize> {
-    Ok(match Config::open(model)?.architecture {
-        Architecture::Bert(bert) => bert.hidden_size,
-        Architecture::T5(t5) => t5.d_model,
-    })
+    Ok(Config::open(model)?.architecture.hidden_size())
 }
 
 /// What the longest examples have, by the model's tokenizer if there is one: `data.max_length` and a reason.
 fn max_length(found: Option<&Found>, model: Option<&Path>) -> Result<(usize, String)> {
     let config = model.map(Config::open).transpose()?;
-    let most = config.as_ref().and_then(Config::longest).unwrap_or(512);
+    let most = config.as_ref().and_then(|config| config.architecture.longest()).unwrap_or(512);
     let Some(found) = found else { return Ok((Data::default().max_length.min(most), String::new())) };
     let mut lengths: Vec<usize> = match model.zip(config.as_ref()) {
         Some((dir, config)) => {

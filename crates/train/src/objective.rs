@@ -48,7 +48,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use colrow_autograd::{Mode, Tape, Var};
-use colrow_models::config::{Architecture, Config};
+use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_tensor::{Error, Result};
 
@@ -218,8 +218,8 @@ pub fn of_task(
     longest: usize,
 ) -> Result<Arc<dyn Objective>> {
     let task = scorer.task();
-    let Architecture::T5(t5) = &config.architecture else { return Ok(of_classifier(scorer)) };
-    let answers = Answers::new(Wording::new(task, map), tokeniser.clone(), t5.eos_token_id as u32, longest)?;
+    let Some(end) = config.architecture.end_token() else { return Ok(of_classifier(scorer)) };
+    let answers = Answers::new(Wording::new(task, map), tokeniser.clone(), end, longest)?;
     Ok(Arc::new(TextToText::new(scorer, answers)))
 }
 

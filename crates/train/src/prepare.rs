@@ -32,9 +32,9 @@ pub fn model_config(recipe: &Recipe, needs: Needs) -> Result<(PathBuf, Config)> 
     let dir = hub::resolve(&recipe.model.path, &recipe.model.revision, needs)?;
     let mut config = Config::open(&dir)?;
     if let Some(p) = recipe.model.dropout {
-        config.set_dropout(p);
+        config.architecture.set_dropout(p);
     }
-    if let Some(longest) = config.longest().filter(|&longest| recipe.data.max_length > longest) {
+    if let Some(longest) = config.architecture.longest().filter(|&longest| recipe.data.max_length > longest) {
         return Err(Error::usage(format!(
             "data.max_length: expected at most {longest} (max_position_embeddings of the model), found {}",
             recipe.data.max_length

@@ -160,7 +160,7 @@ impl Usage {
             let first = self.labels.iter().zip(&config.labels).find(|(a, b)| a != b);
             let (here, there) = first.unwrap_or((&self.labels[0], &config.labels[0]));
             format!("labels: expected the names of config.json, there {there:?}, found {here:?}")
-        } else if let Some(longest) = config.longest().filter(|&longest| self.max_length > longest) {
+        } else if let Some(longest) = config.architecture.longest().filter(|&longest| self.max_length > longest) {
             format!(
                 "max_length: expected at most {longest} (max_position_embeddings of the model), found {}",
                 self.max_length

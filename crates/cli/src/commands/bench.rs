@@ -154,7 +154,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(lengths) => ("--lengths-file", lengths.iter().max().map_or(0, |&length| length as usize)),
         None => ("--batch, --seq, --target", args.seq),
     };
-    if let Some(limit) = config.longest().filter(|&limit| longest > limit) {
+    if let Some(limit) = config.architecture.longest().filter(|&limit| longest > limit) {
         let name = if given.is_some() { name } else { "--seq" };
         let what = format!("{name}: expected at most {limit} (max_position_embeddings), found {longest}");
         return Err(Error::usage(what));
@@ -243,7 +243,7 @@ impl<'a> Bench<'a> {
         let lengths = self.lengths(batch);
         let mut micro = blank.objective.blank(&lengths);
         let key = Key::new(args.seed).named("ids");
-        let vocabulary = blank.config.vocab_size() as f64;
+        let vocabulary = blank.config.architecture.vocab_size() as f64;
         for (i, id) in micro.tokens.ids.iter_mut().enumerate() {
             *id = (key.uniform(i as u64) * vocabulary) as u32;
         }

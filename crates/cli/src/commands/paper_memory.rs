@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use colrow_models::config::{Architecture, Config};
+use colrow_models::config::Config;
 use colrow_tensor::{Bytes, Estimator, Result};
 use colrow_train::plan::Plan;
 use colrow_train::recipe::{Estimate, Keep, Lora, Method, PolicyName, Ratio, Recipe, Train};
@@ -150,8 +150,8 @@ fn table(size: &Size, plans: &[Plan]) -> Table {
 
 /// Why sampling saves less of our memory than of PyTorch's.
 fn explanation(size: &Size, config: &Config, plans: &[Plan]) -> String {
-    let (Some(published), Architecture::T5(t5)) = (size.published, &config.architecture) else { return String::new() };
-    let (columns, layers) = (t5.d_model as f64, t5.num_layers as f64);
+    let Some(published) = size.published else { return String::new() };
+    let (columns, layers) = (config.architecture.hidden_size() as f64, config.architecture.layers() as f64);
     let rows = (BATCH * SEQ) as f64 * layers * columns;
     let encoder = |plan: &Plan| {
         let entries = plan.ledger.entries.iter().filter(|e| e.site.starts_with("encoder.block."));

@@ -187,7 +187,7 @@ fn base_recipe(args: &Args, out: &Path) -> Result<Recipe> {
     }
     let dir = hub::resolve(&recipe.model.path, &recipe.model.revision, Needs::Weights)?;
     apart::check_folder(out, "the model", &dir)?;
-    recipe.data.max_length = Config::open(&dir)?.longest().map_or(64, |longest| longest.min(64));
+    recipe.data.max_length = Config::open(&dir)?.architecture.longest().map_or(64, |longest| longest.min(64));
     recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
     recipe.train.epochs = 1.0;
     recipe.train.batch = Batch::Sequences(BATCH);

@@ -91,7 +91,7 @@ impl Tokeniser {
     /// A file that is missing or damaged, with its name.
     pub fn load(dir: &Path, model: &Config) -> Result<Self> {
         let built = Arc::new(tokenizer_files::build(dir, model)?);
-        let sizes = (model.vocab_size(), model.type_vocab_size());
+        let sizes = (model.architecture.vocab_size(), model.architecture.type_vocab_size());
         Ok(Self { built, sizes, key: None, source: dir.join(TOKENIZER_FILE) })
     }
 

@@ -37,8 +37,8 @@ pub(crate) fn gradients(mut engine: Engine, micros: &[Batch]) -> (StepStats, Vec
     let stats = engine.step(micros, 0.0, 1, false).unwrap();
     let Engine { model, optimizer, .. } = engine;
     let moment = |id: ParamId| optimizer.moments[id.index()].as_ref().unwrap().tensors().next().unwrap().1;
-    let entries = model.registry.entries.iter().enumerate().filter(|(_, e)| model.registry.is_trainable(e));
-    (stats, entries.map(|(i, e)| (e.key.clone(), model.registry.part(i, moment(e.param)))).collect())
+    let entries = model.registry.entries.iter().filter(|e| model.registry.is_trainable(e));
+    (stats, entries.map(|e| (e.key.clone(), moment(e.param).to_f64()[e.range()].to_vec())).collect())
 }
 
 pub(crate) fn engine(dir: &Path, config: &Config, dtype: DType, settings: Settings) -> Engine {
@@ -70,8 +70,8 @@ pub(crate) fn by_patterns(
 
 pub(crate) fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
     let registry = &engine.model.registry;
-    let entries = registry.entries.iter().enumerate();
-    entries.map(|(i, e)| (e.key.clone(), registry.part(i, &registry.params[e.param].value))).collect()
+    let entries = registry.entries.iter();
+    entries.map(|e| (e.key.clone(), registry.params[e.param].value.to_f64()[e.range()].to_vec())).collect()
 }
 
 /// A tensor of a file.

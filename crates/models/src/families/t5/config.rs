@@ -1,9 +1,14 @@
 //! The configuration of a T5 (Raffel et al. 2020): v1.0, and v1.1 as Flan-T5 has it (Shazeer 2020).
 
 use colrow_tensor::Buckets;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
-use super::fields::{Fields, POSITIVE, PROBABILITY};
+use super::T5;
+use crate::family::Architecture;
+use crate::fields::{Fields, POSITIVE, PROBABILITY, Rule};
+use crate::layers::Width;
+use crate::net::Net;
+use crate::registry::Registry;
 
 /// What stands between the feed-forward linears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +59,9 @@ pub struct T5Config {
 }
 
 impl T5Config {
-    pub(super) fn from_fields(f: &mut Fields<'_>) -> Self {
-        const FACTOR: (&str, fn(f64) -> bool) = ("a number above 0", |x| x > 0.0 && x < 1e9);
+    /// Reads it.
+    pub fn from_fields(f: &mut Fields<'_>) -> Self {
+        const FACTOR: Rule = ("a number above 0", |x| x > 0.0 && x < 1e9);
         let num_layers = f.size("num_layers", Some(6), 1 << 10);
         let tied = f.flag("tie_word_embeddings", true);
         let scaled = f.flag("scale_decoder_outputs", tied);
@@ -104,6 +110,11 @@ impl T5Config {
         self.num_heads * self.d_kv
     }
 
+    /// The residual stream.
+    pub(super) fn width(&self) -> Width {
+        Width { d: self.d_model, dims: &["d_model"] }
+    }
+
     /// The buckets of relative positions in the encoder, or the decoder.
     pub fn buckets(&self, bidirectional: bool) -> Buckets {
         Buckets {
@@ -129,6 +140,36 @@ impl T5Config {
     }
 }
 
+impl Architecture for T5Config {
+    fn net(&self, _labels: usize, registry: &mut Registry) -> Box<dyn Net> {
+        Box::new(T5::new(self.clone(), registry))
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.d_model
+    }
+
+    fn layers(&self) -> usize {
+        self.num_layers
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn end_token(&self) -> Option<u32> {
+        Some(self.eos_token_id as u32)
+    }
+
+    fn set_dropout(&mut self, p: f64) {
+        self.dropout_rate = p;
+    }
+
+    fn settle(&self, json: &mut Map<String, Value>) {
+        json.insert("tie_word_embeddings".to_owned(), json!(self.tie_word_embeddings));
+    }
+}
+
 fn feed_forward(f: &mut Fields<'_>) -> FeedForward {
     match f.get("feed_forward_proj").map(Value::as_str) {
         None | Some(Some("relu")) => FeedForward::Relu,
@@ -144,17 +185,12 @@ fn feed_forward(f: &mut Fields<'_>) -> FeedForward {
 mod tests {
     use std::path::Path;
 
-    use serde_json::{Value, json};
-
-    use super::super::{Architecture, Config};
     use super::*;
+    use crate::config::Config;
 
     fn read(json: &Value) -> Result<T5Config, String> {
         let config = Config::from_json(json.to_string().as_bytes(), Path::new("dir/config.json"));
-        match config.map_err(|e| e.to_string())?.architecture {
-            Architecture::T5(config) => Ok(config),
-            other => panic!("{other:?}"),
-        }
+        Ok(config.map_err(|e| e.to_string())?.architecture.downcast_ref::<T5Config>().expect("a T5").clone())
     }
 
     fn small() -> Value {

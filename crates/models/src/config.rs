@@ -1,21 +1,15 @@
 //! `config.json` of a model: read, checked, and written back with everything else that it held.
 
-mod bert;
-mod fields;
-mod t5;
-
 use std::path::Path;
 
 use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value, json};
 
-pub use self::bert::BertConfig;
-pub use self::t5::{FeedForward, T5Config};
-
-use crate::family::{Family, HeadKind};
+use crate::families::FAMILIES;
+use crate::family::{Architecture, Family, HeadKind};
+use crate::fields::{Fields, shown};
 use crate::files::read_json_bytes;
 use crate::hub::CONFIG_FILE;
-use fields::{Fields, shown, unnamed};
 
 /// What the classifier's outputs are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,15 +21,19 @@ pub enum ProblemType {
 }
 
 impl ProblemType {
-    pub(super) const ALL: [(&str, Self); 2] =
+    const ALL: [(&str, Self); 2] =
         [("regression", Self::Regression), ("single_label_classification", Self::Classification)];
 }
+
+/// More labels than any classifier here can sensibly have.
+const MOST_LABELS: usize = 100_000;
 
 /// The configuration of a model, with the names and defaults that `transformers` gives it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// What its family is built by.
-    pub architecture: Architecture,
+    family: &'static Family,
+    /// What is peculiar to its family.
+    pub architecture: Box<dyn Architecture>,
     /// Label names by number.
     pub labels: Vec<String>,
     /// `None` where the file does not say.
@@ -46,48 +44,53 @@ pub struct Config {
     original: Map<String, Value>,
 }
 
-/// A family's sizes.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Architecture {
-    /// An encoder with a classifier.
-    Bert(BertConfig),
-    /// An encoder and a decoder: text to text.
-    T5(T5Config),
-}
-
 impl Config {
     /// Reads `config.json` of a model folder.
+    ///
+    /// # Errors
+    /// Those of [`Config::from_json_with`]; a file that cannot be read.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG_FILE);
         Self::from_json(&read_json_bytes(&path)?, &path)
     }
 
-    /// Reads the text of `file`. All that is wrong is in one error, by key; what is wrong with the head alone is for [`Config::check_head`]
-    /// to say.
+    /// Reads the text of `file`, which is of one of the families here.
+    ///
+    /// # Errors
+    /// Those of [`Config::from_json_with`].
     pub fn from_json(json: &[u8], file: &Path) -> Result<Self> {
+        Self::from_json_with(json, file, FAMILIES)
+    }
+
+    /// Reads the text of `file`, which is of one of `families`: of the first, if it does not say. What is wrong with the head alone is for
+    /// [`Config::check_head`] to say.
+    ///
+    /// # Errors
+    /// Another family; all that is wrong, by key, in one error.
+    pub fn from_json_with(json: &[u8], file: &Path, families: &[&'static Family]) -> Result<Self> {
         let at = |what: String| Error::new(what).at(file.display());
         let original: Map<String, Value> =
             serde_json::from_slice(json).map_err(|e| at(format!("expected a JSON object: {e}")))?;
         let mut fields = Fields { json: &original, problems: Vec::new() };
-        let (labels, problem_type) = (fields.labels(), fields.problem_type());
+        let (labels, problem_type) = (labels(&fields), problem_type(&fields));
         let head_problems = [labels.as_ref().err().cloned(), problem_type.as_ref().err().cloned()];
         let (labels, problem_type) = (labels.unwrap_or_else(|_| unnamed(2)), problem_type.ok().flatten());
-        let architecture = match original.get("model_type") {
-            None | Some(Value::Null) => Architecture::Bert(BertConfig::from_fields(&mut fields, labels.len())),
-            Some(family) if family == "bert" => Architecture::Bert(BertConfig::from_fields(&mut fields, labels.len())),
-            Some(family) if family == "t5" => Architecture::T5(T5Config::from_fields(&mut fields)),
-            other => {
-                let other = shown(other);
-                return Err(at(format!(
-                    "config of another family: found model_type {other}; supported: \"bert\" and \"t5\""
-                )));
-            }
+        let found = original.get("model_type").filter(|name| !name.is_null());
+        let family = match found {
+            None => families.first(),
+            Some(name) => families.iter().find(|family| name == family.model_type),
         };
+        let Some(family) = family else {
+            let names: Vec<_> = families.iter().map(|family| format!("{:?}", family.model_type)).collect();
+            let (found, names) = (shown(found), names.join(" and "));
+            return Err(at(format!("config of another family: found model_type {found}; supported: {names}")));
+        };
+        let architecture = (family.architecture)(&mut fields, labels.len());
         let problems = fields.problems;
         if !problems.is_empty() {
             return Err(at(problems.join("\n")));
         }
-        Ok(Self { architecture, labels, problem_type, head_problems, original })
+        Ok(Self { family, architecture, labels, problem_type, head_problems, original })
     }
 
     /// Gives the model a new head.
@@ -123,32 +126,12 @@ impl Config {
 
     /// The model's family.
     pub fn family(&self) -> &'static Family {
-        match self.architecture {
-            Architecture::Bert(_) => &crate::bert::FAMILY,
-            Architecture::T5(_) => &crate::t5::FAMILY,
-        }
+        self.family
     }
 
     /// Whether the model answers in text.
     pub fn is_text_to_text(&self) -> bool {
-        self.family().head == HeadKind::Language
-    }
-
-    /// Number of word pieces.
-    pub fn vocab_size(&self) -> usize {
-        match &self.architecture {
-            Architecture::Bert(c) => c.vocab_size,
-            Architecture::T5(c) => c.vocab_size,
-        }
-    }
-
-    /// Number of segments that a tokenizer may tell apart.
-    pub fn type_vocab_size(&self) -> usize {
-        match &self.architecture {
-            Architecture::Bert(c) => c.type_vocab_size,
-            // T5 reads no segments, and its tokenizer may number them
-            Architecture::T5(_) => usize::from(u8::MAX) + 1,
-        }
+        self.family.head == HeadKind::Language
     }
 
     /// The class that the file names for the tokenizer, if it does.
@@ -156,34 +139,15 @@ impl Config {
         self.original.get("tokenizer_class")?.as_str()
     }
 
-    /// Longest sequence in tokens, where there is a limit.
-    pub fn longest(&self) -> Option<usize> {
-        match &self.architecture {
-            Architecture::Bert(c) => Some(c.max_position_embeddings),
-            Architecture::T5(_) => None,
-        }
-    }
-
-    /// Sets every dropout probability.
-    pub fn set_dropout(&mut self, p: f64) {
-        match &mut self.architecture {
-            Architecture::Bert(c) => {
-                (c.hidden_dropout_prob, c.attention_probs_dropout_prob, c.classifier_dropout) = (p, p, p);
-            }
-            Architecture::T5(c) => c.dropout_rate = p,
-        }
-    }
-
     /// The text of `config.json` for the model as it is now saved: all that was in the file read, with the labels, the problem type, the
     /// architecture and the number type (f32) of what is written.
     pub fn to_json(&self) -> String {
         let mut json = self.original.clone();
-        let family = self.family();
         let numbered = || self.labels.iter().enumerate();
         let id2label: Map<_, _> = numbered().map(|(i, label)| (i.to_string(), json!(label))).collect();
         let label2id: Map<_, _> = numbered().map(|(i, label)| (label.clone(), json!(i))).collect();
-        json.insert("model_type".to_string(), json!(family.model_type));
-        json.insert("architectures".to_string(), json!([family.saved_class]));
+        json.insert("model_type".to_string(), json!(self.family.model_type));
+        json.insert("architectures".to_string(), json!([self.family.saved_class]));
         json.insert("id2label".to_string(), id2label.into());
         json.insert("label2id".to_string(), label2id.into());
         match self.problem_type {
@@ -193,9 +157,7 @@ impl Config {
             }
             None => _ = json.shift_remove("problem_type"),
         }
-        if let Architecture::T5(c) = &self.architecture {
-            json.insert("tie_word_embeddings".to_string(), json!(c.tie_word_embeddings));
-        }
+        self.architecture.settle(&mut json);
         // The number of labels is that of id2label; a second statement of it could contradict.
         for key in ["num_labels", "_num_labels"] {
             json.shift_remove(key);
@@ -209,6 +171,48 @@ impl Config {
     }
 }
 
+/// What the head's outputs are, if the file says so, or what is wrong with what it says.
+fn problem_type(fields: &Fields<'_>) -> Result<Option<ProblemType>, String> {
+    let Some(found) = fields.get("problem_type") else { return Ok(None) };
+    match ProblemType::ALL.iter().find(|(name, _)| found == name) {
+        Some((_, problem)) => Ok(Some(*problem)),
+        None => {
+            let names = ProblemType::ALL.map(|(name, _)| format!("{name:?}"));
+            Err(fields.wrong("problem_type", &names.join(" or ")))
+        }
+    }
+}
+
+/// From `id2label`, else `label2id`, else `num_labels`, else two; or what is wrong with them.
+fn labels(fields: &Fields<'_>) -> Result<Vec<String>, String> {
+    let (key, pairs) = if let Some(map) = fields.get("id2label") {
+        (
+            "id2label",
+            map.as_object().map(|map| map.iter().map(|(id, l)| Some((id.parse().ok()?, l.as_str()?))).collect()),
+        )
+    } else if let Some(map) = fields.get("label2id") {
+        let id = |id: &Value| usize::try_from(id.as_u64()?).ok();
+        ("label2id", map.as_object().map(|map| map.iter().map(|(l, i)| Some((id(i)?, l.as_str()))).collect()))
+    } else {
+        let Some(n) = fields.get("num_labels") else { return Ok(unnamed(2)) };
+        let n = n.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MOST_LABELS).contains(n));
+        return n
+            .map(unnamed)
+            .ok_or_else(|| fields.wrong("num_labels", &format!("a whole number from 1 to {MOST_LABELS}")));
+    };
+    let mut pairs: Vec<(usize, &str)> = pairs.flatten().unwrap_or_default();
+    pairs.sort_unstable();
+    if pairs.is_empty() || pairs.len() > MOST_LABELS || pairs.iter().enumerate().any(|(i, (id, _))| *id != i) {
+        return Err(fields.wrong(key, &format!("names for the labels 0, 1, 2, … (at most {MOST_LABELS})")));
+    }
+    Ok(pairs.into_iter().map(|(_, label)| label.to_string()).collect())
+}
+
+/// The names of so many labels that have none.
+fn unnamed(labels: usize) -> Vec<String> {
+    (0..labels).map(|i| format!("LABEL_{i}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -216,6 +220,7 @@ mod tests {
     use colrow_tensor::Gelu;
 
     use super::*;
+    use crate::families::bert::BertConfig;
 
     fn small() -> Value {
         json!({
@@ -235,10 +240,7 @@ mod tests {
     }
 
     fn bert(json: &Value) -> BertConfig {
-        match read(json).unwrap().architecture {
-            Architecture::Bert(config) => config,
-            other => panic!("{other:?}"),
-        }
+        read(json).unwrap().architecture.downcast_ref::<BertConfig>().unwrap().clone()
     }
 
     #[track_caller]

@@ -4,17 +4,21 @@
 //! other, without padding. Only the pooled row of each sequence is read behind the last layer, so that layer computes no other: every row gives k
 //! and v there, the pooled rows alone q, the attention's output and the feed-forward's.
 
+mod config;
+
 use std::sync::Arc;
 
 use colrow_autograd::{Attend, ParamId, RowsOf, Sequences, Tape, Var};
 use colrow_tensor::{Class, Tensor};
 
-use crate::config::BertConfig;
 use crate::family::{Alias, Family, HeadKind, Keys};
-use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
+use crate::layers::{Dense, Module, Norm, Width};
 use crate::matching::NUM_LABELS;
-use crate::model::{Site, SiteKind};
+use crate::net::{Net, Site, SiteKind};
+use crate::registry::{Init, Registry};
 use crate::tokens::Tokens;
+
+pub use config::BertConfig;
 
 /// The family. A masked language model has no pooler, and its decoder is the embedding.
 pub static FAMILY: Family = Family {
@@ -23,6 +27,7 @@ pub static FAMILY: Family = Family {
     head: HeadKind::Classifier,
     saved_class: "BertForSequenceClassification",
     tokenizer_class: "BertTokenizer",
+    architecture: |fields, labels| Box::new(BertConfig::from_fields(fields, labels)),
     keys: Keys {
         prefix: "bert.",
         body: &["embeddings.", "encoder.", "pooler."],
@@ -100,77 +105,56 @@ impl Bert {
     pub fn new(config: BertConfig, labels: usize, r: &mut Registry) -> Self {
         let (d, eps, std) = (config.hidden_size, config.layer_norm_eps, config.initializer_range);
         let f = config.intermediate_size;
+        let width = Width { d, dims: &["hidden_size"] };
         let mut table = |name: &str, rows: usize, dims| {
-            r.add(&[format!("bert.embeddings.{name}_embeddings.weight")], &[rows, d], dims, Init::Normal(std))
+            r.add(&format!("bert.embeddings.{name}_embeddings.weight"), &[rows, d], dims, Init::Normal(std))
         };
         let word = table("word", config.vocab_size, &["vocab_size", "hidden_size"]);
         let position = table("position", config.max_position_embeddings, &["max_position_embeddings", "hidden_size"]);
         let kind = table("token_type", config.type_vocab_size, &["type_vocab_size", "hidden_size"]);
-        let embedding_norm = Norm::new(r, "bert.", "embeddings.LayerNorm", d, eps);
-        let square = DenseSize { size: [d, d], dims: &["hidden_size", "hidden_size"] };
-        let up = DenseSize { size: [f, d], dims: &["intermediate_size", "hidden_size"] };
-        let down = DenseSize { size: [d, f], dims: &["hidden_size", "intermediate_size"] };
-        let head = DenseSize { size: [labels, d], dims: &[NUM_LABELS, "hidden_size"] };
-        let dense =
-            |r: &mut Registry, site: &str, size| Dense::new(r, site, &[(&format!("bert.{site}"), std)], size, true);
+        let embedding_norm = Norm::new(r, "bert.", "embeddings.LayerNorm", width, eps);
+        let square = |name: String| Module { name, outputs: d, dims: &["hidden_size", "hidden_size"], std };
+        let up = |name: String| Module { name, outputs: f, dims: &["intermediate_size", "hidden_size"], std };
+        let down = |name: String| Module { name, outputs: d, dims: &["hidden_size", "intermediate_size"], std };
+        let dense = |r: &mut Registry, site: &str, module: &dyn Fn(String) -> Module, inputs: usize| {
+            Dense::new(r, site, &[module(format!("bert.{site}"))], inputs, true)
+        };
         let layer = |r: &mut Registry, i: usize| {
             let name = format!("encoder.layer.{i}");
             let site = |part: &str| format!("{name}.{part}");
-            let parts = ["query", "key", "value"].map(|p| format!("bert.{name}.attention.self.{p}"));
-            let parts = parts.each_ref().map(|part| (part.as_str(), std));
-            let mut project = |name: &str, parts: &[(&str, f64)]| {
-                Dense::new(r, &site(&format!("attention.self.{name}")), parts, square, true)
-            };
+            let parts = ["query", "key", "value"].map(|p| square(format!("bert.{name}.attention.self.{p}")));
+            let mut project =
+                |name: &str, parts: &[Module]| Dense::new(r, &site(&format!("attention.self.{name}")), parts, d, true);
             let projections = match i + 1 == config.num_hidden_layers {
                 false => Projections::Packed(project("qkv", &parts)),
                 true => Projections::Pooled { q: project("query", &parts[..1]), kv: project("kv", &parts[1..]) },
             };
             Arc::new(Layer {
                 projections,
-                attention_output: dense(r, &site("attention.output.dense"), square),
-                attention_norm: Norm::new(r, "bert.", &site("attention.output.LayerNorm"), d, eps),
-                intermediate: dense(r, &site("intermediate.dense"), up),
-                output: dense(r, &site("output.dense"), down),
-                output_norm: Norm::new(r, "bert.", &site("output.LayerNorm"), d, eps),
+                attention_output: dense(r, &site("attention.output.dense"), &square, d),
+                attention_norm: Norm::new(r, "bert.", &site("attention.output.LayerNorm"), width, eps),
+                intermediate: dense(r, &site("intermediate.dense"), &up, d),
+                output: dense(r, &site("output.dense"), &down, f),
+                output_norm: Norm::new(r, "bert.", &site("output.LayerNorm"), width, eps),
                 name,
             })
         };
         let layers = (0..config.num_hidden_layers).map(|i| layer(r, i)).collect();
-        let pooler = dense(r, "pooler.dense", square);
-        let classifier = Dense::new(r, "classifier", &[("classifier", std)], head, true);
+        let pooler = dense(r, "pooler.dense", &square, d);
+        let head = Module { name: "classifier".into(), outputs: labels, dims: &[NUM_LABELS, "hidden_size"], std };
+        let classifier = Dense::new(r, "classifier", &[head], d, true);
         Self { config: Arc::new(config), word, position, kind, embedding_norm, layers, pooler, classifier }
     }
 
-    /// The sites, in the order of the forward pass.
-    pub(crate) fn sites(&self) -> Vec<Site> {
-        let mut sites = vec![Site::new(self.embedding_norm.site(), RowsOf::Tokens, SiteKind::Norm)];
-        self.layers.iter().for_each(|layer| layer.sites(&mut sites));
-        [&self.pooler, &self.classifier]
-            .iter()
-            .for_each(|dense| sites.extend(Site::of_dense(dense, RowsOf::Sequences)));
-        sites
-    }
-
-    /// The linears, to adapt them.
-    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Dense> {
-        let layers = self.layers.iter_mut().flat_map(|l| {
-            let l = Arc::get_mut(l).expect("a model is not changed while a tape holds its blocks");
-            let mut linears = l.projections.linears_mut();
-            linears.extend([&mut l.attention_output, &mut l.intermediate, &mut l.output]);
-            linears
-        });
-        layers.chain([&mut self.pooler, &mut self.classifier]).collect()
-    }
-
     /// Logits (b, labels).
-    pub fn forward(&self, tape: &mut Tape, input: &Tokens) -> Var {
+    fn forward(&self, tape: &mut Tape<'_>, tokens: &Tokens) -> Var {
         let c = &self.config;
         let hidden = c.hidden_dropout_prob as f32;
         let device = tape.device().clone();
         let tensor = |data: &[u32]| device.tensor(Class::Workspace, &[data.len()], data);
-        let positions: Vec<u32> = input.positions().collect();
-        let (ids, positions, types) = (tensor(&input.ids), tensor(&positions), tensor(&input.types));
-        let sequences = Sequences::new(&device, &input.bounds);
+        let positions: Vec<u32> = tokens.positions().collect();
+        let (ids, positions, types) = (tensor(&tokens.ids), tensor(&positions), tensor(&tokens.types));
+        let sequences = Sequences::new(&device, &tokens.bounds);
         let lookups = [(&ids, self.word), (&positions, self.position), (&types, self.kind)];
         let mut x = tape.embedding("embeddings", &lookups);
         drop((ids, positions, types));
@@ -178,7 +162,7 @@ impl Bert {
         x = tape.dropout("embeddings.dropout", x, hidden);
         let alone: Vec<u32> = (0..=sequences.count() as u32).collect();
         let pooled =
-            Pooled { rows: tensor(&input.bounds[..sequences.count()]), alone: Sequences::new(&device, &alone) };
+            Pooled { rows: tensor(&tokens.bounds[..sequences.count()]), alone: Sequences::new(&device, &alone) };
         for layer in &self.layers {
             let (block, sequences, pooled, c) = (layer.clone(), sequences.clone(), pooled.clone(), self.config.clone());
             x = tape.block(&layer.name, vec![x], move |tape, inputs| {
@@ -190,6 +174,31 @@ impl Bert {
         x = tape.tanh("pooler.activation", x);
         x = tape.dropout("classifier.dropout", x, c.classifier_dropout as f32);
         self.classifier.forward(tape, &x)
+    }
+}
+
+impl Net for Bert {
+    fn sites(&self) -> Vec<Site> {
+        let mut sites = vec![Site::new(self.embedding_norm.site(), RowsOf::Tokens, SiteKind::Norm)];
+        self.layers.iter().for_each(|layer| layer.sites(&mut sites));
+        [&self.pooler, &self.classifier]
+            .iter()
+            .for_each(|dense| sites.extend(Site::of_dense(dense, RowsOf::Sequences)));
+        sites
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Dense> {
+        let layers = self.layers.iter_mut().flat_map(|l| {
+            let l = Arc::get_mut(l).expect("a model is not changed while a tape holds its blocks");
+            let mut linears = l.projections.linears_mut();
+            linears.extend([&mut l.attention_output, &mut l.intermediate, &mut l.output]);
+            linears
+        });
+        layers.chain([&mut self.pooler, &mut self.classifier]).collect()
+    }
+
+    fn logits(&self, tape: &mut Tape<'_>, tokens: &Tokens) -> Option<Var> {
+        Some(self.forward(tape, tokens))
     }
 }
 

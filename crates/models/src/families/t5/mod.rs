@@ -3,19 +3,21 @@
 //! Norms stand before each sublayer, take no mean off and have no shift; linears have no bias; scores are not scaled; every attention
 //! of a sequence to itself adds the stack's one bias by relative position. Batches are ragged, sources and targets.
 
-mod generate;
+mod config;
 
 use std::sync::Arc;
 
 use colrow_autograd::{Attend, Head, ParamId, RowsOf, Sequences, Tape, Var};
 use colrow_tensor::{Class, Gelu};
 
-use crate::config::{FeedForward, T5Config};
+use crate::decode::{Cache, CacheSize, Decoder};
 use crate::family::{Alias, Family, HeadKind, Keys, Sibling};
-use crate::layers::{Dense, DenseSize, Init, Norm, Registry};
-use crate::model::{Site, SiteKind};
+use crate::layers::{Dense, Module, Norm};
+use crate::net::{Language, Net, Site, SiteKind};
+use crate::registry::{Init, Registry};
 use crate::tokens::Tokens;
-use generate::Cache;
+
+pub use config::{FeedForward, T5Config};
 
 /// The family. The embedding of v1.0 is also the encoder's, the decoder's and the head; the published checkpoints hold a bias of the
 /// attention to the encoder that has no effect.
@@ -25,6 +27,7 @@ pub static FAMILY: Family = Family {
     head: HeadKind::Language,
     saved_class: "T5ForConditionalGeneration",
     tokenizer_class: "T5Tokenizer",
+    architecture: |fields, _| Box::new(T5Config::from_fields(fields)),
     keys: Keys {
         prefix: "",
         body: &["shared.", "encoder.", "decoder."],
@@ -80,7 +83,10 @@ struct FeedForwardLayer {
 
 #[derive(Debug)]
 struct Block {
+    config: Arc<T5Config>,
     name: String,
+    /// Its place in its stack.
+    index: usize,
     attention: Attention,
     cross: Option<Attention>,
     feed_forward: FeedForwardLayer,
@@ -108,10 +114,11 @@ pub struct T5 {
 impl T5 {
     /// A model of zeros.
     pub fn new(config: T5Config, r: &mut Registry) -> Self {
+        let config = Arc::new(config);
         let std = config.initializer_factor;
         let table = |r: &mut Registry, key: &str| {
             let shape = [config.vocab_size, config.d_model];
-            r.add(&[key.to_owned()], &shape, &["vocab_size", "d_model"], Init::Normal(std))
+            r.add(key, &shape, &["vocab_size", "d_model"], Init::Normal(std))
         };
         let shared = table(r, "shared.weight");
         let encoder = Stack::new(&config, "encoder", config.num_layers, r);
@@ -120,36 +127,45 @@ impl T5 {
             weight: if config.tie_word_embeddings { shared } else { table(r, "lm_head.weight") },
             scale: if config.scale_decoder_outputs { 1.0 / (config.d_model as f64).sqrt() } else { 1.0 },
         };
-        Self { config: Arc::new(config), shared, encoder, decoder, head }
+        Self { config, shared, encoder, decoder, head }
     }
 
-    /// The sites, in the order of the forward pass.
-    pub(crate) fn sites(&self) -> Vec<Site> {
+    /// The encoder's output (n, d_model).
+    fn encode(&self, tape: &mut Tape<'_>, tokens: &Tokens, sequences: &Sequences) -> Var {
+        self.encoder.forward(tape, self, &tokens.ids, &mut Attended::Own(sequences))
+    }
+}
+
+impl Net for T5 {
+    fn sites(&self) -> Vec<Site> {
         let mut sites = Vec::new();
         for (stack, rows) in [(&self.encoder, RowsOf::Tokens), (&self.decoder, RowsOf::Targets)] {
-            stack.blocks.iter().for_each(|block| block.sites(rows, &self.config, &mut sites));
+            stack.blocks.iter().for_each(|block| block.sites(rows, &mut sites));
             sites.push(Site::new(stack.norm.site(), rows, SiteKind::Norm));
         }
         sites
     }
 
-    /// The linears, to adapt them.
-    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Dense> {
+    fn linears_mut(&mut self) -> Vec<&mut Dense> {
         let blocks = self.encoder.blocks.iter_mut().chain(&mut self.decoder.blocks);
         let blocks = blocks.map(|b| Arc::get_mut(b).expect("a model is not changed while a tape holds its blocks"));
         blocks.flat_map(Block::linears_mut).collect()
     }
 
-    /// The encoder's output (n, d_model).
-    fn encode(&self, tape: &mut Tape, input: &Tokens, sequences: &Sequences) -> Var {
-        self.encoder.forward(tape, self, &input.ids, &mut Reads::Alone(sequences))
+    fn language(&self) -> Option<&dyn Language> {
+        Some(self)
+    }
+}
+
+impl Language for T5 {
+    fn head(&self) -> Head {
+        self.head
     }
 
-    /// The mean cross-entropy over all rows of `targets`, each after those before it, by their weights.
-    pub fn loss(&self, tape: &mut Tape, input: &Tokens, targets: &Tokens) -> Var {
+    fn hidden(&self, tape: &mut Tape<'_>, tokens: &Tokens, targets: &Tokens) -> Var {
         let device = tape.device().clone();
-        let sources = Sequences::new(&device, &input.bounds);
-        let memory = self.encode(tape, input, &sources);
+        let sources = Sequences::new(&device, &tokens.bounds);
+        let memory = self.encode(tape, tokens, &sources);
         let start = self.config.decoder_start_token_id as u32;
         let mut ids = Vec::with_capacity(targets.ids.len());
         for (_, before) in targets.iter().filter_map(<[u32]>::split_last) {
@@ -157,77 +173,112 @@ impl T5 {
             ids.extend(before);
         }
         let sequences = Sequences::new(&device, &targets.bounds);
-        let mut reads = Reads::Encoder { sequences: &sequences, memory: &memory, sources: &sources };
-        let x = self.decoder.forward(tape, self, &ids, &mut reads);
-        drop(memory);
-        tape.head_loss("lm_head", &x, self.head, &targets.ids, targets.weight.as_deref())
+        let mut attended = Attended::Earlier { sequences: &sequences, memory: &memory, sources: &sources };
+        self.decoder.forward(tape, self, &ids, &mut attended)
+    }
+
+    fn decoder<'n>(&'n self, tape: &mut Tape<'_>, tokens: &Tokens) -> Box<dyn Decoder + 'n> {
+        let sources = Sequences::new(tape.device(), &tokens.bounds);
+        let memory = self.encode(tape, tokens, &sources);
+        let kv = self
+            .decoder
+            .blocks
+            .iter()
+            .filter_map(|block| Some(block.cross.as_ref()?.kv.as_ref()?.forward(tape, &memory)));
+        let kv = kv.collect();
+        Box::new(Answering { t5: self, encoded: Encoded { kv, sources } })
+    }
+}
+
+/// Answers to sources that the encoder has read.
+struct Answering<'n> {
+    t5: &'n T5,
+    encoded: Encoded,
+}
+
+/// By layer of the decoder k and v of the encoder's output.
+struct Encoded {
+    kv: Vec<Var>,
+    sources: Sequences,
+}
+
+impl Decoder for Answering<'_> {
+    fn cached(&self) -> CacheSize {
+        CacheSize { layers: self.t5.decoder.blocks.len(), columns: 2 * self.t5.config.inner() }
+    }
+
+    fn first(&self) -> Vec<u32> {
+        vec![self.t5.config.decoder_start_token_id as u32; self.encoded.sources.count()]
+    }
+
+    fn step(&self, tape: &mut Tape<'_>, tokens: &[u32], cache: &mut Cache) -> Var {
+        let mut attended = Attended::Cached { cache, encoded: &self.encoded };
+        self.t5.decoder.forward(tape, self.t5, tokens, &mut attended)
     }
 }
 
 /// What a stack's rows attend to.
-enum Reads<'a> {
-    /// Their own sequence.
-    Alone(&'a Sequences),
-    /// The rows before them in their sequence, and the encoder's output.
-    Encoder { sequences: &'a Sequences, memory: &'a Var, sources: &'a Sequences },
-    /// The same for one new row a sequence, with what earlier rows gave.
-    Cache(&'a mut Cache),
+enum Attended<'a> {
+    /// In the encoder: the rows of their sequence.
+    Own(&'a Sequences),
+    /// In the decoder: the rows before them in their sequence, and the encoder's output.
+    Earlier { sequences: &'a Sequences, memory: &'a Var, sources: &'a Sequences },
+    /// The same for the next rows of each sequence, with what the encoder and earlier rows gave.
+    Cached { cache: &'a mut Cache, encoded: &'a Encoded },
 }
 
 const INPUTS: &str = "a block gets as many inputs as it was given";
 
-/// How a block computes.
-struct How {
-    config: Arc<T5Config>,
-    /// Attention to the encoder.
-    plain: Attend,
-    /// A sequence's attention to itself.
-    positioned: Attend,
-    /// The block's place in its stack.
-    index: usize,
+/// How rows attend: to their own sequence, by position, and to the encoder's output.
+#[derive(Clone, Copy)]
+struct Attends {
+    own: Attend,
+    encoder: Attend,
 }
 
 impl Stack {
-    fn new(config: &T5Config, name: &'static str, layers: usize, r: &mut Registry) -> Self {
+    fn new(config: &Arc<T5Config>, name: &'static str, layers: usize, r: &mut Registry) -> Self {
         let shape = [config.relative_attention_num_buckets, config.num_heads];
         let std = config.initializer_factor / (config.d_model as f64).sqrt();
         let key = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
         let dims = &["relative_attention_num_buckets", "num_heads"];
-        let bias = r.add(&[key], &shape, dims, Init::Normal(std));
-        let block = |i| Block::new(config, &format!("{name}.block.{i}"), name == "decoder", r);
+        let bias = r.add(&key, &shape, dims, Init::Normal(std));
+        let block = |i| Block::new(config, i, name, r);
         let blocks = (0..layers).map(block).map(Arc::new).collect();
-        let norm = Norm::rms(r, &format!("{name}.final_layer_norm"), config.d_model, config.layer_norm_epsilon);
+        let norm = Norm::rms(r, "", &format!("{name}.final_layer_norm"), config.width(), config.layer_norm_epsilon);
         Self { name, blocks, bias, norm }
     }
 
-    fn forward(&self, tape: &mut Tape, t5: &T5, ids: &[u32], reads: &mut Reads<'_>) -> Var {
+    fn forward(&self, tape: &mut Tape<'_>, t5: &T5, ids: &[u32], attended: &mut Attended<'_>) -> Var {
         let (c, p) = (&t5.config, t5.config.dropout_rate as f32);
         let at = |part: &str| format!("{}.{part}", self.name);
         let ids = tape.device().tensor(Class::Workspace, &[ids.len()], ids);
         let mut x = tape.embedding(&at("embed_tokens"), &[(&ids, t5.shared)]);
         drop(ids);
         x = tape.dropout(&at("embed_tokens.dropout"), x, p);
-        let alone = matches!(reads, Reads::Alone(_));
-        let plain = Attend { heads: c.num_heads, scale: 1.0, causal: false, first_position: 0, dropout: p, bias: None };
-        let positioned = Attend { causal: !alone, bias: Some((self.bias, c.buckets(alone))), ..plain };
-        for (i, block) in self.blocks.iter().enumerate() {
-            let how = How { config: t5.config.clone(), plain, positioned, index: i };
+        let encodes = matches!(attended, Attended::Own(_));
+        let encoder =
+            Attend { heads: c.num_heads, scale: 1.0, causal: false, first_position: 0, dropout: p, bias: None };
+        let own = Attend { causal: !encodes, bias: Some((self.bias, c.buckets(encodes))), ..encoder };
+        let attends = Attends { own, encoder };
+        for block in &self.blocks {
             let again = block.clone();
-            x = match reads {
-                Reads::Cache(_) => block.forward(tape, x, &how, reads),
-                Reads::Alone(sequences) => {
+            x = match attended {
+                Attended::Cached { .. } => block.forward(tape, x, attends, attended),
+                Attended::Own(sequences) => {
                     let sequences = sequences.clone();
                     tape.block(&block.name, vec![x], move |tape, mut inputs| {
                         let x = inputs.pop().expect(INPUTS);
-                        again.forward(tape, x, &how, &mut Reads::Alone(&sequences))
+                        again.forward(tape, x, attends, &mut Attended::Own(&sequences))
                     })
                 }
-                Reads::Encoder { sequences, memory, sources } => {
+                Attended::Earlier { sequences, memory, sources } => {
                     let (sequences, sources) = (sequences.clone(), sources.clone());
                     tape.block(&block.name, vec![x, memory.clone()], move |tape, mut inputs| {
                         let (memory, x) = (inputs.pop().expect(INPUTS), inputs.pop().expect(INPUTS));
-                        let mut reads = Reads::Encoder { sequences: &sequences, memory: &memory, sources: &sources };
-                        again.forward(tape, x, &how, &mut reads)
+                        let mut attended =
+                            Attended::Earlier { sequences: &sequences, memory: &memory, sources: &sources };
+                        again.forward(tape, x, attends, &mut attended)
                     })
                 }
             };
@@ -238,35 +289,40 @@ impl Stack {
 }
 
 impl Block {
-    fn new(config: &T5Config, name: &str, decoder: bool, r: &mut Registry) -> Self {
+    fn new(config: &Arc<T5Config>, index: usize, stack: &str, r: &mut Registry) -> Self {
+        let name = format!("{stack}.block.{index}");
+        let decodes = stack == "decoder";
         let attention = Attention::new(config, &format!("{name}.layer.0"), "SelfAttention", false, r);
-        let cross = decoder.then(|| Attention::new(config, &format!("{name}.layer.1"), "EncDecAttention", true, r));
-        let feed_forward = FeedForwardLayer::new(config, &format!("{name}.layer.{}", 1 + usize::from(decoder)), r);
-        Self { name: name.to_owned(), attention, cross, feed_forward }
+        let cross = decodes.then(|| Attention::new(config, &format!("{name}.layer.1"), "EncDecAttention", true, r));
+        let feed_forward = FeedForwardLayer::new(config, &format!("{name}.layer.{}", 1 + usize::from(decodes)), r);
+        Self { config: config.clone(), name, index, attention, cross, feed_forward }
     }
 
-    fn forward(&self, tape: &mut Tape, mut x: Var, how: &How, reads: &mut Reads<'_>) -> Var {
-        let (c, p, i) = (&how.config, how.config.dropout_rate as f32, how.index);
-        x = self.attention.forward(tape, x, p, |tape, q, _| match reads {
-            Reads::Alone(sequences) | Reads::Encoder { sequences, .. } => {
-                tape.attention(&self.attention.site, &how.positioned, (q, sequences), None)
+    fn forward(&self, tape: &mut Tape<'_>, mut x: Var, attends: Attends, attended: &mut Attended<'_>) -> Var {
+        let (p, i) = (self.config.dropout_rate as f32, self.index);
+        x = self.attention.forward(tape, x, p, |tape, q, _| match attended {
+            Attended::Own(sequences) | Attended::Earlier { sequences, .. } => {
+                tape.attention(&self.attention.site, &attends.own, (q, sequences), None)
             }
-            Reads::Cache(cache) => cache.attend(tape, &self.attention.site, i, &how.positioned, &q),
+            Attended::Cached { cache, .. } => cache.attend(tape, &self.attention.site, i, &attends.own, &q),
         });
         if let Some(cross) = &self.cross {
-            x = cross.forward(tape, x, p, |tape, q, kv| match reads {
-                Reads::Alone(_) => q,
-                Reads::Encoder { sequences, memory, sources } => {
+            x = cross.forward(tape, x, p, |tape, q, kv| match attended {
+                Attended::Own(_) => q,
+                Attended::Earlier { sequences, memory, sources } => {
                     let kv = kv.map(|kv| (kv.forward(tape, memory), *sources));
-                    tape.attention(&cross.site, &how.plain, (q, sequences), kv)
+                    tape.attention(&cross.site, &attends.encoder, (q, sequences), kv)
                 }
-                Reads::Cache(cache) => cache.attend_encoder(tape, &cross.site, i, &how.plain, q),
+                Attended::Cached { cache, encoded: Encoded { kv, sources } } => {
+                    let kv = Some((kv[i].clone(), sources));
+                    tape.attention(&cross.site, &attends.encoder, (q, cache.queries()), kv)
+                }
             });
         }
-        self.feed_forward.forward(tape, x, c)
+        self.feed_forward.forward(tape, x, &self.config)
     }
 
-    fn sites(&self, rows: RowsOf, c: &T5Config, sites: &mut Vec<Site>) {
+    fn sites(&self, rows: RowsOf, sites: &mut Vec<Site>) {
         sites.push(Site::new(&self.name, rows, SiteKind::Block));
         for a in [Some(&self.attention), self.cross.as_ref()].into_iter().flatten() {
             sites.push(Site::new(a.norm.site(), rows, SiteKind::Norm));
@@ -276,7 +332,7 @@ impl Block {
             sites.extend(Site::of_dense(&a.o, rows));
         }
         let FeedForwardLayer { norm, wi, wo, .. } = &self.feed_forward;
-        let kind = match c.feed_forward_proj {
+        let kind = match self.config.feed_forward_proj {
             FeedForward::Relu => SiteKind::Relu,
             FeedForward::GatedGelu => SiteKind::Gelu,
         };
@@ -301,32 +357,33 @@ impl Block {
 impl Attention {
     fn new(config: &T5Config, layer: &str, kind: &str, cross: bool, r: &mut Registry) -> Self {
         let (d, inner, factor) = (config.d_model, config.inner(), config.initializer_factor);
-        let size = DenseSize { size: [inner, d], dims: &["num_heads", "d_model"] };
         let site = format!("{layer}.{kind}");
-        let of = |width: usize| factor / (width as f64).sqrt();
         let part = |part: &str| format!("{site}.{part}");
-        let [q, k, v, o] = ["q", "k", "v", "o"].map(part);
-        let (q, k, v) = ((q.as_str(), of(d * config.d_kv)), (k.as_str(), of(d)), (v.as_str(), of(d)));
+        let module = |name: &str, width: usize| {
+            let std = factor / (width as f64).sqrt();
+            Module { name: part(name), outputs: inner, dims: &["num_heads", "d_model"], std }
+        };
+        let [q, k, v] = [module("q", d * config.d_kv), module("k", d), module("v", d)];
         let (q, kv) = match cross {
-            false => (Dense::new(r, &part("qkv"), &[q, k, v], size, false), None),
+            false => (Dense::new(r, &part("qkv"), &[q, k, v], d, false), None),
             true => {
-                let q = Dense::new(r, &part("q"), &[q], size, false);
-                (q, Some(Dense::new(r, &part("kv"), &[k, v], size, false)))
+                let q = Dense::new(r, &part("q"), &[q], d, false);
+                (q, Some(Dense::new(r, &part("kv"), &[k, v], d, false)))
             }
         };
-        let back = DenseSize { size: [d, inner], dims: &["d_model", "num_heads"] };
-        let o = Dense::new(r, &o, &[(&o, of(inner))], back, false);
-        let norm = Norm::rms(r, &format!("{layer}.layer_norm"), d, config.layer_norm_epsilon);
+        let o = Module { outputs: d, dims: &["d_model", "num_heads"], ..module("o", inner) };
+        let o = Dense::new(r, &part("o"), &[o], inner, false);
+        let norm = Norm::rms(r, "", &format!("{layer}.layer_norm"), config.width(), config.layer_norm_epsilon);
         Self { site, norm, q, kv, o }
     }
 
     /// x and what attention adds to it; `attend` gets the projections and the layer of k and v.
     fn forward(
         &self,
-        tape: &mut Tape,
+        tape: &mut Tape<'_>,
         x: Var,
         dropout: f32,
-        attend: impl FnOnce(&mut Tape, Var, Option<&Dense>) -> Var,
+        attend: impl FnOnce(&mut Tape<'_>, Var, Option<&Dense>) -> Var,
     ) -> Var {
         // `h` is assigned rather than shadowed, so that what only the next op reads is dropped there
         let mut h = self.norm.forward(tape, &x);
@@ -342,21 +399,19 @@ impl FeedForwardLayer {
     fn new(config: &T5Config, layer: &str, r: &mut Registry) -> Self {
         let (d, f, factor) = (config.d_model, config.d_ff, config.initializer_factor);
         let site = format!("{layer}.DenseReluDense");
-        let std = factor / (d as f64).sqrt();
-        let up = DenseSize { size: [f, d], dims: &["d_ff", "d_model"] };
-        let wi = |parts: &[&str], r: &mut Registry| {
-            let parts: Vec<_> = parts.iter().map(|part| format!("{site}.{part}")).collect();
-            let parts: Vec<_> = parts.iter().map(|part| (part.as_str(), std)).collect();
-            Dense::new(r, &format!("{site}.wi"), &parts, up, false)
+        let up = |part: &str| {
+            let std = factor / (d as f64).sqrt();
+            Module { name: format!("{site}.{part}"), outputs: f, dims: &["d_ff", "d_model"], std }
         };
-        let wi = match config.feed_forward_proj {
-            FeedForward::Relu => wi(&["wi"], r),
-            FeedForward::GatedGelu => wi(&["wi_0", "wi_1"], r),
+        let up = match config.feed_forward_proj {
+            FeedForward::Relu => vec![up("wi")],
+            FeedForward::GatedGelu => vec![up("wi_0"), up("wi_1")],
         };
-        let down = DenseSize { size: [d, f], dims: &["d_model", "d_ff"] };
-        let wo = format!("{site}.wo");
-        let wo = Dense::new(r, &wo, &[(&wo, factor / (f as f64).sqrt())], down, false);
-        let norm = Norm::rms(r, &format!("{layer}.layer_norm"), d, config.layer_norm_epsilon);
+        let wi = Dense::new(r, &format!("{site}.wi"), &up, d, false);
+        let std = factor / (f as f64).sqrt();
+        let down = Module { name: format!("{site}.wo"), outputs: d, dims: &["d_model", "d_ff"], std };
+        let wo = Dense::new(r, &format!("{site}.wo"), &[down], f, false);
+        let norm = Norm::rms(r, "", &format!("{layer}.layer_norm"), config.width(), config.layer_norm_epsilon);
         Self { site, norm, wi, wo }
     }
 
@@ -365,7 +420,7 @@ impl FeedForwardLayer {
         format!("{}.act", self.site)
     }
 
-    fn forward(&self, tape: &mut Tape, x: Var, c: &T5Config) -> Var {
+    fn forward(&self, tape: &mut Tape<'_>, x: Var, c: &T5Config) -> Var {
         let (at, p) = (|part: &str| format!("{}.{part}", self.site), c.dropout_rate as f32);
         let mut h = self.norm.forward(tape, &x);
         h = self.wi.forward(tape, &h);
