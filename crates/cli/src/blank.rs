@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use colrow_autograd::Policy;
 use colrow_models::config::Config;
+use colrow_models::family::HeadKind;
 use colrow_models::model::Model;
 use colrow_tensor::{DType, Device, Result};
 use colrow_train::data::Lengths;
@@ -40,7 +41,7 @@ impl Blank {
 
     /// A batch of sequences, each with a target of so many tokens if the model answers in text.
     pub(crate) fn lengths(&self, sources: Vec<u32>, target: usize) -> Lengths {
-        let targets = self.config.is_text_to_text().then(|| vec![target as u32; sources.len()]);
+        let targets = (self.config.family().head == HeadKind::Language).then(|| vec![target as u32; sources.len()]);
         Lengths { sources, targets }
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use colrow_models::family::HeadKind;
 use colrow_tensor::{Error, Named, Precision, Result};
 use colrow_train::data::{BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser, is_unnamed};
 use colrow_train::engine::Engine;
@@ -96,11 +97,12 @@ impl Predictor {
         let config = &model.config;
         let told = |get: fn(&Usage) -> Option<usize>| usage.as_ref().and_then(get);
         let task = task.or(usage.as_ref().map(|usage| usage.task)).unwrap_or(Task::Classify);
+        let in_text = config.family().head == HeadKind::Language;
         let names = match task.labels() {
             // a classifier's outputs are what its configuration says; text says itself what it means
-            Some(names) if config.is_text_to_text() => names.iter().map(|&name| name.to_owned()).collect(),
+            Some(names) if in_text => names.iter().map(|&name| name.to_owned()).collect(),
             // a text-to-text model's file says nothing of what it answers
-            None if config.is_text_to_text() && usage.is_none() && is_unnamed(&config.labels) => Vec::new(),
+            None if in_text && usage.is_none() && is_unnamed(&config.labels) => Vec::new(),
             _ => config.labels.clone(),
         };
         let map = LabelMap::of_model(task, names);

@@ -112,7 +112,7 @@ impl Config {
     /// Labels that are not numbered from 0, more than one right label.
     pub fn check_head(&self) -> Result<()> {
         let problems: Vec<&str> = self.head_problems.iter().flatten().map(String::as_str).collect();
-        if problems.is_empty() || self.is_text_to_text() {
+        if problems.is_empty() || self.family().head == HeadKind::Language {
             return Ok(());
         }
         Err(Error::new(problems.join("\n"))
@@ -127,11 +127,6 @@ impl Config {
     /// The model's family.
     pub fn family(&self) -> &'static Family {
         self.family
-    }
-
-    /// Whether the model answers in text.
-    pub fn is_text_to_text(&self) -> bool {
-        self.family.head == HeadKind::Language
     }
 
     /// The class that the file names for the tokenizer, if it does.

@@ -49,6 +49,7 @@ use std::sync::Arc;
 
 use colrow_autograd::{Mode, Tape, Var};
 use colrow_models::config::Config;
+use colrow_models::family::HeadKind;
 use colrow_models::model::Model;
 use colrow_tensor::{Error, Result};
 
@@ -228,7 +229,7 @@ pub fn of_model(config: &Config, longest: usize) -> Arc<dyn Objective> {
     let task = if config.num_labels() == 1 { Task::Regress } else { Task::Classify };
     let names = if task.is_regression() { &[][..] } else { &config.labels };
     let scorer = Scorer::of(task, names);
-    if !config.is_text_to_text() {
+    if config.family().head == HeadKind::Classifier {
         return of_classifier(scorer);
     }
     let wording = Wording::new(task, &LabelMap::of_model(task, names.to_vec()));

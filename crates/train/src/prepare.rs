@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use colrow_models::config::{Config, ProblemType};
+use colrow_models::family::HeadKind;
 use colrow_models::hub::{self, Needs};
 use colrow_models::model::Model;
 use colrow_tensor::{DType, Device, Error, Result};
@@ -94,7 +95,7 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     };
     // of all rows, so that no class is unknown in what is held out
     let mut map = LabelMap::of(task, &train)?;
-    if !config.is_text_to_text() {
+    if config.family().head == HeadKind::Classifier {
         map = map.in_order_of(task, &config.labels, &train);
     }
     warnings.extend(map.warnings(&train));

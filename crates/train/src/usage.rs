@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use colrow_models::config::Config;
+use colrow_models::family::HeadKind;
 use colrow_models::save::{USAGE_FILE, usage_text};
 use colrow_tensor::{Error, Named, Precision, Result};
 use serde::Serialize;
@@ -68,7 +69,7 @@ impl Usage {
             positive: scorer.positive().map(str::to_owned),
             columns,
             max_length: data.max_length,
-            max_target_length: config.is_text_to_text().then_some(data.max_target_length),
+            max_target_length: (config.family().head == HeadKind::Language).then_some(data.max_target_length),
             batch: recipe.train.batch,
             precision: recipe.train.precision,
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use colrow_autograd::{Bits, Keep, NormSource, Phase, Policy, Sampling, Store};
 use colrow_models::config::Config;
+use colrow_models::family::HeadKind;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES};
 use colrow_models::tokens::Tokens;
@@ -247,7 +248,7 @@ fn plan_equals_meter_for_t5() {
 }
 
 fn targets(config: &Config, lengths: &[u32]) -> Option<Vec<u32>> {
-    config.is_text_to_text().then(|| lengths.iter().map(|l| 1 + l % 4).collect())
+    (config.family().head == HeadKind::Language).then(|| lengths.iter().map(|l| 1 + l % 4).collect())
 }
 
 /// Step number `step`'s batches of these lengths.
@@ -338,7 +339,7 @@ type Trained = (&'static str, Rc<dyn Fn(&mut Model) -> Result<()>>);
 
 /// All parameters, all but some, adapters.
 fn trained(config: &Config) -> Vec<Trained> {
-    let target = if config.is_text_to_text() { "q" } else { "query" };
+    let target = if config.family().head == HeadKind::Language { "q" } else { "query" };
     let lora = LoraConfig {
         lora_rank: 2,
         alpha: 4.0,
@@ -410,7 +411,7 @@ fn updates_in_the_backward_pass_need_the_gradients_of_one_op() {
         let layer = 4 * (3 * d * d + 3 * d);
         let embeddings = 4 * (61 + 160 + 2) * d;
         // T5's table is alive from the head on; beside it, an op's
-        if config.is_text_to_text() { 4 * 61 * d + layer } else { layer.max(embeddings) }
+        if config.family().head == HeadKind::Language { 4 * 61 * d + layer } else { layer.max(embeddings) }
     };
     for config in large() {
         let plan_of = |optim| {

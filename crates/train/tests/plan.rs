@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use colrow_autograd::{Keep, NormSource, Policy, Sampling, Store};
 use colrow_models::config::Config;
+use colrow_models::family::HeadKind;
 use colrow_models::model::{Model, PAPER_SITES, SiteKind};
 use colrow_tensor::{DType, Device, Estimator};
 use colrow_train::data::{BatchBy, Lengths, Sampler, outermost};
@@ -75,7 +76,7 @@ fn plan_of(config: &Config, policy: &Arc<Policy>, micros: &[Lengths], evaluated:
 
 /// Sources and targets of these lengths, the latter if the model answers in text.
 fn lengths(config: &Config, sources: Vec<u32>, targets: Vec<u32>) -> Lengths {
-    Lengths { sources, targets: config.is_text_to_text().then_some(targets) }
+    Lengths { sources, targets: (config.family().head == HeadKind::Language).then_some(targets) }
 }
 
 /// The largest step's lengths as a job plans them: the longest targets, whose ever they are.
@@ -123,7 +124,7 @@ proptest! {
                 }
             }
             // batches of classifiers by sequences are planned to the byte; those by tokens for less than a sequence more than can be drawn
-            if !config.is_text_to_text() {
+            if config.family().head == HeadKind::Classifier {
                 let mut drawn = sources.clone();
                 drawn.sort_unstable_by_key(|&l| if matches!(by, BatchBy::Tokens(_)) { l } else { u32::MAX - l });
                 drawn.truncate(bound.sources.len());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use colrow_autograd::{Keep, NormSource, Policy, RowsOf, Sampling, Store};
 use colrow_models::config::Config;
+use colrow_models::family::HeadKind;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::{Model, PAPER_SITES};
 use colrow_tensor::{DType, Device, Estimator, Result};
@@ -48,7 +49,11 @@ impl Case {
         if !self.adapted {
             return Ok(());
         }
-        let targets = if self.config.is_text_to_text() { ["q", "v", "wo"] } else { ["query", "value", "*.dense"] };
+        let targets = if self.config.family().head == HeadKind::Language {
+            ["q", "v", "wo"]
+        } else {
+            ["query", "value", "*.dense"]
+        };
         let settings = LoraConfig {
             lora_rank: 3,
             alpha: 6.0,
@@ -85,7 +90,8 @@ impl Case {
     }
 
     fn lengths(&self, sources: &[u32]) -> Lengths {
-        let targets = self.config.is_text_to_text().then(|| sources.iter().map(|l| 1 + l % 4).collect());
+        let targets =
+            (self.config.family().head == HeadKind::Language).then(|| sources.iter().map(|l| 1 + l % 4).collect());
         Lengths { sources: sources.to_vec(), targets }
     }
 
@@ -146,7 +152,7 @@ fn cases() -> impl Iterator<Item = (String, Case)> {
     let all = all.flat_map(|(n, e)| [(bert(), false), (bert(), true), (t5(), false), (t5(), true)].map(|c| (n, e, c)));
     all.map(|(norms, everywhere, (config, adapted))| {
         let keep = Keep::Rows(Sampling { estimator: Estimator::Pps, ratio: 0.3, norms, uniform: 0.1 });
-        let text = config.is_text_to_text();
+        let text = config.family().head == HeadKind::Language;
         let name = format!("{norms:?}, everywhere {everywhere}, adapted {adapted}, text to text {text}");
         (name, Case { config, adapted, keep, everywhere })
     })

@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use colrow_autograd::{NormSource, Store};
 use colrow_models::config::Config;
+use colrow_models::family::HeadKind;
 use colrow_models::files;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
@@ -161,7 +162,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let targets = args.target * given.as_ref().map_or(args.batch, Vec::len);
     let tokens = given.as_ref().map_or(args.batch * args.seq, |l| l.iter().map(|&l| l as usize).sum());
-    let tokens = if config.is_text_to_text() { tokens.max(targets) } else { tokens };
+    let tokens = if config.family().head == HeadKind::Language { tokens.max(targets) } else { tokens };
     if args.memory.is_none() && tokens > MOST_TOKENS {
         return Err(Error::usage(format!("{name}: expected at most {MOST_TOKENS} tokens in a batch, found {tokens}")));
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use colrow_models::family::HeadKind;
 use colrow_tensor::printable::one_line;
 use colrow_tensor::{Error, Named, Result};
 use colrow_train::data::{self, Split};
@@ -36,7 +37,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut predictor = Predictor::new(&args.model, &args.usage)?;
     let (config, task) = (&predictor.engine.model.config, predictor.task);
-    if !config.is_text_to_text() && task.is_regression() != (config.num_labels() == 1) {
+    if config.family().head == HeadKind::Classifier && task.is_regression() != (config.num_labels() == 1) {
         return Err(Error::usage(format!(
             "--task {task}: expected a model with {}, found one with {} labels",
             if task.is_regression() { "one output" } else { "several labels" },

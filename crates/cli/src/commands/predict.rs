@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use colrow_models::apart;
 use colrow_models::atomic::write_file_atomic;
+use colrow_models::family::HeadKind;
 use colrow_tensor::{Error, Result};
 use colrow_train::data::{self, Example, Split};
 use colrow_train::evaluate::outputs;
@@ -61,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let set = predictor.tokens(&examples, None)?;
     let by = predictor.batches(&set);
     let names = &predictor.engine.model.config.labels;
-    let in_text = predictor.engine.model.config.is_text_to_text();
+    let in_text = predictor.engine.model.config.family().head == HeadKind::Language;
     let mut failure = None;
     let mut write = |format: Format, out: &mut dyn Write| -> io::Result<()> {
         let mut lines = Lines { format, names, with_text: args.with_text, in_text, out };

@@ -3,6 +3,7 @@
 mod alike;
 pub mod batch;
 mod bpe_dropout;
+pub mod classes;
 mod columns;
 mod fingerprint;
 pub mod glue;
@@ -23,8 +24,9 @@ mod tokenizer_files;
 mod tokenizer_limits;
 
 pub use batch::Batch;
+pub use classes::is_unnamed;
 pub use fingerprint::Fingerprint;
-pub use labels::{LabelMap, Labels, is_unnamed};
+pub use labels::{LabelMap, Labels};
 pub use lengths::{Lengths, outermost};
 pub use sampler::{BatchBy, Sampler};
 pub use tokenise::{Targets, TokenisedSet, Tokeniser};
