@@ -21,7 +21,7 @@ pub struct Evaluation {
     /// The class that F1 is of, if F1 is among the metrics.
     pub positive: Option<String>,
     /// How each class fares; `None` for regression.
-    pub classes: Option<Classes>,
+    pub classes: Option<ByClass>,
 }
 
 impl Evaluation {
@@ -37,7 +37,7 @@ impl Evaluation {
     }
 
     /// Class by class: `positive`, the class that F1 is of; `macro_f1`; `classes` (name, precision, recall, f1, support); `confusion`, see
-    /// [`Classes`].
+    /// [`ByClass`].
     pub fn by_class(&self) -> Map<String, Value> {
         let mut all = Map::new();
         all.extend(self.positive.iter().map(|name| ("positive".to_owned(), json!(name))));
@@ -157,7 +157,7 @@ impl Scorer {
     }
 
     /// What the predictions say of each class; `None` for regression.
-    pub fn classes(&self, predictions: &Predictions, labels: &Labels) -> Option<Classes> {
+    pub fn classes(&self, predictions: &Predictions, labels: &Labels) -> Option<ByClass> {
         match (predictions, labels) {
             (Predictions::Classes(predicted), Labels::Class(truth)) => Some(self.by_class(predicted, truth)),
             _ => None,
@@ -177,7 +177,7 @@ impl Scorer {
         })
     }
 
-    fn by_class(&self, predicted: &[u32], truth: &[u32]) -> Classes {
+    fn by_class(&self, predicted: &[u32], truth: &[u32]) -> ByClass {
         let n = self.names.len();
         // answers that are no label come last
         let count = |values: &mut dyn Iterator<Item = u32>| {
@@ -206,13 +206,13 @@ impl Scorer {
             counts
         });
         let only = found.iter().position(|&c| c > 0 && c == truth.len() as u64);
-        Classes { macro_f1, classes, confusion, only: only.filter(|&i| i < n && truth.len() > 1) }
+        ByClass { macro_f1, classes, confusion, only: only.filter(|&i| i < n && truth.len() > 1) }
     }
 }
 
 /// How the classes fare.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Classes {
+pub struct ByClass {
     /// Mean of F1 over the classes that a label or a prediction names, as in scikit-learn.
     pub macro_f1: f64,
     /// Each class, in the order of the labels.

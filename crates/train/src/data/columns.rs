@@ -1,4 +1,5 @@
-//! Which columns of a table hold the text, its pair and the label.
+//! What a file's records mean: which columns hold the text, its pair and the label, and how they become examples. Readers know their formats
+//! and ask here; they know no task.
 
 use super::{Example, Examples, Names, Request};
 use colrow_tensor::{Error, Result};
@@ -80,6 +81,51 @@ pub(crate) fn pick(found: &[&str], want: &Request) -> Result<Pick> {
         }
     }
     Ok(Pick { text, pair, label })
+}
+
+impl Request<'_> {
+    /// The columns of a table whose first line is no header but an example, as that of CoLA.
+    pub(crate) fn headerless(&self, first: &[&str]) -> Option<&'static [&'static str]> {
+        let spec = self.task.spec();
+        let columns = spec.headerless.filter(|columns| columns.len() == first.len())?;
+        let label = columns.iter().position(|column| spec.label_columns.contains(column))?;
+        spec.labels.is_some_and(|labels| labels.contains(&first[label])).then_some(columns)
+    }
+
+    /// Whether lines that do not have the header's number of fields are left out.
+    pub(crate) fn skips_ragged(&self) -> bool {
+        self.task.spec().ragged
+    }
+
+    /// Whether two labels that differ in their last digit are two labels.
+    pub(crate) fn counts_digits(&self) -> bool {
+        !self.task.is_regression()
+    }
+
+    /// Whether a column of this name may be read.
+    pub(crate) fn may_read(&self, name: &str) -> bool {
+        let columns = self.columns;
+        let spec = self.task.spec();
+        let asked = [&columns.text, &columns.pair, &columns.label].into_iter().flatten();
+        let known = columns.known.as_ref().into_iter();
+        let trained = known.flat_map(|names| [Some(&names.text), names.pair.as_ref(), names.label.as_ref()]);
+        let usual = spec.columns.iter().flat_map(|&(text, pair)| [Some(text), pair]).flatten();
+        let usual = usual.chain(spec.label_columns.iter().copied());
+        asked.chain(trained.flatten()).map(String::as_str).chain(usual).any(|column| column == name)
+    }
+
+    /// Checks that texts without columns will do.
+    pub(crate) fn check_texts_alone(&self) -> Result<()> {
+        const TABLE: &str = "give a .csv, .tsv, .jsonl or .parquet file with named columns";
+        if self.labels_required {
+            return Err(Error::new("expected texts with labels, found lines of text alone").hint(TABLE));
+        }
+        if self.task.needs_pair() {
+            let what = format!("task {} compares two texts, and a line of text is one", self.task);
+            return Err(Error::new(what).hint(TABLE));
+        }
+        Ok(())
+    }
 }
 
 /// What is said of labels with blanks.

@@ -8,14 +8,6 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The columns of a TSV file whose first line is no header but an example, as those of CoLA.
-pub(crate) fn headerless(task: Task, first: &[&str]) -> Option<&'static [&'static str]> {
-    let spec = task.spec();
-    let columns = spec.headerless.filter(|columns| columns.len() == first.len())?;
-    let label = columns.iter().position(|column| spec.label_columns.contains(column))?;
-    spec.labels.is_some_and(|labels| labels.contains(&first[label])).then_some(columns)
-}
-
 /// The file of one split of a folder, if the folder has it.
 ///
 /// MRPC's own download has no `dev.tsv`: its dev examples are those lines of `msr_paraphrase_train.txt` whose ids are in

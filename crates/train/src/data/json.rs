@@ -185,7 +185,7 @@ impl Row {
         match self.get(key) {
             Some(Cell::Text(text)) => Ok(Some(text.clone())),
             // JSON's whole numbers beyond 64 bits come as floats
-            Some(Cell::Number(number)) if !want.task.is_regression() && number.as_f64().is_some_and(|x| x.abs() >= EXACT) && number.is_f64() => {
+            Some(Cell::Number(number)) if want.counts_digits() && number.as_f64().is_some_and(|x| x.abs() >= EXACT) && number.is_f64() => {
                 Err(Error::new(format!("key {key:?}: expected a label, found a number of too many digits to be told from its neighbours: {number}"))
                     .hint("write it as a string, in quotes"))
             }

@@ -71,14 +71,7 @@ fn unmarked(line: &[u8], number: u64) -> &[u8] {
 
 /// Reads one text a line; blank lines are none.
 pub fn text(input: impl BufRead, want: &Request) -> Result<Examples> {
-    const TABLE: &str = "give a .csv, .tsv, .jsonl or .parquet file with named columns";
-    if want.labels_required {
-        return Err(Error::new("expected texts with labels, found lines of text alone").hint(TABLE));
-    }
-    if want.task.needs_pair() {
-        let what = format!("task {} compares two texts, and a line of text is one", want.task);
-        return Err(Error::new(what).hint(TABLE));
-    }
+    want.check_texts_alone()?;
     let mut problems = Problems::default();
     let mut lines = Lines::new(input);
     let mut examples = Examples::default();

@@ -82,20 +82,9 @@ fn is_header(line: &str, separator: char, want: &Request) -> bool {
     let fields: Vec<&str> = line.split(separator).collect();
     let names: Vec<&str> = fields.iter().map(|field| bare(field)).collect();
     let is_name = |(field, name): (&&str, &&str)| {
-        is_looked_for(name, want) || !is_example(&[name]) && (field.starts_with('"') || !field.starts_with(' '))
+        want.may_read(name) || !is_example(&[name]) && (field.starts_with('"') || !field.starts_with(' '))
     };
     names.len() > 1 && pick(&names, want).is_ok() && fields.iter().zip(&names).all(is_name)
-}
-
-/// Whether a column of this name may be read.
-fn is_looked_for(name: &str, want: &Request) -> bool {
-    let columns = want.columns;
-    let known = columns.known.as_ref();
-    let asked = [&columns.text, &columns.pair, &columns.label].into_iter().flatten();
-    let trained = known.into_iter().flat_map(|names| [Some(&names.text), names.pair.as_ref(), names.label.as_ref()]);
-    let usual = want.task.spec().columns.iter().flat_map(|&(text, pair)| [Some(text), pair]).flatten();
-    let usual = usual.chain(want.task.spec().label_columns.iter().copied());
-    asked.chain(trained.flatten()).map(String::as_str).chain(usual).any(|column| column == name)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::columns::{Pick, pick};
 use super::lines::{LONGEST, Lines, too_long};
 use super::problems::Problems;
-use super::{Examples, Request, glue};
+use super::{Examples, Request};
 use colrow_tensor::{Error, Result};
 use std::io::{BufRead, Seek};
 
@@ -43,7 +43,7 @@ fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examp
     records.strict_header = false;
     let first = record.clone();
     let first: Vec<&str> = first.fields().map(str::trim).collect();
-    let headerless = glue::headerless(want.task, &first).filter(|_| !records.quotes);
+    let headerless = want.headerless(&first).filter(|_| !records.quotes);
     let columns = headerless.map_or(first, <[_]>::to_vec);
     let expected = columns.len();
     let picked = pick(&columns, want)
@@ -68,7 +68,7 @@ fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examp
             examples
                 .push(want, (record.line, record.row), text, pair, label.map(|i| record.field(i)))
                 .unwrap_or_else(|e| problems.add(record.line, e));
-        } else if want.task.spec().ragged && !records.quotes {
+        } else if want.skips_ragged() && !records.quotes {
             examples.skipped += 1;
         } else {
             let hint = match (records.separator, records.quotes) {
