@@ -68,7 +68,7 @@ impl HeadLoss {
         let mut x = gather(input, &index, None);
         kernels.scale(self.scale, None, &mut x);
         let mut logits = device.empty(Class::Workspace, dtype, &[rows.len(), weight.rows()]);
-        kernels.matmul(&x, false, weight, true, 0.0, &mut logits);
+        kernels.linear(&x, &weight.into(), None, &mut logits);
         let mut dlogits = logits.empty_like();
         let mut loss = device.empty(Class::Workspace, dtype, &[1]);
         kernels.cross_entropy(&logits, labels.exact(), &mut loss, &mut dlogits);
@@ -148,7 +148,7 @@ impl Op for HeadLoss {
             }
             if let Some(dx) = &mut dx {
                 let mut part = x;
-                kernels.matmul(&dlogits, false, &weight.value, false, 0.0, &mut part);
+                kernels.linear_backward(&dlogits, &(&weight.value).into(), &mut part);
                 kernels.scale(self.scale, None, &mut part);
                 kernels.scatter_rows(&part, &index, dx);
             }

@@ -44,7 +44,7 @@ impl Rebuild for Output {
 fn product(x: &Tensor, weight: &Handle, bias: Option<&Handle>) -> Tensor {
     let (device, weight) = (x.device(), &weight.value);
     let mut y = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
-    device.kernels().linear(x, weight, bias.map(|b| &b.value), &mut y);
+    device.kernels().linear(x, &weight.into(), bias.map(|b| &b.value), &mut y);
     y
 }
 
@@ -93,7 +93,7 @@ impl Op for Linear {
         drop(input);
         if x.is_some() {
             let mut dx = dy.device().empty(Class::Workspace, dy.dtype(), &[dy.rows(), weight.value.cols()]);
-            kernels.matmul(&dy, false, &weight.value, false, 0.0, &mut dx);
+            kernels.linear_backward(&dy, &(&weight.value).into(), &mut dx);
             grads.add(x, dx);
         }
         Ok(())

@@ -66,7 +66,7 @@ fn add_adapters(y: Tensor, x: &Tensor, a: &Handle, b: &[(Handle, usize)], scale:
     let device = x.device().clone();
     let kernels = device.kernels();
     let mut hidden = device.empty(Class::Workspace, x.dtype(), &[x.rows(), a.rows()]);
-    kernels.matmul(x, false, a, true, 0.0, &mut hidden);
+    kernels.linear(x, &a.into(), None, &mut hidden);
     kernels.scale(scale, None, &mut hidden);
     let mut sum = y.into_owned();
     let rank = a.rows() / b.len();
@@ -78,7 +78,7 @@ fn add_adapters(y: Tensor, x: &Tensor, a: &Handle, b: &[(Handle, usize)], scale:
             continue;
         }
         let mut part = device.empty(Class::Workspace, h.dtype(), &[h.rows(), b.rows()]);
-        kernels.matmul(&h, false, b, true, 0.0, &mut part);
+        kernels.linear(&h, &b.into(), None, &mut part);
         kernels.add_to_columns(&part, *first, &mut sum);
     }
     (sum, hidden)
@@ -141,7 +141,7 @@ impl Adapter {
         let kernels = device.kernels();
         let of = |(b, first): &(Handle, usize)| {
             let mut dh = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), rank]);
-            kernels.matmul(&columns(dy, *first, b.value.rows()), false, &b.value, false, 0.0, &mut dh);
+            kernels.linear_backward(&columns(dy, *first, b.value.rows()), &(&b.value).into(), &mut dh);
             dh
         };
         let mut dh = match &self.b[..] {
@@ -186,7 +186,7 @@ impl Op for Adapter {
             }
             if self.x.is_some() {
                 let mut dx = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), self.a.value.cols()]);
-                kernels.matmul(&dh, false, &self.a.value, false, 0.0, &mut dx);
+                kernels.linear_backward(&dh, &(&self.a.value).into(), &mut dx);
                 if let Some(dropout) = self.dropout {
                     kernels.dropout(dropout, None, &mut dx);
                 }

@@ -154,7 +154,7 @@ pub fn greedy(
 fn most_likely(tape: &Tape<'_>, head: Head, x: Tensor) -> Vec<u32> {
     let (device, weight) = (tape.device(), &tape.param(head.weight).value);
     let mut logits = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
-    device.kernels().matmul(&x, false, weight, true, 0.0, &mut logits);
+    device.kernels().linear(&x, &weight.into(), None, &mut logits);
     let mut tokens = device.empty(Class::Workspace, DType::U32, &[x.rows()]);
     device.kernels().largest(&logits, &mut tokens);
     tokens.to_vec()

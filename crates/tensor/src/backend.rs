@@ -56,7 +56,8 @@ use crate::profile::Profile;
 ///         self.host.matmul(a, ta, b, tb, beta, c);
 ///     }
 ///     // and so on for every other primitive
-///     # fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) { self.host.linear(x, weight, bias, y) }
+///     # fn linear(&self, x: &Tensor, weight: &Stored<'_>, bias: Option<&Tensor>, y: &mut Tensor) { self.host.linear(x, weight, bias, y) }
+///     # fn linear_backward(&self, dy: &Tensor, weight: &Stored<'_>, dx: &mut Tensor) { self.host.linear_backward(dy, weight, dx) }
 ///     # fn zero(&self, x: &mut Tensor) { self.host.zero(x) }
 ///     # fn copy(&self, x: &Tensor, y: &mut Tensor) { self.host.copy(x, y) }
 ///     # fn scale(&self, factor: f64, by: Option<&Tensor>, x: &mut Tensor) { self.host.scale(factor, by, x) }
@@ -75,7 +76,7 @@ use crate::profile::Profile;
 ///     # fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, y: &mut Tensor, kept: Option<(Store<'_>, &mut Tensor)>) { self.host.layer_norm(x, norm, y, kept) }
 ///     # fn layer_norm_backward(&self, z: &Stored<'_>, r: &Tensor, norm: &Norm<'_>, dy: &mut Tensor, dx: bool, sums: [Option<&mut Tensor>; 2]) { self.host.layer_norm_backward(z, r, norm, dy, dx, sums) }
 ///     # fn scale_rows(&self, norm: &Norm<'_>, z: &Rows<'_>, y: &mut Tensor) { self.host.scale_rows(norm, z, y) }
-///     # fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor) { self.host.embed(ids, table, add, y) }
+///     # fn embed(&self, ids: &Tensor, table: &Stored<'_>, add: bool, y: &mut Tensor) { self.host.embed(ids, table, add, y) }
 ///     # fn embed_backward(&self, ids: &Tensor, dy: &Tensor, dtable: &mut Tensor) { self.host.embed_backward(ids, dy, dtable) }
 ///     # fn read_rows(&self, x: &Rows<'_>, scale: Option<&Tensor>, y: &mut Tensor) { self.host.read_rows(x, scale, y) }
 ///     # fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor) { self.host.scatter_rows(x, index, y) }
@@ -137,6 +138,6 @@ pub trait Target: fmt::Debug + Send + Sync {
     /// Elements of scratch that attention with heads of `h` columns needs, forward or backward, for sequences of at most `longest` queries and
     /// `kv_longest` keys.
     fn attention_scratch(&self, spec: &Attention, h: usize, longest: usize, kv_longest: usize) -> usize;
-    /// Most bytes that a product (m, k)·(k, n) copies of its operands.
-    fn packing(&self, m: usize, n: usize, k: usize, dtype: DType) -> usize;
+    /// Most bytes that a product (m, k)·(k, n) copies of its operands, the second of which may be in codes.
+    fn packing(&self, m: usize, n: usize, k: usize, dtype: DType, coded: bool) -> usize;
 }

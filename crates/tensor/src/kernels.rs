@@ -152,8 +152,11 @@ pub trait Kernels {
     /// `c = beta·c + op(a)·op(b)`, op(x) = xᵀ where `ta`, `tb` say so; op(a) (m, k), op(b) (k, n), c (m, n). With beta 0, c need
     /// not be initialised. With [`Precision::Bf16`](crate::Precision::Bf16), f32 operands are rounded first.
     fn matmul(&self, a: &Tensor, ta: bool, b: &Tensor, tb: bool, beta: f64, c: &mut Tensor);
-    /// `y_i = weight·x_i + bias`, x (n, in), weight (out, in), bias (out), y (n, out), which need not be initialised; rounds as `matmul`.
-    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor);
+    /// `y_i = weight·x_i + bias`, x (n, in), weight (out, in), bias (out), y (n, out), which need not be initialised; rounds as `matmul`, a weight
+    /// in codes as its numbers.
+    fn linear(&self, x: &Tensor, weight: &Stored<'_>, bias: Option<&Tensor>, y: &mut Tensor);
+    /// `dx = dy·weight` of [`Kernels::linear`], dy (n, out), dx (n, in), which need not be initialised.
+    fn linear_backward(&self, dy: &Tensor, weight: &Stored<'_>, dx: &mut Tensor);
     /// `x = 0`, any element type.
     fn zero(&self, x: &mut Tensor);
     /// `y = x`, any element type.
@@ -204,7 +207,7 @@ pub trait Kernels {
     /// `y_i = gamma⊙z_i + beta`: a norm's output from its ẑ, to the bit where that is exact.
     fn scale_rows(&self, norm: &Norm<'_>, z: &Rows<'_>, y: &mut Tensor);
     /// `y_i (+)= table[ids_i]`: adds where `add`, else writes; ids (n) u32, table (v, d), y (n, d).
-    fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor);
+    fn embed(&self, ids: &Tensor, table: &Stored<'_>, add: bool, y: &mut Tensor);
     /// `dtable[ids_i] += dy_i`, in the order of i.
     fn embed_backward(&self, ids: &Tensor, dy: &Tensor, dtable: &mut Tensor);
     /// `y_j = scale_j·x_j`, scale (k) or 1, x_j the rows named (k, d).

@@ -23,6 +23,12 @@ impl Meta {
     pub(crate) fn new(target: Arc<dyn Target>) -> Self {
         Self { target, profile: Profile::default(), packing: AtomicUsize::new(0) }
     }
+
+    /// Notes a product c = a·b with so many terms a sum, b in codes or not.
+    fn product(&self, c: &Tensor, k: usize, coded: bool) {
+        let bytes = self.target.packing(c.rows(), c.cols(), k, c.dtype(), coded);
+        self.packing.fetch_max(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Backend for Meta {
@@ -63,12 +69,13 @@ type Out<'a> = &'a mut Tensor;
 #[rustfmt::skip]
 impl Kernels for Meta {
     fn matmul(&self, a: In, ta: bool, _: In, _: bool, _: f64, c: Out) {
-        let k = if ta { a.rows() } else { a.cols() };
-        let bytes = self.target.packing(c.rows(), c.cols(), k, c.dtype());
-        self.packing.fetch_max(bytes, Ordering::Relaxed);
+        self.product(c, if ta { a.rows() } else { a.cols() }, false);
     }
-    fn linear(&self, x: In, weight: In, _: Option<In>, y: Out) {
-        self.matmul(x, false, weight, true, 0.0, y);
+    fn linear(&self, x: In, weight: &Stored<'_>, _: Option<In>, y: Out) {
+        self.product(y, x.cols(), matches!(weight, Stored::Coded(_)));
+    }
+    fn linear_backward(&self, dy: In, weight: &Stored<'_>, dx: Out) {
+        self.product(dx, dy.cols(), matches!(weight, Stored::Coded(_)));
     }
     fn zero(&self, _: Out) {}
     fn copy(&self, _: In, _: Out) {}
@@ -88,7 +95,7 @@ impl Kernels for Meta {
     fn layer_norm(&self, _: In, _: &Norm<'_>, _: Out, _: Option<(Store<'_>, Out)>) {}
     fn layer_norm_backward(&self, _: &Stored<'_>, _: In, _: &Norm<'_>, _: Out, _: bool, _: [Option<Out>; 2]) {}
     fn scale_rows(&self, _: &Norm<'_>, _: &Rows<'_>, _: Out) {}
-    fn embed(&self, _: In, _: In, _: bool, _: Out) {}
+    fn embed(&self, _: In, _: &Stored<'_>, _: bool, _: Out) {}
     fn embed_backward(&self, _: In, _: In, _: Out) {}
     fn read_rows(&self, _: &Rows<'_>, _: Option<In>, _: Out) {}
     fn scatter_rows(&self, _: In, _: In, _: Out) {}

@@ -3,6 +3,7 @@
 
 mod activation;
 pub(crate) mod attention;
+mod coded;
 mod codes;
 mod columns;
 pub(crate) mod instructions;
@@ -131,8 +132,8 @@ impl Target for HostTarget {
         attention::scratch(self.threads, spec, h, longest, kv_longest)
     }
 
-    fn packing(&self, m: usize, n: usize, k: usize, dtype: DType) -> usize {
-        matmul::packing(m, n, k, dtype.size())
+    fn packing(&self, m: usize, n: usize, k: usize, dtype: DType, coded: bool) -> usize {
+        matmul::packing(m, n, k, dtype.size(), coded)
     }
 }
 
@@ -159,10 +160,14 @@ impl Kernels for Host {
         by_float!(self, "matmul", flops, c, T => matmul::matmul::<T>(self.precision, operands, beta, c));
     }
 
-    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
-        let Some(bias) = bias else { return self.matmul(x, false, weight, true, 0.0, y) };
+    fn linear(&self, x: &Tensor, weight: &Stored<'_>, bias: Option<&Tensor>, y: &mut Tensor) {
         let flops = matmul_flops(x, y);
         by_float!(self, "matmul", flops, y, T => matmul::linear::<T>(self.precision, x, weight, bias, y));
+    }
+
+    fn linear_backward(&self, dy: &Tensor, weight: &Stored<'_>, dx: &mut Tensor) {
+        let flops = matmul_flops(dy, dx);
+        by_float!(self, "matmul", flops, dx, T => matmul::linear_backward::<T>(self.precision, dy, weight, dx));
     }
 
     fn zero(&self, x: &mut Tensor) {
@@ -279,8 +284,8 @@ impl Kernels for Host {
         by_float!(self, "scale_rows", y, T => norm::scale_rows::<T>(norm_parameters(norm), Reader::new(z), y.as_mut_slice()));
     }
 
-    fn embed(&self, ids: &Tensor, table: &Tensor, add: bool, y: &mut Tensor) {
-        by_float!(self, "embed", table, T => rows::embed::<T>(ids.as_slice(), table.as_slice(), table.cols(), add, y.as_mut_slice()));
+    fn embed(&self, ids: &Tensor, table: &Stored<'_>, add: bool, y: &mut Tensor) {
+        by_float!(self, "embed", y, T => rows::embed::<T>(ids.as_slice(), &Reader::new(&(*table).into()), add, y.as_mut_slice()));
     }
 
     fn embed_backward(&self, ids: &Tensor, dy: &Tensor, dtable: &mut Tensor) {

@@ -2,16 +2,19 @@
 
 use rayon::prelude::*;
 
+use super::codes::Reader;
 use crate::dtype::Float;
 
 /// Columns that one task of the embedding gradient handles.
 const COLUMNS: usize = 64;
 const ROWS: usize = 64;
 
-pub(super) fn embed<T: Float>(ids: &[u32], table: &[T], d: usize, add: bool, y: &mut [T]) {
-    y.par_chunks_mut(ROWS * d).zip(ids.par_chunks(ROWS)).for_each(|(y, ids)| {
+pub(super) fn embed<T: Float>(ids: &[u32], table: &Reader<'_, T>, add: bool, y: &mut [T]) {
+    let d = table.cols();
+    let buffer = || vec![T::ZERO; if table.exact().is_some() { 0 } else { d }];
+    y.par_chunks_mut(ROWS * d).zip(ids.par_chunks(ROWS)).for_each_init(buffer, |buffer, (y, ids)| {
         for (y, &id) in y.chunks_exact_mut(d).zip(ids) {
-            let row = &table[id as usize * d..][..d];
+            let row = table.row(id as usize, buffer);
             if add {
                 y.iter_mut().zip(row).for_each(|(y, &x)| *y += x);
             } else {

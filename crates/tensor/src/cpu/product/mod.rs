@@ -21,8 +21,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::coded::CodedView;
 use super::instructions::{self, Instructions};
-use super::matmul::View;
+use super::matmul::{Pointer, View};
 use crate::Precision;
 use crate::map::Map;
 
@@ -68,22 +69,91 @@ pub(super) enum Unit {
 
 /// A factor of one product or of several at once, each of which takes a plane: a source, or the sum of two with signs, the first of
 /// them plus. Sources need not be of one size: what one has not got is zero.
-struct Operand {
-    sources: Sources,
+struct Operand<S = View<*const f32>> {
+    sources: Sources<S>,
     /// Signs and indices of sources.
     planes: &'static [&'static [(f32, usize)]],
 }
 
-impl Operand {
-    fn whole(matrix: View<*const f32>) -> Self {
+impl<S> Operand<S> {
+    fn whole(matrix: S) -> Self {
         Self { sources: Sources::One(matrix), planes: &[&[(1.0, 0)]] }
     }
 }
 
 /// A matrix, or the quarters of one.
-enum Sources {
-    One(View<*const f32>),
-    Quarters([View<*const f32>; 4]),
+enum Sources<S> {
+    One(S),
+    Quarters([S; 4]),
+}
+
+/// What has rows and columns, of which a part is of the same kind.
+trait Grid: Sized {
+    fn size(&self) -> [usize; 2];
+    fn part(&self, rows: Range<usize>, cols: Range<usize>) -> Self;
+}
+
+impl<P: Pointer> Grid for View<P> {
+    fn size(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    fn part(&self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        (*self).part(rows, cols)
+    }
+}
+
+impl Grid for CodedView<'_, f32> {
+    fn size(&self) -> [usize; 2] {
+        self.size()
+    }
+
+    fn part(&self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        self.part(rows, cols)
+    }
+}
+
+/// A matrix that can be packed.
+trait Source: Grid + Sync {
+    /// See [`Unit::pack`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn pack(operand: &Operand<Self>, unit: Unit, place: Place, panels: Panels);
+}
+
+impl Source for View<*const f32> {
+    unsafe fn pack(operand: &Operand<Self>, unit: Unit, place: Place, panels: Panels) {
+        // SAFETY: as this function requires.
+        unsafe { unit.pack(operand, place, panels) }
+    }
+}
+
+/// Decodes what is to be packed, so that packing sees the numbers.
+impl Source for CodedView<'_, f32> {
+    unsafe fn pack(operand: &Operand<Self>, unit: Unit, Place { rows, cols }: Place, panels: Panels) {
+        let each = rows.len() * cols.len();
+        let within = |source: &Self| {
+            let [m, n] = source.size();
+            let [rows, cols] = [(&rows, m), (&cols, n)].map(|(range, end)| range.start.min(end)..range.end.min(end));
+            source.part(rows, cols)
+        };
+        let planes = operand.planes;
+        with_room(if matches!(operand.sources, Sources::One(_)) { each } else { 4 * each }, |room| {
+            // SAFETY: room for each source, which nobody else writes, of numbers of which every bit pattern is valid and which the map
+            // has set to zero at first.
+            let room = |i| unsafe { std::slice::from_raw_parts_mut(room.cast::<f32>().add(i * each), each) };
+            let sources = match &operand.sources {
+                Sources::One(source) => Sources::One(within(source).decode(room(0))),
+                Sources::Quarters(quarters) => {
+                    Sources::Quarters(std::array::from_fn(|i| within(&quarters[i]).decode(room(i))))
+                }
+            };
+            let place = Place { rows: 0..rows.len(), cols: 0..cols.len() };
+            // SAFETY: as this function requires; the views are those of numbers in the room.
+            unsafe { unit.pack(&Operand { sources, planes }, place, panels) };
+        });
+    }
 }
 
 /// Room for packed planes; the panels of a plane follow one another.
@@ -239,19 +309,32 @@ impl Unit {
     /// # Safety
     /// This machine has the unit. The views must lie in memory that is valid to read (a, b, from) and to write by this call alone (c). In
     /// a and b the elements of each row or those of each column are neighbours, in c and from those of each row.
-    pub(super) unsafe fn gemm(self, a: View<*const f32>, b: View<*const f32>, to: Target, parallel: bool) {
-        debug_assert!(a.cols == b.rows && a.rows == to.c.rows && b.cols == to.c.cols);
-        debug_assert!([a, b].iter().all(|v| v.row_stride == 1 || v.col_stride == 1) && to.c.col_stride == 1);
-        let size = Size { m: a.rows, n: b.cols, k: a.cols };
+    pub(super) unsafe fn gemm<'a>(self, a: View<*const f32>, b: impl Into<Right<'a>>, to: Target, parallel: bool) {
+        // SAFETY: as this function requires.
+        unsafe {
+            match b.into() {
+                Right::Plain(b) => {
+                    debug_assert!(b.row_stride == 1 || b.col_stride == 1);
+                    self.product(a, b.t(), to, parallel);
+                }
+                Right::Coded(b) => self.product(a, b.t(), to, parallel),
+            }
+        }
+    }
+
+    /// As [`Unit::gemm`], with bᵀ.
+    unsafe fn product(self, a: View<*const f32>, bt: impl Source, to: Target, parallel: bool) {
+        let size = Size { m: a.rows, n: bt.size()[0], k: a.cols };
+        debug_assert!(bt.size()[1] == size.k && to.c.size() == [size.m, size.n]);
+        debug_assert!((a.row_stride == 1 || a.col_stride == 1) && to.c.col_stride == 1);
         if self.halves(size) {
             let half = size.half();
-            let ([a, b], targets) = strassen::quarters(half, a, b.t(), to);
+            let (a, b, targets) = strassen::quarters(half, a, bt, to);
             // SAFETY: as this function requires; quarters are parts of what they are of, and have no place in common.
-            unsafe { blocked(self, half, [&a, &b], &targets, parallel) };
+            unsafe { blocked(self, half, (&a, &b), &targets, parallel) };
         } else {
-            let [a, b] = [a, b.t()].map(Operand::whole);
             // SAFETY: as this function requires.
-            unsafe { blocked(self, size, [&a, &b], &[[to]], parallel) };
+            unsafe { blocked(self, size, (&Operand::whole(a), &Operand::whole(bt)), &[[to]], parallel) };
         }
     }
 
@@ -271,6 +354,24 @@ impl Unit {
         let (size, planes) = if halves { (size.half(), strassen::PRODUCTS) } else { (size, 1) };
         let blocks = Blocks::new(self, planes, size);
         planes * blocks.panels() * self.panel_words(blocks.slices.longest()) * size_of::<u32>()
+    }
+}
+
+/// The right factor of a product: a matrix in memory, or one in codes.
+pub(super) enum Right<'a> {
+    Plain(View<*const f32>),
+    Coded(CodedView<'a, f32>),
+}
+
+impl std::convert::From<View<*const f32>> for Right<'_> {
+    fn from(view: View<*const f32>) -> Self {
+        Self::Plain(view)
+    }
+}
+
+impl<'a> std::convert::From<CodedView<'a, f32>> for Right<'a> {
+    fn from(view: CodedView<'a, f32>) -> Self {
+        Self::Coded(view)
     }
 }
 
@@ -312,7 +413,7 @@ impl Blocks {
 unsafe fn blocked(
     unit: Unit,
     size: Size,
-    [a, b]: [&Operand; 2],
+    (a, b): (&Operand, &Operand<impl Source>),
     targets: &[impl AsRef<[Target]> + Sync],
     parallel: bool,
 ) {
@@ -352,12 +453,18 @@ unsafe fn blocked(
 ///
 /// # Safety
 /// As [`Unit::pack`], for all panels.
-unsafe fn pack(unit: Unit, operand: &Operand, Place { rows, cols }: Place, panels: Panels, parallel: bool) {
+unsafe fn pack(
+    unit: Unit,
+    operand: &Operand<impl Source>,
+    Place { rows, cols }: Place,
+    panels: Panels,
+    parallel: bool,
+) {
     for_each(parallel, rows.len().div_ceil(TASK_PANELS * LANES), |i| {
         let start = rows.start + i * TASK_PANELS * LANES;
         let place = Place { rows: start..rows.end.min(start + TASK_PANELS * LANES), cols: cols.clone() };
         // SAFETY: as this function requires; a panel is written by one task.
-        unsafe { unit.pack(operand, place, Panels { ptr: panels.at(0, i * TASK_PANELS), ..panels }) };
+        unsafe { Source::pack(operand, unit, place, Panels { ptr: panels.at(0, i * TASK_PANELS), ..panels }) };
     });
 }
 

@@ -7,8 +7,7 @@
 //! and u = 2⁻²⁴, |ĉ − c| ≤ (3·k² + 25·k)·u·‖a‖·‖b‖ to first order, where the plain product has k² (Higham 2002, section 23.2.2, one
 //! level of the recurrence).
 
-use super::{Operand, Size, Sources, Target};
-use crate::cpu::matmul::{Pointer, View};
+use super::{Grid, Operand, Size, Sources, Target};
 
 /// Signed quarters of each sum: 0 and 1 are the upper ones, the first sign is plus.
 type Sums = [&'static [(f32, usize)]; 7];
@@ -62,37 +61,36 @@ impl Size {
 }
 
 /// The sums of quarters of a and of bᵀ, and to where each product of two of them goes, for quarters of a size.
-pub(super) fn quarters(
+pub(super) fn quarters<A: Grid, B: Grid>(
     Size { m, n, k }: Size,
-    a: View<*const f32>,
-    bt: View<*const f32>,
+    a: A,
+    bt: B,
     to: Target,
-) -> ([Operand; 2], Vec<Vec<Target>>) {
+) -> (Operand<A>, Operand<B>, Vec<Vec<Target>>) {
     let mut met = [false; 4];
     let targets = OF_C.map(|sum| {
         let target = |&(sign, quarter): &(f32, usize)| {
-            let c = to.c.quarter(quarter, m, n);
+            let c = part(&to.c, quarter, m, n);
             let (beta, from) = to.from;
-            let from = if met[quarter] { (1.0, c.read()) } else { (beta, from.quarter(quarter, m, n)) };
+            let from = if met[quarter] { (1.0, c.read()) } else { (beta, part(&from, quarter, m, n)) };
             met[quarter] = true;
             Target { alpha: sign * to.alpha, from, c }
         };
         sum.iter().map(target).collect()
     });
-    let of = |matrix: View<_>, rows, planes| Operand {
-        sources: Sources::Quarters([0, 1, 2, 3].map(|i| matrix.quarter(i, rows, k))),
-        planes,
-    };
-    ([of(a, m, &OF_A), of(bt, n, &OF_B)], targets.into())
+    (of(&a, m, k, &OF_A), of(&bt, n, k, &OF_B), targets.into())
 }
 
-impl<P: Pointer> View<P> {
-    /// One of its quarters, the first of which has so many rows and columns.
-    fn quarter(self, quarter: usize, rows: usize, cols: usize) -> Self {
-        let half = |second: bool, first: usize, all: usize| {
-            let first = first.min(all);
-            if second { first..all } else { 0..first }
-        };
-        self.part(half(quarter >= 2, rows, self.rows), half(quarter % 2 == 1, cols, self.cols))
-    }
+fn of<G: Grid>(matrix: &G, rows: usize, cols: usize, planes: &'static Sums) -> Operand<G> {
+    Operand { sources: Sources::Quarters([0, 1, 2, 3].map(|i| part(matrix, i, rows, cols))), planes }
+}
+
+/// A quarter of a matrix, the first of which has so many rows and columns.
+fn part<G: Grid>(of: &G, quarter: usize, rows: usize, cols: usize) -> G {
+    let half = |second: bool, first: usize, all: usize| {
+        let first = first.min(all);
+        if second { first..all } else { 0..first }
+    };
+    let [all_rows, all_cols] = of.size();
+    of.part(half(quarter >= 2, rows, all_rows), half(quarter % 2 == 1, cols, all_cols))
 }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::rng::Key;
+use crate::{Class, Code, Coded, Device, Format, Stored};
 
 /// So many that are packed at once, where the inner dimension is a slice.
 const COLUMNS: usize = COLUMNS_WORDS / DEPTH;
@@ -234,6 +235,36 @@ fn products_of_quarters_add_what_they_are_told_to() {
         let case = Case { beta: 0.0, ..case };
         let nan = Matrix::filled(f32::NAN, c.rows, c.cols);
         assert_eq!(case.run(unit, &a, &b, &nan).bits(), case.run(unit, &a, &b, &c).bits());
+    }
+}
+
+/// On every unit that this machine has: plain products, quarters with borders within groups, several slices; scales that are not finite.
+#[test]
+fn factors_in_codes_are_their_numbers() {
+    let device = Device::cpu();
+    for size in [[37, 23, 65], [21, COLUMNS + 51, 2 * DEPTH + 7], [385, 401, 790], [3, 70, 1]] {
+        for (transposed, code) in [(false, Code::Int8), (true, Code::Int8), (true, Code::Bf16), (false, Code::Int4)] {
+            let case = Case { size, transposed: [false, transposed], gap: 0, alpha: 0.75, beta: 0.5 };
+            let [a, b, c] = case.operands();
+            let mut weight = device.tensor(Class::Workspace, &[b.rows, b.cols], &b.data);
+            for (i, odd) in [f32::NAN, f32::INFINITY, f32::MAX].into_iter().enumerate().take(b.rows - 1) {
+                weight.write_range((i + 1) * b.cols - 1, &[odd]);
+            }
+            let mut coded = Coded::empty_like(&weight, Format { code, group: 64 });
+            device.kernels().quantise(None, &weight, &mut coded);
+            device.kernels().read_rows(&Stored::Coded(&coded).into(), None, &mut weight);
+            let numbers = Matrix { data: weight.to_vec(), ..b };
+            for unit in units() {
+                let want = case.run(unit, &a, &numbers, &c);
+                let mut got = c.clone();
+                let to = View::new(got.data.as_mut_ptr(), got.rows, got.cols, got.stride);
+                let to = Target { alpha: case.alpha, from: (case.beta, to.read()), c: to };
+                let b = CodedView::new(&coded);
+                // SAFETY: the views are those of live matrices of matching sizes, and `got` is ours.
+                unsafe { unit.gemm(a.view(), if transposed { b.t() } else { b }, to, true) };
+                assert!(got.bits() == want.bits(), "{unit:?} {case:?} {code:?}");
+            }
+        }
     }
 }
 
