@@ -1,5 +1,6 @@
 #![no_main]
-use colrow_models::lora::{AdapterConfig, config_from_json, names_module};
+use colrow_models::checkpoint::adapter::{AdapterConfig, config_from_json};
+use colrow_models::lora::names_module;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

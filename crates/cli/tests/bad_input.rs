@@ -3,7 +3,7 @@
 
 mod common;
 
-use colrow_models::weights::{Data, Saved, Weights, write};
+use colrow_models::checkpoint::safetensors::{Data, Saved, Weights, write};
 use common::{Place, config, npy, t5_config, tokenizer, tsv};
 use serde_json::json;
 

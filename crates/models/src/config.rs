@@ -5,11 +5,11 @@ use std::path::Path;
 use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::names::CONFIG_FILE;
 use crate::families::FAMILIES;
 use crate::family::{Architecture, Family, HeadKind};
 use crate::fields::{Fields, shown};
 use crate::files::read_json_bytes;
-use crate::hub::CONFIG_FILE;
 
 /// What the classifier's outputs are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,21 +45,29 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads `config.json` of a model folder.
+    /// Reads `config.json` of a model folder, of one of the families here.
     ///
     /// # Errors
-    /// Those of [`Config::from_json_with`]; a file that cannot be read.
+    /// As [`Config::open_of`].
     pub fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join(CONFIG_FILE);
-        Self::from_json(&read_json_bytes(&path)?, &path)
+        Self::open_of(FAMILIES, dir)
     }
 
-    /// Reads the text of `file`, which is of one of the families here.
+    /// Reads `config.json` of the folder of a model of one of `families`.
     ///
     /// # Errors
-    /// Those of [`Config::from_json_with`].
+    /// A file that cannot be read; those of [`Config::from_json_of`].
+    pub fn open_of(families: &[&'static Family], dir: &Path) -> Result<Self> {
+        let path = dir.join(CONFIG_FILE);
+        Self::from_json_of(families, &read_json_bytes(&path)?, &path)
+    }
+
+    /// Reads the text of `file`, of one of the families here.
+    ///
+    /// # Errors
+    /// As [`Config::from_json_of`].
     pub fn from_json(json: &[u8], file: &Path) -> Result<Self> {
-        Self::from_json_with(json, file, FAMILIES)
+        Self::from_json_of(FAMILIES, json, file)
     }
 
     /// Reads the text of `file`, which is of one of `families`: of the first, if it does not say. What is wrong with the head alone is for
@@ -67,7 +75,7 @@ impl Config {
     ///
     /// # Errors
     /// Another family; all that is wrong, by key, in one error.
-    pub fn from_json_with(json: &[u8], file: &Path, families: &[&'static Family]) -> Result<Self> {
+    pub fn from_json_of(families: &[&'static Family], json: &[u8], file: &Path) -> Result<Self> {
         let at = |what: String| Error::new(what).at(file.display());
         let original: Map<String, Value> =
             serde_json::from_slice(json).map_err(|e| at(format!("expected a JSON object: {e}")))?;

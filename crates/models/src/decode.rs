@@ -159,3 +159,103 @@ fn most_likely(tape: &Tape<'_>, head: Head, x: Tensor) -> Vec<u32> {
     device.kernels().largest(&logits, &mut tokens);
     tokens.to_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use colrow_autograd::{Mode, ParamId, Params};
+    use colrow_tensor::rng::Key;
+
+    use super::*;
+
+    const WIDTH: usize = 8;
+    const WORDS: usize = 23;
+    const ATTEND: Attend = Attend { heads: 2, scale: 0.5, causal: true, first_position: 0, dropout: 0.0, bias: None };
+
+    /// A decoder of two layers behind a prompt, without an encoder.
+    struct PromptOnly {
+        words: ParamId,
+        qkv: [ParamId; 2],
+        prompts: Vec<u32>,
+    }
+
+    impl PromptOnly {
+        fn new(params: &mut Params, prompts: &[u32]) -> Self {
+            let mut add = |name: &str, rows: usize| {
+                let id = params.add(name, &[rows, WIDTH], true);
+                let key = Key::new(5).named(name);
+                params[id].value.write_f64((0..(rows * WIDTH) as u64).map(|i| key.normal(i)));
+                id
+            };
+            let words = add("words", WORDS);
+            Self { words, qkv: [add("0", 3 * WIDTH), add("1", 3 * WIDTH)], prompts: prompts.to_vec() }
+        }
+
+        fn head(&self) -> Head {
+            Head { weight: self.words, scale: 1.0 }
+        }
+
+        fn hidden(
+            &self,
+            tape: &mut Tape<'_>,
+            tokens: &[u32],
+            mut attend: impl FnMut(&mut Tape<'_>, usize, Var) -> Var,
+        ) -> Var {
+            let ids = tape.device().tensor(Class::Workspace, &[tokens.len()], tokens);
+            let mut x = tape.embedding("words", &[(&ids, self.words)]);
+            for (i, &qkv) in self.qkv.iter().enumerate() {
+                let qkv = tape.linear("qkv", &x, qkv, None);
+                let h = attend(tape, i, qkv);
+                x = tape.add("residual", h, &x);
+            }
+            x
+        }
+    }
+
+    impl Decoder for PromptOnly {
+        fn cached(&self) -> CacheSize {
+            CacheSize { layers: self.qkv.len(), columns: 2 * WIDTH }
+        }
+
+        fn first(&self) -> Vec<u32> {
+            self.prompts.clone()
+        }
+
+        fn step(&self, tape: &mut Tape<'_>, tokens: &[u32], cache: &mut Cache) -> Var {
+            self.hidden(tape, tokens, |tape, layer, qkv| cache.attend(tape, "attention", layer, &ATTEND, &qkv))
+        }
+    }
+
+    /// The same without a cache: every row again for each token.
+    fn slowly(params: &Params, model: &PromptOnly, longest: usize) -> Vec<Vec<u32>> {
+        let answer = |prompt: &[u32]| {
+            let mut all = prompt.to_vec();
+            for _ in 0..longest {
+                let mut tape = Tape::new(params, Mode::Inference);
+                let sequences = Sequences::new(params.device(), &[0, all.len() as u32]);
+                let x = model.hidden(&mut tape, &all, |tape, _, qkv| {
+                    tape.attention("attention", &ATTEND, (qkv, &sequences), None)
+                });
+                all.push(*most_likely(&tape, model.head(), x.value).last().unwrap());
+            }
+            all.split_off(prompt.len())
+        };
+        model.prompts.chunks(model.prompts.len() / 2).map(answer).collect()
+    }
+
+    #[test]
+    fn a_decoder_without_an_encoder_goes_on_behind_its_prompts() {
+        let mut params = Params::new(&Device::cpu(), DType::F64);
+        for prompts in [&[3, 7, 1, 20, 4, 4][..], &[2, 9]] {
+            let model = PromptOnly::new(&mut params, prompts);
+            let expected = slowly(&params, &model, 6);
+            let answers =
+                |end, longest| greedy(&mut Tape::new(&params, Mode::Inference), &model, model.head(), 2, end, longest);
+            assert_eq!(answers(None, 6), expected);
+            assert!(expected[0] != expected[1] && answers(None, 0).concat().is_empty());
+            // the first text ends where its third token comes first
+            let end = expected[0][2];
+            let ended = expected.iter().map(|text| text.iter().copied().take_while(|&t| t != end).collect::<Vec<_>>());
+            assert_eq!(answers(Some(end), 6), ended.collect::<Vec<_>>());
+        }
+    }
+}

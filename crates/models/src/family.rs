@@ -18,7 +18,109 @@ pub enum HeadKind {
     Language,
 }
 
+/// What is usual for [`Family::tokenizer_files`].
+pub const TOKENIZER_FILES: &[&str] =
+    &["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"];
+
 /// A model family: how its files name things, and what is usual for its models.
+///
+/// [`FAMILIES`](crate::families::FAMILIES) are those that every command knows. One of another crate is given to
+/// [`Config::from_json_of`](crate::config::Config::from_json_of):
+///
+/// ```
+/// use std::path::Path;
+///
+/// use colrow_autograd::{Mode, ParamId, RowsOf, Tape, Var};
+/// use colrow_models::config::Config;
+/// use colrow_models::family::{Architecture, Family, HeadKind, Keys};
+/// use colrow_models::layers::{Dense, Module};
+/// use colrow_models::model::Model;
+/// use colrow_models::net::{Net, Site};
+/// use colrow_models::registry::{Init, NUM_LABELS, Registry};
+/// use colrow_models::tokens::Tokens;
+/// use colrow_tensor::{Class, DType, Device};
+///
+/// /// The first word of a text decides.
+/// #[derive(Clone, Debug, PartialEq)]
+/// struct FirstWord {
+///     width: usize,
+///     vocab_size: usize,
+/// }
+///
+/// #[derive(Debug)]
+/// struct Layers {
+///     words: ParamId,
+///     head: Dense,
+/// }
+///
+/// impl Architecture for FirstWord {
+///     fn net(&self, labels: usize, registry: &mut Registry) -> Box<dyn Net> {
+///         let (shape, dims) = ([self.vocab_size, self.width], &["vocab_size", "width"]);
+///         let words = registry.add("words.weight", &shape, dims, Init::Normal(0.02));
+///         let head = Module { name: "head".into(), outputs: labels, dims: &[NUM_LABELS, "width"], std: 0.02 };
+///         Box::new(Layers { words, head: Dense::new(registry, "head", &[head], self.width, true) })
+///     }
+///
+///     fn hidden_size(&self) -> usize {
+///         self.width
+///     }
+///
+///     fn layers(&self) -> usize {
+///         1
+///     }
+///
+///     fn vocab_size(&self) -> usize {
+///         self.vocab_size
+///     }
+///
+///     fn set_dropout(&mut self, _: f64) {}
+/// }
+///
+/// impl Net for Layers {
+///     fn sites(&self) -> Vec<Site> {
+///         Site::of_dense(&self.head, RowsOf::Sequences)
+///     }
+///
+///     fn linears_mut(&mut self) -> Vec<&mut Dense> {
+///         vec![&mut self.head]
+///     }
+///
+///     fn logits(&self, tape: &mut Tape<'_>, tokens: &Tokens) -> Option<Var> {
+///         let first: Vec<u32> = tokens.iter().map(|sequence| sequence[0]).collect();
+///         let ids = tape.device().tensor(Class::Workspace, &[first.len()], &first);
+///         let x = tape.embedding("words", &[(&ids, self.words)]);
+///         Some(self.head.forward(tape, &x))
+///     }
+/// }
+///
+/// static FIRST_WORD: Family = Family {
+///     model_type: "first-word",
+///     name: "FirstWord",
+///     head: HeadKind::Classifier,
+///     saved_class: "FirstWordForSequenceClassification",
+///     tokenizer_class: "BertTokenizer",
+///     tokenizer_files: &[],
+///     architecture: |fields, _| {
+///         Box::new(FirstWord {
+///             width: fields.size("width", None, 1 << 16),
+///             vocab_size: fields.size("vocab_size", None, 1 << 24),
+///         })
+///     },
+///     keys: Keys { prefix: "", body: &["words."], head: &[], ignored: &[], aliases: &[], siblings: &[] },
+///     adapter_targets: &[],
+///     modules_to_save: &["head"],
+///     peft_task: "SEQ_CLS",
+/// };
+///
+/// let json = br#"{"model_type": "first-word", "width": 4, "vocab_size": 30, "num_labels": 3}"#;
+/// let config = Config::from_json_of(&[&FIRST_WORD], json, Path::new("config.json"))?;
+/// let mut model = Model::new(config, &Device::cpu(), DType::F32);
+/// model.init(1);
+/// let mut tape = Tape::new(&model.registry.params, Mode::Inference);
+/// let logits = model.logits(&mut tape, &Tokens::of([&[5, 8, 2][..], &[7]]))?;
+/// assert_eq!(logits.value.shape(), [2, 3]);
+/// # Ok::<(), colrow_tensor::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Family {
     /// `model_type` of `config.json`: `bert`.
@@ -31,6 +133,9 @@ pub struct Family {
     pub saved_class: &'static str,
     /// The class of its tokenizer, where no file names one.
     pub tokenizer_class: &'static str,
+    /// What other programs read of its tokenizers beside `tokenizer.json`: these files travel from a model to what is made of it, where
+    /// they are.
+    pub tokenizer_files: &'static [&'static str],
     /// Reads what is peculiar to it from `config.json`; the model is to have so many labels. What is wrong goes into the fields' problems.
     pub architecture: fn(&mut Fields<'_>, usize) -> Box<dyn Architecture>,
     /// How its checkpoints name tensors.

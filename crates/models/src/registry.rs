@@ -7,7 +7,10 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result, Tensor};
 use rayon::prelude::*;
 
-use crate::weights::{Data, Saved, Weights};
+use crate::checkpoint::safetensors::{Data, Saved, Weights};
+
+/// The key of `config.json` for the dimension that depends on the task.
+pub const NUM_LABELS: &str = "num_labels";
 
 /// How a parameter is initialised where the checkpoint has none.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use colrow_autograd::{Ledger, Running};
 use colrow_models::atomic::{remove_dir_atomic, replace_dir_atomic, write_atomic};
+use colrow_models::checkpoint::safetensors::{self, Data, Saved, Weights};
 use colrow_models::files;
-use colrow_models::weights::{self, Data, Saved, Weights};
 use colrow_tensor::{Bytes, Class, DType, Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -112,12 +112,12 @@ pub fn write(folder: &Path, engine: &Engine, state: &State) -> Result<()> {
     let instructions = Some(colrow_tensor::instructions().to_owned());
     let mut state = State { running, ratios, instructions, ..state.clone() };
     replace_dir_atomic(&target, |new| {
-        weights::write(&new.join(WEIGHTS), &learned(engine), &[])?;
-        weights::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
+        safetensors::write(&new.join(WEIGHTS), &learned(engine), &[])?;
+        safetensors::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
         if let Some(norms) = &engine.norms {
             norms.save(|_, codes| {
                 let codes = Saved { name: "codes".into(), shape: vec![codes.len()], data: Data::U8(codes) };
-                weights::write(&new.join(NORMS), &[codes], &[])
+                safetensors::write(&new.join(NORMS), &[codes], &[])
             })?;
         }
         state.digests = digests::of(new, STATE)?;

@@ -5,8 +5,8 @@ mod seen;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use colrow_models::checkpoint::hub::{self, Needs};
 use colrow_models::config::Config;
-use colrow_models::hub::{self, Needs};
 use colrow_tensor::Result;
 use seen::{Found, look_at};
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use colrow_autograd::{Grads, Keep, Ledger, Mark, Mode, NormMemory, Phase, Policy, Probe, Store, Tape};
-use colrow_models::model::{Model, Site};
+use colrow_models::model::Model;
+use colrow_models::net::Site;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Bytes, Error, Result};
 

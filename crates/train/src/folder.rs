@@ -5,10 +5,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use colrow_models::atomic::{clean_dir, write_atomic};
-use colrow_models::elsewhere::RECIPE;
-use colrow_models::hub::CONFIG_FILE;
-use colrow_models::lora::ADAPTER_CONFIG_FILE;
-use colrow_models::{apart, files, save};
+use colrow_models::checkpoint::names::ADAPTER_CONFIG_FILE;
+use colrow_models::checkpoint::names::CONFIG_FILE;
+use colrow_models::checkpoint::names::RECIPE;
+use colrow_models::checkpoint::save;
+use colrow_models::family::Family;
+use colrow_models::{apart, files};
 use colrow_tensor::{Error, Result};
 use serde_json::Value;
 
@@ -228,21 +230,21 @@ pub fn free(base: &str) -> String {
     (1..).map(name).find(|name| Path::new(name).symlink_metadata().is_err()).unwrap_or_else(|| name(1))
 }
 
-/// Checks that a run in the folder `output` leaves the model that it starts from, in the folder `model`, as it is, and can take over its
+/// Checks that a run in the folder `output` leaves the model that it starts from, of this family in the folder `model`, as it is, and can take over its
 /// files.
 ///
 /// # Errors
 /// One of the folders holds the other, or they are one; files of the model that cannot be copied; a model in the run's folder that cannot be
 /// replaced.
-pub fn check_apart(output: &Path, model: &Path) -> Result<()> {
+pub fn check_apart(output: &Path, model: &Path, family: &Family) -> Result<()> {
     // these may be links to elsewhere
     for folder in [output.to_owned(), output.join(MODEL), output.join(CHECKPOINTS)] {
         apart::check_folder(&folder, "the model", model)?;
     }
     check_alone(output)?;
-    save::check_source(model)?;
+    save::check_source(model, family)?;
     let there = output.join(MODEL);
-    if there.exists() { save::check_replaceable(&there) } else { Ok(()) }
+    if there.exists() { save::check_replaceable(&there, family) } else { Ok(()) }
 }
 
 /// A run in a folder that a run has for something else, or in a model's, would go with it, or be taken for a part of it.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use colrow_autograd::{Draw, NormMemory, NormSource, Policy, Probe, Sampling, Store, estimate_by, row_norms};
-use colrow_models::model::SiteKind;
+use colrow_models::net::SiteKind;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, Error, Estimator, Named, Precision, Result, Tensor};
 use serde::Serialize;

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use colrow_autograd::{Keep, Policy, RowsOf, Store};
+use colrow_models::checkpoint::load::{self, Anew};
 use colrow_models::config::Config;
-use colrow_models::load::{self, Anew};
 use colrow_models::lora;
-use colrow_models::model::{Model, Site};
+use colrow_models::model::Model;
+use colrow_models::net::Site;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 

@@ -1,7 +1,7 @@
 //! From `[keep]` of a recipe to what every site of a model keeps.
 
 use colrow_autograd::{Bits, Keep, NormSource, Policy, RowsOf, Sampling, glob_matches};
-use colrow_models::model::{PAPER_SITES, Site, SiteKind};
+use colrow_models::net::{PAPER_SITES, Site, SiteKind};
 use colrow_tensor::{Error, Estimator, Result};
 
 use crate::ratios;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use colrow_autograd::{Keep, Ledger, NormSource, Policy, RowsOf, Store};
 use colrow_models::config::Config;
-use colrow_models::model::{Model, Site};
+use colrow_models::model::Model;
+use colrow_models::net::Site;
 use colrow_tensor::{Bytes, DType, Device, Result};
 
 use crate::data::{Batch, Lengths};

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use colrow_models::checkpoint::hub::{self, Needs};
 use colrow_models::config::{Config, ProblemType};
 use colrow_models::family::HeadKind;
-use colrow_models::hub::{self, Needs};
 use colrow_models::model::Model;
 use colrow_tensor::{DType, Device, Error, Result};
 

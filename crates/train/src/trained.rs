@@ -3,8 +3,8 @@
 use colrow_autograd::glob_matches;
 use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
-use colrow_models::matching::NUM_LABELS;
 use colrow_models::model::Model;
+use colrow_models::registry::NUM_LABELS;
 use colrow_tensor::{Error, Result};
 
 use crate::recipe::{self, Method, Recipe};

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use colrow_models::hub::{self, Needs};
-use colrow_models::lora;
-use colrow_models::save::{save_adapter_folder, save_model_folder};
+use colrow_models::checkpoint::adapter;
+use colrow_models::checkpoint::hub::{self, Needs};
+use colrow_models::checkpoint::save::{save_adapter_folder, save_model_folder};
 use colrow_tensor::{Error, Named, Result};
 use serde_json::{Map, Value, json};
 
@@ -96,8 +96,8 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
         observer.warn("this run has ended; nothing is left to do");
         return Ok(Outcome::Finished(summary));
     }
-    let (model, _) = model_config(&recipe, Needs::Weights)?;
-    folder::check_apart(&output, &model)?;
+    let (model, config) = model_config(&recipe, Needs::Weights)?;
+    folder::check_apart(&output, &model, config.family())?;
     let mut job = crate::prepare::prepare(recipe, Needs::Weights)?;
     let metric = best_metric(&job)?;
     let plan = job.plan()?;
@@ -522,9 +522,9 @@ impl Run {
                     Ok(folder) => hub::of_run(&folder).display().to_string(),
                     Err(_) => self.job.recipe.model.path.clone(),
                 };
-                let tensors = lora::saved(&model.registry, &settings);
-                let settings = lora::to_json(&settings, model, &base);
-                save_adapter_folder(&dir, settings, &tensors, tokenizer, usage)
+                let tensors = adapter::saved(&model.registry, &settings);
+                let settings = adapter::to_json(&settings, model, &base);
+                save_adapter_folder(&dir, model.config.family(), settings, &tensors, tokenizer, usage)
             }
         }
     }

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use colrow_models::checkpoint::names::USAGE_FILE;
+use colrow_models::checkpoint::save::usage_text;
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
-use colrow_models::save::{USAGE_FILE, usage_text};
 use colrow_tensor::{Error, Named, Precision, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use colrow_autograd::{Keep, Policy};
+use colrow_models::checkpoint::adapter::{self, AdapterConfig, Base};
+use colrow_models::checkpoint::load::{self, Anew};
+use colrow_models::checkpoint::names::ADAPTER_WEIGHTS_FILE;
+use colrow_models::checkpoint::safetensors::{Saved, Weights, write};
+use colrow_models::checkpoint::save::{save_adapter_folder, save_model_folder};
 use colrow_models::config::Config;
+use colrow_models::families::FAMILIES;
 use colrow_models::families::bert::BertConfig;
-use colrow_models::load::{self, Anew};
-use colrow_models::lora::{self, AdapterConfig, Base};
-use colrow_models::save::{save_adapter_folder, save_model_folder};
+use colrow_models::lora;
 use colrow_models::tokens::Tokens;
-use colrow_models::weights::{Saved, Weights, write};
 use colrow_tensor::{DType, Device};
 use colrow_train::data::{Batch, Labels};
 use colrow_train::engine::{Engine, StepStats};
@@ -304,10 +307,10 @@ fn adapted(case: &str, base: &str, dtype: DType) -> (Golden, PathBuf, Engine) {
     let dir = golden.dir.with_file_name(format!("lora-{case}"));
     let folder = with_tokenizer(&golden.dir);
     let base = folder.path().display().to_string();
-    let loaded = load::adapted(&dir, Some(&base), |_| {}, &Device::cpu(), dtype).unwrap();
+    let loaded = load::adapted(&dir, Some(&base), FAMILIES, |_| {}, &Device::cpu(), dtype).unwrap();
     assert!(loaded.initialised.is_empty(), "{:?}", loaded.initialised);
     let mut model = loaded.model;
-    let whole = lora::read_config(&dir).unwrap().lora.modules_to_save;
+    let whole = adapter::read_config(&dir).unwrap().lora.modules_to_save;
     let learned = |key: &str| lora::is_adapter_key(key) || lora::is_saved_whole(&whole, key);
     model.registry.freeze(|key| !learned(key)).unwrap();
     golden.expected = Weights::open_file(&dir.join("expected.safetensors")).unwrap();
@@ -370,14 +373,22 @@ fn adapters_are_saved_as_peft_saves_them() {
     let runs = tempfile::tempdir().unwrap();
     for (case, tiny) in ADAPTERS {
         let (golden, theirs, engine) = adapted(case, tiny, DType::F32);
-        let settings = lora::read_config(&theirs).unwrap().lora;
+        let settings = adapter::read_config(&theirs).unwrap().lora;
         let ours = runs.path().join(case);
         let model = &engine.model;
         let folder = with_tokenizer(&golden.dir);
         let name = folder.path().display().to_string();
-        let json = lora::to_json(&settings, model, &name);
-        save_adapter_folder(&ours, json, &lora::saved(&model.registry, &settings), folder.path(), None).unwrap();
-        let file = |dir: &Path| Weights::open_file(&dir.join(lora::ADAPTER_WEIGHTS_FILE)).unwrap();
+        let json = adapter::to_json(&settings, model, &name);
+        save_adapter_folder(
+            &ours,
+            model.config.family(),
+            json,
+            &adapter::saved(&model.registry, &settings),
+            folder.path(),
+            None,
+        )
+        .unwrap();
+        let file = |dir: &Path| Weights::open_file(&dir.join(ADAPTER_WEIGHTS_FILE)).unwrap();
         let (found, expected) = (file(&ours), file(&theirs));
         assert_eq!(found.shapes().collect::<Vec<_>>(), expected.shapes().collect::<Vec<_>>());
         for (name, shape) in expected.shapes() {
@@ -386,9 +397,9 @@ fn adapters_are_saved_as_peft_saves_them() {
             expected.read(name, &mut b).unwrap();
             assert_eq!(a, b, "{name}");
         }
-        let AdapterConfig { lora: again, base, .. } = lora::read_config(&ours).unwrap();
+        let AdapterConfig { lora: again, base, .. } = adapter::read_config(&ours).unwrap();
         assert_eq!((again, base), (settings, Some(Base { name, revision: None })));
-        let back = load::adapted(&ours, None, |_| {}, &Device::cpu(), DType::F32).unwrap();
+        let back = load::adapted(&ours, None, FAMILIES, |_| {}, &Device::cpu(), DType::F32).unwrap();
         let (_, _, other) = adapted(case, tiny, DType::F32);
         let back = Engine { model: back.model, ..other };
         let batch = golden.all();

@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use colrow_models::checkpoint::adapter;
+use colrow_models::checkpoint::load::{self, Anew};
+use colrow_models::checkpoint::safetensors::{Data, Saved, Weights, write};
+use colrow_models::checkpoint::save::save_model_folder;
 use colrow_models::config::Config;
-use colrow_models::load::{self, Anew};
+use colrow_models::families::FAMILIES;
 use colrow_models::lora;
-use colrow_models::save::save_model_folder;
 use colrow_models::tokens::Tokens;
-use colrow_models::weights::{Data, Saved, Weights, write};
 use colrow_tensor::{Buckets, DType, Device};
 use colrow_train::data::Batch;
 use common::{ADAMW, GRADIENT, engine, gradients, largest, minus, norm, numbers, tokenizer, weights, within};
@@ -247,7 +249,7 @@ fn a_converted_adapter_is_that_of_peft() {
     }
     let expected = Weights::open_file(&dir.join("expected.safetensors")).unwrap();
     let base = folder.path().display().to_string();
-    let model = load::adapted(&dir, Some(&base), |_| {}, &Device::cpu(), DType::F64).unwrap().model;
+    let model = load::adapted(&dir, Some(&base), FAMILIES, |_| {}, &Device::cpu(), DType::F64).unwrap().model;
     let loss = gradients(common::engine_of(model, GRADIENT), &[inputs.all()]).0.loss;
     // PEFT holds the base model without what it took off in f32: a rounding of each of its weights
     within("loss", (loss / numbers(&expected, "loss")[0] - 1.0).abs(), 1e-5);
@@ -266,7 +268,7 @@ fn adapters_are_those_of_peft() {
     let of = |key: &str| numbers(&expected, key);
     let base = folder.path().display().to_string();
     for (dtype, limit) in [(DType::F64, REFERENCE), (DType::F32, 1e-4)] {
-        let loaded = load::adapted(&dir, Some(&base), |_| {}, &Device::cpu(), dtype).unwrap();
+        let loaded = load::adapted(&dir, Some(&base), FAMILIES, |_| {}, &Device::cpu(), dtype).unwrap();
         assert!(loaded.initialised.is_empty(), "{:?}", loaded.initialised);
         let mut model = loaded.model;
         model.registry.freeze(|key| !lora::is_adapter_key(key)).unwrap();
@@ -281,10 +283,10 @@ fn adapters_are_those_of_peft() {
         // q and v of six attentions, wi of four layers, A and B each
         assert_eq!(learned, 2 * (2 * 6 + 4));
     }
-    let settings = lora::read_config(&dir).unwrap().lora;
-    let model = load::adapted(&dir, Some(&base), |_| {}, &Device::cpu(), DType::F32).unwrap().model;
+    let settings = adapter::read_config(&dir).unwrap().lora;
+    let model = load::adapted(&dir, Some(&base), FAMILIES, |_| {}, &Device::cpu(), DType::F32).unwrap().model;
     let ours = folder.path().join("ours.safetensors");
-    write(&ours, &lora::saved(&model.registry, &settings), &[]).unwrap();
+    write(&ours, &adapter::saved(&model.registry, &settings), &[]).unwrap();
     let (ours, theirs) =
         (Weights::open_file(&ours).unwrap(), Weights::open_file(&dir.join("adapter_model.safetensors")).unwrap());
     let all = |weights: &Weights| {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use colrow_models::apart;
-use colrow_models::hub::Needs;
+use colrow_models::checkpoint::hub::Needs;
 use colrow_tensor::Result;
 use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
 use colrow_train::recipe::{Method, Ratio};

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use colrow_models::lora::{self, ADAPTER_CONFIG_FILE};
-use colrow_models::save::save_model_folder;
+use colrow_models::checkpoint::names::ADAPTER_CONFIG_FILE;
+use colrow_models::checkpoint::save::save_model_folder;
+use colrow_models::lora;
 use colrow_models::{apart, atomic};
 use colrow_tensor::{Error, Precision, Result};
 

@@ -16,10 +16,11 @@ pub(crate) mod train;
 
 use std::path::PathBuf;
 
+use colrow_models::checkpoint::hub::{self, Needs};
+use colrow_models::checkpoint::load::{self, Anew, Loaded};
+use colrow_models::checkpoint::names::ADAPTER_CONFIG_FILE;
 use colrow_models::config::Config;
-use colrow_models::hub::{self, Needs};
-use colrow_models::load::{self, Anew, Loaded};
-use colrow_models::lora::ADAPTER_CONFIG_FILE;
+use colrow_models::families::FAMILIES;
 use colrow_tensor::{DType, Device, Error, Precision, Result};
 use colrow_train::recipe::Recipe;
 use colrow_train::usage::Usage;
@@ -70,7 +71,7 @@ impl ModelArgs {
         if folder.join(ADAPTER_CONFIG_FILE).exists() {
             let usage = Usage::open(&folder)?;
             let relabel = |config: &mut Config| usage.iter().for_each(|usage| usage.relabel(config));
-            let loaded = load::adapted(&folder, self.base.as_deref(), relabel, &device(&usage), DType::F32)?;
+            let loaded = load::adapted(&folder, self.base.as_deref(), FAMILIES, relabel, &device(&usage), DType::F32)?;
             return Used::new(folder, usage, loaded);
         }
         if self.base.is_some() {

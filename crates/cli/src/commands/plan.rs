@@ -1,6 +1,6 @@
 //! `colrow plan`: kept bytes and peak of a recipe before any weight is read.
 
-use colrow_models::hub::Needs;
+use colrow_models::checkpoint::hub::Needs;
 use colrow_tensor::{Error, Result};
 use colrow_train::fit::Fit;
 use colrow_train::plan::Plan;

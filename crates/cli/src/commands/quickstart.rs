@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use colrow_autograd::NormSource;
 use colrow_models::apart;
+use colrow_models::checkpoint::hub::{self, Needs};
 use colrow_models::config::Config;
-use colrow_models::hub::{self, Needs};
 use colrow_tensor::{Error, Estimator, Result};
 use colrow_train::draft;
 use colrow_train::folder::{self, RunFolder};

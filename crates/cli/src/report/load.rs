@@ -1,7 +1,8 @@
 //! What a run folder holds, read for the report.
 
 use crate::output;
-use colrow_models::{elsewhere, files};
+use colrow_models::checkpoint::elsewhere;
+use colrow_models::files;
 use colrow_tensor::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;

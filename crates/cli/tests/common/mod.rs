@@ -7,9 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use colrow_models::checkpoint::save::save_model_folder;
 use colrow_models::config::Config;
 use colrow_models::model::Model;
-use colrow_models::save::save_model_folder;
 use colrow_tensor::{DType, Device};
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -3,8 +3,8 @@
 use super::quietly::quietly;
 use super::tokenizer_files::{self, Built};
 use super::{Example, Examples, Labels};
+use colrow_models::checkpoint::names::TOKENIZER_FILE;
 use colrow_models::config::Config;
-use colrow_models::hub::TOKENIZER_FILE;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Error, Result};
 use rayon::prelude::*;

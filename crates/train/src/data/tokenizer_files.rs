@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use colrow_models::checkpoint::names::TOKENIZER_FILE;
 use colrow_models::config::Config;
 use colrow_models::files;
-use colrow_models::hub::TOKENIZER_FILE;
 use colrow_tensor::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};

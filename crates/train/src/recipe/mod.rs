@@ -16,7 +16,7 @@ mod rules;
 use std::path::Path;
 
 use colrow_autograd::{NormSource, glob_matches};
-use colrow_models::elsewhere::RECIPE;
+use colrow_models::checkpoint::names::RECIPE;
 use colrow_models::files;
 use colrow_tensor::{Error, Estimator, Precision, Result};
 use serde::{Serialize, Serializer};

@@ -5,11 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use colrow_autograd::{Keep, ParamId, Policy};
+use colrow_models::checkpoint::load::{self, Anew};
+use colrow_models::checkpoint::names::TOKENIZER_FILE;
+use colrow_models::checkpoint::safetensors::Weights;
 use colrow_models::config::Config;
-use colrow_models::hub::TOKENIZER_FILE;
-use colrow_models::load::{self, Anew};
 use colrow_models::model::Model;
-use colrow_models::weights::Weights;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Result};
 use colrow_train::data::Batch;

@@ -3,11 +3,7 @@
 use colrow_tensor::Gelu;
 use serde_json::Value;
 
-use super::Bert;
-use crate::family::Architecture;
 use crate::fields::{Fields, POSITIVE, PROBABILITY};
-use crate::net::Net;
-use crate::registry::Registry;
 
 /// The configuration of a BERT, with the names and defaults that `transformers` gives them.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,36 +92,6 @@ impl BertConfig {
             (wide(self.vocab_size) + wide(self.max_position_embeddings) + wide(self.type_vocab_size) + 2) * d;
         let layer = 4 * (d * d + d) + (f * d + f) + (d * f + d) + 4 * d;
         embeddings + wide(self.num_hidden_layers) * layer + (d * d + d) + labels * (d + 1)
-    }
-}
-
-impl Architecture for BertConfig {
-    fn net(&self, labels: usize, registry: &mut Registry) -> Box<dyn Net> {
-        Box::new(Bert::new(self.clone(), labels, registry))
-    }
-
-    fn hidden_size(&self) -> usize {
-        self.hidden_size
-    }
-
-    fn layers(&self) -> usize {
-        self.num_hidden_layers
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.vocab_size
-    }
-
-    fn type_vocab_size(&self) -> usize {
-        self.type_vocab_size
-    }
-
-    fn longest(&self) -> Option<usize> {
-        Some(self.max_position_embeddings)
-    }
-
-    fn set_dropout(&mut self, p: f64) {
-        (self.hidden_dropout_prob, self.attention_probs_dropout_prob, self.classifier_dropout) = (p, p, p);
     }
 }
 

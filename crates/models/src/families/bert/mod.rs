@@ -11,11 +11,10 @@ use std::sync::Arc;
 use colrow_autograd::{Attend, ParamId, RowsOf, Sequences, Tape, Var};
 use colrow_tensor::{Class, Tensor};
 
-use crate::family::{Alias, Family, HeadKind, Keys};
+use crate::family::{Alias, Architecture, Family, HeadKind, Keys, TOKENIZER_FILES};
 use crate::layers::{Dense, Module, Norm, Width};
-use crate::matching::NUM_LABELS;
 use crate::net::{Net, Site, SiteKind};
-use crate::registry::{Init, Registry};
+use crate::registry::{Init, NUM_LABELS, Registry};
 use crate::tokens::Tokens;
 
 pub use config::BertConfig;
@@ -27,6 +26,7 @@ pub static FAMILY: Family = Family {
     head: HeadKind::Classifier,
     saved_class: "BertForSequenceClassification",
     tokenizer_class: "BertTokenizer",
+    tokenizer_files: TOKENIZER_FILES,
     architecture: |fields, labels| Box::new(BertConfig::from_fields(fields, labels)),
     keys: Keys {
         prefix: "bert.",
@@ -44,6 +44,36 @@ pub static FAMILY: Family = Family {
     modules_to_save: &["classifier"],
     peft_task: "SEQ_CLS",
 };
+
+impl Architecture for BertConfig {
+    fn net(&self, labels: usize, registry: &mut Registry) -> Box<dyn Net> {
+        Box::new(Bert::new(self.clone(), labels, registry))
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.hidden_size
+    }
+
+    fn layers(&self) -> usize {
+        self.num_hidden_layers
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn type_vocab_size(&self) -> usize {
+        self.type_vocab_size
+    }
+
+    fn longest(&self) -> Option<usize> {
+        Some(self.max_position_embeddings)
+    }
+
+    fn set_dropout(&mut self, p: f64) {
+        (self.hidden_dropout_prob, self.attention_probs_dropout_prob, self.classifier_dropout) = (p, p, p);
+    }
+}
 
 #[derive(Debug)]
 enum Projections {

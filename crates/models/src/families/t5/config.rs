@@ -1,14 +1,10 @@
 //! The configuration of a T5 (Raffel et al. 2020): v1.0, and v1.1 as Flan-T5 has it (Shazeer 2020).
 
 use colrow_tensor::Buckets;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
-use super::T5;
-use crate::family::Architecture;
 use crate::fields::{Fields, POSITIVE, PROBABILITY, Rule};
 use crate::layers::Width;
-use crate::net::Net;
-use crate::registry::Registry;
 
 /// What stands between the feed-forward linears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,36 +136,6 @@ impl T5Config {
     }
 }
 
-impl Architecture for T5Config {
-    fn net(&self, _labels: usize, registry: &mut Registry) -> Box<dyn Net> {
-        Box::new(T5::new(self.clone(), registry))
-    }
-
-    fn hidden_size(&self) -> usize {
-        self.d_model
-    }
-
-    fn layers(&self) -> usize {
-        self.num_layers
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.vocab_size
-    }
-
-    fn end_token(&self) -> Option<u32> {
-        Some(self.eos_token_id as u32)
-    }
-
-    fn set_dropout(&mut self, p: f64) {
-        self.dropout_rate = p;
-    }
-
-    fn settle(&self, json: &mut Map<String, Value>) {
-        json.insert("tie_word_embeddings".to_owned(), json!(self.tie_word_embeddings));
-    }
-}
-
 fn feed_forward(f: &mut Fields<'_>) -> FeedForward {
     match f.get("feed_forward_proj").map(Value::as_str) {
         None | Some(Some("relu")) => FeedForward::Relu,
@@ -184,6 +150,8 @@ fn feed_forward(f: &mut Fields<'_>) -> FeedForward {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use serde_json::json;
 
     use super::*;
     use crate::config::Config;

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use colrow_autograd::{Attend, Head, ParamId, RowsOf, Sequences, Tape, Var};
 use colrow_tensor::{Class, Gelu};
+use serde_json::{Map, Value, json};
 
 use crate::decode::{Cache, CacheSize, Decoder};
-use crate::family::{Alias, Family, HeadKind, Keys, Sibling};
+use crate::family::{Alias, Architecture, Family, HeadKind, Keys, Sibling, TOKENIZER_FILES};
 use crate::layers::{Dense, Module, Norm};
 use crate::net::{Language, Net, Site, SiteKind};
 use crate::registry::{Init, Registry};
@@ -27,6 +28,7 @@ pub static FAMILY: Family = Family {
     head: HeadKind::Language,
     saved_class: "T5ForConditionalGeneration",
     tokenizer_class: "T5Tokenizer",
+    tokenizer_files: TOKENIZER_FILES,
     architecture: |fields, _| Box::new(T5Config::from_fields(fields)),
     keys: Keys {
         prefix: "",
@@ -60,6 +62,36 @@ pub static FAMILY: Family = Family {
     modules_to_save: &[],
     peft_task: "SEQ_2_SEQ_LM",
 };
+
+impl Architecture for T5Config {
+    fn net(&self, _labels: usize, registry: &mut Registry) -> Box<dyn Net> {
+        Box::new(T5::new(self.clone(), registry))
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.d_model
+    }
+
+    fn layers(&self) -> usize {
+        self.num_layers
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn end_token(&self) -> Option<u32> {
+        Some(self.eos_token_id as u32)
+    }
+
+    fn set_dropout(&mut self, p: f64) {
+        self.dropout_rate = p;
+    }
+
+    fn settle(&self, json: &mut Map<String, Value>) {
+        json.insert("tie_word_embeddings".to_owned(), json!(self.tie_word_embeddings));
+    }
+}
 
 /// Attention with its norm before and its projections.
 #[derive(Debug)]

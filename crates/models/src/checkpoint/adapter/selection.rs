@@ -4,7 +4,8 @@ use colrow_tensor::{Error, Result};
 use fancy_regex::Regex;
 use serde_json::Value;
 
-use super::config::{Settings, matches, regex};
+use super::config::{PeftKeys, regex};
+use crate::lora::matches;
 
 /// The modules that have adapters, by `target_modules`, `exclude_modules`, `layers_to_transform` and `layers_pattern`, as PEFT's
 /// `check_target_module_exists` reads them.
@@ -29,7 +30,7 @@ enum Modules {
 }
 
 impl Modules {
-    fn of(json: &Settings<'_>, key: &str) -> Result<Self> {
+    fn of(json: &PeftKeys<'_>, key: &str) -> Result<Self> {
         match json.get(key) {
             Some(Value::String(all)) if all.eq_ignore_ascii_case("all-linear") => Ok(Modules::AllLinear),
             Some(Value::String(pattern)) => regex(key, pattern).map(Modules::Matching),
@@ -51,7 +52,7 @@ fn is_end(name: &str, module: &str) -> bool {
 }
 
 impl Selection {
-    pub(super) fn of(json: &Settings<'_>) -> Result<Self> {
+    pub(super) fn of(json: &PeftKeys<'_>) -> Result<Self> {
         let wrong = || json.wrong("layers_to_transform", "a whole number or a list of them");
         let layers = match json.get("layers_to_transform") {
             Some(Value::Array(list)) => list.iter().map(|v| v.as_u64().ok_or_else(wrong)).collect::<Result<_>>()?,

@@ -7,6 +7,7 @@ use colrow_tensor::{Error, Result};
 
 use crate::family::{Family, Keys};
 use crate::files::{first_ten, shape_text};
+use crate::registry::NUM_LABELS;
 
 /// A parameter that a model expects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,9 +20,6 @@ pub struct Wanted {
     /// A parameter with a dimension [`NUM_LABELS`] belongs to the head.
     pub dims: &'static [&'static str],
 }
-
-/// The name of the dimension that depends on the task.
-pub const NUM_LABELS: &str = "num_labels";
 
 impl Keys {
     fn is_body(&self, key: &str) -> bool {

@@ -12,14 +12,10 @@ pub use safetensors::Dtype;
 use serde::de::{self, Deserialize, MapAccess, Visitor};
 use serde_json::{Map, json};
 
+use super::header::{Header, Stored, header_len, parse_header};
+use super::names::{INDEX_FILE, WEIGHTS_FILE};
 use crate::atomic::write_file_atomic;
 use crate::files::{self, first_ten, io_error, read_json_bytes, shape_text};
-use crate::header::{Header, Stored, header_len, parse_header};
-
-/// The file with all tensors of a model that is not sharded.
-pub const WEIGHTS_FILE: &str = "model.safetensors";
-/// The file that says which shard holds which tensor.
-pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Bytes read or written at a time; small enough for the cache, large enough for the disk.
 const CHUNK: usize = 1 << 18;

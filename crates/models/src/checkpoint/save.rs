@@ -6,15 +6,13 @@ use std::path::Path;
 
 use colrow_tensor::{Error, Result};
 
+use super::names::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE, USAGE_FILE, WEIGHTS_FILE};
+use super::safetensors::{Saved, write};
 use crate::atomic::{replace_dir_atomic, write_atomic};
 use crate::config::Config;
+use crate::families::FAMILIES;
+use crate::family::Family;
 use crate::files::{self, first_ten, io_error, read_json_bytes};
-use crate::hub::{CONFIG_FILE, OTHER_TOKENIZER_FILES, TOKENIZER_FILE};
-use crate::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
-use crate::weights::{Saved, WEIGHTS_FILE, write};
-
-/// What a model's run was told and other programs have no use for, in the model's folder; see `Usage` of the training crate.
-pub const USAGE_FILE: &str = "colrow.json";
 
 /// Writes `config.json`, `model.safetensors`, the tokenizer's files of `tokenizer_source` and `usage` to the folder `dir`, which is
 /// replaced whole or not at all. A folder there that holds anything but such files is left alone, and that is an error.
@@ -25,22 +23,25 @@ pub fn save_model_folder(
     tokenizer_source: &Path,
     usage: Option<String>,
 ) -> Result<()> {
-    save(dir, (CONFIG_FILE, config.to_json()), usage, WEIGHTS_FILE, tensors, tokenizer_source)
+    let files = [(CONFIG_FILE, Some(config.to_json())), (USAGE_FILE, usage)];
+    save(dir, config.family(), files, (WEIGHTS_FILE, tensors), tokenizer_source)
 }
 
-/// As [`save_model_folder`] for an adapter: `adapter_config.json` with `settings` and `adapter_model.safetensors`, but no `config.json`:
+/// As [`save_model_folder`] for the adapter of a model of `family`: `adapter_config.json` with `settings` and `adapter_model.safetensors`, but no `config.json`:
 /// `transformers` would take the folder for a whole model's. The labels are in `usage`.
 ///
 /// # Errors
 /// As there.
 pub fn save_adapter_folder(
     dir: &Path,
+    family: &Family,
     settings: String,
     tensors: &[Saved<'_>],
     tokenizer_source: &Path,
     usage: Option<String>,
 ) -> Result<()> {
-    save(dir, (ADAPTER_CONFIG_FILE, settings), usage, ADAPTER_WEIGHTS_FILE, tensors, tokenizer_source)
+    let files = [(ADAPTER_CONFIG_FILE, Some(settings)), (USAGE_FILE, usage)];
+    save(dir, family, files, (ADAPTER_WEIGHTS_FILE, tensors), tokenizer_source)
 }
 
 /// The bytes of a folder's [`USAGE_FILE`]; `None` if it has none.
@@ -54,35 +55,34 @@ pub fn usage_text(dir: &Path) -> Result<Option<Vec<u8>>> {
 
 fn save(
     dir: &Path,
-    config: (&str, String),
-    usage: Option<String>,
-    weights: &str,
-    tensors: &[Saved<'_>],
+    family: &Family,
+    files: [(&str, Option<String>); 2],
+    (weights, tensors): (&str, &[Saved<'_>]),
     tokenizer_source: &Path,
 ) -> Result<()> {
-    check_replaceable(dir)?;
+    check_replaceable(dir, family)?;
     replace_dir_atomic(dir, |new| {
-        for (name, text) in std::iter::once(config).chain(usage.map(|text| (USAGE_FILE, text))) {
+        for (name, text) in files.into_iter().filter_map(|(name, text)| Some((name, text?))) {
             write_atomic(&new.join(name), text)?;
         }
         write(&new.join(weights), tensors, &[])?;
-        taken_over(tokenizer_source).try_for_each(|name| copy(name, tokenizer_source, new, dir))
+        taken_over(tokenizer_source, family).try_for_each(|name| copy(name, tokenizer_source, new, dir))
     })
 }
 
 /// The files that a saved model takes from the folder of the model that it comes from.
-fn taken_over(source: &Path) -> impl Iterator<Item = &'static str> {
-    let others = OTHER_TOKENIZER_FILES.into_iter().filter(|name| source.join(name).exists());
+fn taken_over(source: &Path, family: &Family) -> impl Iterator<Item = &'static str> {
+    let others = family.tokenizer_files.iter().copied().filter(|name| source.join(name).exists());
     std::iter::once(TOKENIZER_FILE).chain(others)
 }
 
-/// Checks what a saved model will take from the folder `source`, so that no run ends in what could be said at its start.
+/// Checks what a saved model of `family` will take from the folder `source`, so that no run ends in what could be said at its start.
 ///
 /// # Errors
 /// A file that is a link out of its folder: who made the folder may have meant a file of its user's, and saved models are passed on.
 /// What is no file, or cannot be read.
-pub fn check_source(source: &Path) -> Result<()> {
-    taken_over(source).try_for_each(|name| {
+pub fn check_source(source: &Path, family: &Family) -> Result<()> {
+    taken_over(source, family).try_for_each(|name| {
         check_inside(name, source)?;
         let file = source.join(name);
         match files::open(&file) {
@@ -118,12 +118,12 @@ fn copy(name: &str, from: &Path, to: &Path, target: &Path) -> Result<()> {
     copied.map(drop).map_err(|e| io_error(&format!("cannot copy {}", source.display()), &e, &target.join(name)))
 }
 
-/// Checks that the folder `dir` can be written over: replacing a folder deletes what is in it, so it has to be a model folder and nothing else,
+/// Checks that the folder `dir` can be written over by a model of `family`: replacing a folder deletes what is in it, so it has to be a model folder and nothing else,
 /// or not there.
 ///
 /// # Errors
 /// A folder that holds something else.
-pub fn check_replaceable(dir: &Path) -> Result<()> {
+pub fn check_replaceable(dir: &Path, family: &Family) -> Result<()> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -131,7 +131,7 @@ pub fn check_replaceable(dir: &Path) -> Result<()> {
     };
     let ours = |name: &str| {
         let own = [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, USAGE_FILE];
-        own.contains(&name) || OTHER_TOKENIZER_FILES.contains(&name)
+        own.contains(&name) || FAMILIES.iter().chain([&family]).any(|f| f.tokenizer_files.contains(&name))
     };
     let mut others: Vec<_> =
         entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).filter(|name| !ours(name)).collect();
@@ -147,7 +147,7 @@ pub fn check_replaceable(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::{Data, Weights};
+    use crate::checkpoint::safetensors::{Data, Weights};
 
     fn config() -> Config {
         let json = br#"{"model_type":"bert","hidden_size":2,"num_hidden_layers":1,"num_attention_heads":1,
@@ -216,7 +216,9 @@ mod tests {
         let secret = runs.path().join("secret");
         fs::write(&secret, "key").unwrap();
         symlink(&secret, source.path().join("added_tokens.json")).unwrap();
-        for result in [check_source(source.path()), save(&runs.path().join("model"), 1.0, source.path())] {
+        for result in
+            [check_source(source.path(), config().family()), save(&runs.path().join("model"), 1.0, source.path())]
+        {
             let e = result.unwrap_err().to_string();
             assert!(
                 e.contains("leads out of its folder") && e.contains("secret") && e.contains("added_tokens.json"),
@@ -248,7 +250,7 @@ mod tests {
         fs::write(runs.path().join("secret"), "key").unwrap();
         fs::remove_file(snapshot.join("../../blobs/abc")).unwrap();
         symlink(runs.path().join("secret"), snapshot.join("../../blobs/abc")).unwrap();
-        assert!(check_source(&snapshot).unwrap_err().what().contains("leads out of its folder"));
+        assert!(check_source(&snapshot, config().family()).unwrap_err().what().contains("leads out of its folder"));
     }
 
     #[test]

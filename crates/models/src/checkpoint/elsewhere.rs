@@ -5,12 +5,8 @@ use std::path::{Path, PathBuf};
 
 use colrow_tensor::Error;
 
+use super::names::{ADAPTER_CONFIG_FILE, CONFIG_FILE, RECIPE};
 use crate::files::first_ten;
-use crate::hub::CONFIG_FILE;
-use crate::lora::ADAPTER_CONFIG_FILE;
-
-/// A run's recipe, in its folder.
-pub const RECIPE: &str = "recipe.toml";
 
 /// The runs whose folders are in the folder `dir`, by name.
 fn runs_in(dir: &Path) -> Vec<PathBuf> {

@@ -6,8 +6,10 @@ use colrow_tensor::{Error, Result};
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
-use super::{ADAPTER_CONFIG_FILE, LoraConfig, Selection};
+use super::Selection;
+use crate::checkpoint::names::ADAPTER_CONFIG_FILE;
 use crate::files::read_json_bytes;
+use crate::lora::{LoraConfig, Patterns};
 
 /// Settings that say how adapters were initialised or trained, which their numbers hold, or what only other kinds of layer read.
 const WITHOUT_EFFECT: [&str; 15] = [
@@ -70,35 +72,6 @@ const CHANGED_BASE: [(&str, &[&str]); 5] = [
     ("loftq", &[MERGE]),
 ];
 
-/// Values by regular expressions over modules: the first that matches a module's whole name, or an end of it after a dot, counts.
-#[derive(Clone, Debug)]
-pub struct Patterns<T>(Vec<(Regex, T)>);
-
-impl<T> Default for Patterns<T> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<T: PartialEq> PartialEq for Patterns<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.len() == other.0.len()
-            && self.0.iter().zip(&other.0).all(|((a, x), (b, y))| a.as_str() == b.as_str() && x == y)
-    }
-}
-
-impl<T: Copy> Patterns<T> {
-    /// The value for a module, if a pattern matches it.
-    pub fn get(&self, module: &str) -> Option<T> {
-        self.0.iter().find(|(pattern, _)| matches(pattern, module)).map(|(_, value)| *value)
-    }
-}
-
-/// A pattern that goes on for ever names nothing.
-pub(super) fn matches(pattern: &Regex, module: &str) -> bool {
-    pattern.is_match(module).unwrap_or(false)
-}
-
 /// What an adapter's file of settings says.
 #[derive(Clone, Debug)]
 pub struct AdapterConfig {
@@ -134,12 +107,13 @@ pub fn read_config(dir: &Path) -> Result<AdapterConfig> {
 /// As there.
 pub fn config_from_json(json: &[u8]) -> Result<AdapterConfig> {
     let json = serde_json::from_slice(json).map_err(|e| Error::new(format!("expected an object: {e}")))?;
-    parse(&Settings(&json))
+    parse(&PeftKeys(&json))
 }
 
-pub(super) struct Settings<'a>(&'a Map<String, Value>);
+/// The keys of the file.
+pub(super) struct PeftKeys<'a>(&'a Map<String, Value>);
 
-fn parse(json: &Settings<'_>) -> Result<AdapterConfig> {
+fn parse(json: &PeftKeys<'_>) -> Result<AdapterConfig> {
     if json.text("peft_type") != Some("LORA") {
         return Err(json.wrong("peft_type", "\"LORA\"").hint("other adapters than LoRA cannot be read"));
     }
@@ -186,7 +160,7 @@ fn says_something(value: &Value) -> bool {
     }
 }
 
-impl<'a> Settings<'a> {
+impl<'a> PeftKeys<'a> {
     pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|v| !v.is_null())
     }

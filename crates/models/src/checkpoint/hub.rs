@@ -13,19 +13,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use self::cache::Cached;
 use self::client::{Answer, Client, Patience, is_commit};
+use super::elsewhere::instead_of_model;
+use super::names::{CONFIG_FILE, INDEX_FILE, RECIPE, TOKENIZER_FILE, USAGE_FILE, WEIGHTS_FILE};
+use super::safetensors::parse_index;
 use crate::config::Config;
-use crate::elsewhere::{RECIPE, instead_of_model};
+use crate::families::FAMILIES;
+use crate::family::Family;
 use crate::files::{self, first_ten, io_error, read_json_bytes};
-use crate::save::USAGE_FILE;
-use crate::weights::{INDEX_FILE, WEIGHTS_FILE, parse_index};
-
-/// The model's configuration.
-pub const CONFIG_FILE: &str = "config.json";
-/// The tokenizer, whole.
-pub const TOKENIZER_FILE: &str = "tokenizer.json";
-/// What other programs read of a tokenizer; each may be absent.
-pub const OTHER_TOKENIZER_FILES: [&str; 4] =
-    ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"];
 
 const PASS_A_FOLDER: &str =
     "pass a local folder that holds config.json, model.safetensors and tokenizer.json, or check the name";
@@ -51,13 +45,21 @@ pub enum Needs {
 /// asked for. `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`,
 /// `HF_TOKEN` and `HF_TOKEN_PATH` mean what they mean to `transformers`.
 pub fn resolve(model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
+    resolve_of(FAMILIES, model, revision, needs)
+}
+
+/// As [`resolve`], of a model of one of `families`.
+///
+/// # Errors
+/// As there.
+pub fn resolve_of(families: &[&'static Family], model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
     let path = match (model.strip_prefix("~/"), env::home_dir()) {
         (Some(rest), Some(home)) => home.join(rest),
         _ => PathBuf::from(model),
     };
     let path = of_run(&path);
     if path.is_dir() {
-        check_folder(&path, needs)?;
+        check_folder(families, &path, needs)?;
         return Ok(path);
     }
     if path.exists() {
@@ -76,7 +78,7 @@ pub fn resolve(model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
     if !is_revision(revision) {
         return Err(Error::new(format!("expected a branch, tag or commit, found the revision {revision:?}")));
     }
-    Hub::from_env()?.resolve(model, revision, needs)
+    Hub::from_env(families)?.resolve(model, revision, needs)
 }
 
 /// The model's folder of a run's folder; any other path is itself.
@@ -87,11 +89,11 @@ pub fn of_run(path: &Path) -> PathBuf {
 }
 
 /// Checks that a folder holds the files of a model that can be used here; the error names what is missing and what is there instead.
-fn check_folder(dir: &Path, needs: Needs) -> Result<()> {
+fn check_folder(families: &[&'static Family], dir: &Path, needs: Needs) -> Result<()> {
     let has = |name: &str| dir.join(name).exists();
     // what no conversion of files mends comes first
     if has(CONFIG_FILE) {
-        Config::open(dir)?;
+        Config::open_of(families, dir)?;
     }
     let mut missing = Vec::new();
     let mut hint = None;
@@ -151,15 +153,16 @@ fn is_revision(revision: &str) -> bool {
 }
 
 /// Where repositories and their copies are.
-struct Hub {
+struct Hub<'f> {
+    families: &'f [&'static Family],
     cache: PathBuf,
     client: Client,
     offline: bool,
     progress: bool,
 }
 
-impl Hub {
-    fn from_env() -> Result<Self> {
+impl<'f> Hub<'f> {
+    fn from_env(families: &'f [&'static Family]) -> Result<Self> {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
         let home = set("HF_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cache/huggingface")));
         let in_home = |name: &str| home.as_ref().map(|home| home.join(name));
@@ -175,7 +178,13 @@ impl Hub {
         let offline = set("HF_HUB_OFFLINE")
             .is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str()));
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
-        Ok(Self { cache, client: Client::new(&endpoint, token, Patience::default()), offline, progress: true })
+        Ok(Self {
+            families,
+            cache,
+            client: Client::new(&endpoint, token, Patience::default()),
+            offline,
+            progress: true,
+        })
     }
 
     fn resolve(&self, model: &str, revision: &str, needs: Needs) -> Result<PathBuf> {
@@ -201,7 +210,7 @@ impl Hub {
         if !has(CONFIG_FILE) {
             return Ok(None);
         }
-        Config::open(&folder).map_err(|e| e.at(model))?;
+        Config::open_of(self.families, &folder).map_err(|e| e.at(model))?;
         let shards = || {
             let index = parse_index(&read_json_bytes(&folder.join(INDEX_FILE)).ok()?).ok()?;
             Some(index.values().all(|shard| has(shard)))
@@ -217,10 +226,10 @@ impl Hub {
 
         let config = needed(revision, CONFIG_FILE)?;
         let folder = config.parent().unwrap_or(Path::new(".")).to_path_buf();
-        Config::open(&folder).map_err(|e| e.at(model))?;
+        let config = Config::open_of(self.families, &folder).map_err(|e| e.at(model))?;
         // The branch may move on while the rest is fetched; all files have to be of one commit.
         let commit = &folder.file_name().unwrap_or_default().to_string_lossy();
-        for name in OTHER_TOKENIZER_FILES.into_iter().chain([USAGE_FILE]) {
+        for name in config.family().tokenizer_files.iter().copied().chain([USAGE_FILE]) {
             match get(commit, name) {
                 Ok(_) | Err(Failure::Absent) => {}
                 Err(e) => return Err(e.explain(model, revision, name)),
@@ -388,7 +397,7 @@ mod tests {
 
     #[test]
     fn missing_files_are_named() {
-        let check = |files: &[&str]| check_folder(folder(files).path(), Needs::Weights);
+        let check = |files: &[&str]| check_folder(FAMILIES, folder(files).path(), Needs::Weights);
         fails(check(&[]), &["expected config.json and model.safetensors and tokenizer.json, found nothing"]);
         fails(
             check(&[WEIGHTS_FILE, TOKENIZER_FILE]),
@@ -402,9 +411,9 @@ mod tests {
             ],
         );
         fails(check(&[CONFIG_FILE, WEIGHTS_FILE, "vocab.txt"]), &["expected tokenizer.json", "from vocab.txt"]);
-        check_folder(folder(&[CONFIG_FILE, TOKENIZER_FILE]).path(), Needs::ConfigAndTokenizer).unwrap();
+        check_folder(FAMILIES, folder(&[CONFIG_FILE, TOKENIZER_FILE]).path(), Needs::ConfigAndTokenizer).unwrap();
         fails(
-            check_folder(folder(&[CONFIG_FILE, WEIGHTS_FILE]).path(), Needs::ConfigAndTokenizer),
+            check_folder(FAMILIES, folder(&[CONFIG_FILE, WEIGHTS_FILE]).path(), Needs::ConfigAndTokenizer),
             &["expected tokenizer.json, found"],
         );
     }
@@ -460,9 +469,9 @@ mod tests {
         assert!(is_revision("refs/pr/1") && is_hub_name("google-bert/bert-base_uncased.v1"));
     }
 
-    fn hub(cache: &Path, endpoint: &str, offline: bool) -> Hub {
+    fn hub(cache: &Path, endpoint: &str, offline: bool) -> Hub<'static> {
         let client = Client::new(endpoint, None, testing::PATIENCE);
-        Hub { cache: cache.to_path_buf(), client, offline, progress: false }
+        Hub { families: FAMILIES, cache: cache.to_path_buf(), client, offline, progress: false }
     }
 
     #[test]

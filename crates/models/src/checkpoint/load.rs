@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 
+use super::adapter::{self, AdapterConfig, AdapterWeights};
+use super::hub::{self, Needs};
+pub use super::matching::Anew;
+use super::matching::{Tied, Wanted, match_keys};
+use super::names::{ADAPTER_CONFIG_FILE, CONFIG_FILE, TOKENIZER_FILE};
+use super::safetensors::Weights;
 use crate::config::Config;
-use crate::hub::{self, CONFIG_FILE, Needs, TOKENIZER_FILE};
-use crate::lora::{self, ADAPTER_CONFIG_FILE, AdapterConfig};
-pub use crate::matching::Anew;
-use crate::matching::{Tied, Wanted, match_keys};
+use crate::family::Family;
+use crate::lora;
 use crate::model::Model;
-use crate::weights::Weights;
 
 /// A model and what the user should know about its weights.
 #[derive(Debug)]
@@ -64,7 +67,7 @@ pub fn model(dir: &Path, config: Config, device: &Device, dtype: DType, seed: u6
     Ok(Loaded { model, tokenizer_dir: dir.to_owned(), read_from: vec![dir.to_owned()], initialised, warnings })
 }
 
-/// Reads the adapter in `dir` and its base model: `base` (a folder or hub id), or the one that the adapter names. `relabel` gives the base
+/// Reads the adapter in `dir` and its base model: `base` (a folder or hub id), or the one that the adapter names, of one of `families`. `relabel` gives the base
 /// model's configuration the adapter's labels. The adapter stays beside the weights; see [`lora::merge`].
 ///
 /// # Errors
@@ -72,12 +75,14 @@ pub fn model(dir: &Path, config: Config, device: &Device, dtype: DType, seed: u6
 pub fn adapted(
     dir: &Path,
     base: Option<&str>,
+    families: &[&'static Family],
     relabel: impl FnOnce(&mut Config),
     device: &Device,
     dtype: DType,
 ) -> Result<Loaded> {
-    let AdapterConfig { lora: mut settings, base: named, selection } = lora::read_config(dir)?;
-    let (modules, labels) = lora::contents(dir)?;
+    let AdapterConfig { lora: mut settings, base: named, selection } = adapter::read_config(dir)?;
+    let tensors = AdapterWeights::open(dir)?;
+    let modules = tensors.modules()?;
     if let Some(module) = modules.iter().find(|module| !selection.selects(module)) {
         return Err(Error::new(format!(
             "expected adapters of the modules that {ADAPTER_CONFIG_FILE} selects, found one of {module}"
@@ -95,12 +100,12 @@ pub fn adapted(
                 .hint("name it by --base"));
         }
     };
-    let base = hub::resolve(base, revision.unwrap_or("main"), Needs::Weights)
+    let base = hub::resolve_of(families, base, revision.unwrap_or("main"), Needs::Weights)
         .map_err(|e| e.at(dir.join(ADAPTER_CONFIG_FILE).display()).hint("name the adapter's base model by --base"))?;
     // adapters of older versions of this program have the labels in a `config.json`
-    let mut config = Config::open(if dir.join(CONFIG_FILE).exists() { dir } else { &base })?;
+    let mut config = Config::open_of(families, if dir.join(CONFIG_FILE).exists() { dir } else { &base })?;
     relabel(&mut config);
-    if let Some(labels) = labels {
+    if let Some(labels) = tensors.labels(config.family()) {
         config.set_num_labels(labels);
     }
     config.check_head().map_err(|e| e.at(dir.display()))?;
@@ -110,7 +115,7 @@ pub fn adapted(
             .at(dir.display())
             .hint("is it the adapter of another base model?")
     })?;
-    let brought = lora::read(&mut loaded.model, &settings, dir)?;
+    let brought = tensors.read(&mut loaded.model, &settings)?;
     // what the adapter brings is not worth a warning
     loaded.initialised.retain(|key| !brought.contains(key));
     loaded.warnings.clear();

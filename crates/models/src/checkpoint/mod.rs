@@ -1,0 +1,11 @@
+//! The files of models: reading and writing checkpoints and adapters, and finding them on the hub.
+
+pub mod adapter;
+pub mod elsewhere;
+pub mod header;
+pub mod hub;
+pub mod load;
+pub mod matching;
+pub mod names;
+pub mod safetensors;
+pub mod save;
