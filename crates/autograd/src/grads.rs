@@ -92,6 +92,12 @@ impl Grads {
         self.params[id.0].take().map(|gradient| (id, gradient))
     }
 
+    /// Takes out the gradients of parameters that are left.
+    pub fn take_rest(&mut self) -> Vec<(ParamId, Tensor)> {
+        let left = std::mem::take(&mut self.present);
+        left.into_iter().filter_map(|id| Some((id, self.params[id.0].take()?))).collect()
+    }
+
     /// Takes all gradients of parameters out.
     pub fn clear(&mut self) {
         self.present.clear();

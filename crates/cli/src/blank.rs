@@ -10,9 +10,9 @@ use colrow_tensor::{DType, Device, Result};
 use colrow_train::data::Lengths;
 use colrow_train::machine::{self, Resident};
 use colrow_train::objective::{self, Objective};
-use colrow_train::optim::Settings;
 use colrow_train::plan::{self, Plan, Shape};
 use colrow_train::recipe::Recipe;
+use colrow_train::step::Hyperparameters;
 use colrow_train::{fit, keeping, trained};
 
 /// Most sequences and tokens of a batch: more than any machine's memory holds of what a step makes of them.
@@ -54,11 +54,12 @@ impl Blank {
             config: &self.config,
             objective: self.objective.clone(),
             choose_trained: &|model| trained::choose_trained(model, &self.recipe),
-            optim: Settings::from(&self.recipe.optim),
+            optim: Hyperparameters::from(&self.recipe.optim),
             policy: self.policy.clone(),
             auto: &[],
             cached_tokens: lengths.tokens(),
             micros: &[lengths],
+            shards: 1,
             evaluated: &[],
             threads: rayon::current_num_threads(),
             resident: self.resident,

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use colrow_models::family::HeadKind;
 use colrow_tensor::{Error, Named, Precision, Result};
 use colrow_train::data::{BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser, is_unnamed};
-use colrow_train::engine::Engine;
 use colrow_train::job;
 use colrow_train::objective;
-use colrow_train::optim::Settings;
 use colrow_train::recipe::{Optim, Recipe};
 use colrow_train::score::Scorer;
+use colrow_train::step::Engine;
+use colrow_train::step::Hyperparameters;
 use colrow_train::tasks::Task;
 use colrow_train::usage::Usage;
 
@@ -121,7 +121,7 @@ impl Predictor {
         // another task's columns are others
         let known = usage.as_ref().filter(|usage| usage.task == task).and_then(|usage| usage.columns.clone());
         let (text, pair, label) = (args.text.clone(), args.pair.clone(), args.label.clone());
-        let engine = Engine::new(model, Settings::from(&Optim::default()));
+        let engine = Engine::new(model, Hyperparameters::from(&Optim::default()));
         let columns = Columns { text, pair, label, known };
         let batch_tokens = args.batch_tokens;
         let mut predictor = Self {

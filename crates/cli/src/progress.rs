@@ -1,12 +1,12 @@
 //! Progress of a run on standard error.
 
 use colrow_tensor::{Named, Result};
-use colrow_train::engine::StepStats;
 use colrow_train::job::Job;
 use colrow_train::machine;
 use colrow_train::metrics::Metric;
 use colrow_train::plan::Plan;
 use colrow_train::score::Evaluation;
+use colrow_train::step::StepStats;
 use colrow_train::trainer::{Logged, Observer};
 
 use crate::output::{self, Bar};

@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::Fingerprint;
 use crate::digests::{self, Digests};
-use crate::engine::Engine;
-use crate::optim::Moments;
 use crate::ratios::SiteRatio;
+use crate::step::Engine;
+use crate::step::Moments;
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -107,14 +107,14 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 pub fn write(folder: &Path, engine: &Engine, state: &State) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(folder.display()))?;
     let target = folder.join(format!("step-{}", state.step));
-    let running = engine.norms.as_ref().map(|norms| norms.save(|running, _| running.clone()));
-    let ratios = engine.ratios.as_ref().map(|r| r.sites().to_vec());
+    let running = engine.gradient.norms.as_ref().map(|norms| norms.save(|running, _| running.clone()));
+    let ratios = engine.gradient.ratios.as_ref().map(|r| r.sites().to_vec());
     let instructions = Some(colrow_tensor::instructions().to_owned());
     let mut state = State { running, ratios, instructions, ..state.clone() };
     replace_dir_atomic(&target, |new| {
         safetensors::write(&new.join(WEIGHTS), &learned(engine), &[])?;
         safetensors::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
-        if let Some(norms) = &engine.norms {
+        if let Some(norms) = &engine.gradient.norms {
             norms.save(|_, codes| {
                 let codes = Saved { name: "codes".into(), shape: vec![codes.len()], data: Data::U8(codes) };
                 safetensors::write(&new.join(NORMS), &[codes], &[])
@@ -165,7 +165,7 @@ pub fn not_finite(engine: &Engine) -> Option<String> {
 }
 
 fn moments(engine: &Engine) -> Vec<Saved<'_>> {
-    let params = engine.model.registry.params.iter().zip(&engine.optimizer.moments);
+    let params = engine.model.registry.params.iter().zip(&engine.update.moments);
     params
         .filter_map(|((_, p), moments)| Some((p, moments.as_ref()?)))
         .flat_map(|(p, moments)| moments.tensors().map(move |(kind, t)| (kind, t, p)))
@@ -207,25 +207,25 @@ pub fn restore(checkpoint: &Path, state: &State, engine: &mut Engine) -> Result<
         engine.model.registry.read(i, &stored, &key)?;
     }
     let stored = Weights::open_file(&checkpoint.join(OPTIMIZER))?;
-    let Engine { model, optimizer, norms, .. } = engine;
-    for ((_, param), moments) in model.registry.params.iter().zip(&mut optimizer.moments) {
+    let Engine { model, update, gradient, .. } = &mut *engine;
+    for ((_, param), moments) in model.registry.params.iter().zip(&mut update.moments) {
         for (kind, t) in moments.iter_mut().flat_map(Moments::tensors_mut) {
             let key = format!("{kind}.{}", param.name);
             check_shape(&stored, &key, t.shape())?;
             stored.read_into(&key, t)?;
         }
     }
-    if let Some(norms) = norms {
+    if let Some(norms) = &gradient.norms {
         let file = checkpoint.join(NORMS);
         let stored = Weights::open_file(&file)?;
         let mut codes = vec![0; stored.shape("codes").map_or(0, |s| s.iter().product())];
         stored.read_u8("codes", &mut codes)?;
         norms.restore(state.running.clone().unwrap_or_default(), &codes).map_err(|e| e.at(file.display()))?;
     }
-    if let Some(ratios) = &mut engine.ratios {
+    if let Some(ratios) = &mut engine.gradient.ratios {
         let file = checkpoint.join(STATE);
         ratios.restore(state.ratios.clone().unwrap_or_default()).map_err(|e| e.at(file.display()))?;
-        ratios.apply(&mut engine.policy);
+        ratios.apply(&mut engine.gradient.policy);
     }
     Ok(())
 }

@@ -3,10 +3,10 @@
 use colrow_tensor::{Error, Result};
 
 use crate::data::{Batch, BatchBy, Sampler, TokenisedSet};
-use crate::engine::Engine;
 use crate::metrics::{Metric, Predictions, ratio};
 use crate::objective::Outputs;
 use crate::score::Evaluation;
+use crate::step::Engine;
 
 /// Hands what a model makes of all examples to `each`, batch by batch in the examples' order.
 ///

@@ -19,9 +19,9 @@ use colrow_autograd::NormSource;
 use colrow_tensor::Result;
 use serde::Serialize;
 
-use crate::optim::{States, Update};
 use crate::plan::Plan;
 use crate::recipe::{Batch, Estimate, Keep, Method, PolicyName, Ratio, Recipe};
+use crate::step::{States, When};
 
 /// The policies that are tried, the one that costs the least accuracy and time first, the leanest last. `paper` is not among them: `lean` keeps
 /// less and knows the norms that it draws by. Nor are ratios: rows that are drawn in the backward pass do not change what is kept.
@@ -47,7 +47,7 @@ pub struct Fit {
     /// How moments are held.
     pub states: States,
     /// When weights are updated.
-    pub update: Update,
+    pub update: When,
     /// Most tokens of an example.
     pub max_length: usize,
     /// What is trained.
@@ -131,7 +131,7 @@ fn eight_bit(recipe: &Recipe) -> Recipe {
 fn in_backward(recipe: &Recipe) -> Recipe {
     let mut recipe = recipe.with_batch(sequences(recipe));
     recipe.train.accumulate = 1;
-    (recipe.optim.update, recipe.optim.clip) = (Update::InBackward, 0.0);
+    (recipe.optim.update, recipe.optim.clip) = (When::InBackward, 0.0);
     recipe
 }
 
@@ -241,7 +241,7 @@ impl Search<'_> {
 
     /// `base` with smaller batches and as many more of them a step. Whether that fits.
     fn accumulated(&mut self, base: &Recipe, least: usize) -> Result<bool> {
-        if base.optim.update == Update::InBackward {
+        if base.optim.update == When::InBackward {
             return Ok(false);
         }
         let sizes = least..=size(base.train.batch).saturating_sub(1);
@@ -407,7 +407,7 @@ mod tests {
         };
         let each = each * recipe.data.max_length as f64 / 128.0;
         let moments = if recipe.optim.states == States::EightBit { 1 } else { 5 };
-        let gradients = if recipe.optim.update == Update::InBackward { 0 } else { 2 };
+        let gradients = if recipe.optim.update == When::InBackward { 0 } else { 2 };
         let learned = if recipe.train.method == Method::Full { moments + gradients } else { 0 };
         let fixed = 3 + learned;
         let bytes = fixed + (n as f64 * each).round() as usize;

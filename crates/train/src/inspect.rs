@@ -429,8 +429,8 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
         export: settings.export.clone(),
         operands: Mutex::default(),
     });
-    engine.norms = Some(memory);
-    engine.probe = Some(collector.clone());
+    engine.gradient.norms = Some(memory);
+    engine.gradient.probe = Some(collector.clone());
     let batches = job.sampler.epoch(0);
     let batches = &batches[..settings.steps.min(batches.len())];
     let total = batches.len() * (settings.passes + 1);
@@ -444,7 +444,7 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
                 tokens += micro.tokens.ids.len();
                 for (look, policy) in &policies {
                     collector.look(*look);
-                    engine.policy = policy.clone();
+                    engine.gradient.policy = policy.clone();
                     engine.step(std::slice::from_ref(&micro), 0.0, step as u64, false)?;
                 }
             } else {

@@ -14,16 +14,15 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 
 use crate::data::{BatchBy, Fingerprint, Lengths, Sampler, TokenisedSet, outermost};
-use crate::engine::Engine;
 use crate::fit::{self, Fit};
 use crate::keeping::{auto_sites, policy, site_keep};
 use crate::machine::Resident;
 use crate::objective::Objective;
 use crate::odd::{self, Facts};
-use crate::optim::Settings;
 use crate::plan::{self, Plan, Shape};
 use crate::ratios::{self, Ratios};
 use crate::recipe::{self, CacheIn, Recipe};
+use crate::step::{Engine, Hyperparameters};
 use crate::tasks::Task;
 use crate::trained::{choose_trained, lora_config};
 use crate::trainer;
@@ -82,6 +81,18 @@ pub fn batch_by(batch: recipe::Batch) -> BatchBy {
 /// What a label takes as it is counted, told and written: its name in two maps of `config.json`, its figures in an evaluation and in the log.
 const LABEL_BYTES: usize = 1536;
 
+/// As many shards of a step are planned one by one.
+const EXACT_SHARDS: usize = 8;
+
+/// As many batches as an epoch may have.
+fn most_batches(batch: recipe::Batch, examples: usize, tokens: usize) -> usize {
+    match batch {
+        recipe::Batch::Sequences(n) => examples.div_ceil(n),
+        // two batches that follow each other have more tokens than one may have
+        recipe::Batch::Tokens(n) => examples.min(2 * tokens.div_ceil(n)),
+    }
+}
+
 /// Lengths of a set's sources under a recipe, which may cut them further.
 fn lengths_of(set: &TokenisedSet, recipe: &Recipe) -> Vec<u32> {
     set.lengths().into_iter().map(|length| length.min(recipe.data.max_length as u32)).collect()
@@ -139,11 +150,7 @@ impl Job {
     fn host_bytes(&self, recipe: &Recipe, largest: &Lengths) -> usize {
         // numbers in one list and in one list a batch, which has a header and what the allocator adds
         let order = |examples: usize, tokens: usize| {
-            let batches = match recipe.train.batch {
-                recipe::Batch::Sequences(n) => examples.div_ceil(n),
-                // two batches that follow each other have more tokens than one may have
-                recipe::Batch::Tokens(n) => examples.min(2 * tokens.div_ceil(n)),
-            };
+            let batches = most_batches(recipe.train.batch, examples, tokens);
             // lists that grow take up to twice their length
             8 * examples + (4 + 4) * examples + (2 * 24 + 32 + 16) * batches
         };
@@ -230,16 +237,19 @@ impl Job {
         let remembered =
             sites.iter().filter(|site| matches!(site_keep(&recipe.keep, site), Keep::Rows(s) if s.remembers()));
         let cached = remembered.count() * self.cached_tokens();
-        // the second batch of a step adds to gradients that are there, and those after it need what it needs
-        let distinct = recipe.train.accumulate.min(2);
+        // a step has no more batches than an epoch
+        let shards =
+            recipe.train.accumulate.min(most_batches(recipe.train.batch, self.train.len(), self.train.ids.len()));
+        let distinct = shards.clamp(1, EXACT_SHARDS);
         let mut plan = plan::plan(&Shape {
             config: &self.config,
             objective: self.objective.clone(),
             choose_trained: &|model| choose_trained(model, recipe),
-            optim: Settings::from(&recipe.optim),
+            optim: Hyperparameters::from(&recipe.optim),
             policy: Arc::new(policy),
             auto: &auto,
             micros: &vec![largest; distinct],
+            shards,
             evaluated: &outermost(evaluated),
             cached_tokens: if recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
             threads: rayon::current_num_threads(),
@@ -247,7 +257,6 @@ impl Job {
             host,
             mapped: if recipe.keep.cache == CacheIn::File { cached } else { 0 },
         })?;
-        // a step has no more batches than an epoch
         plan.tokens = (plan.tokens / distinct).saturating_mul(recipe.train.accumulate).min(self.train.ids.len());
         Ok(plan)
     }
@@ -307,9 +316,13 @@ impl Job {
         if let Some(ratios) = &ratios {
             ratios.apply(&mut policy);
         }
-        let engine = Engine::new(model, Settings::from(&self.recipe.optim));
+        let engine = Engine::new(model, Hyperparameters::from(&self.recipe.optim));
         let engine = engine.keeping(policy, self.cached_tokens(), store)?;
         let objective = self.objective.clone();
-        Ok(Engine { objective, ratios, key: Key::new(self.recipe.seed).named("run"), dropout: true, ..engine })
+        let mut engine = Engine { objective, ..engine };
+        engine.gradient.ratios = ratios;
+        engine.gradient.key = Key::new(self.recipe.seed).named("run");
+        engine.gradient.dropout = true;
+        Ok(engine)
     }
 }

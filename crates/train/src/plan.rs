@@ -10,11 +10,10 @@ use colrow_models::net::Site;
 use colrow_tensor::{Bytes, DType, Device, Result};
 
 use crate::data::{Batch, Lengths};
-use crate::engine::Engine;
 use crate::machine::Resident;
 use crate::objective::Objective;
-use crate::optim::Settings;
 use crate::ratios::{self, Ratios};
+use crate::step::{Engine, Hyperparameters};
 
 /// What a run is made of, as far as memory is concerned.
 pub struct Shape<'a> {
@@ -25,13 +24,16 @@ pub struct Shape<'a> {
     /// Adapts and freezes the model.
     pub choose_trained: &'a dyn Fn(&mut Model) -> Result<()>,
     /// How it is optimised.
-    pub optim: Settings,
+    pub optim: Hyperparameters,
     /// What linears keep.
     pub policy: Arc<Policy>,
     /// Sites whose ratio may change; the step is planned as one that measures them.
     pub auto: &'a [(String, RowsOf)],
-    /// Lengths of each micro-batch's sequences.
+    /// Lengths of the sequences of each shard of a step; of fewer shards, two or more, the first and the last stand for all, and the plan is an upper
+    /// bound.
     pub micros: &'a [Lengths],
+    /// Shards of a step.
+    pub shards: usize,
     /// Lengths of the batches that are evaluated between steps.
     pub evaluated: &'a [Lengths],
     /// Tokens of the training set, targets included, if norms are cached in memory.
@@ -142,8 +144,12 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let ratios = Ratios::new(ratios::Settings { every: 1, share: 0.0 }, shape.auto);
     let ratios = Some(ratios).filter(|_| !shape.auto.is_empty());
     let engine = Engine::new(model, shape.optim).keeping(shape.policy.clone(), shape.cached_tokens, Store::Memory)?;
-    let mut engine = Engine { objective: shape.objective.clone(), ratios, dropout: true, ..engine };
-    let stats = engine.step(&micros, 0.0, 1, false)?;
+    let mut engine = Engine { objective: shape.objective.clone(), ..engine };
+    (engine.gradient.ratios, engine.gradient.dropout) = (ratios, true);
+    let stats = match &micros[..] {
+        [first, .., other] if micros.len() < shape.shards => engine.plan_step([first, other], shape.shards)?,
+        all => engine.step(all, 0.0, 1, false)?,
+    };
     let mut evaluation = Bytes::default();
     let mut batch = shape.micros.iter().map(Lengths::host_bytes).max().unwrap_or(0);
     for lengths in shape.evaluated {

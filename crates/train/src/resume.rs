@@ -5,8 +5,8 @@ use std::path::Path;
 use colrow_tensor::{Error, Result};
 
 use crate::checkpoint::{self, State};
-use crate::engine::Engine;
 use crate::job::Job;
+use crate::step::Engine;
 use crate::trainer::{Observer, learning_rate, steps_in};
 
 /// Reads a checkpoint of a run of this job, and no other.

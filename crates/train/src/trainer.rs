@@ -12,7 +12,6 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, State};
 use crate::data::Batch;
-use crate::engine::{Engine, StepStats};
 use crate::evaluate::evaluate;
 use crate::folder::{self, RunFolder};
 use crate::job::{Job, batch_by};
@@ -26,6 +25,7 @@ use crate::recipe::{self, Every, Recipe};
 use crate::resume::{check_length, resume_from};
 use crate::schedule::{lr_at, warmup_steps};
 use crate::score::Evaluation;
+use crate::step::{Engine, StepStats};
 use crate::trained::lora_config;
 
 /// What a run tells while it runs.
@@ -341,7 +341,7 @@ impl Run {
         let set = &self.job.train;
         let micros: Vec<Batch> = group.iter().map(|examples| Batch::placed(set, examples)).collect();
         let lr = learning_rate(&self.job, self.state.step, self.total);
-        let before: Vec<f64> = self.engine.ratios.iter().flat_map(Ratios::sites).map(|s| s.ratio).collect();
+        let before: Vec<f64> = self.engine.gradient.ratios.iter().flat_map(Ratios::sites).map(|s| s.ratio).collect();
         let clock = Instant::now();
         self.stepping = true;
         let stepped = self.engine.step(&micros, lr, self.state.step + 1, true);
@@ -424,7 +424,7 @@ impl Run {
     /// Logs the ratios that the run chooses, to three digits, where those are not what they were before.
     fn log_ratios(&mut self, before: impl Fn(usize) -> Option<f64>) -> Result<()> {
         let digits = |ratio: f64| (ratio * 1e3).round() / 1e3;
-        let sites = self.engine.ratios.iter().flat_map(Ratios::sites).enumerate();
+        let sites = self.engine.gradient.ratios.iter().flat_map(Ratios::sites).enumerate();
         let changed = sites.filter(|(i, site)| before(*i).is_none_or(|b| digits(b) != digits(site.ratio)));
         let ratios: Map<_, _> = changed.map(|(_, site)| (site.site.clone(), json!(digits(site.ratio)))).collect();
         if ratios.is_empty() {
@@ -573,7 +573,8 @@ impl Run {
         let seconds: f64 = self.times.iter().sum();
         let fin = self.last.as_ref().map(|e| e.to_json(""));
         let name = self.folder.path().file_name().map(|n| n.to_string_lossy().into_owned());
-        let sites = plan::sites(&self.engine.policy, &self.job.auto, &self.engine.model.sites(), &self.state.ledger);
+        let sites =
+            plan::sites(&self.engine.gradient.policy, &self.job.auto, &self.engine.model.sites(), &self.state.ledger);
         let policy: Vec<_> = sites.iter().map(|s| json!({"site": s.name, "keep": s.policy})).collect();
         let mut summary = json!({
             "name": name,

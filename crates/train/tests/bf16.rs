@@ -7,13 +7,13 @@ use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Precision};
 use colrow_train::data::{Batch, Labels, Lengths};
-use colrow_train::engine::Engine;
-use colrow_train::optim::Settings;
+use colrow_train::step::Engine;
+use colrow_train::step::Hyperparameters;
 use common::{ADAMW, GRADIENT, engine_of, gradients, minus, norm, weights, within};
 
 const LAYERS: usize = 2;
 
-fn engine(precision: Precision, settings: Settings) -> Engine {
+fn engine(precision: Precision, settings: Hyperparameters) -> Engine {
     let json = serde_json::json!({
         "model_type": "bert", "hidden_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
         "intermediate_size": 96, "vocab_size": 61, "max_position_embeddings": 32, "hidden_act": "gelu", "num_labels": 2,

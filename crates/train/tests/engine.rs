@@ -15,22 +15,21 @@ use colrow_models::tokens::Tokens;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::{Batch, Labels, Lengths};
-use colrow_train::engine::Engine;
 use colrow_train::keeping;
 use colrow_train::machine::Resident;
 use colrow_train::objective::of_model;
-use colrow_train::optim::{Moments, Settings, States, Update};
 use colrow_train::plan::{Shape, plan};
 use colrow_train::recipe::{self, PolicyName};
+use colrow_train::step::{Engine, Hyperparameters, Moments, States, When};
 
-const SETTINGS: Settings = Settings {
+const SETTINGS: Hyperparameters = Hyperparameters {
     beta1: 0.9,
     beta2: 0.999,
     eps: 1e-8,
     weight_decay: 0.01,
     clip: 1.0,
     states: States::F32,
-    update: Update::AfterBackward,
+    update: When::AfterBackward,
 };
 const SOURCES: [NormSource; 4] = [NormSource::Current, NormSource::Cached, NormSource::Running, NormSource::Uniform];
 
@@ -74,15 +73,16 @@ fn engine(
     config: &Config,
     policy: &Arc<Policy>,
     choose_trained: &dyn Fn(&mut Model) -> Result<()>,
-    optim: Settings,
+    optim: Hyperparameters,
     cached_tokens: usize,
 ) -> Engine {
     let device = Device::cpu();
     let mut model = Model::new(config.clone(), &device, DType::F32);
     model.init(3);
     choose_trained(&mut model).unwrap();
-    let engine = Engine::new(model, optim).keeping(policy.clone(), cached_tokens, Store::Memory).unwrap();
-    Engine { key: Key::new(5), dropout: true, ..engine }
+    let mut engine = Engine::new(model, optim).keeping(policy.clone(), cached_tokens, Store::Memory).unwrap();
+    (engine.gradient.key, engine.gradient.dropout) = (Key::new(5), true);
+    engine
 }
 
 fn rows(estimator: Estimator, norms: NormSource, ratio: f32) -> Keep {
@@ -278,7 +278,7 @@ fn agree(
 }
 
 fn agree_with(
-    optim: Settings,
+    optim: Hyperparameters,
     what: &str,
     config: &Config,
     policy: Policy,
@@ -296,6 +296,7 @@ fn agree_with(
         policy: policy.clone(),
         auto: &[],
         micros: &micros.iter().map(with_targets).collect::<Vec<_>>(),
+        shards: micros.len(),
         evaluated: &[],
         resident: Resident::default(),
         host: 0,
@@ -320,8 +321,8 @@ fn agree_with(
     assert_eq!((live.kept, live.gradients, live.workspace), (0, 0, 0), "{what}: after a step");
 }
 
-const IN_BACKWARD: Settings = Settings { clip: 0.0, update: Update::InBackward, ..SETTINGS };
-const EIGHT_BIT: Settings = Settings { states: States::EightBit, ..SETTINGS };
+const IN_BACKWARD: Hyperparameters = Hyperparameters { clip: 0.0, update: When::InBackward, ..SETTINGS };
+const EIGHT_BIT: Hyperparameters = Hyperparameters { states: States::EightBit, ..SETTINGS };
 
 /// With weights large enough for moments in eight bits; T5's embedding is tied, and its biases by position serve every layer.
 fn large() -> [Config; 3] {
@@ -375,7 +376,7 @@ fn trained_policies(config: &Config) -> Vec<((String, Policy), Trained)> {
 fn plan_and_meter_agree_however_weights_are_updated() {
     for config in large() {
         for ((name, policy), (trained, choose)) in trained_policies(&config) {
-            for optim in [EIGHT_BIT, IN_BACKWARD, Settings { states: States::EightBit, ..IN_BACKWARD }] {
+            for optim in [EIGHT_BIT, IN_BACKWARD, Hyperparameters { states: States::EightBit, ..IN_BACKWARD }] {
                 let micros = &[vec![7, 3, 12]];
                 agree_with(optim, &format!("{name}, {trained}, {optim:?}"), &config, policy.clone(), &*choose, micros);
             }
@@ -390,14 +391,15 @@ fn updates_in_the_backward_pass_give_the_same_bits() {
         for ((name, policy), (trained, choose)) in trained_policies(&config) {
             let policy = Arc::new(policy);
             let run = |update| {
-                let mut engine = engine(&config, &policy, &*choose, Settings { states, update, ..IN_BACKWARD }, 1000);
+                let mut engine =
+                    engine(&config, &policy, &*choose, Hyperparameters { states, update, ..IN_BACKWARD }, 1000);
                 let steps = (1..=3).map(|step| {
                     let stats = engine.step(&batches(&config, &[vec![7, 3, 12]], step), 1e-3, step, false).unwrap();
                     (stats.loss, stats.grad_norm, stats.kept_bytes)
                 });
-                (steps.collect::<Vec<_>>(), weights(&engine), engine.norms.map(|n| n.snapshot()))
+                (steps.collect::<Vec<_>>(), weights(&engine), engine.gradient.norms.map(|n| n.snapshot()))
             };
-            let (after, during) = (run(Update::AfterBackward), run(Update::InBackward));
+            let (after, during) = (run(When::AfterBackward), run(When::InBackward));
             assert!(after == during, "{name}, {trained}, {states:?}: {:?}, {:?}", after.0, during.0);
             assert!(after.0[0].1 > 0.0);
         }
@@ -425,6 +427,7 @@ fn updates_in_the_backward_pass_need_the_gradients_of_one_op() {
                 policy: Arc::new(Policy::exact()),
                 auto: &[],
                 micros: &[lengths],
+                shards: 1,
                 evaluated: &[],
                 resident: Resident::default(),
                 host: 0,
@@ -452,7 +455,7 @@ fn updates_in_the_backward_pass_need_the_gradients_of_one_op() {
 #[test]
 fn settings_that_exclude_each_other_are_refused() {
     let config = config([32, 2, 4, 64, 2]);
-    let step = |optim: Settings, micros: usize| {
+    let step = |optim: Hyperparameters, micros: usize| {
         let mut engine = engine(&config, &Arc::new(Policy::exact()), &|_| Ok(()), optim, 0);
         let before = weights(&engine);
         let result = engine.step(&batches(&config, &vec![vec![5, 2]; micros], 1), 1e-3, 1, false);
@@ -460,7 +463,7 @@ fn settings_that_exclude_each_other_are_refused() {
         result.map(|_| ()).map_err(|e| e.to_string())
     };
     assert_eq!(step(IN_BACKWARD, 1), Ok(()));
-    let error = step(Settings { clip: 0.5, ..IN_BACKWARD }, 1).unwrap_err();
+    let error = step(Hyperparameters { clip: 0.5, ..IN_BACKWARD }, 1).unwrap_err();
     assert!(
         error.contains("cannot be combined with `optim.clip` = 0.5") && error.contains("set optim.clip = 0"),
         "{error}"
@@ -519,6 +522,7 @@ fn what_is_not_needed_is_not_kept() {
             policy,
             auto: &[],
             micros: &micros.iter().map(|lengths| sources(lengths)).collect::<Vec<_>>(),
+            shards: micros.len(),
             evaluated: &[],
             resident: Resident::default(),
             host: 0,
@@ -555,11 +559,11 @@ fn frozen_parameters_stay_and_do_not_change_the_gradient_of_others() {
     let config = config([32, 2, 4, 64, 2]);
     let gradient = |frozen: &dyn Fn(&str) -> bool| {
         // so the first moment is the gradient
-        let settings = Settings { beta1: 0.0, clip: 0.0, ..SETTINGS };
+        let settings = Hyperparameters { beta1: 0.0, clip: 0.0, ..SETTINGS };
         let mut engine = engine(&config, &Arc::new(Policy::exact()), &freezing(frozen), settings, 0);
         let before = weights(&engine);
         engine.step(&[micro(&[9, 4, 17], 2, 1, 0)], 1e-3, 1, false).unwrap();
-        (before, weights(&engine), engine.optimizer.moments)
+        (before, weights(&engine), engine.update.moments)
     };
     let (_, _, all) = gradient(&|_| false);
     for (name, frozen) in FROZEN {
@@ -575,13 +579,70 @@ fn frozen_parameters_stay_and_do_not_change_the_gradient_of_others() {
     }
 }
 
+/// The gradient of four shards is that of each alone, added as the tree says, to the bit: whoever computes a shard computes the same.
+#[test]
+fn a_shards_gradient_does_not_depend_on_the_others() {
+    let config = config([24, 2, 3, 40, 3]);
+    let batches: Vec<_> = (0..4).map(|i| micro(&[5, 1, 9], 3, i, 15 * i)).collect();
+    let gradients = |batches: &[Batch]| {
+        let mut model = Model::new(config.clone(), &Device::cpu(), DType::F32);
+        model.init(3);
+        common::gradients(common::engine_of(model, common::GRADIENT), batches).1
+    };
+    let alone: Vec<_> = batches.iter().map(|batch| gradients(std::slice::from_ref(batch))).collect();
+    for (i, (key, together)) in gradients(&batches).into_iter().enumerate() {
+        for (j, sum) in together.into_iter().enumerate() {
+            // a quarter of each, which is exact
+            let [a, b, c, d] = [0, 1, 2, 3].map(|shard: usize| alone[shard][i].1[j] as f32 / 4.0);
+            assert_eq!(sum as f32, (a + b) + (c + d), "{key} {j}");
+        }
+    }
+}
+
+/// Sums that wait are on the plan: shard by shard to the byte, and where three shards stand for all a little more than is used.
+#[test]
+fn sums_of_shards_are_planned() {
+    let config = config([64, 2, 2, 128, 3]);
+    let (policy, lengths) = (Arc::new(Policy::exact()), [5, 1, 9]);
+    for shards in (1..=16).chain([21, 32]) {
+        let planned = |most: usize| {
+            plan(&Shape {
+                config: &config,
+                objective: of_model(&config, 0),
+                choose_trained: &|_| Ok(()),
+                optim: SETTINGS,
+                policy: policy.clone(),
+                auto: &[],
+                micros: &vec![sources(&lengths); shards.min(most)],
+                shards,
+                evaluated: &[],
+                resident: Resident::default(),
+                host: 0,
+                mapped: 0,
+                cached_tokens: 0,
+                threads: rayon::current_num_threads(),
+            })
+            .unwrap()
+        };
+        let mut engine = engine(&config, &policy, &|_| Ok(()), SETTINGS, 0);
+        let batches: Vec<_> = (0..shards as u64).map(|i| micro(&lengths, 3, i, 0)).collect();
+        let stats = engine.step(&batches, 1e-3, 1, false).unwrap();
+        assert_eq!(planned(shards).peak_bytes_by_class, stats.peak, "{shards} shards");
+        let (bound, peak) = (planned(2).peak_bytes, stats.peak.total());
+        assert!(bound >= peak && bound - peak < peak / 50, "{shards} shards: {bound} planned, {peak} used");
+        let gradient: usize = engine.model.registry.params.iter().map(|(_, p)| p.value.bytes()).sum();
+        // copies of the gradient: those that wait, and of the shard under way what is not added yet
+        assert!(stats.peak.gradients <= gradient * shards.ilog2().max(1) as usize + gradient / 2, "{shards} shards");
+    }
+}
+
 /// Loss, norms of gradients and remembered norms of dZ travel together, whatever is kept and however weights are updated. Of several passes each one
 /// before the last that has norms to remember reads them by itself.
 #[test]
 fn the_host_reads_from_the_device_once_a_step() {
     let config = config([24, 2, 3, 40, 3]);
-    let in_backward = Settings { clip: 0.0, update: Update::InBackward, ..SETTINGS };
-    let eight_bit = Settings { states: States::EightBit, ..SETTINGS };
+    let in_backward = Hyperparameters { clip: 0.0, update: When::InBackward, ..SETTINGS };
+    let eight_bit = Hyperparameters { states: States::EightBit, ..SETTINGS };
     for (name, policy) in policies(&config, &|_| Ok(())) {
         let policy = Arc::new(policy);
         for (settings, passes) in [(SETTINGS, 1), (SETTINGS, 3), (in_backward, 1), (eight_bit, 1)] {
@@ -591,7 +652,7 @@ fn the_host_reads_from_the_device_once_a_step() {
             for step in 1..=2 {
                 let before = device.reads();
                 engine.step(&micros, 1e-3, step, true).unwrap();
-                let remembers = engine.norms.as_ref().is_some_and(|_| passes > 1);
+                let remembers = engine.gradient.norms.as_ref().is_some_and(|_| passes > 1);
                 let expected = if remembers { passes } else { 1 };
                 assert_eq!(device.reads() - before, expected, "{name}, {passes} passes");
             }
@@ -628,7 +689,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
                 let steps = (1..=3).map(|step| engine.step(&[micro(&lengths, 3, 1, 0)], 1e-3, step, false).unwrap());
                 let numbers: Vec<_> = steps.map(|s| (s.loss, s.grad_norm)).collect();
                 let logits = common::logits(&engine, &micro(&lengths, 3, 1, 0));
-                (numbers, logits, weights(&engine), engine.norms.map(|n| n.snapshot()))
+                (numbers, logits, weights(&engine), engine.gradient.norms.map(|n| n.snapshot()))
             })
         };
         let one = run(1);
@@ -666,8 +727,9 @@ fn numbers_that_are_not_finite_are_located() {
         *value.last_mut().unwrap() = bad;
         param.value.write_f64(value);
         drop(params);
-        let state =
-            |engine: &Engine| format!("{:?} {:?}", weights(engine), engine.norms.as_ref().map(|n| n.snapshot()));
+        let state = |engine: &Engine| {
+            format!("{:?} {:?}", weights(engine), engine.gradient.norms.as_ref().map(|n| n.snapshot()))
+        };
         let before = state(&engine);
         let error = engine.step(&micros, 1e-3, 2, false).unwrap_err().to_string();
         let end = format!("; the first output that is not finite is that of {site}");
@@ -687,7 +749,7 @@ fn a_gradient_that_is_not_finite_is_located() {
     }
 }
 
-fn locate_a_gradient_that_is_not_finite(optim: Settings) {
+fn locate_a_gradient_that_is_not_finite(optim: Hyperparameters) {
     let config = config([20, 1, 2, 17, 1]);
     let mut engine = engine(&config, &Arc::new(Policy::exact()), &|_| Ok(()), optim, 0);
     let mut micro = micro(&[9, 4], 1, 1, 0);
@@ -703,10 +765,10 @@ fn locate_a_gradient_that_is_not_finite(optim: Settings) {
     let before = weights(&engine);
     let error = engine.step(&[micro], 1e-3, 1, false).unwrap_err().to_string();
     let already = "; with updates in the backward pass, weights nearer to the loss are updated already";
-    let already = if optim.update == Update::InBackward { already } else { "" };
+    let already = if optim.update == When::InBackward { already } else { "" };
     assert_eq!(error, format!("the gradient is not finite{already}\n  in bert.pooler.dense.bias"));
     for ((key, before), (_, after)) in before.iter().zip(weights(&engine)) {
-        let nearer = key.starts_with("classifier") && optim.update == Update::InBackward;
+        let nearer = key.starts_with("classifier") && optim.update == When::InBackward;
         assert_eq!(*before != after, nearer, "{key}");
     }
     assert_eq!(engine.model.registry.params.device().meter().live().gradients, 0);

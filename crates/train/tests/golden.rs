@@ -19,10 +19,10 @@ use colrow_models::lora;
 use colrow_models::tokens::Tokens;
 use colrow_tensor::{DType, Device};
 use colrow_train::data::{Batch, Labels};
-use colrow_train::engine::{Engine, StepStats};
-use colrow_train::optim::{Moments, Settings};
 use colrow_train::recipe::Schedule;
 use colrow_train::schedule::lr_at;
+use colrow_train::step::{Engine, StepStats};
+use colrow_train::step::{Hyperparameters, Moments};
 use common::{ADAMW, GRADIENT, engine, engine_of, largest, logits, minus, norm, numbers, tokenizer, weights, within};
 use serde::Deserialize;
 
@@ -90,14 +90,14 @@ impl Golden {
         }
     }
 
-    fn engine(&self, dtype: DType, settings: Settings) -> Engine {
+    fn engine(&self, dtype: DType, settings: Hyperparameters) -> Engine {
         engine(&self.dir, &self.config, dtype, settings)
     }
 
     /// Statistics of a step over `micros`, and the gradient of each of the checkpoint's tensors.
     fn gradients(&self, dtype: DType, policy: Policy, micros: &[Batch]) -> (StepStats, Vec<(String, Vec<f64>)>) {
         let mut engine = self.engine(dtype, GRADIENT);
-        engine.policy = Arc::new(policy);
+        engine.gradient.policy = Arc::new(policy);
         common::gradients(engine, micros)
     }
 }
@@ -188,7 +188,7 @@ fn moments_in_eight_bits_follow_those_in_floats() {
             let start = weights(&engine);
             if eight_bit {
                 for (id, p) in engine.model.registry.params.iter() {
-                    engine.optimizer.moments[id.index()] = Some(Moments::eight_bit(&p.value));
+                    engine.update.moments[id.index()] = Some(Moments::eight_bit(&p.value));
                 }
             }
             let losses: Vec<f64> =
@@ -358,7 +358,7 @@ fn adapters_are_those_of_peft() {
         let registry = &engine.model.registry;
         let mut gradients = Vec::new();
         for e in registry.entries.iter().filter(|e| registry.is_trainable(e)) {
-            let moments = engine.optimizer.moments[e.param.index()].as_ref().unwrap();
+            let moments = engine.update.moments[e.param.index()].as_ref().unwrap();
             gradients.push((e.key.clone(), moments.tensors().next().unwrap().1.to_f64()[e.range()].to_vec()));
         }
         check_gradients(&what, &gradients, |key| golden.expected(&format!("grad.{key}")), gradient_limit);

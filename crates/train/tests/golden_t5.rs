@@ -307,7 +307,7 @@ fn policies_reach_every_linear() {
         let mut engine = engine(&golden.dir, &golden.config, DType::F64, GRADIENT);
         // attention that rebuilds q, k and v also sums its softmax again, in another order of operations
         let rules = [("*Attention", Keep::Exact), ("*", keep)];
-        engine.policy = std::sync::Arc::new(common::by_patterns(&golden.config, &|_| Ok(()), &rules));
+        engine.gradient.policy = std::sync::Arc::new(common::by_patterns(&golden.config, &|_| Ok(()), &rules));
         gradients(engine, &[golden.all()]).1
     };
     let exact = of(Keep::Exact);

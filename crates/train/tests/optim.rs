@@ -5,9 +5,8 @@ use std::sync::Arc;
 use colrow_autograd::{Grads, Mode, ParamId, Params, Policy, Tape, Var};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, DType, Device, Tensor};
-use colrow_train::optim::States;
-use colrow_train::optim::{Optimizer, Settings};
 use colrow_train::recipe::Optim;
+use colrow_train::step::{Hyperparameters, Optimizer, States, Update};
 
 /// Features and outputs: as many weights as moments in eight bits need.
 const D: usize = 64;
@@ -43,7 +42,8 @@ fn run(problem: Problem, states: States) -> (Vec<f64>, Vec<f64>) {
     let mut params = Params::new(&device, DType::F32);
     let w: ParamId = params.add("w", &[D, D], false);
     let truth = normal(&device, Key::new(1), [D, D], |_| 1.0);
-    let mut optimizer = Optimizer::new(Settings::from(&Optim { states, clip: 0.0, ..Optim::default() }), &params);
+    let mut optimizer =
+        Optimizer::new(Hyperparameters::from(&Optim { states, clip: 0.0, ..Optim::default() }), &params);
     let losses = (1..=STEPS).map(|number| {
         let key = Key::new(2).child(number);
         let x = normal(&device, key, [BATCH, D], |column| 10_f64.powf(-2.0 * column as f64 / D as f64));
@@ -65,9 +65,13 @@ fn run(problem: Problem, states: States) -> (Vec<f64>, Vec<f64>) {
         let mut grads = Grads::new(&params);
         tape.backward(loss, 1.0, &mut grads).unwrap();
         let lr = 2e-2 * (1.0 - number as f64 / (STEPS + 1) as f64);
-        let mut step = optimizer.begin(number, lr, 1).unwrap();
-        optimizer.finish(&mut step, &mut params, &grads);
-        optimizer.grad_norm(&step.sums.to_f64(), &params).unwrap();
+        let mut sums = device.zeros(Class::Workspace, DType::F64, &[2]);
+        optimizer.begin_step(number, lr, 1).unwrap();
+        for (id, gradient) in grads.take_rest() {
+            optimizer.take(&mut params, id, gradient, &mut sums);
+        }
+        optimizer.finish(&mut params, &mut sums);
+        optimizer.grad_norm(&sums.to_f64(), &params).unwrap();
         value
     });
     let losses = losses.collect();

@@ -12,11 +12,11 @@ use colrow_models::model::Model;
 use colrow_models::net::{PAPER_SITES, SiteKind};
 use colrow_tensor::{DType, Device, Estimator};
 use colrow_train::data::{BatchBy, Lengths, Sampler, outermost};
-use colrow_train::engine::Engine;
 use colrow_train::machine::Resident;
 use colrow_train::objective::of_model;
-use colrow_train::optim::Settings;
 use colrow_train::plan::{Plan, Shape, plan};
+use colrow_train::step::Engine;
+use colrow_train::step::Hyperparameters;
 use colrow_train::{keeping, recipe, trained};
 use proptest::prelude::*;
 
@@ -52,8 +52,8 @@ fn policies(config: &Config) -> [Arc<Policy>; 4] {
     [Policy::exact(), paper(NormSource::Cached), paper(NormSource::Current), rebuild].map(Arc::new)
 }
 
-fn settings() -> Settings {
-    Settings::from(&recipe::Optim::default())
+fn settings() -> Hyperparameters {
+    Hyperparameters::from(&recipe::Optim::default())
 }
 
 fn plan_of(config: &Config, policy: &Arc<Policy>, micros: &[Lengths], evaluated: &[Lengths]) -> Plan {
@@ -65,6 +65,7 @@ fn plan_of(config: &Config, policy: &Arc<Policy>, micros: &[Lengths], evaluated:
         policy: policy.clone(),
         auto: &[],
         micros,
+        shards: micros.len(),
         evaluated,
         cached_tokens: 1000,
         threads: THREADS,
@@ -176,9 +177,10 @@ fn plan_equals_meter_in_evaluations() {
             let device = Device::cpu();
             let mut model = Model::new(config.clone(), &device, DType::F32);
             model.init(3);
-            let engine = Engine::new(model, settings()).keeping(policy.clone(), 1000, Store::Memory).unwrap();
+            let mut engine = Engine::new(model, settings()).keeping(policy.clone(), 1000, Store::Memory).unwrap();
             let objective = of_model(config, LONGEST_ANSWER);
-            let mut engine = Engine { objective: objective.clone(), dropout: true, ..engine };
+            engine.objective = objective.clone();
+            engine.gradient.dropout = true;
             engine.step(&step.each_ref().map(|lengths| objective.blank(lengths)), 1e-3, 1, false).unwrap();
             device.meter().reset_peak();
             for lengths in &evaluated {
@@ -220,10 +222,11 @@ fn a_thousand_layers_are_planned_in_seconds() {
             config: &config,
             objective: of_model(&config, LONGEST_ANSWER),
             choose_trained: &|model| trained::choose_trained(model, &recipe),
-            optim: Settings::from(&recipe.optim),
+            optim: Hyperparameters::from(&recipe.optim),
             policy: Arc::new(keeping::policy(&recipe.keep, &sites).unwrap()),
             auto: &auto,
             micros: &[lengths(&config, vec![20; 4], vec![])],
+            shards: 1,
             evaluated: &[],
             cached_tokens: 1000,
             threads: THREADS,

@@ -13,11 +13,11 @@ use colrow_models::model::Model;
 use colrow_models::net::PAPER_SITES;
 use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::{Batch, Labels, Lengths};
-use colrow_train::engine::Engine;
 use colrow_train::machine::Resident;
 use colrow_train::objective::of_model;
 use colrow_train::plan::{Plan, Shape, plan};
 use colrow_train::ratios::{Ratios, Settings};
+use colrow_train::step::Engine;
 
 const TOKENS: usize = 1000;
 
@@ -109,6 +109,7 @@ impl Case {
             host: 0,
             mapped: 0,
             micros: &micros.iter().map(|sources| self.lengths(sources)).collect::<Vec<_>>(),
+            shards: micros.len(),
             cached_tokens: TOKENS,
             threads: rayon::current_num_threads(),
         })
@@ -121,8 +122,9 @@ impl Case {
         self.choose_trained(&mut model).unwrap();
         let policy = self.policy(0.3);
         let ratios = Ratios::new(Settings { every, share: 0.025 }, &self.auto());
-        let engine = common::engine_of(model, common::ADAMW).keeping(policy, TOKENS, Store::Memory).unwrap();
-        Engine { ratios: Some(ratios), dropout: true, ..engine }
+        let mut engine = common::engine_of(model, common::ADAMW).keeping(policy, TOKENS, Store::Memory).unwrap();
+        (engine.gradient.ratios, engine.gradient.dropout) = (Some(ratios), true);
+        engine
     }
 
     fn micros(&self, sources: &[&[u32]], step: u64) -> Vec<Batch> {
@@ -180,12 +182,12 @@ fn the_plan_is_that_of_a_measured_step_and_bounds_all_others() {
                 let live = engine.model.registry.params.device().meter().live();
                 assert_eq!((live.kept, live.gradients, live.workspace), (0, 0, 0), "{what}");
             }
-            let ratios = engine.ratios.take().unwrap();
+            let ratios = engine.gradient.ratios.take().unwrap();
             let moved = ratios.sites().iter().filter(|s| s.ratio != 0.3).count();
             assert!(moved > 0, "{what}");
             // with all rows too
-            engine.ratios = Some(Ratios::new(Settings { every: 1, share: 0.025 }, &case.auto()));
-            engine.policy = case.policy(1.0);
+            engine.gradient.ratios = Some(Ratios::new(Settings { every: 1, share: 0.025 }, &case.auto()));
+            engine.gradient.policy = case.policy(1.0);
             let stats = engine.step(&case.micros(sources, 9), 1e-3, 9, false).unwrap();
             assert_eq!((stats.ledger, stats.peak), (all.ledger, all.peak_bytes_by_class), "{what}");
         }
@@ -203,7 +205,7 @@ fn the_number_of_threads_does_not_change_a_ratio() {
                 let losses: Vec<f64> = (1..=4)
                     .map(|step| engine.step(&case.micros(sources, step), 1e-3, step, false).unwrap().loss)
                     .collect();
-                (losses, engine.ratios.unwrap().sites().to_vec())
+                (losses, engine.gradient.ratios.unwrap().sites().to_vec())
             })
         };
         let one = run(1);

@@ -13,11 +13,11 @@ use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Cost, DType, Device, Error, Named, Precision, Result};
 use colrow_train::data::Lengths;
-use colrow_train::engine::Engine;
 use colrow_train::machine;
-use colrow_train::optim::{Settings, States, Update};
 use colrow_train::plan::Plan;
 use colrow_train::recipe::{self, Estimate, Method, PolicyName, Recipe};
+use colrow_train::step::Engine;
+use colrow_train::step::{Hyperparameters, States, When};
 use colrow_train::trained;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -73,8 +73,8 @@ pub(crate) struct Args {
     #[arg(long, value_parser = choice::<States>(), default_value = "f32")]
     optimizer_states: States,
     /// When weights are updated; in the backward pass, without clipping.
-    #[arg(long, value_parser = choice::<Update>(), default_value = "after-backward")]
-    update: Update,
+    #[arg(long, value_parser = choice::<When>(), default_value = "after-backward")]
+    update: When,
     /// Take the largest batch whose plan fits into so much memory of the process (8GiB, 512MiB, 8GB) instead of --batch.
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["batch", "lengths_file"], value_parser = memory::size())]
     memory: Option<usize>,
@@ -115,7 +115,7 @@ fn choice<T: Named + Send + Sync>() -> impl TypedValueParser<Value = T> {
 
 impl Args {
     fn optim(&self) -> recipe::Optim {
-        let clip = if self.update == Update::InBackward { 0.0 } else { 1.0 };
+        let clip = if self.update == When::InBackward { 0.0 } else { 1.0 };
         recipe::Optim { clip, states: self.optimizer_states, update: self.update, ..recipe::Optim::default() }
     }
 }
@@ -255,8 +255,9 @@ impl<'a> Bench<'a> {
         model.init(args.seed);
         trained::choose_trained(&mut model, &blank.recipe)?;
         let policy = blank.policy.clone();
-        let engine = Engine::new(model, Settings::from(&blank.recipe.optim)).keeping(policy, all, Store::Memory)?;
-        let mut engine = Engine { key: Key::new(args.seed), dropout: true, ..engine };
+        let mut engine =
+            Engine::new(model, Hyperparameters::from(&blank.recipe.optim)).keeping(policy, all, Store::Memory)?;
+        (engine.gradient.key, engine.gradient.dropout) = (Key::new(args.seed), true);
         let micros = [micro];
         let (mut times, mut optimizer_times) = (Vec::new(), Vec::new());
         let mut last = None;

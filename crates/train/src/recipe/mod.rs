@@ -21,7 +21,7 @@ use colrow_models::files;
 use colrow_tensor::{Error, Estimator, Precision, Result};
 use serde::{Serialize, Serializer};
 
-use crate::optim::{Settings, States, Update};
+use crate::step::{Hyperparameters, States, When};
 
 pub use choice::{CacheIn, Estimate, Method, PolicyName, Schedule, SiteKeep};
 pub use difference::Difference;
@@ -247,7 +247,7 @@ pub struct Optim {
     /// How the moments of large parameters are held.
     pub states: States,
     /// When weights are updated. In the backward pass there is no global norm to clip by, and nothing to accumulate.
-    pub update: Update,
+    pub update: When,
 }
 
 impl Default for Optim {
@@ -262,12 +262,12 @@ impl Default for Optim {
             eps: 1e-8,
             clip: 1.0,
             states: States::F32,
-            update: Update::AfterBackward,
+            update: When::AfterBackward,
         }
     }
 }
 
-impl From<&Optim> for Settings {
+impl From<&Optim> for Hyperparameters {
     fn from(o: &Optim) -> Self {
         let &Optim { beta1, beta2, eps, weight_decay, clip, states, update, .. } = o;
         Self { beta1, beta2, eps, weight_decay, clip, states, update }

@@ -11,7 +11,7 @@ use super::rules::{
     LIKE, MOST_STEPS, bytes, choice, every, flag, glob, label, number, ratio, text, whole_number, wrong,
 };
 use super::{Batch, Data, Keep, Lora, Model, Optim, Recipe, Site, Train};
-use crate::optim::Settings;
+use crate::step::Hyperparameters;
 use crate::unknown::nearest;
 
 /// See [`Recipe::parse`].
@@ -81,7 +81,7 @@ fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
         optim: t.table("optim", optim),
         keep: t.table("keep", keep),
     };
-    for reason in Settings::from(&recipe.optim).refusals(recipe.train.accumulate) {
+    for reason in Hyperparameters::from(&recipe.optim).refusals(recipe.train.accumulate) {
         t.problem(update, reason);
     }
     t.finish();

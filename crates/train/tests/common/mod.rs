@@ -13,40 +13,42 @@ use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Result};
 use colrow_train::data::Batch;
-use colrow_train::engine::{Engine, StepStats};
 use colrow_train::objective::Outputs;
-use colrow_train::optim::Settings;
-use colrow_train::optim::{States, Update};
+use colrow_train::step::Hyperparameters;
+use colrow_train::step::{Engine, StepStats};
+use colrow_train::step::{States, When};
 
 /// Those that the golden values were made with.
-pub(crate) const ADAMW: Settings = Settings {
+pub(crate) const ADAMW: Hyperparameters = Hyperparameters {
     beta1: 0.9,
     beta2: 0.999,
     eps: 1e-8,
     weight_decay: 0.01,
     clip: 1.0,
     states: States::F32,
-    update: Update::AfterBackward,
+    update: When::AfterBackward,
 };
 /// With these, the first moment after a step is the gradient, to the bit.
-pub(crate) const GRADIENT: Settings =
-    Settings { beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, clip: 0.0, ..ADAMW };
+pub(crate) const GRADIENT: Hyperparameters =
+    Hyperparameters { beta1: 0.0, beta2: 0.0, eps: 1.0, weight_decay: 0.0, clip: 0.0, ..ADAMW };
 
 /// Statistics of a step over `micros` with [`GRADIENT`], and the gradient of each of the checkpoint's tensors.
 pub(crate) fn gradients(mut engine: Engine, micros: &[Batch]) -> (StepStats, Vec<(String, Vec<f64>)>) {
     let stats = engine.step(micros, 0.0, 1, false).unwrap();
-    let Engine { model, optimizer, .. } = engine;
-    let moment = |id: ParamId| optimizer.moments[id.index()].as_ref().unwrap().tensors().next().unwrap().1;
+    let Engine { model, update, .. } = engine;
+    let moment = |id: ParamId| update.moments[id.index()].as_ref().unwrap().tensors().next().unwrap().1;
     let entries = model.registry.entries.iter().filter(|e| model.registry.is_trainable(e));
     (stats, entries.map(|e| (e.key.clone(), moment(e.param).to_f64()[e.range()].to_vec())).collect())
 }
 
-pub(crate) fn engine(dir: &Path, config: &Config, dtype: DType, settings: Settings) -> Engine {
+pub(crate) fn engine(dir: &Path, config: &Config, dtype: DType, settings: Hyperparameters) -> Engine {
     engine_of(load::model(dir, config.clone(), &Device::cpu(), dtype, 7, Anew::default()).unwrap().model, settings)
 }
 
-pub(crate) fn engine_of(model: Model, settings: Settings) -> Engine {
-    Engine { key: Key::new(1), ..Engine::new(model, settings) }
+pub(crate) fn engine_of(model: Model, settings: Hyperparameters) -> Engine {
+    let mut engine = Engine::new(model, settings);
+    engine.gradient.key = Key::new(1);
+    engine
 }
 
 /// Logits of a batch, row-major.

@@ -1,8 +1,10 @@
 //! AdamW over a model's parameters, as in `transformers`: decoupled decay, none for biases and norms, and clipping of the
 //! gradient's global norm as in `torch.nn.utils.clip_grad_norm_`.
 
-use colrow_autograd::{Grads, Param, ParamId, Params};
+use colrow_autograd::{Param, ParamId, Params};
 use colrow_tensor::{AdamW, Class, DType, Device, Error, MOMENT_BLOCK, Result, Tensor, named};
+
+use super::gradient::Update;
 
 /// Parameters with fewer elements keep their moments in floats under [`States::EightBit`]: biases and norms, which are few and sensitive
 /// (as in bitsandbytes).
@@ -24,7 +26,7 @@ named! {
 
 named! {
     /// When weights are updated.
-    Update {
+    When {
         /// After the backward pass, when all gradients are there.
         AfterBackward = "after-backward",
         /// During the backward pass, each as soon as its gradient is final, which is then freed.
@@ -34,7 +36,7 @@ named! {
 
 /// What stays the same over a run.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct Hyperparameters {
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -48,21 +50,21 @@ pub struct Settings {
     /// How the moments of large parameters are held.
     pub states: States,
     /// When weights are updated.
-    pub update: Update,
+    pub update: When,
 }
 
-impl Settings {
+impl Hyperparameters {
     /// Why these settings cannot be combined with each other or with steps of `accumulate` batches; empty if they can.
     pub fn refusals(&self, accumulate: usize) -> Vec<String> {
         let excluded = |key: &str, value: f64, reason: &str| {
             format!("`optim.update` = \"{}\" cannot be combined with `{key}` = {value}: {reason}", self.update)
         };
         let mut refusals = Vec::new();
-        if self.update == Update::InBackward && self.clip > 0.0 {
+        if self.update == When::InBackward && self.clip > 0.0 {
             let reason = "the global norm is known when all gradients are, and by then the weights are updated; set optim.clip = 0";
             refusals.push(excluded("optim.clip", self.clip, reason));
         }
-        if self.update == Update::InBackward && accumulate > 1 {
+        if self.update == When::InBackward && accumulate > 1 {
             let reason =
                 "gradients that are to be added up must stay; set train.accumulate = 1 and a larger train.batch";
             refusals.push(excluded("train.accumulate", accumulate as f64, reason));
@@ -119,91 +121,100 @@ impl Moments {
     }
 }
 
-/// Moments of every trainable parameter.
+/// Moments of every trainable parameter, and the step that is under way.
 #[derive(Debug)]
 pub struct Optimizer {
-    settings: Settings,
+    settings: Hyperparameters,
     device: Device,
     /// By parameter; none where frozen.
     pub moments: Vec<Option<Moments>>,
-}
-
-/// A step under way. Its numbers stay on the device until the step is done.
-#[derive(Debug)]
-pub struct Step {
+    step: u64,
     lr: f64,
-    number: u64,
-    /// The loss, then by parameter Σg² of its gradient (1 + parameters, f64).
-    pub sums: Tensor,
     /// What gradients are multiplied with; NaN where a sum is not finite, and then nothing changes (1, f64).
-    factor: Tensor,
+    factor: Option<Tensor>,
+    /// Gradients that wait for the others, by parameter.
+    gradients: Vec<Option<Tensor>>,
 }
 
 impl Optimizer {
     /// Moments of zero.
-    pub fn new(settings: Settings, params: &Params) -> Self {
-        let moments =
+    pub fn new(settings: Hyperparameters, params: &Params) -> Self {
+        let moments: Vec<_> =
             params.iter().map(|(_, p)| p.trainable.then(|| Moments::new(settings.states, &p.value))).collect();
-        Self { settings, device: params.device().clone(), moments }
+        let gradients = moments.iter().map(|_| None).collect();
+        Self { settings, device: params.device().clone(), moments, step: 0, lr: 0.0, factor: None, gradients }
     }
 
-    /// Begins step number `number` (from 1) at learning rate `lr`, over `accumulate` batches.
-    ///
-    /// # Errors
-    /// Settings that exclude each other.
-    pub fn begin(&self, number: u64, lr: f64, accumulate: usize) -> Result<Step> {
-        match self.settings.refusals(accumulate).first() {
-            Some(refusal) => Err(Error::usage(refusal.as_str())),
-            None => {
-                let zeros = |n| self.device.zeros(Class::Workspace, DType::F64, &[n]);
-                Ok(Step { lr, number, sums: zeros(1 + self.moments.len()), factor: zeros(1) })
+    fn update(&mut self, id: ParamId, param: &mut Param, gradient: &Tensor) {
+        let (Some(moments), Some(factor)) = (&mut self.moments[id.index()], &self.factor) else { return };
+        let Hyperparameters { beta1, beta2, eps, weight_decay, .. } = self.settings;
+        let weight_decay = if param.decay { weight_decay } else { 0.0 };
+        let how = AdamW { lr: self.lr, beta1, beta2, eps, weight_decay, step: self.step };
+        let kernels = self.device.kernels();
+        match moments {
+            Moments::Float([m, v]) => kernels.adamw(&how, factor, gradient, &mut param.value, m, v),
+            Moments::EightBit([m, m_scale, r, r_scale]) => {
+                kernels.adamw_8bit(&how, factor, gradient, &mut param.value, [m, m_scale], [r, r_scale]);
             }
         }
     }
+}
 
-    /// With [`Update::InBackward`], takes the gradients that are final and updates their weights, unless one so far or the loss is not finite;
-    /// else does nothing.
-    pub fn update_final(&mut self, step: &mut Step, params: &mut Params, grads: &mut Grads) {
-        if self.settings.update == Update::AfterBackward {
+impl Update for Optimizer {
+    fn begin_step(&mut self, step: u64, lr: f64, shards: usize) -> Result<()> {
+        if let Some(refusal) = self.settings.refusals(shards).first() {
+            return Err(Error::usage(refusal.as_str()));
+        }
+        // of a step that failed
+        self.end_step();
+        (self.step, self.lr) = (step, lr);
+        self.factor = Some(self.device.zeros(Class::Workspace, DType::F64, &[1]));
+        Ok(())
+    }
+
+    fn take(&mut self, params: &mut Params, id: ParamId, gradient: Tensor, sums: &mut Tensor) {
+        if self.settings.update == When::AfterBackward {
+            self.gradients[id.index()] = Some(gradient);
             return;
         }
-        let kernels = self.device.clone();
-        let kernels = kernels.kernels();
-        while let Some((id, gradient)) = grads.take_final(params) {
-            kernels.sum_squares(&gradient, 1 + id.index(), &mut step.sums);
-            kernels.clip(&step.sums, 0.0, &mut step.factor);
-            self.update(step, id, &mut params[id], &gradient);
+        self.device.kernels().sum_squares(&gradient, 1 + id.index(), sums);
+        if let Some(factor) = &mut self.factor {
+            self.device.kernels().clip(sums, 0.0, factor);
         }
+        self.update(id, &mut params[id], &gradient);
     }
 
-    /// Updates the weights whose gradients are left, unless one of the step's gradients or its loss is not finite.
-    pub fn finish(&mut self, step: &mut Step, params: &mut Params, grads: &Grads) {
-        let kernels = self.device.clone();
-        let kernels = kernels.kernels();
-        for (id, _) in params.iter() {
-            if let Some(gradient) = grads.of(id) {
-                kernels.sum_squares(gradient, 1 + id.index(), &mut step.sums);
+    fn finish(&mut self, params: &mut Params, sums: &mut Tensor) {
+        let gradients = std::mem::take(&mut self.gradients);
+        for (i, gradient) in gradients.iter().enumerate() {
+            if let Some(gradient) = gradient {
+                self.device.kernels().sum_squares(gradient, 1 + i, sums);
             }
         }
-        kernels.clip(&step.sums, self.settings.clip, &mut step.factor);
-        for (id, param) in params.iter_mut() {
-            if let Some(gradient) = grads.of(id) {
-                self.update(step, id, param, gradient);
+        if let Some(factor) = &mut self.factor {
+            self.device.kernels().clip(sums, self.settings.clip, factor);
+        }
+        for ((id, param), gradient) in params.iter_mut().zip(&gradients) {
+            if let Some(gradient) = gradient {
+                self.update(id, param, gradient);
             }
         }
+        self.gradients = gradients;
     }
 
-    /// The norm of all of the step's gradients, before clipping, of its `sums` as they were read.
-    ///
-    /// # Errors
-    /// A gradient that is not finite; names the parameter nearest to the loss, where the backward pass met it first. Weights are as they were
-    /// then; but with [`Update::InBackward`], those nearer to the loss are updated.
-    pub fn grad_norm(&self, sums: &[f64], params: &Params) -> Result<f64> {
+    fn end_step(&mut self) {
+        self.factor = None;
+        self.gradients.iter_mut().for_each(|gradient| *gradient = None);
+    }
+
+    /// Names the parameter nearest to the loss, where the backward pass met it first. Weights are as they were then; but with
+    /// [`When::InBackward`], those nearer to the loss are updated.
+    fn grad_norm(&self, sums: &[f64], params: &Params) -> Result<f64> {
         let squares = sums.get(1..).unwrap_or_default();
         if let Some(place) = squares.iter().rposition(|square| !square.is_finite()) {
             let text = match self.settings.update {
-                Update::AfterBackward => "the gradient is not finite",
-                Update::InBackward => {
+                When::AfterBackward => "the gradient is not finite",
+                When::InBackward => {
                     "the gradient is not finite; with updates in the backward pass, weights nearer to the loss are updated already"
                 }
             };
@@ -211,19 +222,5 @@ impl Optimizer {
             return Err(Error::new(text).at(name));
         }
         Ok(squares.iter().fold(0.0, |sum, square| sum + square).sqrt())
-    }
-
-    fn update(&mut self, step: &Step, id: ParamId, param: &mut Param, gradient: &Tensor) {
-        let Some(moments) = &mut self.moments[id.index()] else { return };
-        let Settings { beta1, beta2, eps, weight_decay, .. } = self.settings;
-        let weight_decay = if param.decay { weight_decay } else { 0.0 };
-        let how = AdamW { lr: step.lr, beta1, beta2, eps, weight_decay, step: step.number };
-        let kernels = gradient.device().kernels();
-        match moments {
-            Moments::Float([m, v]) => kernels.adamw(&how, &step.factor, gradient, &mut param.value, m, v),
-            Moments::EightBit([m, m_scale, r, r_scale]) => {
-                kernels.adamw_8bit(&how, &step.factor, gradient, &mut param.value, [m, m_scale], [r, r_scale]);
-            }
-        }
     }
 }
