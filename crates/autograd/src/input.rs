@@ -8,7 +8,7 @@ use colrow_tensor::{Dropout, Format, Tensor};
 use crate::compress::{GROUP, quantised};
 use crate::dropout::{Dropped, replay};
 use crate::kept::Kept;
-use crate::norms::NormMemory;
+use crate::norm_memory::NormMemory;
 use crate::policy::{Keep, NormSource, Sampling};
 use crate::sample::{Draw, RowSample, draw_by, gather, probabilities, row_norms};
 use crate::tape::{Mode, Tape, Var};

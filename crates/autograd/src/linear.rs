@@ -113,7 +113,9 @@ mod tests {
     use crate::testing::{
         check_gradients, check_precision, check_unbiased, leaf, random, random_params, run, training,
     };
-    use crate::{BatchPlaces, Bits, Keep, NormMemory, NormSource, Params, Places, Policy, RowsOf, Sampling, Store};
+    use crate::{
+        BatchPlaces, Bits, CachePlace, Keep, NormMemory, NormSource, Params, Places, Policy, RowsOf, Sampling,
+    };
 
     const ESTIMATORS: [Estimator; 3] = [Estimator::Crs, Estimator::Wta, Estimator::Pps];
     const SOURCES: [NormSource; 4] =
@@ -254,13 +256,18 @@ mod tests {
         stale: (crate::Running, Vec<u8>),
     }
 
+    fn snapshot(memory: &NormMemory) -> (crate::Running, Vec<u8>) {
+        memory.save(|running, codes| (running.clone(), codes.to_vec()))
+    }
+
     impl Drawn {
         fn new(name: &str) -> Self {
             let device = Device::cpu();
             let (x, dz) = data(&device, name);
             let (params, [w]) = random_params(&device, DType::F64, [("w", &[2, 3])]);
-            let memory =
-                Arc::new(NormMemory::new(&device, &[("linear".to_owned(), RowsOf::Tokens)], N, Store::Memory).unwrap());
+            let memory = Arc::new(
+                NormMemory::new(&device, &[("linear".to_owned(), RowsOf::Tokens)], N, CachePlace::Memory).unwrap(),
+            );
             let positions = (0..N as u32).map(|p| (p, p == 0)).collect();
             let tokens = Places { tokens: Some((0..N as u64).collect()), positions };
             memory.begin(BatchPlaces { tokens, targets: Places::default(), weight: 1.0 });
@@ -268,7 +275,7 @@ mod tests {
             let wrong = |i: usize| if i % 5 == 3 { 0.0 } else { Key::new(43).normal(i as u64).clamp(-3.0, 3.0).exp() };
             memory.record("linear", &device.tensor(Class::Workspace, &[N], &(0..N).map(wrong).collect::<Vec<_>>()));
             memory.settle();
-            let stale = memory.snapshot();
+            let stale = snapshot(&memory);
             Self { params, w, x, dz, memory, stale }
         }
 
@@ -338,7 +345,7 @@ mod tests {
         let drawn = Drawn::new("heavy-tailed");
         for (source, norms) in SOURCES.into_iter().zip([false, true, true, false]) {
             drawn.weight_gradient(rows(Estimator::Pps, source, 0.3), 0).unwrap();
-            assert_eq!(drawn.memory.snapshot() != drawn.stale, norms, "{source:?}");
+            assert_eq!(snapshot(&drawn.memory) != drawn.stale, norms, "{source:?}");
         }
         drawn.weight_gradient(rows(Estimator::Pps, NormSource::Cached, 0.3), 0).unwrap();
         let like = row_norms(&drawn.dz);

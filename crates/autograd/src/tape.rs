@@ -9,7 +9,7 @@ use colrow_tensor::{Bytes, Class, Device, Error, Result, Tensor};
 
 pub(crate) use crate::grads::Grads;
 use crate::kept::{Kept, Ledger, Rebuild};
-use crate::norms::NormMemory;
+use crate::norm_memory::NormMemory;
 use crate::param::{Handle, Param, ParamId, Params};
 use crate::policy::{Keep, Policy};
 use crate::probe::Probe;
@@ -338,7 +338,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{check_gradients, check_precision, random_params, training};
-    use crate::{Attend, BatchPlaces, Bits, Keep, NormSource, Places, RowsOf, Sampling, Sequences, Store};
+    use crate::{Attend, BatchPlaces, Bits, CachePlace, Keep, NormSource, Places, RowsOf, Sampling, Sequences};
 
     const LAYERS: usize = 2;
     const LENGTHS: [usize; 3] = [5, 1, 9];
@@ -432,7 +432,7 @@ mod tests {
         fn memory(&self) -> Arc<NormMemory> {
             let site = |l: usize, name: &str| (format!("layer.{l}.{name}"), RowsOf::Tokens);
             let sites: Vec<_> = (0..LAYERS).flat_map(|l| LINEARS.map(|name| site(l, name))).collect();
-            let memory = NormMemory::new(&self.device, &sites, TOKENS, Store::Memory).unwrap();
+            let memory = NormMemory::new(&self.device, &sites, TOKENS, CachePlace::Memory).unwrap();
             let positions = LENGTHS.iter().flat_map(|&n| (0..n as u32).map(|p| (p, p == 0))).collect();
             let tokens = Places { tokens: Some((0..TOKENS as u64).collect()), positions };
             memory.begin(BatchPlaces { tokens, targets: Places::default(), weight: 3.0 });
@@ -600,7 +600,7 @@ mod tests {
         let pass = |norms, ratio, memory: bool| {
             let keep = Keep::Rows(Sampling { estimator: Estimator::Pps, ratio, norms, uniform: 0.1 });
             let memory = memory.then(|| {
-                Arc::new(NormMemory::new(&device, &[("w".into(), RowsOf::Tokens)], 4, Store::Memory).unwrap())
+                Arc::new(NormMemory::new(&device, &[("w".into(), RowsOf::Tokens)], 4, CachePlace::Memory).unwrap())
             });
             let policy = Policy::everywhere(keep);
             let mut tape = Tape::new(&params, training(Key::new(1), false, policy, memory.clone()));

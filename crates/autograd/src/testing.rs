@@ -7,7 +7,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, DType, Device, Error, Result, Tensor};
 
 use crate::kept::Kept;
-use crate::norms::NormMemory;
+use crate::norm_memory::NormMemory;
 use crate::param::{Handle, ParamId, Params};
 use crate::policy::Policy;
 use crate::tape::{Grads, Mode, Op, Tape, Var};

@@ -23,7 +23,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, Estimator, Tensor};
 
 use crate::kept::Kept;
-use crate::norms::RowsOf;
+use crate::norm_memory::RowsOf;
 use crate::policy::{Sampling, rows_of};
 
 /// Columns of U and of V.

@@ -8,7 +8,7 @@ use colrow_train::fit::{Fit, Found};
 use colrow_train::job::Job;
 use colrow_train::machine::Limit;
 use colrow_train::plan::Plan;
-use colrow_train::recipe::{Batch, PolicyName, parse_bytes};
+use colrow_train::recipe::{BatchSize, PolicyName, parse_bytes};
 
 use crate::units;
 
@@ -72,8 +72,8 @@ fn keep(fit: &Fit) -> String {
 fn batch(fit: &Fit) -> String {
     let times = if fit.accumulate > 1 { format!("{} × ", units::count(fit.accumulate as u64)) } else { String::new() };
     match fit.batch {
-        Batch::Sequences(n) => format!("{times}{} sequences", units::count(n as u64)),
-        Batch::Tokens(n) => format!("{times}{} tokens", units::count(n as u64)),
+        BatchSize::Sequences(n) => format!("{times}{} sequences", units::count(n as u64)),
+        BatchSize::Tokens(n) => format!("{times}{} tokens", units::count(n as u64)),
     }
 }
 

@@ -20,7 +20,7 @@ use colrow_tensor::Result;
 use serde::Serialize;
 
 use crate::plan::Plan;
-use crate::recipe::{Batch, Estimate, Keep, Method, PolicyName, Ratio, Recipe};
+use crate::recipe::{BatchSize, Estimate, Keeping, Method, PolicyName, Ratio, Recipe};
 use crate::step::{States, When};
 
 /// The policies that are tried, the one that costs the least accuracy and time first, the leanest last. `paper` is not among them: `lean` keeps
@@ -41,7 +41,7 @@ pub struct Fit {
     pub ratio: Ratio,
     /// Size of a batch.
     #[serde(flatten)]
-    pub batch: Batch,
+    pub batch: BatchSize,
     /// Batches a step.
     pub accumulate: usize,
     /// How moments are held.
@@ -107,11 +107,11 @@ fn cost(recipe: &Recipe, candidate: &Recipe) -> Cost {
 /// The recipe under every policy, the one that costs the least accuracy and time first, the leanest last.
 pub fn candidates(recipe: &Recipe) -> Vec<Recipe> {
     let with = |policy| {
-        let mut keep = Keep { policy, ..recipe.keep.clone() };
+        let mut keep = Keeping { policy, ..recipe.keep.clone() };
         if policy != PolicyName::Exact {
             keep.norms = keep.norms.map(|_| NormSource::Current);
             if keep.estimator == Estimate::Exact {
-                keep.estimator = Keep::default().estimator;
+                keep.estimator = Keeping::default().estimator;
             }
         }
         Recipe { keep, ..recipe.clone() }
@@ -141,9 +141,9 @@ fn lora(recipe: &Recipe) -> Recipe {
     recipe
 }
 
-fn size(batch: Batch) -> usize {
+fn size(batch: BatchSize) -> usize {
     match batch {
-        Batch::Sequences(n) | Batch::Tokens(n) => n,
+        BatchSize::Sequences(n) | BatchSize::Tokens(n) => n,
     }
 }
 
@@ -266,8 +266,8 @@ impl Search<'_> {
         let most = base.data.max_length;
         let cut = |length| {
             let mut cut = match base.train.batch {
-                Batch::Sequences(_) => base.with_batch(least),
-                Batch::Tokens(_) => base.with_batch(least.min(length)),
+                BatchSize::Sequences(_) => base.with_batch(least),
+                BatchSize::Tokens(_) => base.with_batch(least.min(length)),
             };
             cut.data.max_length = length;
             cut
@@ -328,8 +328,8 @@ impl Recipe {
     pub fn with_batch(&self, size: usize) -> Self {
         let mut recipe = self.clone();
         recipe.train.batch = match recipe.train.batch {
-            Batch::Sequences(_) => Batch::Sequences(size),
-            Batch::Tokens(_) => Batch::Tokens(size),
+            BatchSize::Sequences(_) => BatchSize::Sequences(size),
+            BatchSize::Tokens(_) => BatchSize::Tokens(size),
         };
         recipe
     }
@@ -339,8 +339,8 @@ impl Fit {
     fn new(found: Found, recipe: &Recipe, candidate: &Recipe, plan: &Plan) -> Self {
         let Recipe { data, train, optim, keep, .. } = candidate;
         let batch = match train.batch {
-            Batch::Sequences(n) => format!("train.batch={n}"),
-            Batch::Tokens(n) => format!("train.batch_tokens={n}"),
+            BatchSize::Sequences(n) => format!("train.batch={n}"),
+            BatchSize::Tokens(n) => format!("train.batch_tokens={n}"),
         };
         let norms = keep.norms.map_or_else(String::new, |norms| format!("keep.norms={norms}"));
         let set = [

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use colrow_autograd::{Draw, NormMemory, NormSource, Policy, Probe, Sampling, Store, estimate_by, row_norms};
+use colrow_autograd::{CachePlace, Draw, NormMemory, NormSource, Policy, Probe, Sampling, estimate_by, row_norms};
 use colrow_models::net::SiteKind;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Class, Error, Estimator, Named, Precision, Result, Tensor};
@@ -417,7 +417,7 @@ pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, u
         return Err(Error::usage(format!("expected a linear's site to export, found `{name}`"))
             .hint(format!("sites are {}", known.join(", "))));
     }
-    let memory = Arc::new(NormMemory::new(&device, &sites, job.cached_tokens(), Store::Memory)?);
+    let memory = Arc::new(NormMemory::new(&device, &sites, job.cached_tokens(), CachePlace::Memory)?);
     let mut engine = job.engine(model, std::path::Path::new(""))?;
     let collector = Arc::new(Collector {
         memory: memory.clone(),
@@ -510,7 +510,7 @@ mod tests {
 
     fn collector(device: &Device, draws: u64) -> Collector {
         let sites = [("site".to_owned(), RowsOf::Tokens)];
-        let memory = Arc::new(NormMemory::new(device, &sites, N, Store::Memory).unwrap());
+        let memory = Arc::new(NormMemory::new(device, &sites, N, CachePlace::Memory).unwrap());
         let positions = (0..N as u32).map(|i| (i, false)).collect();
         let tokens = Places { tokens: Some((0..N as u64).collect()), positions };
         memory.begin(BatchPlaces { tokens, targets: Places::default(), weight: 1.0 });

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, Policy, RowsOf, Store};
+use colrow_autograd::{CachePlace, Keep, Policy, RowsOf};
 use colrow_models::checkpoint::load::{self, Anew};
 use colrow_models::config::Config;
 use colrow_models::lora;
@@ -71,10 +71,10 @@ pub struct Job {
 }
 
 /// How batches are cut.
-pub fn batch_by(batch: recipe::Batch) -> BatchBy {
+pub fn batch_by(batch: recipe::BatchSize) -> BatchBy {
     match batch {
-        recipe::Batch::Sequences(n) => BatchBy::Examples(n),
-        recipe::Batch::Tokens(n) => BatchBy::Tokens(n),
+        recipe::BatchSize::Sequences(n) => BatchBy::Examples(n),
+        recipe::BatchSize::Tokens(n) => BatchBy::Tokens(n),
     }
 }
 
@@ -85,11 +85,11 @@ const LABEL_BYTES: usize = 1536;
 const EXACT_SHARDS: usize = 8;
 
 /// As many batches as an epoch may have.
-fn most_batches(batch: recipe::Batch, examples: usize, tokens: usize) -> usize {
+fn most_batches(batch: recipe::BatchSize, examples: usize, tokens: usize) -> usize {
     match batch {
-        recipe::Batch::Sequences(n) => examples.div_ceil(n),
+        recipe::BatchSize::Sequences(n) => examples.div_ceil(n),
         // two batches that follow each other have more tokens than one may have
-        recipe::Batch::Tokens(n) => examples.min(2 * tokens.div_ceil(n)),
+        recipe::BatchSize::Tokens(n) => examples.min(2 * tokens.div_ceil(n)),
     }
 }
 
@@ -175,7 +175,7 @@ impl Job {
         let measured = plan.ledger.entries.iter().filter(|e| e.what == "projections");
         let learns: HashSet<&str> = measured.map(|e| e.site.as_str()).collect();
         let sites: Vec<_> = self.auto.iter().filter(|(site, _)| learns.contains(site.as_str())).cloned().collect();
-        let settings = ratios::Settings { every: keep.auto_every, share: keep.auto_share };
+        let settings = ratios::AutoRatio { every: keep.auto_every, share: keep.auto_share };
         let mut ratios = Ratios::new(settings, &sites);
         if let Some(limit) = keep.bytes {
             let largest = self.largest_batch(&self.recipe)?;
@@ -270,11 +270,11 @@ impl Job {
             [&self.train].into_iter().chain(self.dev.iter().map(|dev| &dev.set)).flat_map(TokenisedSet::lengths);
         let batches = match self.recipe.train.batch {
             // one sequence a step says nothing about a ratio
-            recipe::Batch::Sequences(_) if !self.auto.is_empty() && self.recipe.train.accumulate == 1 => {
+            recipe::BatchSize::Sequences(_) if !self.auto.is_empty() && self.recipe.train.accumulate == 1 => {
                 2..=self.train.len()
             }
-            recipe::Batch::Sequences(_) => 1..=self.train.len(),
-            recipe::Batch::Tokens(_) => lengths.max().unwrap_or(1) as usize..=self.train.ids.len(),
+            recipe::BatchSize::Sequences(_) => 1..=self.train.len(),
+            recipe::BatchSize::Tokens(_) => lengths.max().unwrap_or(1) as usize..=self.train.ids.len(),
         };
         fit::search(&self.recipe, memory, batches, &|recipe| self.plan_as(recipe))
     }
@@ -308,8 +308,8 @@ impl Job {
     /// A norm cache that cannot be made.
     pub fn engine(&self, model: Model, cache: &Path) -> Result<Engine> {
         let store = match self.recipe.keep.cache {
-            CacheIn::Memory => Store::Memory,
-            CacheIn::File => Store::File(cache),
+            CacheIn::Memory => CachePlace::Memory,
+            CacheIn::File => CachePlace::File(cache),
         };
         let ratios = self.ratios(&self.plan_as(&self.recipe)?)?;
         let mut policy = self.policy.clone();

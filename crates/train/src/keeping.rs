@@ -37,8 +37,9 @@ fn preset(policy: PolicyName, site: &Site) -> SiteKeep {
 }
 
 /// What the recipe says of a site: what is kept, and for rows how they are sampled.
-fn told(keep: &recipe::Keep, site: &Site) -> (SiteKeep, Estimate, Ratio, NormSource) {
-    let applies = |e: &recipe::Site| e.keep.map_or(site.kind == SiteKind::Linear, |keep| fits(site.kind, keep));
+fn told(keep: &recipe::Keeping, site: &Site) -> (SiteKeep, Estimate, Ratio, NormSource) {
+    let applies =
+        |e: &recipe::SiteException| e.keep.map_or(site.kind == SiteKind::Linear, |keep| fits(site.kind, keep));
     let exception = keep.exception(&site.name, applies);
     let kind = exception.and_then(|e| e.keep).unwrap_or_else(|| preset(keep.policy, site));
     let estimator = exception.and_then(|e| e.estimator).unwrap_or(keep.estimator);
@@ -48,7 +49,7 @@ fn told(keep: &recipe::Keep, site: &Site) -> (SiteKeep, Estimate, Ratio, NormSou
 }
 
 /// What one site keeps, by the recipe; where the run chooses the ratio, what it starts with.
-pub fn site_keep(keep: &recipe::Keep, site: &Site) -> Keep {
+pub fn site_keep(keep: &recipe::Keeping, site: &Site) -> Keep {
     let (kind, estimator, ratio, norms) = told(keep, site);
     let estimator = match (kind, estimator) {
         (SiteKeep::Rebuild, _) => return Keep::Nothing,
@@ -70,7 +71,7 @@ pub fn site_keep(keep: &recipe::Keep, site: &Site) -> Keep {
 ///
 /// # Errors
 /// A pattern that names no site, or none that can keep what it says.
-pub fn policy(keep: &recipe::Keep, sites: &[Site]) -> Result<Policy> {
+pub fn policy(keep: &recipe::Keeping, sites: &[Site]) -> Result<Policy> {
     for exception in &keep.sites {
         let pattern = &exception.pattern;
         let named: Vec<&Site> = sites.iter().filter(|s| glob_matches(pattern, &s.name)).collect();
@@ -90,7 +91,7 @@ pub fn policy(keep: &recipe::Keep, sites: &[Site]) -> Result<Policy> {
 }
 
 /// Sites whose ratio the run chooses, and what their rows are.
-pub(crate) fn auto_sites(keep: &recipe::Keep, sites: &[Site]) -> Vec<(String, RowsOf)> {
+pub(crate) fn auto_sites(keep: &recipe::Keeping, sites: &[Site]) -> Vec<(String, RowsOf)> {
     let auto = |site: &&Site| matches!(told(keep, site), (SiteKeep::Rows, _, Ratio::Auto, _));
     sites.iter().filter(auto).map(|site| (site.name.clone(), site.rows)).collect()
 }
@@ -126,7 +127,7 @@ pub(crate) fn check_auto(recipe: &Recipe, sites: &[Site]) -> Result<()> {
             .at(&site.name)
             .hint("choose keep.estimator pps, wta or crs, or a number"));
     }
-    if train.batch == recipe::Batch::Sequences(1) && train.accumulate == 1 {
+    if train.batch == recipe::BatchSize::Sequences(1) && train.accumulate == 1 {
         return Err(Error::usage("keep.ratio: \"auto\" compares the sequences of a step, and there is one")
             .hint("set train.batch or train.accumulate to 2 or more, or keep.ratio to a number"));
     }

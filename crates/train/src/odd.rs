@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::data::TokenisedSet;
 use crate::plan::{NOT_REBUILT, Plan, SitePlan};
-use crate::recipe::{Batch, Data, Keep, Method, PolicyName, Recipe};
+use crate::recipe::{BatchSize, Data, Keeping, Method, PolicyName, Recipe};
 use crate::schedule::warmup_steps;
 
 /// What of the data decides whether a setting is odd.
@@ -55,7 +55,7 @@ pub fn settings(recipe: &Recipe, facts: &Facts) -> Vec<String> {
             facts.evaluated
         ));
     }
-    if let Batch::Sequences(n) = train.batch
+    if let BatchSize::Sequences(n) = train.batch
         && n > facts.examples
     {
         odd.push(format!(
@@ -79,7 +79,7 @@ pub fn settings(recipe: &Recipe, facts: &Facts) -> Vec<String> {
 }
 
 /// What is odd about what a recipe keeps, by its plan.
-pub fn kept(keep: &Keep, plan: &Plan) -> Option<String> {
+pub fn kept(keep: &Keeping, plan: &Plan) -> Option<String> {
     // what follows the last block, which is not run again, is a part of that policy
     let asked =
         |site: &&SitePlan| keep.policy != PolicyName::Recompute || keep.exception(&site.name, |_| true).is_some();

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, Ledger, NormSource, Policy, RowsOf, Store};
+use colrow_autograd::{CachePlace, Keep, Ledger, NormSource, Policy, RowsOf};
 use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_models::net::Site;
@@ -141,9 +141,10 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     (shape.choose_trained)(&mut model)?;
     let micros: Vec<Batch> = shape.micros.iter().map(|lengths| shape.objective.blank(lengths)).collect();
     let linears = model.sites();
-    let ratios = Ratios::new(ratios::Settings { every: 1, share: 0.0 }, shape.auto);
+    let ratios = Ratios::new(ratios::AutoRatio { every: 1, share: 0.0 }, shape.auto);
     let ratios = Some(ratios).filter(|_| !shape.auto.is_empty());
-    let engine = Engine::new(model, shape.optim).keeping(shape.policy.clone(), shape.cached_tokens, Store::Memory)?;
+    let engine =
+        Engine::new(model, shape.optim).keeping(shape.policy.clone(), shape.cached_tokens, CachePlace::Memory)?;
     let mut engine = Engine { objective: shape.objective.clone(), ..engine };
     (engine.gradient.ratios, engine.gradient.dropout) = (ratios, true);
     let stats = match &micros[..] {

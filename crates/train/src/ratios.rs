@@ -21,7 +21,7 @@ const LARGEST_MOVE: f64 = 1.5;
 
 /// What the ratios follow.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub struct AutoRatio {
     /// Steps between two measurements.
     pub every: u64,
     /// Share of the minibatch's variance that sampling may add.
@@ -86,7 +86,7 @@ impl Budget {
 /// The ratios of a run's sites.
 #[derive(Debug)]
 pub struct Ratios {
-    settings: Settings,
+    settings: AutoRatio,
     variances: Arc<Variances>,
     budget: Option<Budget>,
     sites: Vec<SiteRatio>,
@@ -94,7 +94,7 @@ pub struct Ratios {
 
 impl Ratios {
     /// Of `sites`, each with what its rows are, all at [`START`].
-    pub fn new(settings: Settings, sites: &[(String, RowsOf)]) -> Self {
+    pub fn new(settings: AutoRatio, sites: &[(String, RowsOf)]) -> Self {
         let start = |(site, _): &(String, RowsOf)| SiteRatio {
             site: site.clone(),
             ratio: START,
@@ -210,7 +210,7 @@ fn largest(fits: impl Fn(f64) -> bool) -> f64 {
 mod tests {
     use super::*;
 
-    const SETTINGS: Settings = Settings { every: 10, share: 0.025 };
+    const SETTINGS: AutoRatio = AutoRatio { every: 10, share: 0.025 };
 
     fn sites<const N: usize>(names: [&str; N]) -> Vec<(String, RowsOf)> {
         names.map(|name| (name.to_owned(), RowsOf::Tokens)).to_vec()

@@ -103,16 +103,16 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     let plan = job.plan()?;
     observer.planned(&job, &plan)?;
     // before the folder, so that a model that cannot be read leaves no run behind
-    let said_of_data = job.warnings.len();
+    let data_warnings = job.warnings.len();
     let model = job.model()?;
-    let said_of_weights = said_of_data..job.warnings.len();
+    let weight_warnings = data_warnings..job.warnings.len();
     let mut folder = RunFolder::open(&output, &job.recipe, resume)?;
     let mut engine = job.engine(model, &folder.norms())?;
     job.warnings.extend(odd::kept(&job.recipe.keep, &plan));
     let newest = checkpoint::list(&folder.checkpoints())?.pop().filter(|_| resume);
     for (i, warning) in job.warnings.iter().enumerate() {
         // a checkpoint brings what the model's folder lacks
-        if newest.is_none() || !said_of_weights.contains(&i) {
+        if newest.is_none() || !weight_warnings.contains(&i) {
             observer.warn(warning);
         }
     }
@@ -213,8 +213,8 @@ fn best_metric(job: &Job) -> Result<Metric> {
 /// Optimizer steps of epoch `epoch`.
 pub(crate) fn steps_in(job: &Job, epoch: u64) -> u64 {
     let batches = match job.recipe.train.batch {
-        recipe::Batch::Sequences(n) => job.train.len().div_ceil(n),
-        recipe::Batch::Tokens(_) => job.sampler.epoch(epoch).len(),
+        recipe::BatchSize::Sequences(n) => job.train.len().div_ceil(n),
+        recipe::BatchSize::Tokens(_) => job.sampler.epoch(epoch).len(),
     };
     batches.div_ceil(job.recipe.train.accumulate) as u64
 }
@@ -226,8 +226,8 @@ pub(crate) fn total_steps(job: &Job, train: &recipe::Train) -> u64 {
     }
     let epochs = train.epochs;
     let whole = match train.batch {
-        recipe::Batch::Sequences(_) => (epochs as u64).saturating_mul(steps_in(job, 0)),
-        recipe::Batch::Tokens(_) => (0..epochs as u64).map(|e| steps_in(job, e)).sum(),
+        recipe::BatchSize::Sequences(_) => (epochs as u64).saturating_mul(steps_in(job, 0)),
+        recipe::BatchSize::Tokens(_) => (0..epochs as u64).map(|e| steps_in(job, e)).sum(),
     };
     let part = epochs.fract();
     let rest = if part > 0.0 { (part * steps_in(job, epochs as u64) as f64).ceil() as u64 } else { 0 };

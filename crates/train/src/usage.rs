@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::data::{LabelMap, Names};
 use crate::prepare;
-use crate::recipe::{Batch, Recipe};
+use crate::recipe::{BatchSize, Recipe};
 use crate::score::Scorer;
 use crate::tasks::Task;
 
@@ -54,7 +54,7 @@ pub struct Usage {
     pub max_target_length: Option<usize>,
     /// Batches of evaluations: how products are cut decides their last bits.
     #[serde(flatten)]
-    pub batch: Batch,
+    pub batch: BatchSize,
     /// What matrix products multiply.
     pub precision: Precision,
 }
@@ -122,8 +122,8 @@ impl Usage {
             return Err(Error::new(format!("positive: expected one of the labels, found {name:?}")));
         }
         let batch = match (at_least("batch", 1)?, at_least("batch_tokens", 1)?) {
-            (Some(n), None) => Batch::Sequences(n),
-            (None, Some(n)) => Batch::Tokens(n),
+            (Some(n), None) => BatchSize::Sequences(n),
+            (None, Some(n)) => BatchSize::Tokens(n),
             _ => return Err(Error::new("batch: expected either batch or batch_tokens")),
         };
         let precision: String = required(&json, "precision")?;
@@ -210,7 +210,7 @@ mod tests {
             columns: Some(Names { text: "review".into(), pair: None, label: Some("mood".into()) }),
             max_length: 64,
             max_target_length: Some(8),
-            batch: Batch::Sequences(8),
+            batch: BatchSize::Sequences(8),
             precision: Precision::Bf16,
         }
     }
@@ -218,7 +218,8 @@ mod tests {
     #[test]
     fn what_is_written_reads_back_the_same() {
         let regression = Usage { task: Task::Stsb, labels: vec![], positive: None, ..usage() };
-        let least = Usage { columns: None, max_target_length: None, batch: Batch::Tokens(512), ..regression.clone() };
+        let least =
+            Usage { columns: None, max_target_length: None, batch: BatchSize::Tokens(512), ..regression.clone() };
         for usage in [usage(), regression, least] {
             assert_eq!(Usage::parse(usage.to_json().as_bytes()).unwrap(), usage);
         }

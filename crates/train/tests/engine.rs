@@ -5,7 +5,7 @@ mod common;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use colrow_autograd::{Bits, Keep, NormSource, Phase, Policy, Sampling, Store};
+use colrow_autograd::{Bits, CachePlace, Keep, NormMemory, NormSource, Phase, Policy, Running, Sampling};
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::lora::{self, LoraConfig};
@@ -80,7 +80,7 @@ fn engine(
     let mut model = Model::new(config.clone(), &device, DType::F32);
     model.init(3);
     choose_trained(&mut model).unwrap();
-    let mut engine = Engine::new(model, optim).keeping(policy.clone(), cached_tokens, Store::Memory).unwrap();
+    let mut engine = Engine::new(model, optim).keeping(policy.clone(), cached_tokens, CachePlace::Memory).unwrap();
     (engine.gradient.key, engine.gradient.dropout) = (Key::new(5), true);
     engine
 }
@@ -124,7 +124,7 @@ fn presets(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>) -
     choose_trained(&mut model).unwrap();
     let sites = model.sites();
     let preset = |policy: PolicyName, norms: Option<NormSource>| {
-        let keep = recipe::Keep { policy, norms, ..recipe::Keep::default() };
+        let keep = recipe::Keeping { policy, norms, ..recipe::Keeping::default() };
         (format!("{policy} {norms:?}"), keeping::policy(&keep, &sites).unwrap())
     };
     let cached = Some(NormSource::Cached);
@@ -397,7 +397,7 @@ fn updates_in_the_backward_pass_give_the_same_bits() {
                     let stats = engine.step(&batches(&config, &[vec![7, 3, 12]], step), 1e-3, step, false).unwrap();
                     (stats.loss, stats.grad_norm, stats.kept_bytes)
                 });
-                (steps.collect::<Vec<_>>(), weights(&engine), engine.gradient.norms.map(|n| n.snapshot()))
+                (steps.collect::<Vec<_>>(), weights(&engine), engine.gradient.norms.map(|n| snapshot(&n)))
             };
             let (after, during) = (run(When::AfterBackward), run(When::InBackward));
             assert!(after == during, "{name}, {trained}, {states:?}: {:?}, {:?}", after.0, during.0);
@@ -667,6 +667,10 @@ fn the_host_reads_from_the_device_once_a_step() {
     assert_eq!(device.reads() - before, 1);
 }
 
+fn snapshot(norms: &NormMemory) -> (Running, Vec<u8>) {
+    norms.save(|running, codes| (running.clone(), codes.to_vec()))
+}
+
 fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
     engine.model.registry.params.iter().map(|(_, p)| (p.name.clone(), p.value.to_f64())).collect()
 }
@@ -689,7 +693,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
                 let steps = (1..=3).map(|step| engine.step(&[micro(&lengths, 3, 1, 0)], 1e-3, step, false).unwrap());
                 let numbers: Vec<_> = steps.map(|s| (s.loss, s.grad_norm)).collect();
                 let logits = common::logits(&engine, &micro(&lengths, 3, 1, 0));
-                (numbers, logits, weights(&engine), engine.gradient.norms.map(|n| n.snapshot()))
+                (numbers, logits, weights(&engine), engine.gradient.norms.map(|n| snapshot(&n)))
             })
         };
         let one = run(1);
@@ -728,7 +732,7 @@ fn numbers_that_are_not_finite_are_located() {
         param.value.write_f64(value);
         drop(params);
         let state = |engine: &Engine| {
-            format!("{:?} {:?}", weights(engine), engine.gradient.norms.as_ref().map(|n| n.snapshot()))
+            format!("{:?} {:?}", weights(engine), engine.gradient.norms.as_ref().map(|n| snapshot(n)))
         };
         let before = state(&engine);
         let error = engine.step(&micros, 1e-3, 2, false).unwrap_err().to_string();

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, NormSource, Policy, Sampling, Store};
+use colrow_autograd::{CachePlace, Keep, NormSource, Policy, Sampling};
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::model::Model;
@@ -177,7 +177,7 @@ fn plan_equals_meter_in_evaluations() {
             let device = Device::cpu();
             let mut model = Model::new(config.clone(), &device, DType::F32);
             model.init(3);
-            let mut engine = Engine::new(model, settings()).keeping(policy.clone(), 1000, Store::Memory).unwrap();
+            let mut engine = Engine::new(model, settings()).keeping(policy.clone(), 1000, CachePlace::Memory).unwrap();
             let objective = of_model(config, LONGEST_ANSWER);
             engine.objective = objective.clone();
             engine.gradient.dropout = true;

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use colrow_autograd::{Keep, NormSource, Policy, RowsOf, Sampling, Store};
+use colrow_autograd::{CachePlace, Keep, NormSource, Policy, RowsOf, Sampling};
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::lora::{self, LoraConfig};
@@ -16,7 +16,7 @@ use colrow_train::data::{Batch, Labels, Lengths};
 use colrow_train::machine::Resident;
 use colrow_train::objective::of_model;
 use colrow_train::plan::{Plan, Shape, plan};
-use colrow_train::ratios::{Ratios, Settings};
+use colrow_train::ratios::{AutoRatio, Ratios};
 use colrow_train::step::Engine;
 
 const TOKENS: usize = 1000;
@@ -121,8 +121,8 @@ impl Case {
         model.init(3);
         self.choose_trained(&mut model).unwrap();
         let policy = self.policy(0.3);
-        let ratios = Ratios::new(Settings { every, share: 0.025 }, &self.auto());
-        let mut engine = common::engine_of(model, common::ADAMW).keeping(policy, TOKENS, Store::Memory).unwrap();
+        let ratios = Ratios::new(AutoRatio { every, share: 0.025 }, &self.auto());
+        let mut engine = common::engine_of(model, common::ADAMW).keeping(policy, TOKENS, CachePlace::Memory).unwrap();
         (engine.gradient.ratios, engine.gradient.dropout) = (Some(ratios), true);
         engine
     }
@@ -186,7 +186,7 @@ fn the_plan_is_that_of_a_measured_step_and_bounds_all_others() {
             let moved = ratios.sites().iter().filter(|s| s.ratio != 0.3).count();
             assert!(moved > 0, "{what}");
             // with all rows too
-            engine.gradient.ratios = Some(Ratios::new(Settings { every: 1, share: 0.025 }, &case.auto()));
+            engine.gradient.ratios = Some(Ratios::new(AutoRatio { every: 1, share: 0.025 }, &case.auto()));
             engine.gradient.policy = case.policy(1.0);
             let stats = engine.step(&case.micros(sources, 9), 1e-3, 9, false).unwrap();
             assert_eq!((stats.ledger, stats.peak), (all.ledger, all.peak_bytes_by_class), "{what}");

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use colrow_autograd::{NormSource, Store};
+use colrow_autograd::{CachePlace, NormSource};
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::files;
@@ -192,12 +192,12 @@ struct Planned<'a> {
 
 impl<'a> Bench<'a> {
     fn new(args: &'a Args, config: Config, lengths: Option<Vec<u32>>) -> Result<Self> {
-        let keep = recipe::Keep {
+        let keep = recipe::Keeping {
             policy: args.keep,
             estimator: args.estimator,
             ratio: recipe::Ratio::Fixed(args.ratio),
             norms: args.norms,
-            ..recipe::Keep::default()
+            ..recipe::Keeping::default()
         };
         let train = recipe::Train { method: args.method, precision: args.precision, ..recipe::Train::default() };
         let lora = recipe::Lora { rank: args.lora_rank, ..recipe::Lora::default() };
@@ -256,7 +256,7 @@ impl<'a> Bench<'a> {
         trained::choose_trained(&mut model, &blank.recipe)?;
         let policy = blank.policy.clone();
         let mut engine =
-            Engine::new(model, Hyperparameters::from(&blank.recipe.optim)).keeping(policy, all, Store::Memory)?;
+            Engine::new(model, Hyperparameters::from(&blank.recipe.optim)).keeping(policy, all, CachePlace::Memory)?;
         (engine.gradient.key, engine.gradient.dropout) = (Key::new(args.seed), true);
         let micros = [micro];
         let (mut times, mut optimizer_times) = (Vec::new(), Vec::new());

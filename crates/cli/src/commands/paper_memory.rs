@@ -5,7 +5,7 @@ use std::path::Path;
 use colrow_models::config::Config;
 use colrow_tensor::{Bytes, Estimator, Result};
 use colrow_train::plan::Plan;
-use colrow_train::recipe::{Estimate, Keep, Lora, Method, PolicyName, Ratio, Recipe, Train};
+use colrow_train::recipe::{Estimate, Keeping, Lora, Method, PolicyName, Ratio, Recipe, Train};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -117,11 +117,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn plan(config: &Config, (_, method, policy, ratio): (&str, Method, PolicyName, f64)) -> Result<Plan> {
-    let estimator = if policy == PolicyName::Paper { Estimate::By(Estimator::Wta) } else { Keep::default().estimator };
+    let estimator =
+        if policy == PolicyName::Paper { Estimate::By(Estimator::Wta) } else { Keeping::default().estimator };
     let recipe = Recipe {
         train: Train { method, ..Train::default() },
         lora: Lora { rank: 32, alpha: 32.0, dropout: 0.1, ..Lora::default() },
-        keep: Keep { policy, estimator, ratio: Ratio::Fixed(ratio), ..Keep::default() },
+        keep: Keeping { policy, estimator, ratio: Ratio::Fixed(ratio), ..Keeping::default() },
         ..Recipe::default()
     };
     let blank = Blank::new(config.clone(), recipe)?;

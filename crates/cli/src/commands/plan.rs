@@ -4,7 +4,7 @@ use colrow_models::checkpoint::hub::Needs;
 use colrow_tensor::{Error, Result};
 use colrow_train::fit::Fit;
 use colrow_train::plan::Plan;
-use colrow_train::recipe::Batch;
+use colrow_train::recipe::BatchSize;
 use colrow_train::{odd, prepare};
 use serde::Serialize;
 
@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !args.json {
         print(&format!("\nwithin {}:\n{}", units::bytes(memory as u64), memory::table(&fits, memory)))?;
         let all = job.train.len();
-        if fits.iter().any(|fit| fit.batch == Batch::Sequences(all)) {
+        if fits.iter().any(|fit| fit.batch == BatchSize::Sequences(all)) {
             print(&format!("{all} sequences are all that there are to train on: no batch is larger"))?;
         }
     }

@@ -14,7 +14,7 @@ use colrow_train::draft;
 use colrow_train::folder::{self, RunFolder};
 use colrow_train::plan::Plan;
 use colrow_train::prepare;
-use colrow_train::recipe::{Batch, Estimate, Keep, PolicyName, Recipe};
+use colrow_train::recipe::{BatchSize, Estimate, Keeping, PolicyName, Recipe};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -91,17 +91,17 @@ struct Room {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let stop = signals::catch()?;
     let out = args.out.clone().unwrap_or_else(|| folder::free("runs/quickstart").into());
-    let paper = |estimator| Keep {
+    let paper = |estimator| Keeping {
         policy: PolicyName::Paper,
         estimator: Estimate::By(estimator),
         norms: Some(NormSource::Cached),
-        ..Keep::default()
+        ..Keeping::default()
     };
     let variants = [
-        ("exact", Keep::default()),
+        ("exact", Keeping::default()),
         ("wta@0.3", paper(Estimator::Wta)),
         ("pps@0.3", paper(Estimator::Pps)),
-        ("lean@0.3", Keep { policy: PolicyName::Lean, ..Keep::default() }),
+        ("lean@0.3", Keeping { policy: PolicyName::Lean, ..Keeping::default() }),
     ];
     let report = out.join("report.html");
     let writes = variants.iter().flat_map(|(name, _)| [out.join(name), recipe_file(&out, name)]);
@@ -190,7 +190,7 @@ fn base_recipe(args: &Args, out: &Path) -> Result<Recipe> {
     recipe.data.max_length = Config::open(&dir)?.architecture.longest().map_or(64, |longest| longest.min(64));
     recipe.data.limit = Some(EXAMPLES[usize::from(args.quick)]);
     recipe.train.epochs = 1.0;
-    recipe.train.batch = Batch::Sequences(BATCH);
+    recipe.train.batch = BatchSize::Sequences(BATCH);
     recipe.train.log_every = 1;
     recipe.optim.lr = 1e-4;
     recipe.optim.warmup = 0.1;

@@ -51,7 +51,7 @@ pub struct Recipe {
     /// The optimizer (AdamW) and its learning rate.
     pub optim: Optim,
     /// What is kept for the backward pass.
-    pub keep: Keep,
+    pub keep: Keeping,
 }
 
 impl Default for Recipe {
@@ -65,7 +65,7 @@ impl Default for Recipe {
             train: Train::default(),
             lora: Lora::default(),
             optim: Optim::default(),
-            keep: Keep::default(),
+            keep: Keeping::default(),
         }
     }
 }
@@ -149,7 +149,7 @@ pub struct Train {
     pub steps: Option<u64>,
     /// Size of a batch: the key `batch` or the key `batch_tokens`.
     #[serde(flatten)]
-    pub batch: Batch,
+    pub batch: BatchSize,
     /// Batches whose gradients are added up for one optimizer step; at least 1.
     pub accumulate: usize,
     /// What numbers matrix products multiply.
@@ -181,7 +181,7 @@ impl Default for Train {
         Self {
             epochs: 3.0,
             steps: None,
-            batch: Batch::Sequences(32),
+            batch: BatchSize::Sequences(32),
             accumulate: 1,
             precision: Precision::F32,
             method: Method::Full,
@@ -276,7 +276,7 @@ impl From<&Optim> for Hyperparameters {
 
 /// `[keep]`: what is kept for the backward pass.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Keep {
+pub struct Keeping {
     /// Which sites keep all their rows and which keep a sample.
     pub policy: PolicyName,
     /// How the rows of a sampled site are chosen and weighted.
@@ -299,10 +299,10 @@ pub struct Keep {
     pub cache: CacheIn,
     /// Exceptions by site; the first match wins.
     #[serde(serialize_with = "sites_as_table", skip_serializing_if = "Vec::is_empty")]
-    pub sites: Vec<Site>,
+    pub sites: Vec<SiteException>,
 }
 
-impl Default for Keep {
+impl Default for Keeping {
     fn default() -> Self {
         Self {
             policy: PolicyName::Exact,
@@ -319,7 +319,7 @@ impl Default for Keep {
     }
 }
 
-impl Keep {
+impl Keeping {
     /// Where the norms of the output gradients come from.
     pub fn norms(&self) -> NormSource {
         self.norms.unwrap_or(match self.policy {
@@ -334,32 +334,32 @@ impl Keep {
     }
 
     /// The first exception that names a site and that `fits` it.
-    pub fn exception(&self, site: &str, fits: impl Fn(&Site) -> bool) -> Option<&Site> {
+    pub fn exception(&self, site: &str, fits: impl Fn(&SiteException) -> bool) -> Option<&SiteException> {
         self.sites.iter().find(|s| glob_matches(&s.pattern, site) && fits(s))
     }
 }
 
 /// `[keep.sites]`: one exception. What it leaves out comes from `[keep]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Site {
+pub struct SiteException {
     /// Glob over site names (`*` also crosses dots): the key of this entry.
     #[serde(skip)]
     pub pattern: String,
     /// All rows or a sample; without it as the policy says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep: Option<SiteKeep>,
-    /// See [`Keep::estimator`].
+    /// See [`Keeping::estimator`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimator: Option<Estimate>,
-    /// See [`Keep::ratio`].
+    /// See [`Keeping::ratio`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<Ratio>,
-    /// See [`Keep::norms`].
+    /// See [`Keeping::norms`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norms: Option<NormSource>,
 }
 
-fn sites_as_table<S: Serializer>(sites: &[Site], s: S) -> Result<S::Ok, S::Error> {
+fn sites_as_table<S: Serializer>(sites: &[SiteException], s: S) -> Result<S::Ok, S::Error> {
     s.collect_map(sites.iter().map(|site| (&site.pattern, site)))
 }
 
@@ -397,7 +397,7 @@ pub fn keys() -> Vec<String> {
 
 /// Size of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub enum Batch {
+pub enum BatchSize {
     /// So many sequences, the last batch of an epoch fewer (`batch`); at least 1.
     #[serde(rename = "batch")]
     Sequences(usize),
@@ -586,7 +586,8 @@ mod tests {
     fn a_written_recipe_reads_back_the_same() {
         let least = parse("model.path = 'm'");
         let full = parse(FULL);
-        let sequences = Recipe { train: Train { batch: Batch::Sequences(3), ..full.train.clone() }, ..full.clone() };
+        let sequences =
+            Recipe { train: Train { batch: BatchSize::Sequences(3), ..full.train.clone() }, ..full.clone() };
         let in_backward = parse("model.path = 'm'\noptim = { clip = 0, update = 'in-backward' }");
         for recipe in [least, full, sequences, in_backward] {
             assert_eq!(parse(&recipe.to_toml()), recipe);

@@ -10,7 +10,7 @@ use super::document::{At, Document, Entries, Node, Problem, Value, report};
 use super::rules::{
     LIKE, MOST_STEPS, bytes, choice, every, flag, glob, label, number, ratio, text, whole_number, wrong,
 };
-use super::{Batch, Data, Keep, Lora, Model, Optim, Recipe, Site, Train};
+use super::{BatchSize, Data, Keeping, Lora, Model, Optim, Recipe, SiteException, Train};
 use crate::step::Hyperparameters;
 use crate::unknown::nearest;
 
@@ -122,8 +122,8 @@ fn data(t: &mut Table<'_, '_>) -> Data {
 fn train(t: &mut Table<'_, '_>) -> Train {
     let d = Train::default();
     t.exclude("batch", "batch_tokens");
-    let sequences = t.get("batch", whole_number(1..=MOST_BATCH)).map(Batch::Sequences);
-    let tokens = t.get("batch_tokens", whole_number(1..=MOST_BATCH)).map(Batch::Tokens);
+    let sequences = t.get("batch", whole_number(1..=MOST_BATCH)).map(BatchSize::Sequences);
+    let tokens = t.get("batch_tokens", whole_number(1..=MOST_BATCH)).map(BatchSize::Tokens);
     Train {
         epochs: t
             .get("epochs", number("a number above 0 and at most 10000", |x| x > 0.0 && x <= 1e4))
@@ -181,10 +181,10 @@ fn optim(t: &mut Table<'_, '_>) -> Optim {
     }
 }
 
-fn keep(t: &mut Table<'_, '_>) -> Keep {
-    let d = Keep::default();
+fn keep(t: &mut Table<'_, '_>) -> Keeping {
+    let d = Keeping::default();
     let limit = t.at_of("bytes");
-    let keep = Keep {
+    let keep = Keeping {
         policy: t.get("policy", choice).unwrap_or(d.policy),
         estimator: t.get("estimator", choice).unwrap_or(d.estimator),
         ratio: t.get("ratio", ratio).unwrap_or(d.ratio),
@@ -204,7 +204,7 @@ fn keep(t: &mut Table<'_, '_>) -> Keep {
     keep
 }
 
-fn sites(t: &mut Table<'_, '_>) -> Vec<Site> {
+fn sites(t: &mut Table<'_, '_>) -> Vec<SiteException> {
     let mut entries = std::mem::take(&mut t.entries);
     // The first match wins, and the command line wins over the file.
     entries.sort_by_key(|(_, node)| !matches!(node.at, At::Set(_)));
@@ -218,8 +218,8 @@ fn sites(t: &mut Table<'_, '_>) -> Vec<Site> {
     sites
 }
 
-fn site(t: &mut Table<'_, '_>, pattern: String) -> Site {
-    Site {
+fn site(t: &mut Table<'_, '_>, pattern: String) -> SiteException {
+    SiteException {
         pattern,
         keep: t.get("keep", choice),
         estimator: t.get("estimator", choice),
@@ -645,8 +645,8 @@ mod tests {
         assert_eq!(problem(MODEL, &["train.batch=1", "train.batch_tokens=2"]), expected);
 
         let sequences = format!("{MODEL}[train]\nbatch = 8\n");
-        assert_eq!(read(&sequences, &[]).unwrap().train.batch, Batch::Sequences(8));
-        assert_eq!(read(&sequences, &["train.batch_tokens=512"]).unwrap().train.batch, Batch::Tokens(512));
+        assert_eq!(read(&sequences, &[]).unwrap().train.batch, BatchSize::Sequences(8));
+        assert_eq!(read(&sequences, &["train.batch_tokens=512"]).unwrap().train.batch, BatchSize::Tokens(512));
     }
 
     #[test]

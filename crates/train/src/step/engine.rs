@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use colrow_autograd::{Keep, Ledger, Mark, NormMemory, Phase, Policy, Store};
+use colrow_autograd::{CachePlace, Keep, Ledger, Mark, NormMemory, Phase, Policy};
 use colrow_models::model::Model;
 use colrow_models::net::Site;
 use colrow_tensor::{Bytes, Class, DType, Error, Result};
@@ -67,7 +67,7 @@ impl Engine {
     ///
     /// # Errors
     /// A memory that cannot be made.
-    pub fn keeping(mut self, policy: Arc<Policy>, cached_tokens: usize, store: Store<'_>) -> Result<Self> {
+    pub fn keeping(mut self, policy: Arc<Policy>, cached_tokens: usize, store: CachePlace<'_>) -> Result<Self> {
         if policy.remembers_norms() {
             let draws = |site: &Site| matches!(policy.keep(&site.name), Keep::Rows(s) if s.remembers());
             let sites = self.model.sites().into_iter().filter(draws).map(|site| (site.name, site.rows));

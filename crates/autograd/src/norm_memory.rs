@@ -85,7 +85,7 @@ pub struct Running(pub HashMap<String, [f64; GROUPS]>);
 
 /// Where the cache's bytes live.
 #[derive(Debug)]
-pub enum Store<'a> {
+pub enum CachePlace<'a> {
     /// In memory.
     Memory,
     /// In a mapped file at this path, made anew; a checkpoint's bytes come back by [`NormMemory::restore`].
@@ -146,11 +146,11 @@ impl NormMemory {
     ///
     /// # Errors
     /// A file that cannot be made.
-    pub fn new(device: &Device, sites: &[(String, RowsOf)], tokens: usize, store: Store<'_>) -> Result<Self> {
+    pub fn new(device: &Device, sites: &[(String, RowsOf)], tokens: usize, store: CachePlace<'_>) -> Result<Self> {
         let bytes = sites.len() * tokens;
         let codes = match store {
-            Store::Memory => Codes::Memory(device.host_bytes(Class::Cache, bytes)),
-            Store::File(path) => Codes::File(map_file(path, bytes)?),
+            CachePlace::Memory => Codes::Memory(device.host_bytes(Class::Cache, bytes)),
+            CachePlace::File(path) => Codes::File(map_file(path, bytes)?),
         };
         let sites = sites.iter().enumerate().map(|(i, (s, rows))| (s.clone(), (i, *rows))).collect();
         let state = State {
@@ -280,11 +280,6 @@ impl NormMemory {
         save(&state.running, state.codes.bytes())
     }
 
-    /// The running averages and the cache's bytes.
-    pub fn snapshot(&self) -> (Running, Vec<u8>) {
-        self.save(|running, codes| (running.clone(), codes.to_vec()))
-    }
-
     /// Puts a snapshot back.
     ///
     /// # Errors
@@ -401,7 +396,7 @@ mod tests {
     fn remembers_tokens_and_falls_back_to_groups() {
         let device = Device::cpu();
         let file = tempfile::tempdir().unwrap();
-        for store in [Store::Memory, Store::File(&file.path().join("norms"))] {
+        for store in [CachePlace::Memory, CachePlace::File(&file.path().join("norms"))] {
             let memory = NormMemory::new(&device, &sites(), 10, store).unwrap();
             let like = device.zeros(Class::Workspace, DType::F64, &[3]);
             memory.begin(batch(&[4, 5, 6]));
@@ -420,10 +415,10 @@ mod tests {
             assert_eq!(get(NormSource::Cached)[0], 1.0);
             assert_eq!(get(NormSource::Running)[1], get(NormSource::Running)[2]);
             assert_eq!(memory.estimate("a", NormSource::Cached, &like).unwrap().to_f64(), [1.0; 3]);
-            let (running, bytes) = memory.snapshot();
-            let other = NormMemory::new(&device, &sites(), 10, Store::Memory).unwrap();
+            let (running, bytes) = snapshot(&memory);
+            let other = NormMemory::new(&device, &sites(), 10, CachePlace::Memory).unwrap();
             other.restore(running, &bytes).unwrap();
-            assert_eq!(other.snapshot(), memory.snapshot());
+            assert_eq!(snapshot(&other), snapshot(&memory));
             assert!(other.restore(Running::default(), &bytes[1..]).is_err());
         }
     }
@@ -453,9 +448,13 @@ mod tests {
         assert!(map_file(dir.path(), 10).is_err());
     }
 
+    fn snapshot(memory: &NormMemory) -> (Running, Vec<u8>) {
+        memory.save(|running, codes| (running.clone(), codes.to_vec()))
+    }
+
     fn memory() -> (Device, NormMemory, Tensor) {
         let device = Device::cpu();
-        let memory = NormMemory::new(&device, &sites(), 10, Store::Memory).unwrap();
+        let memory = NormMemory::new(&device, &sites(), 10, CachePlace::Memory).unwrap();
         let like = device.zeros(Class::Workspace, DType::F32, &[3]);
         (device, memory, like)
     }
@@ -466,12 +465,12 @@ mod tests {
         memory.begin(batch(&[0, 1, 2]));
         memory.record("a", &device.tensor(Class::Workspace, &[3], &[1.0_f32, 2.0, 4.0]));
         memory.settle();
-        let before = memory.snapshot();
+        let before = snapshot(&memory);
         for bad in [f32::NAN, f32::INFINITY] {
             memory.record("a", &device.tensor(Class::Workspace, &[3], &[8.0, bad, 8.0]));
             memory.settle();
         }
-        assert_eq!(memory.snapshot(), before);
+        assert_eq!(snapshot(&memory), before);
     }
 
     #[test]
@@ -480,7 +479,7 @@ mod tests {
         memory.begin(batch(&[0, 1, 2]));
         memory.record("a", &device.tensor(Class::Workspace, &[3], &[1.0_f32, 2.0, 4.0]));
         memory.settle();
-        let codes = memory.snapshot().1;
+        let codes = snapshot(&memory).1;
         memory.begin(stream(&[(0, true), (1, false), (2, false)]));
         let get = |source| memory.estimate("a", source, &like).unwrap().to_f64();
         // positions 1 and 2 share a group: √((2² + 4²)/2)
@@ -490,7 +489,7 @@ mod tests {
         memory.settle();
         let group = f64::from(9_f32.sqrt());
         assert_eq!(get(NormSource::Running), [1.0, group, group]);
-        assert_eq!(memory.snapshot().1, codes);
+        assert_eq!(snapshot(&memory).1, codes);
         // a position without history takes the mean square of the known groups, √((1 + 9)/2)
         memory.begin(stream(&[(0, true), (1, false), (200, false)]));
         assert_eq!(get(NormSource::Running)[2], f64::from(5_f32.sqrt()));
@@ -512,10 +511,10 @@ mod tests {
         let (device, memory, _) = memory();
         memory.begin(batch(&[0, 1, 2]));
         let pooled = device.tensor(Class::Workspace, &[2], &[1.0_f32, 2.0]);
-        let before = memory.snapshot();
+        let before = snapshot(&memory);
         memory.record("pooled", &pooled);
         memory.settle();
-        assert_eq!(memory.snapshot(), before);
+        assert_eq!(snapshot(&memory), before);
         for source in [NormSource::Cached, NormSource::Running] {
             assert!(memory.estimate("pooled", source, &pooled).is_none());
         }
@@ -536,7 +535,7 @@ mod tests {
         // token 9 is that target
         memory.begin(batch(&[9]));
         assert_eq!(get("target"), [8.0]);
-        assert_eq!(memory.snapshot().1.iter().filter(|&&code| code != UNSEEN).count(), 2);
+        assert_eq!(snapshot(&memory).1.iter().filter(|&&code| code != UNSEEN).count(), 2);
     }
 
     #[test]
@@ -544,7 +543,7 @@ mod tests {
         let real = Device::cpu();
         let (mut live, mut peaks) = (vec![], vec![]);
         for device in [real, Device::meta(1)] {
-            let memory = NormMemory::new(&device, &sites(), 10, Store::Memory).unwrap();
+            let memory = NormMemory::new(&device, &sites(), 10, CachePlace::Memory).unwrap();
             let like = device.zeros(Class::Workspace, DType::F32, &[3]);
             memory.begin(batch(&[0, 1, 2]));
             for source in [NormSource::Cached, NormSource::Running, NormSource::Uniform, NormSource::Cached] {
