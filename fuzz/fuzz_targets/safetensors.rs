@@ -1,6 +1,6 @@
 #![no_main]
 use colrow_models::checkpoint::header::parse_header;
-use colrow_models::checkpoint::safetensors::parse_index;
+use colrow_models::checkpoint::index::parse_index;
 use libfuzzer_sys::fuzz_target;
 
 /// Bytes of data behind a header whose length is made to fit.

@@ -90,7 +90,11 @@ impl Config {
         };
         let Some(family) = family else {
             let names: Vec<_> = families.iter().map(|family| format!("{:?}", family.model_type)).collect();
-            let (found, names) = (shown(found), names.join(" and "));
+            let names = match names.split_last() {
+                Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+                _ => names.concat(),
+            };
+            let found = shown(found);
             return Err(at(format!("config of another family: found model_type {found}; supported: {names}")));
         };
         let architecture = (family.architecture)(&mut fields, labels.len());

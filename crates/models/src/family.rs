@@ -78,7 +78,7 @@ pub const TOKENIZER_FILES: &[&str] =
 ///
 /// impl Net for Layers {
 ///     fn sites(&self) -> Vec<Site> {
-///         Site::of_dense(&self.head, RowsOf::Sequences)
+///         Site::of_dense(&self.head, RowsOf::Sequences, false)
 ///     }
 ///
 ///     fn linears_mut(&mut self) -> Vec<&mut Dense> {

@@ -7,8 +7,7 @@ use colrow_tensor::{DType, Device, Error, Result};
 use crate::config::Config;
 use crate::decode;
 use crate::layers::Dense;
-use crate::net::{Language, Net};
-pub use crate::net::{PAPER_SITES, Site, SiteKind};
+use crate::net::{Language, Net, Site};
 use crate::registry::Registry;
 use crate::tokens::Tokens;
 

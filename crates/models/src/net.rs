@@ -8,16 +8,6 @@ use crate::decode::Decoder;
 use crate::layers::Dense;
 use crate::tokens::Tokens;
 
-/// The sites that the published system samples: attention output and feed-forward linears (Liu et al. 2023, section 4), and with LoRA
-/// the inputs of the adapters.
-pub const PAPER_SITES: [&str; 5] = [
-    "encoder.layer.*.output.dense",
-    "encoder.layer.*.intermediate.dense",
-    "*coder.block.*Attention.o",
-    "*coder.block.*.DenseReluDense.w*",
-    "*.lora",
-];
-
 /// What an op at a site is: it decides what the site can keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteKind {
@@ -44,18 +34,22 @@ pub struct Site {
     pub rows: RowsOf,
     /// What it is.
     pub kind: SiteKind,
+    /// Whether the published system samples it: attention output and feed-forward linears (Liu et al. 2023, section 4), and with LoRA the
+    /// inputs of the adapters.
+    pub in_paper: bool,
 }
 
 impl Site {
     /// An op by its name.
     pub fn new(name: &str, rows: RowsOf, kind: SiteKind) -> Self {
-        Self { name: name.to_owned(), rows, kind }
+        Self { name: name.to_owned(), rows, kind, in_paper: false }
     }
 
-    /// A linear and its adapters.
-    pub fn of_dense(dense: &Dense, rows: RowsOf) -> Vec<Self> {
-        let names = [Some(dense.site().to_owned()), dense.adapter_site()];
-        names.iter().flatten().map(|name| Self::new(name, rows, SiteKind::Linear)).collect()
+    /// A linear and its adapters; `in_paper` says whether the published system samples the linear.
+    pub fn of_dense(dense: &Dense, rows: RowsOf, in_paper: bool) -> Vec<Self> {
+        let site = |name: &str, in_paper| Self { in_paper, ..Self::new(name, rows, SiteKind::Linear) };
+        let adapter = dense.adapter_site().map(|name| site(&name, true));
+        std::iter::once(site(dense.site(), in_paper)).chain(adapter).collect()
     }
 }
 

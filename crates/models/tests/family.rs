@@ -75,7 +75,7 @@ impl Architecture for Grouped {
 impl Net for Layers {
     fn sites(&self) -> Vec<Site> {
         let mut sites = vec![Site::new(self.norm.site(), RowsOf::Sequences, SiteKind::Norm)];
-        [&self.qkv, &self.head].iter().for_each(|dense| sites.extend(Site::of_dense(dense, RowsOf::Sequences)));
+        [&self.qkv, &self.head].iter().for_each(|dense| sites.extend(Site::of_dense(dense, RowsOf::Sequences, false)));
         sites
     }
 

@@ -1,7 +1,7 @@
 //! From `[keep]` of a recipe to what every site of a model keeps.
 
 use colrow_autograd::{Bits, Keep, NormSource, Policy, RowsOf, Sampling, glob_matches};
-use colrow_models::net::{PAPER_SITES, Site, SiteKind};
+use colrow_models::net::{Site, SiteKind};
 use colrow_tensor::{Error, Estimator, Result};
 
 use crate::ratios;
@@ -21,12 +21,11 @@ fn fits(kind: SiteKind, keep: SiteKeep) -> bool {
 
 /// What a site keeps by the policy alone.
 fn preset(policy: PolicyName, site: &Site) -> SiteKeep {
-    let in_paper = || PAPER_SITES.iter().any(|p| glob_matches(p, &site.name));
     match (policy, site.kind) {
         // one row a sequence: next to nothing to save
         _ if site.rows == RowsOf::Sequences => SiteKeep::Exact,
         (PolicyName::Exact, _) => SiteKeep::Exact,
-        (PolicyName::Paper, SiteKind::Linear) if in_paper() => SiteKeep::Rows,
+        (PolicyName::Paper, SiteKind::Linear) if site.in_paper => SiteKeep::Rows,
         (PolicyName::Paper, _) => SiteKeep::Exact,
         (PolicyName::Recompute, SiteKind::Block) => SiteKeep::Recompute,
         (_, SiteKind::Block) => SiteKeep::Exact,

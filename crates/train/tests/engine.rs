@@ -10,7 +10,6 @@ use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::Model;
-use colrow_models::net::PAPER_SITES;
 use colrow_models::tokens::Tokens;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator, Result};
@@ -89,12 +88,8 @@ fn rows(estimator: Estimator, norms: NormSource, ratio: f32) -> Keep {
     Keep::Rows(Sampling { estimator, ratio, norms, uniform: 0.1 })
 }
 
-fn paper(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>, keep: Keep) -> Policy {
-    common::by_patterns(config, choose_trained, &PAPER_SITES.map(|site| (site, keep)))
-}
-
 fn policies(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>) -> Vec<(String, Policy)> {
-    let paper = |keep| paper(config, choose_trained, keep);
+    let paper = |keep| common::paper(config, choose_trained, keep);
     let mut all = vec![("exact".to_owned(), Policy::exact())];
     all.push(("rebuild".into(), Policy::everywhere(Keep::Nothing)));
     for bits in [Bits::Int8, Bits::Int4, Bits::Bf16] {
@@ -682,8 +677,8 @@ fn the_number_of_threads_does_not_change_a_bit() {
     let lengths = [128, 77, 3, 128, 91, 64, 128, 31];
     for (name, policy) in [
         ("exact", Policy::exact()),
-        ("pps, cached", paper(&config, &|_| Ok(()), rows(Estimator::Pps, NormSource::Cached, 0.3))),
-        ("wta, current", paper(&config, &|_| Ok(()), rows(Estimator::Wta, NormSource::Current, 0.3))),
+        ("pps, cached", common::paper(&config, &|_| Ok(()), rows(Estimator::Pps, NormSource::Cached, 0.3))),
+        ("wta, current", common::paper(&config, &|_| Ok(()), rows(Estimator::Wta, NormSource::Current, 0.3))),
     ] {
         let policy = Arc::new(policy);
         let run = |threads| {
@@ -711,7 +706,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
 #[test]
 fn numbers_that_are_not_finite_are_located() {
     let config = config([32, 2, 4, 64, 2]);
-    let policy = Arc::new(paper(&config, &|_| Ok(()), rows(Estimator::Pps, NormSource::Cached, 0.3)));
+    let policy = Arc::new(common::paper(&config, &|_| Ok(()), rows(Estimator::Pps, NormSource::Cached, 0.3)));
     let (nan, inf) = (f64::NAN, f64::INFINITY);
     for (key, bad, site) in [
         ("bert.embeddings.position_embeddings.weight", nan, "embeddings"),

@@ -9,7 +9,7 @@ use colrow_autograd::{CachePlace, Keep, NormSource, Policy, Sampling};
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::model::Model;
-use colrow_models::net::{PAPER_SITES, SiteKind};
+use colrow_models::net::SiteKind;
 use colrow_tensor::{DType, Device, Estimator};
 use colrow_train::data::{BatchBy, Lengths, Sampler, outermost};
 use colrow_train::machine::Resident;
@@ -46,7 +46,7 @@ fn t5() -> Config {
 fn policies(config: &Config) -> [Arc<Policy>; 4] {
     let paper = |norms| {
         let keep = Keep::Rows(Sampling { estimator: Estimator::Pps, ratio: 0.3, norms, uniform: 0.1 });
-        common::by_patterns(config, &|_| Ok(()), &PAPER_SITES.map(|site| (site, keep)))
+        common::paper(config, &|_| Ok(()), keep)
     };
     let rebuild = Policy::everywhere(Keep::Nothing);
     [Policy::exact(), paper(NormSource::Cached), paper(NormSource::Current), rebuild].map(Arc::new)

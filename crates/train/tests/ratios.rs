@@ -10,7 +10,6 @@ use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::Model;
-use colrow_models::net::PAPER_SITES;
 use colrow_tensor::{DType, Device, Estimator, Result};
 use colrow_train::data::{Batch, Labels, Lengths};
 use colrow_train::machine::Resident;
@@ -75,11 +74,7 @@ impl Case {
         };
         Arc::new(match self.everywhere {
             true => Policy::everywhere(keep),
-            false => common::by_patterns(
-                &self.config,
-                &|model| self.choose_trained(model),
-                &PAPER_SITES.map(|site| (site, keep)),
-            ),
+            false => common::paper(&self.config, &|model| self.choose_trained(model), keep),
         })
     }
 

@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod elsewhere;
 pub mod header;
 pub mod hub;
+pub mod index;
 pub mod load;
 pub mod matching;
 pub mod names;

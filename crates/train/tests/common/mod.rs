@@ -70,6 +70,15 @@ pub(crate) fn by_patterns(
     Policy::by_patterns(patterns, model.sites().iter().map(|site| site.name.as_str()))
 }
 
+/// The same where the published system's sites keep this.
+pub(crate) fn paper(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Result<()>, keep: Keep) -> Policy {
+    let mut model = Model::new(config.clone(), &Device::meta(1), DType::F32);
+    choose_trained(&mut model).unwrap();
+    let sites = model.sites();
+    let names: Vec<_> = sites.iter().filter(|site| site.in_paper).map(|site| (site.name.as_str(), keep)).collect();
+    by_patterns(config, choose_trained, &names)
+}
+
 pub(crate) fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
     let registry = &engine.model.registry;
     let entries = registry.entries.iter();

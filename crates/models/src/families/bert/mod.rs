@@ -213,7 +213,7 @@ impl Net for Bert {
         self.layers.iter().for_each(|layer| layer.sites(&mut sites));
         [&self.pooler, &self.classifier]
             .iter()
-            .for_each(|dense| sites.extend(Site::of_dense(dense, RowsOf::Sequences)));
+            .for_each(|dense| sites.extend(Site::of_dense(dense, RowsOf::Sequences, false)));
         sites
     }
 
@@ -252,15 +252,15 @@ impl Layer {
             sites.push(Site::new(&self.name, rows, SiteKind::Block));
         }
         let projections = self.projections.linears();
-        sites.extend(Site::of_dense(projections[0], RowsOf::Tokens));
-        projections[1..].iter().for_each(|q| sites.extend(Site::of_dense(q, rows)));
+        sites.extend(Site::of_dense(projections[0], RowsOf::Tokens, false));
+        projections[1..].iter().for_each(|q| sites.extend(Site::of_dense(q, rows, false)));
         // k and v are of every row
         sites.push(Site::new(&self.at("attention.self"), RowsOf::Tokens, SiteKind::Attention));
-        sites.extend(Site::of_dense(&self.attention_output, rows));
+        sites.extend(Site::of_dense(&self.attention_output, rows, true));
         sites.push(Site::new(self.attention_norm.site(), rows, SiteKind::Norm));
-        sites.extend(Site::of_dense(&self.intermediate, rows));
+        sites.extend(Site::of_dense(&self.intermediate, rows, true));
         sites.push(Site::new(&self.at("intermediate.activation"), rows, SiteKind::Gelu));
-        sites.extend(Site::of_dense(&self.output, rows));
+        sites.extend(Site::of_dense(&self.output, rows, true));
         sites.push(Site::new(self.output_norm.site(), rows, SiteKind::Norm));
     }
 

@@ -358,10 +358,10 @@ impl Block {
         sites.push(Site::new(&self.name, rows, SiteKind::Block));
         for a in [Some(&self.attention), self.cross.as_ref()].into_iter().flatten() {
             sites.push(Site::new(a.norm.site(), rows, SiteKind::Norm));
-            sites.extend(Site::of_dense(&a.q, rows));
-            a.kv.iter().for_each(|kv| sites.extend(Site::of_dense(kv, RowsOf::Tokens)));
+            sites.extend(Site::of_dense(&a.q, rows, false));
+            a.kv.iter().for_each(|kv| sites.extend(Site::of_dense(kv, RowsOf::Tokens, false)));
             sites.push(Site::new(&a.site, rows, SiteKind::Attention));
-            sites.extend(Site::of_dense(&a.o, rows));
+            sites.extend(Site::of_dense(&a.o, rows, true));
         }
         let FeedForwardLayer { norm, wi, wo, .. } = &self.feed_forward;
         let kind = match self.config.feed_forward_proj {
@@ -369,9 +369,9 @@ impl Block {
             FeedForward::GatedGelu => SiteKind::Gelu,
         };
         sites.push(Site::new(norm.site(), rows, SiteKind::Norm));
-        sites.extend(Site::of_dense(wi, rows));
+        sites.extend(Site::of_dense(wi, rows, true));
         sites.push(Site::new(&self.feed_forward.act(), rows, kind));
-        sites.extend(Site::of_dense(wo, rows));
+        sites.extend(Site::of_dense(wo, rows, true));
     }
 
     fn linears_mut(&mut self) -> Vec<&mut Dense> {
