@@ -59,7 +59,6 @@ impl Blank {
             auto: &[],
             cached_tokens: lengths.tokens(),
             micros: &[lengths],
-            shards: 1,
             evaluated: &[],
             threads: rayon::current_num_threads(),
             resident: self.resident,

@@ -81,9 +81,6 @@ pub fn batch_by(batch: recipe::BatchSize) -> BatchBy {
 /// What a label takes as it is counted, told and written: its name in two maps of `config.json`, its figures in an evaluation and in the log.
 const LABEL_BYTES: usize = 1536;
 
-/// As many shards of a step are planned one by one.
-const EXACT_SHARDS: usize = 8;
-
 /// As many batches as an epoch may have.
 fn most_batches(batch: recipe::BatchSize, examples: usize, tokens: usize) -> usize {
     match batch {
@@ -237,10 +234,8 @@ impl Job {
         let remembered =
             sites.iter().filter(|site| matches!(site_keep(&recipe.keep, site), Keep::Rows(s) if s.remembers()));
         let cached = remembered.count() * self.cached_tokens();
-        // a step has no more batches than an epoch
-        let shards =
-            recipe.train.accumulate.min(most_batches(recipe.train.batch, self.train.len(), self.train.ids.len()));
-        let distinct = shards.clamp(1, EXACT_SHARDS);
+        // the second shard's gradients are added to those of the first, and those after it need what it needs
+        let distinct = recipe.train.accumulate.min(2);
         let mut plan = plan::plan(&Shape {
             config: &self.config,
             objective: self.objective.clone(),
@@ -249,7 +244,6 @@ impl Job {
             policy: Arc::new(policy),
             auto: &auto,
             micros: &vec![largest; distinct],
-            shards,
             evaluated: &outermost(evaluated),
             cached_tokens: if recipe.keep.cache == CacheIn::Memory { self.cached_tokens() } else { 0 },
             threads: rayon::current_num_threads(),
@@ -257,6 +251,7 @@ impl Job {
             host,
             mapped: if recipe.keep.cache == CacheIn::File { cached } else { 0 },
         })?;
+        // a step has no more batches than an epoch
         plan.tokens = (plan.tokens / distinct).saturating_mul(recipe.train.accumulate).min(self.train.ids.len());
         Ok(plan)
     }

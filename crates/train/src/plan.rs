@@ -29,11 +29,8 @@ pub struct Shape<'a> {
     pub policy: Arc<Policy>,
     /// Sites whose ratio may change; the step is planned as one that measures them.
     pub auto: &'a [(String, RowsOf)],
-    /// Lengths of the sequences of each shard of a step; of fewer shards, two or more, the first and the last stand for all, and the plan is an upper
-    /// bound.
+    /// Lengths of the sequences of each shard of a step. From the second on, shards that are alike need the same.
     pub micros: &'a [Lengths],
-    /// Shards of a step.
-    pub shards: usize,
     /// Lengths of the batches that are evaluated between steps.
     pub evaluated: &'a [Lengths],
     /// Tokens of the training set, targets included, if norms are cached in memory.
@@ -147,10 +144,7 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
         Engine::new(model, shape.optim).keeping(shape.policy.clone(), shape.cached_tokens, CachePlace::Memory)?;
     let mut engine = Engine { objective: shape.objective.clone(), ..engine };
     (engine.gradient.ratios, engine.gradient.dropout) = (ratios, true);
-    let stats = match &micros[..] {
-        [first, .., other] if micros.len() < shape.shards => engine.plan_step([first, other], shape.shards)?,
-        all => engine.step(all, 0.0, 1, false)?,
-    };
+    let stats = engine.step(&micros, 0.0, 1, false)?;
     let mut evaluation = Bytes::default();
     let mut batch = shape.micros.iter().map(Lengths::host_bytes).max().unwrap_or(0);
     for lengths in shape.evaluated {

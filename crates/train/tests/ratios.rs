@@ -104,7 +104,6 @@ impl Case {
             host: 0,
             mapped: 0,
             micros: &micros.iter().map(|sources| self.lengths(sources)).collect::<Vec<_>>(),
-            shards: micros.len(),
             cached_tokens: TOKENS,
             threads: rayon::current_num_threads(),
         })

@@ -89,25 +89,13 @@ impl<G: Gradient, U: Update> Engine<G, U> {
     /// updated in the backward pass, those between the loss and a gradient that is not finite are updated by then, and a checkpoint is the
     /// way back. Settings of the optimizer that exclude each other, or several shards.
     pub fn step(&mut self, batches: &[Batch], lr: f64, step: u64, timeline: bool) -> Result<StepStats> {
-        let numbers: Vec<usize> = (0..batches.len()).collect();
-        let done = self.run(batches, &numbers, lr, step, timeline);
+        let done = self.run(batches, lr, step, timeline);
         // of a step that failed too
         self.update.end_step();
         done
     }
 
-    /// A step of `count` shards for plans, of which three stand for all: the first, one that is not added to most of the sums that wait, of which
-    /// there are as many as there may be, and the last.
-    pub(crate) fn plan_step(&mut self, [first, other]: [&Batch; 2], count: usize) -> Result<StepStats> {
-        let most = count.ilog2();
-        let waiting = ((1 << (most - 1)) - 1) << 2 | 1;
-        let done = self.run(&[first, other, other].map(Batch::clone), &[0, waiting, waiting], 0.0, 1, false);
-        self.update.end_step();
-        done
-    }
-
-    /// Runs a step of shards with these numbers.
-    fn run(&mut self, batches: &[Batch], numbers: &[usize], lr: f64, step: u64, timeline: bool) -> Result<StepStats> {
+    fn run(&mut self, batches: &[Batch], lr: f64, step: u64, timeline: bool) -> Result<StepStats> {
         let device = self.model.registry.params.device().clone();
         let meter = device.meter();
         meter.reset_peak();
@@ -117,13 +105,10 @@ impl<G: Gradient, U: Update> Engine<G, U> {
         let mut sums = device.zeros(Class::Workspace, DType::F64, &[1 + self.model.registry.params.len()]);
         let mut join = Join::new(&self.model.registry.params);
         let (mut kept, mut marks, mut seconds) = (None::<(usize, Ledger)>, Vec::new(), Duration::ZERO);
-        for (i, (shard, &number)) in shards.iter().zip(numbers).enumerate() {
+        for (i, shard) in shards.iter().enumerate() {
             let Self { model, objective, gradient, update } = &mut *self;
             let last = i + 1 == shards.len();
-            if number != i && !last {
-                join.skip_to(number);
-            }
-            let mut sink = Sink { sums: &mut sums, join: &mut join, update, number, last, seconds };
+            let mut sink = Sink { sums: &mut sums, join: &mut join, update, last, seconds };
             let stats = gradient.shard(model, &**objective, shard, timeline, &mut sink)?;
             sink.end(&mut model.registry.params);
             seconds = sink.seconds;

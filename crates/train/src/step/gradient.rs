@@ -97,9 +97,7 @@ pub struct Sink<'a> {
     pub(super) sums: &'a mut Tensor,
     pub(super) join: &'a mut Join,
     pub(super) update: &'a mut dyn Update,
-    /// The shard's number.
-    pub(super) number: usize,
-    /// Whether it is the step's last.
+    /// Whether the shard is the step's last.
     pub(super) last: bool,
     /// What the update took.
     pub(super) seconds: Duration,
@@ -113,21 +111,23 @@ impl Sink<'_> {
 
     /// Takes the shard's gradient of a parameter, once a shard.
     pub fn gradient(&mut self, params: &mut Params, id: ParamId, gradient: Tensor) {
-        self.add(params, id, Some(gradient));
+        if let Some(sum) = self.join.add(self.last, id, gradient) {
+            self.update(params, id, sum);
+        }
     }
 
-    /// The shard is done: parameters that it gave no gradient of have none of it.
+    /// The shard is done. After the last, the sums are whole of parameters that it gave no gradient of too.
     pub(super) fn end(&mut self, params: &mut Params) {
-        for id in self.join.without() {
-            self.add(params, id, None);
+        if self.last {
+            for (id, sum) in self.join.rest(params) {
+                self.update(params, id, sum);
+            }
         }
     }
 
-    fn add(&mut self, params: &mut Params, id: ParamId, gradient: Option<Tensor>) {
-        if let Some(sum) = self.join.add(self.number, self.last, id, gradient) {
-            let clock = Instant::now();
-            self.update.take(params, id, sum, self.sums);
-            self.seconds += clock.elapsed();
-        }
+    fn update(&mut self, params: &mut Params, id: ParamId, sum: Tensor) {
+        let clock = Instant::now();
+        self.update.take(params, id, sum, self.sums);
+        self.seconds += clock.elapsed();
     }
 }

@@ -1,131 +1,80 @@
-//! The sum of the gradients of a step's shards, in an order that does not depend on who computed which: a fixed tree.
+//! The sum of the gradients of a step's shards, in an order that does not depend on who computed which: shard by shard,
+//! `((g₀ + g₁) + g₂) + …`, each computed by itself and then added.
 //!
-//! Shards 0 and 1 are added, 2 and 3, then those two sums, and so on: sums of 2ʲ shards that begin at multiples of 2ʲ. What is left at the end is
-//! added from the last to the first. One process adds up as shards come, with the sums that a binary counter has ones for, and each
-//! parameter's by itself as soon as its gradient is final: before shard i there are as many copies of the gradient as i has ones, at most
-//! ⌊log₂ V⌋ of V shards, beside the gradients of the few parameters that are not added yet. One or two shards hold one copy, as if they were
-//! added in place; 4 hold two, 64 six. Sums that do not depend on any order (integers, or several floats a number) hold 2 to 4 copies of
-//! any number of shards, of one too.
+//! A parameter's gradient is added as soon as it is final in its shard, so that a step of any number of shards holds one copy of the gradient,
+//! beside the gradients of the shard under way that are not final yet; one shard holds its own alone. The price is paid by processes that share a step:
+//! none may add up shards of its own before those that come first, so every shard's gradient travels. A balanced tree would let each process
+//! send one sum, and a single one hold ⌊log₂ V⌋ sums of V shards that wait for others: two copies more of the gradient with 8 shards, five
+//! with 64. Sums that no order changes (integers, or several floats a number) hold one to three copies more whatever V is.
 
 use colrow_autograd::{ParamId, Params};
-use colrow_tensor::{Class, Tensor};
+use colrow_tensor::Tensor;
 
 /// Sums on the way.
 #[derive(Debug)]
 pub struct Join {
-    params: Vec<Column>,
-}
-
-/// Those of one parameter.
-#[derive(Debug)]
-struct Column {
-    id: ParamId,
-    /// Of more and more shards from the last to the first; none where no shard had a gradient.
+    /// By parameter; none where no shard so far had a gradient.
     sums: Vec<Option<Tensor>>,
-    /// Whether the shard that is under way gave its gradient.
-    given: bool,
 }
 
 impl Join {
     /// No sums yet.
     pub fn new(params: &Params) -> Self {
-        let column = |(id, _)| Column { id, sums: Vec::new(), given: false };
-        Self { params: params.iter().map(column).collect() }
+        Self { sums: params.iter().map(|_| None).collect() }
     }
 
-    /// Adds shard `number`'s gradient of a parameter, once a shard, shards in order. Gives the whole sum if it is the `last`.
-    pub fn add(&mut self, number: usize, last: bool, id: ParamId, gradient: Option<Tensor>) -> Option<Tensor> {
-        let Column { sums, given, .. } = &mut self.params[id.index()];
-        *given = true;
-        let rows = if last { sums.len() } else { number.trailing_ones() as usize };
-        let sum = (0..rows).fold(gradient, |sum, _| plus(sums.pop().flatten(), sum));
+    /// Adds a shard's gradient of a parameter; shards come in order. Gives the whole sum if the shard is the step's last.
+    pub fn add(&mut self, last: bool, id: ParamId, gradient: Tensor) -> Option<Tensor> {
+        let slot = &mut self.sums[id.index()];
+        let sum = match slot.take() {
+            Some(mut sum) => {
+                let device = gradient.device();
+                device.kernels().add(&gradient, &mut sum);
+                sum
+            }
+            None => gradient,
+        };
         if last {
-            return sum;
+            return Some(sum);
         }
-        sums.push(sum);
+        *slot = Some(sum);
         None
     }
 
-    /// The parameters that the shard under way gave no gradient of; the next shard begins.
-    pub(super) fn without(&mut self) -> Vec<ParamId> {
-        let without = self.params.iter().filter(|column| !column.given).map(|column| column.id).collect();
-        self.params.iter_mut().for_each(|column| column.given = false);
-        without
-    }
-
-    /// Stands in for the sums that there are before shard `number`, after the first shard: for plans.
-    pub(super) fn skip_to(&mut self, number: usize) {
-        for Column { sums, .. } in &mut self.params {
-            if let Some(Some(sum)) = sums.first() {
-                let more = |_| Some(sum.device().empty(Class::Gradients, sum.dtype(), sum.shape()));
-                let more: Vec<_> = (1..number.count_ones()).map(more).collect();
-                sums.extend(more);
-            }
-        }
-    }
-}
-
-fn plus(left: Option<Tensor>, right: Option<Tensor>) -> Option<Tensor> {
-    match (left, right) {
-        (Some(mut left), Some(right)) => {
-            let device = left.device().clone();
-            device.kernels().add(&right, &mut left);
-            Some(left)
-        }
-        (left, right) => left.or(right),
+    /// The whole sums of parameters that the last shard gave no gradient of.
+    pub(super) fn rest(&mut self, params: &Params) -> Vec<(ParamId, Tensor)> {
+        params.iter().filter_map(|(id, _)| Some((id, self.sums[id.index()].take()?))).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use colrow_tensor::rng::Key;
-    use colrow_tensor::{DType, Device};
+    use colrow_tensor::{Class, DType, Device};
 
     use super::*;
 
-    /// The tree's sum of the numbers of shards `from..to`, both ends whole subtrees.
-    fn tree(numbers: &[Option<f32>]) -> Option<f32> {
-        match numbers {
-            [] => None,
-            [one] => *one,
-            several => {
-                let half = several.len().next_power_of_two() / 2;
-                match (tree(&several[..half]), tree(&several[half..])) {
-                    (Some(a), Some(b)) => Some(a + b),
-                    (a, b) => a.or(b),
-                }
-            }
-        }
-    }
-
     #[test]
-    fn shards_are_added_as_the_tree_says_with_as_many_sums_as_its_path_has() {
+    fn shards_are_added_one_after_the_other_and_one_sum_is_held() {
         let device = Device::cpu();
-        for shards in 1..=40 {
-            let mut params = Params::new(&device, DType::F32);
-            let id = params.add("w", &[1], false);
-            let other = params.add("never learned", &[1], false);
+        let mut params = Params::new(&device, DType::F32);
+        let id = params.add("w", &[1], false);
+        params.add("never learned", &[1], false);
+        for shards in 1..=20 {
             let mut join = Join::new(&params);
-            // 24 bits that a different order of sums would round otherwise; some shards without a gradient
+            // 24 bits that another order would round otherwise; some shards, the last among them, without a gradient
             let number = |i: usize| (i % 7 != 3).then(|| (Key::new(1).normal(i as u64) * 1e3) as f32);
-            let numbers: Vec<_> = (0..shards).map(number).collect();
-            let mut most = 0;
-            for (i, &x) in numbers.iter().enumerate() {
-                most = most.max(device.meter().live().gradients / 4);
-                let last = i + 1 == shards;
-                let gradient = x.map(|x| device.tensor(Class::Gradients, &[1], &[x]));
-                let mut sum = match gradient {
-                    Some(gradient) => join.add(i, last, id, Some(gradient)),
-                    None => None,
-                };
-                for id in join.without() {
-                    sum = sum.or(join.add(i, last, id, None));
-                }
-                join.without();
-                assert_eq!(sum.map(|sum| sum.to_f64()[0] as f32), if last { tree(&numbers) } else { None }, "{shards}");
+            let (mut sum, mut want) = (None, None::<f32>);
+            for i in 0..shards {
+                let Some(x) = number(i) else { continue };
+                want = Some(want.map_or(x, |sum| sum + x));
+                sum = join.add(i + 1 == shards, id, device.tensor(Class::Gradients, &[1], &[x]));
+                assert!(device.meter().live().gradients <= 4, "{shards} shards");
             }
-            assert!(most <= shards.ilog2() as usize, "{shards} shards held {most} sums");
-            assert!(params.iter().any(|(id, _)| id == other));
+            let rest = join.rest(&params);
+            assert!(rest.len() == usize::from(number(shards - 1).is_none()));
+            let sum = sum.or(rest.into_iter().map(|(_, sum)| sum).next());
+            assert_eq!(sum.map(|sum| sum.to_f64()[0] as f32), want, "{shards} shards");
         }
     }
 }
