@@ -4,9 +4,8 @@
 
 use std::sync::Arc;
 
-use colrow_tensor::{Class, Code, DType, Device, Dropout, Format, Gelu, Result, Rows, Tensor};
+use colrow_tensor::{Class, Code, DType, Device, Dropout, Gelu, Result, Rows, Tensor};
 
-use crate::compress::{GROUP, quantised};
 use crate::kept::{Kept, Rebuild};
 use crate::policy::Keep;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
@@ -88,9 +87,7 @@ impl Tape<'_> {
         let learns = x.id.is_some() && self.records();
         let kept = match self.keep(site) {
             _ if !learns => Kept::Nothing,
-            Keep::Quantised(bits) => {
-                Kept::Quantised(quantised(&x.value, Format { code: bits.code(), group: GROUP }, None))
-            }
+            Keep::Quantised(bits) => Kept::quantised(&x.value, bits.code(), None),
             _ => Kept::Exact(x.value.clone()),
         };
         let input = Arc::new(Input { form, gated, kept });
@@ -120,8 +117,7 @@ impl Tape<'_> {
         let (above, rebuilds) = match self.keep(site) {
             Keep::Quantised(_) => {
                 device.kernels().relu(dropout, &mut y, None);
-                let format = Format { code: Code::Positive8, group: GROUP };
-                (Kept::Quantised(quantised(&y, format, self.rounding_key(site))), true)
+                (Kept::quantised(&y, Code::Positive8, self.rounding_key(site)), true)
             }
             _ => {
                 let mut bits = device.empty(Class::Workspace, DType::U8, &[y.rows(), y.cols().div_ceil(8)]);

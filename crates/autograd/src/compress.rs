@@ -20,7 +20,7 @@ colrow_tensor::named! {
 
 impl Bits {
     /// The code of signed numbers.
-    pub(crate) fn code(self) -> Code {
+    pub fn code(self) -> Code {
         match self {
             Self::Int8 => Code::Int8,
             Self::Int4 => Code::Int4,

@@ -5,7 +5,11 @@ use std::collections::BTreeSet;
 use colrow_tensor::{Class, Device, Tensor};
 
 use crate::param::{Handle, ParamId, Params};
-use crate::tape::{Mark, VarId};
+use crate::timeline::Mark;
+
+/// Names the gradient of a variable in a backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VarId(pub(crate) usize);
 
 /// Gradients: of tape variables while a backward pass runs, of parameters until they are taken.
 pub struct Grads {

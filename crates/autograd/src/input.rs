@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Dropout, Format, Tensor};
+use colrow_tensor::{Dropout, Tensor};
 
-use crate::compress::{GROUP, quantised};
 use crate::dropout::{Dropped, replay};
 use crate::kept::Kept;
 use crate::norm_memory::NormMemory;
@@ -17,8 +16,9 @@ use crate::variance::Sketch;
 /// Least uniform share of probabilities that rest on estimated norms.
 const LEAST_UNIFORM: f32 = 0.01;
 
-/// An input, held until the backward pass.
-pub(crate) struct HeldInput {
+/// An input x (n, in), held until the backward pass as the policy of its site says: all of it, rows of it, or what rebuilds it. Any op whose
+/// weight gradient is `dW = dzᵀ·x` may hold its input so; see [`Op`](crate::Op) for one.
+pub struct HeldInput {
     kept: Kept,
     /// Set if rows are yet to be drawn, in the backward pass: how, and the norms of x's rows, which are cheap while x is at hand.
     late: Option<(Draw, Kept)>,
@@ -32,7 +32,7 @@ pub(crate) struct HeldInput {
 
 impl HeldInput {
     /// Nothing: the weight is frozen.
-    pub(crate) fn nothing() -> Self {
+    pub fn nothing() -> Self {
         Self::whole_of(Kept::Nothing)
     }
 
@@ -42,7 +42,7 @@ impl HeldInput {
 
     /// Of x, at `site`. Where the op reads x through dropout, `dropped` is that and its result; x itself is what is kept whole,
     /// because others may keep it too.
-    pub(crate) fn new(tape: &Tape<'_>, site: &str, x: &Var, dropped: Option<(Dropout, &Tensor)>) -> Self {
+    pub fn new(tape: &Tape<'_>, site: &str, x: &Var, dropped: Option<(Dropout, &Tensor)>) -> Self {
         let Mode::Training { key, norms, variances, .. } = tape.mode() else { return Self::nothing() };
         if !tape.records() {
             return Self::nothing();
@@ -61,10 +61,7 @@ impl HeldInput {
         let variances = variances.as_ref().filter(|v| v.watches(site));
         match tape.keep(site) {
             Keep::Exact | Keep::Recompute => exact(),
-            Keep::Quantised(bits) => {
-                let format = Format { code: bits.code(), group: GROUP };
-                Self::whole_of(Kept::Quantised(quantised(read, format, tape.rounding_key(site))))
-            }
+            Keep::Quantised(bits) => Self::whole_of(Kept::quantised(read, bits.code(), tape.rounding_key(site))),
             Keep::Nothing => source(),
             // all rows, each with weight 1
             Keep::Rows(sampling) if sampling.rows_of(n) == n && variances.is_none() => match sampling.norms {
@@ -110,14 +107,15 @@ impl HeldInput {
     }
 
     /// What is held, for the ledger.
-    pub(crate) fn kept(&self) -> Vec<(&'static str, &Kept)> {
+    pub fn kept(&self) -> Vec<(&'static str, &Kept)> {
         let norms = self.late.iter().map(|(_, norms)| ("row norms", norms));
         let sketch = self.sketch.iter().flat_map(Sketch::kept);
         [("input", &self.kept)].into_iter().chain(norms).chain(sketch).collect()
     }
 
-    /// Matrices with `dW = first ᵀ·second`, or with that expectation: drawn rows of dz (n, out), weighted, and of x; or all rows.
-    pub(crate) fn pair(&self, dz: &Tensor) -> Option<(Tensor, Tensor)> {
+    /// Matrices with `dW = firstᵀ·second`, or with that expectation: all rows of dz (n, out) and of x, or the drawn ones, those of dz weighted. `None`
+    /// of [`HeldInput::nothing`]. Remembers the norms of dz where the policy draws by them.
+    pub fn operands(&self, dz: &Tensor) -> Option<(Tensor, Tensor)> {
         let sample = match (&self.kept, &self.late) {
             (Kept::Nothing, _) => return None,
             (Kept::Rows { rows, sample }, _) => {

@@ -1,11 +1,11 @@
-//! What ops hold between the forward and the backward pass, and the ledger of it.
+//! What ops hold between the forward and the backward pass.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use colrow_tensor::{Class, Code, Coded, Device, Rows, Stored, Tensor};
-use serde::{Deserialize, Serialize};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{Class, Code, Coded, Device, Format, Rows, Stored, Tensor};
 
+use crate::compress::{GROUP, quantised};
 use crate::sample::RowSample;
 
 /// What an op holds until its backward.
@@ -37,6 +37,12 @@ pub trait Rebuild: std::fmt::Debug + Send + Sync {
 }
 
 impl Kept {
+    /// A copy of x (n, d) in codes, 64 columns to a scale, rounded by random numbers of the stream `key`, so that its mean is x, or without one to the
+    /// nearest.
+    pub fn quantised(x: &Tensor, code: Code, key: Option<Key>) -> Self {
+        Self::Quantised(quantised(x, Format { code, group: GROUP }, key))
+    }
+
     /// The tensors held here; what is rebuilt is held, and counted, by its producer.
     pub fn tensors(&self) -> Vec<&Tensor> {
         match self {
@@ -47,8 +53,8 @@ impl Kept {
         }
     }
 
-    /// A matrix that an op keeps whole, as it was or in fewer bits.
-    pub(crate) fn stored(&self) -> Stored<'_> {
+    /// A matrix that an op keeps whole, as it was or in fewer bits; a mistake of the op, which panics, where it keeps something else.
+    pub fn stored(&self) -> Stored<'_> {
         match self {
             Self::Exact(t) => Stored::Exact(t),
             Self::Quantised(q) => Stored::Coded(q),
@@ -56,29 +62,29 @@ impl Kept {
         }
     }
 
-    /// Rows of such a matrix: all, or those that `index` names.
-    pub(crate) fn picked<'a>(&'a self, index: Option<&'a Tensor>) -> Rows<'a> {
+    /// Rows of [`Kept::stored`]: all, or those that `index` (k, u32) names.
+    pub fn picked<'a>(&'a self, index: Option<&'a Tensor>) -> Rows<'a> {
         Rows { of: self.stored(), index }
     }
 
-    /// Where such a matrix lives.
-    pub(crate) fn device(&self) -> &Device {
+    /// Where [`Kept::stored`] lives.
+    pub fn device(&self) -> &Device {
         match self.stored() {
             Stored::Exact(t) => t.device(),
             Stored::Coded(q) => q.codes.device(),
         }
     }
 
-    /// Those rows as numbers.
-    pub(crate) fn read(&self, index: Option<&Tensor>) -> Tensor {
+    /// [`Kept::picked`] as numbers (k, d).
+    pub fn read(&self, index: Option<&Tensor>) -> Tensor {
         let (rows, device) = (self.picked(index), self.device());
         let mut x = device.empty(Class::Workspace, rows.of.dtype(), &[rows.len(), rows.of.cols()]);
         device.kernels().read_rows(&rows, None, &mut x);
         x
     }
 
-    /// The tensor that an op always keeps as it was.
-    pub(crate) fn exact(&self) -> &Tensor {
+    /// The tensor that an op always keeps as it was; a mistake of the op, which panics, where it keeps something else.
+    pub fn exact(&self) -> &Tensor {
         match self {
             Self::Exact(t) => t,
             other => unreachable!("this op keeps an exact tensor, not {other:?}"),
@@ -98,54 +104,5 @@ impl Kept {
             },
             Self::Rebuild(_) => "rebuild",
         }
-    }
-}
-
-/// One line of the ledger.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LedgerEntry {
-    /// Where in the model.
-    pub site: String,
-    /// Which op.
-    pub op: String,
-    /// What is kept.
-    pub what: String,
-    /// How it is kept.
-    pub keep: String,
-    /// Bytes; 0 if an op above already counts the storage.
-    pub bytes: usize,
-}
-
-/// Kept bytes by site and op; every storage is counted once, at the first op that keeps it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Ledger {
-    /// In the order of the forward pass.
-    pub entries: Vec<LedgerEntry>,
-}
-
-impl Ledger {
-    /// All kept bytes.
-    pub fn total(&self) -> usize {
-        self.entries.iter().map(|e| e.bytes).sum()
-    }
-
-    pub(crate) fn of<'a>(ops: impl Iterator<Item = (&'a str, &'a dyn crate::Op)>) -> Self {
-        let mut seen = HashSet::new();
-        let mut entries = Vec::new();
-        for (site, op) in ops {
-            for (what, kept) in op.kept() {
-                let new = |t: &&Tensor| seen.insert(t.storage_id());
-                let bytes = kept.tensors().into_iter().filter(new).map(Tensor::bytes).sum();
-                entries.push(LedgerEntry {
-                    site: site.to_owned(),
-                    op: op.name().to_owned(),
-                    what: what.to_owned(),
-                    keep: kept.name().to_owned(),
-                    bytes,
-                });
-            }
-        }
-        Self { entries }
     }
 }

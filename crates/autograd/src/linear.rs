@@ -82,7 +82,7 @@ impl Op for Linear {
         if let Some(b) = &self.bias {
             kernels.add_column_sum(&dy, grads.param_sum(b));
         }
-        if let Some((dz, x)) = self.input.pair(&dy) {
+        if let Some((dz, x)) = self.input.operands(&dy) {
             if let Some((site, probe)) = &self.probe {
                 probe.linear(site, &x, &dz);
             }

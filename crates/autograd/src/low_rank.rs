@@ -180,7 +180,7 @@ impl Op for Adapter {
         }
         if self.a.trainable || self.x.is_some() {
             let dh = self.hidden_gradient(&dy, rank);
-            if let Some((dz, x)) = self.input.pair(&dh) {
+            if let Some((dz, x)) = self.input.operands(&dh) {
                 let (da, beta) = grads.param(&self.a);
                 kernels.matmul(&dz, true, &x, false, beta, da);
             }

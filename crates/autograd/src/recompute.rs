@@ -2,9 +2,8 @@
 //! in int8 rounded to the nearest, or nothing where that can be rebuilt. The backward pass runs the block forward from there, dropout and
 //! all, with its ops recorded, and then backward. The block's gradients are those at the rounded input.
 
-use colrow_tensor::{Format, Result, Tensor};
+use colrow_tensor::{Code, Result, Tensor};
 
-use crate::compress::{Bits, GROUP, quantised};
 use crate::kept::Kept;
 use crate::param::Params;
 use crate::policy::Keep;
@@ -35,7 +34,7 @@ impl Tape<'_> {
         }
         let held = |x: &Var| match &x.source {
             Some(source) => Kept::Rebuild(source.clone()),
-            None => Kept::Quantised(quantised(&x.value, Format { code: Bits::Int8.code(), group: GROUP }, None)),
+            None => Kept::quantised(&x.value, Code::Int8, None),
         };
         let held: Vec<_> = inputs.iter().map(|x| (x.id, held(x))).collect();
         let (y, params) = self.pass(|tape| block(tape, inputs));
@@ -86,9 +85,10 @@ impl Op for Recompute {
 #[cfg(test)]
 mod tests {
     use colrow_tensor::rng::Key;
-    use colrow_tensor::{DType, Device, Gelu};
+    use colrow_tensor::{DType, Device, Format, Gelu};
 
     use super::*;
+    use crate::compress::{Bits, GROUP, quantised};
     use crate::testing::{leaf, random_params, run, training};
     use crate::{ParamId, Policy};
 

@@ -5,29 +5,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Bytes, Class, Device, Error, Result, Tensor};
+use colrow_tensor::{Class, Device, Error, Result, Tensor};
 
-pub(crate) use crate::grads::Grads;
-use crate::kept::{Kept, Ledger, Rebuild};
+pub(crate) use crate::grads::{Grads, VarId};
+use crate::kept::Rebuild;
+use crate::ledger::Ledger;
 use crate::norm_memory::NormMemory;
+pub(crate) use crate::op::Op;
 use crate::param::{Handle, Param, ParamId, Params};
 use crate::policy::{Keep, Policy};
 use crate::probe::Probe;
+use crate::timeline::{Mark, Phase};
 use crate::variance::Variances;
-
-/// An op that was recorded: what it needs for its gradient. It holds a [`Handle`] to every parameter whose value it
-/// reads or whose gradient it adds to, so that the parameter may change when the last such op is gone: see [`Grads::take_final`].
-pub trait Op {
-    /// The op's name: "linear", "layer_norm", …
-    fn name(&self) -> &'static str;
-    /// Everything it holds on to, by name.
-    fn kept(&self) -> Vec<(&'static str, &Kept)>;
-    /// From the gradient of its output to those of its inputs and parameters.
-    ///
-    /// # Errors
-    /// Where a kept tensor cannot be made again.
-    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()>;
-}
 
 /// A tensor on the tape.
 #[derive(Clone, Debug)]
@@ -39,10 +28,6 @@ pub struct Var {
     /// How to make it again from what its producer keeps.
     pub source: Option<Arc<dyn Rebuild>>,
 }
-
-/// Names the gradient of a variable in a backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VarId(pub(crate) usize);
 
 /// What a pass is for.
 #[derive(Clone, Debug)]
@@ -80,29 +65,6 @@ impl Mode {
             _ => Ok(()),
         }
     }
-}
-
-/// Part of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// Forward pass.
-    Forward,
-    /// Backward pass.
-    Backward,
-    /// Weight update.
-    Optimizer,
-}
-
-/// Live bytes after an op: a point of the memory timeline.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Mark {
-    /// Part of the step.
-    pub phase: Phase,
-    /// The op's site.
-    pub at: String,
-    /// Live bytes by class.
-    pub live: Bytes,
 }
 
 struct Node {
@@ -334,7 +296,7 @@ impl Recorded {
 
 #[cfg(test)]
 mod tests {
-    use colrow_tensor::{DType, Estimator, Gelu};
+    use colrow_tensor::{Bytes, DType, Estimator, Gelu};
 
     use super::*;
     use crate::testing::{check_gradients, check_precision, random_params, training};

@@ -1,8 +1,20 @@
 //! The `colrow` program: results on standard output, progress and warnings on standard error.
+//!
+//! A command is a file of `commands`: its arguments, and `run`, which asks the libraries and writes what they say. `predictor` is a saved model in
+//! use, `report` the page about runs, `output` where results and warnings go. Nothing here computes: what a command does can be done from Rust by
+//! `colrow_train` and `colrow_models`, as `examples/predict.rs` does.
+//!
+//! ```text
+//! colrow init --data train.tsv --model sentence-transformers/all-MiniLM-L6-v2 --out recipe.toml
+//! colrow plan recipe.toml --memory 2GiB
+//! colrow train recipe.toml
+//! colrow predict --model runs/recipe --data texts.txt
+//! ```
 
 mod arguments;
 mod blank;
 mod commands;
+mod estimates;
 mod fetch;
 mod memory;
 mod npy;

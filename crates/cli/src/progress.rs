@@ -4,10 +4,10 @@ use colrow_tensor::{Named, Result};
 use colrow_train::job::Job;
 use colrow_train::machine;
 use colrow_train::metrics::Metric;
+use colrow_train::observer::{Logged, Observer};
 use colrow_train::plan::Plan;
 use colrow_train::score::Evaluation;
 use colrow_train::step::StepStats;
-use colrow_train::trainer::{Logged, Observer};
 
 use crate::output::{self, Bar};
 use crate::signals::Stop;

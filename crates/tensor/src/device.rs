@@ -4,10 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::{Backend, Target};
-use crate::cpu::{Host, HostTarget};
 use crate::error::Result;
 use crate::kernels::Kernels;
-use crate::meta::Meta;
 use crate::meter::{Class, Meter};
 use crate::profile::Profile;
 use crate::tensor::Tensor;
@@ -21,19 +19,6 @@ struct Inner {
     backend: Arc<dyn Backend>,
 }
 
-crate::named! {
-    /// What a device's matrix products do with f32 operands; f64 stays f64.
-    #[derive(Default)]
-    Precision {
-        /// Multiply them as they are.
-        #[default]
-        F32 = "f32",
-        /// Round them to bf16 (8 bits of precision, f32's range) and sum the products in f32. Operands and results remain f32 in
-        /// memory. Twice as fast on processors with AVX512-BF16; elsewhere the same up to the order of sums, and slower than f32.
-        Bf16 = "bf16",
-    }
-}
-
 /// A device with its own meter. Clones are the same device.
 #[derive(Clone, Debug)]
 pub struct Device(Arc<Inner>);
@@ -43,26 +28,6 @@ impl Device {
     pub fn new(backend: Arc<dyn Backend>) -> Self {
         let is_meta = backend.is_meta();
         Self(Arc::new(Inner { meter: Meter::default(), reads: AtomicU64::new(0), is_meta, backend }))
-    }
-
-    /// This machine's processor, with the threads of the current rayon pool and products in f32.
-    pub fn cpu() -> Self {
-        Self::cpu_with(Precision::F32)
-    }
-
-    /// As [`Device::cpu`], with products of this precision.
-    pub fn cpu_with(precision: Precision) -> Self {
-        Self::new(Arc::new(Host::new(rayon::current_num_threads(), precision)))
-    }
-
-    /// The shape-only device in the place of a processor with `threads` threads: tensors without data, for plans.
-    pub fn meta(threads: usize) -> Self {
-        Self::in_place_of(Arc::new(HostTarget { threads }))
-    }
-
-    /// The shape-only device: it asks for the same memory as what it stands in for.
-    pub fn in_place_of(target: Arc<dyn Target>) -> Self {
-        Self::new(Arc::new(Meta::new(target)))
     }
 
     /// Whether tensors here have shapes and no data.

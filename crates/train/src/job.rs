@@ -22,10 +22,10 @@ use crate::odd::{self, Facts};
 use crate::plan::{self, Plan, Shape};
 use crate::ratios::{self, Ratios};
 use crate::recipe::{self, CacheIn, Recipe};
+use crate::schedule::{lr_at, warmup_steps};
 use crate::step::{Engine, Hyperparameters};
 use crate::tasks::Task;
 use crate::trained::{choose_trained, lora_config};
-use crate::trainer;
 use crate::usage::Usage;
 
 /// A labelled development set.
@@ -106,6 +106,36 @@ fn check_tokens(lengths: &[u32]) -> Result<()> {
 }
 
 impl Job {
+    /// The learning rate after `step` steps of `total`.
+    pub(crate) fn learning_rate(&self, step: u64, total: u64) -> f64 {
+        let optim = &self.recipe.optim;
+        lr_at(optim.schedule, optim.lr, step, warmup_steps(optim.warmup, total), total)
+    }
+
+    /// Optimizer steps of epoch `epoch`.
+    pub(crate) fn steps_in(&self, epoch: u64) -> u64 {
+        let batches = match self.recipe.train.batch {
+            recipe::BatchSize::Sequences(n) => self.train.len().div_ceil(n),
+            recipe::BatchSize::Tokens(_) => self.sampler.epoch(epoch).len(),
+        };
+        batches.div_ceil(self.recipe.train.accumulate) as u64
+    }
+
+    /// Optimizer steps of a whole run of the length that `train` tells: whole epochs and a part of the last.
+    pub(crate) fn total_steps(&self, train: &recipe::Train) -> u64 {
+        if let Some(steps) = train.steps {
+            return steps;
+        }
+        let epochs = train.epochs;
+        let whole = match train.batch {
+            recipe::BatchSize::Sequences(_) => (epochs as u64).saturating_mul(self.steps_in(0)),
+            recipe::BatchSize::Tokens(_) => (0..epochs as u64).map(|e| self.steps_in(e)).sum(),
+        };
+        let part = epochs.fract();
+        let rest = if part > 0.0 { (part * self.steps_in(epochs as u64) as f64).ceil() as u64 } else { 0 };
+        whole.saturating_add(rest).max(1)
+    }
+
     /// What the run learns from and is judged by: training data, development data.
     pub(crate) fn fingerprints(&self) -> [Fingerprint; 2] {
         let names = &self.config.labels;
@@ -121,7 +151,7 @@ impl Job {
         Facts {
             examples: self.train.len(),
             batches: self.sampler.epoch(0).len(),
-            steps: trainer::total_steps(self, &self.recipe.train),
+            steps: self.total_steps(&self.recipe.train),
             longest: self.train.lengths().into_iter().max().unwrap_or(0) as usize,
             evaluated: self.dev.iter().map(|dev| dev.set.len()).sum(),
             known: self.dev.iter().map(|dev| odd::known(&self.train, &dev.set)).sum(),

@@ -1,4 +1,39 @@
-//! The training loop and what it needs: recipes, data, metrics, checkpoints.
+//! The training loop and what it needs: recipes, data, objectives, steps, metrics, checkpoints, the plan.
+//!
+//! - A [`Recipe`](recipe::Recipe) says what a run does. [`prepare`] makes a [`Job`](job::Job) of it and of the files that it names, [`trainer`]
+//!   runs that, and [`plan`] says what it will need.
+//! - [`data`] reads files as [`Examples`](data::Examples), which an [`Objective`](objective::Objective) turns into tokens and targets; it also
+//!   gives the loss and measures predictions.
+//! - An [`Engine`](step::Engine) runs steps: shards give gradients ([`Gradient`](step::Gradient)), those are added up, and weights follow the sum
+//!   ([`Update`](step::Update)). A plan is such a step on a device without data.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! use colrow_models::config::Config;
+//! use colrow_models::model::Model;
+//! use colrow_tensor::{DType, Device};
+//! use colrow_train::data::Lengths;
+//! use colrow_train::recipe::Optim;
+//! use colrow_train::step::{Engine, Hyperparameters};
+//!
+//! let config = r#"{"model_type": "bert", "vocab_size": 9, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2,
+//!     "intermediate_size": 8, "max_position_embeddings": 8, "num_labels": 3}"#;
+//! let config = Config::from_json(config.as_bytes(), Path::new("config.json"))?;
+//! let step = |device: &Device| {
+//!     let mut model = Model::new(config.clone(), device, DType::F32);
+//!     model.init(1);
+//!     let mut engine = Engine::new(model, Hyperparameters::from(&Optim::default()));
+//!     let batch = engine.objective.blank(&Lengths { sources: vec![3, 5], targets: None });
+//!     engine.step(&[batch], 1e-3, 1, false)
+//! };
+//! let run = step(&Device::cpu())?;
+//! let plan = step(&Device::meta(rayon::current_num_threads()))?;
+//! assert!((run.loss - 3_f64.ln()).abs() < 0.1);
+//! assert_eq!((run.kept_bytes, run.peak), (plan.kept_bytes, plan.peak));
+//! assert_eq!(run.kept_bytes, run.ledger.total());
+//! # Ok::<(), colrow_tensor::Error>(())
+//! ```
 
 pub mod checkpoint;
 pub mod data;
@@ -13,6 +48,7 @@ pub mod keeping;
 pub mod machine;
 pub mod metrics;
 pub mod objective;
+pub mod observer;
 pub mod odd;
 pub mod plan;
 pub mod prepare;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use colrow_models::checkpoint::hub::{self, Needs};
-use colrow_models::config::{Config, ProblemType};
+use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::model::Model;
 use colrow_tensor::{DType, Device, Error, Result};
@@ -42,15 +42,6 @@ pub fn model_config(recipe: &Recipe, needs: Needs) -> Result<(PathBuf, Config)> 
         )));
     }
     Ok((dir, config))
-}
-
-/// Gives the configuration this data's labels.
-pub fn set_labels(config: &mut Config, labels: &LabelMap) {
-    if let LabelMap::Value = labels {
-        config.set_head(vec!["LABEL_0".into()], ProblemType::Regression);
-    } else {
-        config.set_head(labels.names().to_vec(), ProblemType::Classification);
-    }
 }
 
 fn read_dev(
@@ -100,7 +91,7 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     }
     warnings.extend(map.warnings(&train));
     let (mut train, dev) = read_dev(&recipe, task, &map, train)?;
-    set_labels(&mut config, &map);
+    map.write_to(&mut config);
     let scorer = Scorer::new(task, map.names(), recipe.data.positive.as_deref(), "data.positive")?;
     let usage = Usage::new(&recipe, &config, &scorer, train.columns.clone());
     if let Some(limit) = recipe.data.limit {

@@ -6,8 +6,8 @@ use colrow_tensor::{Error, Result};
 
 use crate::checkpoint::{self, State};
 use crate::job::Job;
+use crate::observer::Observer;
 use crate::step::Engine;
-use crate::trainer::{Observer, learning_rate, steps_in};
 
 /// Reads a checkpoint of a run of this job, and no other.
 pub(crate) fn resume_from(path: &Path, job: &Job, engine: &mut Engine, observer: &mut dyn Observer) -> Result<State> {
@@ -53,13 +53,13 @@ pub(crate) fn check_length(
         .hint("resume with the recipe.toml of the run's folder, or --set train.steps"));
     }
     if total > before {
-        let (was, is) = (learning_rate(job, state.step, before), learning_rate(job, state.step, total));
+        let (was, is) = (job.learning_rate(state.step, before), job.learning_rate(state.step, total));
         let lr = if was == is { String::new() } else { format!(": {is:.3e} at the next step, instead of {was:.3e}") };
         observer.warn(&format!(
             "the run is made longer, from {before} to {total} steps, and its learning rate follows the schedule of the new length{lr}"
         ));
     }
-    let steps = steps_in(job, state.epoch);
+    let steps = job.steps_in(state.epoch);
     if state.step_in_epoch > 0 && state.step_in_epoch >= steps {
         return Err(Error::new(format!(
             "the checkpoint stands at step {} of an epoch of {steps}: the training data is not what this run began with",

@@ -17,56 +17,16 @@ use crate::folder::{self, RunFolder};
 use crate::job::{Job, batch_by};
 use crate::machine;
 use crate::metrics::Metric;
+use crate::observer::{Logged, Observer};
 use crate::odd::{self, ABSURD, Losses};
 use crate::plan::{self, Plan};
 use crate::prepare::model_config;
 use crate::ratios::Ratios;
-use crate::recipe::{self, Every, Recipe};
+use crate::recipe::{Every, Recipe};
 use crate::resume::{check_length, resume_from};
-use crate::schedule::{lr_at, warmup_steps};
 use crate::score::Evaluation;
 use crate::step::{Engine, StepStats};
 use crate::trained::lora_config;
-
-/// What a run tells while it runs.
-pub trait Observer {
-    /// What the run needs is known, and nothing is written or read in yet.
-    ///
-    /// # Errors
-    /// One that ends the run here.
-    fn planned(&mut self, _job: &Job, _plan: &Plan) -> Result<()> {
-        Ok(())
-    }
-    /// A run is about to start or go on at `step` of `steps`.
-    fn start(&mut self, step: u64, steps: u64);
-    /// A step was done.
-    fn step(&mut self, step: u64, epoch: f64, stats: &StepStats);
-    /// A step was logged.
-    fn logged(&mut self, line: &Logged);
-    /// `done` of `of` examples are evaluated.
-    fn evaluating(&mut self, done: usize, of: usize);
-    /// An evaluation was done at `step`; `best` if it is the best so far.
-    fn evaluation(&mut self, step: u64, evaluation: &Evaluation, best: bool);
-    /// Something that the user should know.
-    fn warn(&mut self, message: &str);
-    /// Something that the run does.
-    fn note(&mut self, message: &str);
-}
-
-/// What the log says of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct Logged {
-    /// The step.
-    pub step: u64,
-    /// Mean loss of the steps since the last one that was logged.
-    pub loss: f64,
-    /// Learning rate of the step.
-    pub lr: f64,
-    /// Tokens a second, over this process's steps.
-    pub tokens_per_second: f64,
-    /// Seconds that the remaining steps will take.
-    pub seconds_left: f64,
-}
 
 /// How a run ended.
 #[derive(Debug)]
@@ -116,8 +76,8 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
             observer.warn(warning);
         }
     }
-    let total = total_steps(&job, &job.recipe.train);
-    let before = other_length.map(|recipe| total_steps(&job, &recipe.train)).unwrap_or(total);
+    let total = job.total_steps(&job.recipe.train);
+    let before = other_length.map(|recipe| job.total_steps(&recipe.train)).unwrap_or(total);
     // another number of epochs where steps decide, and the like
     if resume
         && total == before
@@ -190,12 +150,6 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     Ok(Outcome::Finished(summary))
 }
 
-/// The learning rate after `step` steps of `total`.
-pub(crate) fn learning_rate(job: &Job, step: u64, total: u64) -> f64 {
-    let optim = &job.recipe.optim;
-    lr_at(optim.schedule, optim.lr, step, warmup_steps(optim.warmup, total), total)
-}
-
 fn best_metric(job: &Job) -> Result<Metric> {
     let main = job.task.main_metric();
     let Some(name) = &job.recipe.train.best_metric else { return Ok(main) };
@@ -208,30 +162,6 @@ fn best_metric(job: &Job) -> Result<Metric> {
         let names: Vec<_> = known.iter().map(|m| m.name()).collect();
         Error::usage(format!("train.best_metric: expected one of {}, found `{name}`", names.join(", ")))
     })
-}
-
-/// Optimizer steps of epoch `epoch`.
-pub(crate) fn steps_in(job: &Job, epoch: u64) -> u64 {
-    let batches = match job.recipe.train.batch {
-        recipe::BatchSize::Sequences(n) => job.train.len().div_ceil(n),
-        recipe::BatchSize::Tokens(_) => job.sampler.epoch(epoch).len(),
-    };
-    batches.div_ceil(job.recipe.train.accumulate) as u64
-}
-
-/// Optimizer steps of a whole run of the length that `train` tells: whole epochs and a part of the last.
-pub(crate) fn total_steps(job: &Job, train: &recipe::Train) -> u64 {
-    if let Some(steps) = train.steps {
-        return steps;
-    }
-    let epochs = train.epochs;
-    let whole = match train.batch {
-        recipe::BatchSize::Sequences(_) => (epochs as u64).saturating_mul(steps_in(job, 0)),
-        recipe::BatchSize::Tokens(_) => (0..epochs as u64).map(|e| steps_in(job, e)).sum(),
-    };
-    let part = epochs.fract();
-    let rest = if part > 0.0 { (part * steps_in(job, epochs as u64) as f64).ceil() as u64 } else { 0 };
-    whole.saturating_add(rest).max(1)
 }
 
 /// What comes after a step.
@@ -340,7 +270,7 @@ impl Run {
     fn step(&mut self, group: &[Vec<u32>], epoch: f64, observer: &mut dyn Observer) -> Result<StepStats> {
         let set = &self.job.train;
         let micros: Vec<Batch> = group.iter().map(|examples| Batch::placed(set, examples)).collect();
-        let lr = learning_rate(&self.job, self.state.step, self.total);
+        let lr = self.job.learning_rate(self.state.step, self.total);
         let before: Vec<f64> = self.engine.gradient.ratios.iter().flat_map(Ratios::sites).map(|s| s.ratio).collect();
         let clock = Instant::now();
         self.stepping = true;
@@ -504,7 +434,7 @@ impl Run {
 
     /// Epochs done.
     fn epochs(&self) -> f64 {
-        self.state.epoch as f64 + self.state.step_in_epoch as f64 / steps_in(&self.job, self.state.epoch) as f64
+        self.state.epoch as f64 + self.state.step_in_epoch as f64 / self.job.steps_in(self.state.epoch) as f64
     }
 
     fn out_of_patience(&self) -> bool {

@@ -12,7 +12,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::data::{LabelMap, Names};
-use crate::prepare;
 use crate::recipe::{BatchSize, Recipe};
 use crate::score::Scorer;
 use crate::tasks::Task;
@@ -147,7 +146,7 @@ impl Usage {
     /// Gives the configuration of an adapter's base model the adapter's labels.
     pub fn relabel(&self, config: &mut Config) {
         let map = if self.task.is_regression() { LabelMap::Value } else { LabelMap::from_names(self.labels.clone()) };
-        prepare::set_labels(config, &map);
+        map.write_to(config);
     }
 
     /// Checks that this is said of a model of this configuration, whose folder is `dir`.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::axis::Axis;
 use super::figure;
 use super::svg::{Frame, HEIGHT, colour_class, escape, open};
-use crate::commands::estimate::{COLUMNS, Report};
+use crate::estimates::{COLUMNS, Report, Row};
 use crate::units;
 
 /// What follows the page's title.
@@ -40,7 +40,7 @@ pub(super) fn body(report: &Report) -> String {
 }
 
 /// A bar for each estimator, the same colours as on the page of `colrow inspect`.
-fn bars(report: &Report, what: &str, value: impl Fn(&crate::commands::estimate::Row) -> f64) -> String {
+fn bars(report: &Report, what: &str, value: impl Fn(&Row) -> f64) -> String {
     const COLOURS: [(&str, usize); 4] = [("crs", 0), ("wta", 1), ("pps", 2), ("topk", 3)];
     let drawn: Vec<_> = report.estimators.iter().filter(|r| r.estimator != "exact").collect();
     let largest = drawn.iter().map(|r| value(r)).fold(0.0, f64::max);

@@ -117,7 +117,7 @@ pub(crate) fn write_evidence(evidence: &Evidence, out: &Path) -> Result<()> {
 ///
 /// # Errors
 /// The file cannot be written.
-pub(crate) fn write_estimates(report: &crate::commands::estimate::Report, out: &Path) -> Result<()> {
+pub(crate) fn write_estimates(report: &crate::estimates::Report, out: &Path) -> Result<()> {
     write_page(&page("colrow: estimates of a product", &(estimates::body(report) + &footer(&[]))), out)
 }
 

@@ -5,9 +5,10 @@
 use rayon::prelude::*;
 
 use super::codes::Reader;
-use super::matmul::{View, gemm};
+use super::product::gemm::gemm;
 use super::rowwise::{largest, mask_row, sum, threshold};
 use super::vectorised;
+use super::view::View;
 use crate::Precision;
 use crate::dtype::Float;
 use crate::kernels::{Attention, AttentionInput, Dropout};

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::codes::Reader;
-use super::matmul::View;
+use super::view::View;
 use crate::codes::{Coded, Stored};
 use crate::dtype::Float;
 

@@ -2,8 +2,7 @@
 
 use std::sync::OnceLock;
 
-use super::product::Unit;
-use crate::{Error, Precision, Result};
+use crate::{Error, Result};
 
 /// The environment variable that says the most that is used.
 const VARIABLE: &str = "COLROW_INSTRUCTIONS";
@@ -19,10 +18,10 @@ pub(super) enum Instructions {
 const NAMES: [(&str, Instructions); 3] =
     [("portable", Instructions::Portable), ("avx2", Instructions::Avx2), ("avx512", Instructions::Avx512)];
 
-/// What f32 products use on this machine.
-pub fn instructions() -> &'static str {
-    let used = Unit::of(Precision::F32).map_or(Instructions::Portable, Unit::needs);
-    NAMES.iter().find(|(_, instructions)| *instructions == used).map_or("", |(name, _)| *name)
+impl Instructions {
+    pub(super) fn name(self) -> &'static str {
+        NAMES.iter().find(|(_, instructions)| *instructions == self).map_or("", |(name, _)| *name)
+    }
 }
 
 fn read() -> Result<Option<Instructions>> {

@@ -1,157 +1,16 @@
-//! Matrix products: the only caller of the GEMM crates, and of our own.
+//! Matrix products of tensors.
 
-use std::any::TypeId;
 use std::ops::Range;
 
-use gemm_common::Parallelism;
-
 use super::coded::CodedView;
-use super::instructions;
+use super::product::gemm::{gemm, own};
 use super::product::{Target, Unit};
 use super::rowwise;
+use super::view::View;
 use crate::Precision;
 use crate::codes::Stored;
 use crate::dtype::Float;
 use crate::tensor::Tensor;
-
-/// A matrix in memory: first element, rows, columns, and the distances between neighbours in elements.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct View<P> {
-    pub(super) ptr: P,
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-    pub(super) row_stride: usize,
-    pub(super) col_stride: usize,
-}
-
-// SAFETY: a view is an address; whoever reads or writes there says why that is sound.
-unsafe impl<P> Sync for View<P> {}
-// SAFETY: as above.
-unsafe impl<P> Send for View<P> {}
-
-/// A pointer, whether or not it may be written through.
-pub(super) trait Pointer: Copy {
-    /// The address so many elements further.
-    fn forward(self, elements: usize) -> Self;
-}
-
-impl<T> Pointer for *const T {
-    fn forward(self, elements: usize) -> Self {
-        self.wrapping_add(elements)
-    }
-}
-
-impl<T> Pointer for *mut T {
-    fn forward(self, elements: usize) -> Self {
-        self.wrapping_add(elements)
-    }
-}
-
-impl<P: Pointer> View<P> {
-    /// The address of an element.
-    pub(super) fn at(self, row: usize, col: usize) -> P {
-        self.ptr.forward(row * self.row_stride + col * self.col_stride)
-    }
-
-    /// The matrix of some rows and columns.
-    pub(super) fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
-        Self { ptr: self.at(rows.start, cols.start), rows: rows.len(), cols: cols.len(), ..self }
-    }
-}
-
-impl<T> View<*mut T> {
-    /// The same matrix, to read.
-    pub(super) fn read(self) -> View<*const T> {
-        self.with(self.ptr.cast_const())
-    }
-}
-
-impl<P> View<P> {
-    /// A row-major matrix whose rows are `row_stride` elements apart.
-    pub(super) fn new(ptr: P, rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self { ptr, rows, cols, row_stride, col_stride: 1 }
-    }
-
-    /// The same places from another address.
-    fn with<Q>(self, ptr: Q) -> View<Q> {
-        let Self { rows, cols, row_stride, col_stride, .. } = self;
-        View { ptr, rows, cols, row_stride, col_stride }
-    }
-
-    /// The transpose, in place.
-    pub(super) fn t(self) -> Self {
-        let Self { ptr, rows, cols, row_stride, col_stride } = self;
-        Self { ptr, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
-    }
-}
-
-/// `c = beta·c + alpha·a·b`, of f32 operands as `precision` rounds them; with beta 0, c is not read.
-///
-/// # Safety
-/// The views must lie in memory that is valid to read (a, b) and to write by this call alone (c). In a and b the elements of each row or
-/// those of each column are neighbours, in c those of each row.
-pub(super) unsafe fn gemm<T: Float>(
-    precision: Precision,
-    alpha: f64,
-    a: View<*const T>,
-    b: View<*const T>,
-    beta: f64,
-    c: View<*mut T>,
-    parallel: bool,
-) {
-    debug_assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols);
-    // without threads f32 products are small, and packing would take longer than what it saves; but the crate knows no limits
-    let ours = |_: &Unit| parallel || precision == Precision::Bf16 || instructions::are_limited();
-    if let Some(unit) = own::<T>(precision).filter(ours) {
-        let ([a, b], c) = ([a, b].map(|x| x.with(x.ptr.cast())), c.with(c.ptr.cast()));
-        let to = Target { alpha: alpha as f32, from: (beta as f32, c.read()), c };
-        // SAFETY: as this function requires; T is f32.
-        return unsafe { unit.gemm(a, b, to, parallel) };
-    }
-    // columns of the crates' results are neighbours: theirs is the transpose of ours
-    let (a, b, c) = if c.col_stride < c.row_stride { (b.t(), a.t(), c.t()) } else { (a, b, c) };
-    macro_rules! multiply {
-        ($float:ident, $crate_:ident) => {{
-            let ([a, b], c) = ([a, b].map(|x| x.with(x.ptr.cast())), c.with(c.ptr.cast()));
-            let threads = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
-            // SAFETY: as this function requires; T is this type. In the crates' naming alpha scales what is there, beta the product.
-            unsafe {
-                $crate_::gemm::$float::get_gemm_fn()(
-                    c.rows,
-                    c.cols,
-                    a.cols,
-                    c.ptr,
-                    c.col_stride as isize,
-                    c.row_stride as isize,
-                    beta != 0.0,
-                    a.ptr,
-                    a.col_stride as isize,
-                    a.row_stride as isize,
-                    b.ptr,
-                    b.col_stride as isize,
-                    b.row_stride as isize,
-                    beta as $float,
-                    alpha as $float,
-                    false,
-                    false,
-                    false,
-                    threads,
-                )
-            }
-        }};
-    }
-    if TypeId::of::<T>() == TypeId::of::<f32>() {
-        multiply!(f32, gemm_f32)
-    } else {
-        debug_assert!(TypeId::of::<T>() == TypeId::of::<f64>());
-        multiply!(f64, gemm_f64)
-    }
-}
-
-/// What multiplies operands of this type, unless it is the GEMM crates.
-fn own<T: Float>(precision: Precision) -> Option<Unit> {
-    (TypeId::of::<T>() == TypeId::of::<f32>()).then(|| Unit::of(precision)).flatten()
-}
 
 /// Bytes of the copies of operands that a product (m, k)·(k, n) of elements of `size` bytes makes, the most of any precision; what each thread
 /// copies on its own is not among them.

@@ -12,10 +12,11 @@ pub(crate) mod matmul;
 mod norm;
 mod optim;
 mod optim8;
-mod product;
+pub(crate) mod product;
 mod rows;
 mod rowwise;
 mod select;
+mod view;
 
 use crate::backend::{Backend, Target};
 use crate::codes::{Coded, Rows, Store, Stored};

@@ -6,6 +6,7 @@ use super::columns::missing;
 use super::problems::Problems;
 use super::{Example, Examples};
 use crate::tasks::Task;
+use colrow_models::config::{Config, ProblemType};
 use colrow_tensor::{Error, Result};
 use std::collections::{BTreeSet, HashSet};
 
@@ -210,6 +211,14 @@ impl LabelMap {
         match self {
             LabelMap::Names(classes) => classes.names.len(),
             LabelMap::Value => 1,
+        }
+    }
+
+    /// Gives a model's configuration these labels.
+    pub fn write_to(&self, config: &mut Config) {
+        match self {
+            LabelMap::Value => config.set_head(vec!["LABEL_0".into()], ProblemType::Regression),
+            LabelMap::Names(_) => config.set_head(self.names().to_vec(), ProblemType::Classification),
         }
     }
 

@@ -100,6 +100,11 @@ pub struct Examples {
 }
 
 impl Examples {
+    /// Examples that are not read from a file.
+    pub fn new(rows: Vec<Example>) -> Self {
+        Self { rows, ..Self::default() }
+    }
+
     /// Examples of the same file.
     pub(crate) fn with_rows(&self, rows: Vec<Example>) -> Self {
         Self {

@@ -11,6 +11,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod gemm;
 mod portable;
 mod strassen;
 #[cfg(target_arch = "x86_64")]
@@ -23,7 +24,7 @@ use rayon::prelude::*;
 
 use super::coded::CodedView;
 use super::instructions::{self, Instructions};
-use super::matmul::{Pointer, View};
+use super::view::{Pointer, View};
 use crate::Precision;
 use crate::map::Map;
 

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use super::gemm::gemm;
 use super::{Operand, Panels, Place, Sources, Target};
-use crate::cpu::matmul::{self, View};
+use crate::cpu::view::View;
 
 /// To the nearest bf16, ties to even; subnormal numbers become zero, NaNs quiet ones.
 #[inline]
@@ -53,6 +54,6 @@ pub(super) unsafe fn multiply(
         let depth = slice.len();
         let (a, b) = (View::new(a, c.rows, depth, depth), View::new(b, c.cols, depth, depth));
         // SAFETY: as this function requires.
-        unsafe { matmul::gemm(crate::Precision::F32, f64::from(target.alpha), a, b.t(), f64::from(beta), c, false) }
+        unsafe { gemm(crate::Precision::F32, f64::from(target.alpha), a, b.t(), f64::from(beta), c, false) }
     }
 }

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{LANES, Operand, Panels, Place, Sources, Target};
-use crate::cpu::matmul::View;
+use crate::cpu::view::View;
 
 /// A vector unit. All that is generic over it is inlined into a function that has its instructions.
 ///
