@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, Estimator, Tensor};
+use colrow_tensor::{Class, Estimator, Tensor, certain_rows};
 
 use crate::kept::Kept;
 use crate::norm_memory::RowsOf;
@@ -221,17 +221,15 @@ fn sampling_variance(sampling: Sampling, p: &[f64], a: &[f64]) -> [f64; GRID] {
     }
     std::array::from_fn(|i| {
         let k = rows_of(grid(i) as f32, n);
-        // the next row is certain if it would be drawn once or more among the k − w that are left
-        let open = |&w: &usize| p[order[w]] * ((k - w) as f64) < outside[w][0];
         let certain = match sampling.estimator {
             _ if k == n => return 0.0,
             Estimator::Crs => 0,
-            Estimator::Wta | Estimator::Pps | Estimator::TopK => match (0..k).find(open) {
-                Some(certain) => certain,
-                None => return 0.0,
-            },
+            Estimator::Wta | Estimator::Pps | Estimator::TopK => certain_rows(k, |w| outside[w][0]),
         };
         let [sum, quotients, squares] = outside[certain];
+        if sum <= 0.0 {
+            return 0.0;
+        }
         let with_replacement = sum / (k - certain) as f64 * quotients;
         match sampling.estimator {
             Estimator::Pps => (with_replacement - squares).max(0.0),

@@ -25,6 +25,7 @@
 //! ```
 
 mod backend;
+mod certain;
 mod codes;
 mod cpu;
 mod device;
@@ -45,6 +46,7 @@ pub mod rng;
 mod tensor;
 
 pub use backend::{Backend, Target};
+pub use certain::certain_rows;
 pub use codes::{Code, Coded, Format, Rows, Store, Stored};
 pub use cpu::instructions::check_environment;
 pub use cpu::product::gemm::instructions;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use colrow_autograd::{CachePlace, Draw, NormMemory, NormSource, Policy, Probe, Sampling, estimate_by, row_norms};
 use colrow_models::net::SiteKind;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, Error, Estimator, Named, Precision, Result, Tensor};
+use colrow_tensor::{Class, Error, Estimator, Named, Precision, Result, Tensor, certain_rows};
 use serde::Serialize;
 
 use crate::data::Batch;
@@ -208,18 +208,15 @@ fn certain_mass(p: &[f64], k: usize, share: f64) -> f64 {
     p[..(share * k as f64).round() as usize].iter().sum()
 }
 
-/// |C| < k that minimises (1 − Σ_C p)/(k − |C|), and Σ_C p; p sorted from the largest.
+/// |C|, and Σ_C p; p sorted from the largest.
 fn best_certain(p: &[f64], k: usize) -> (usize, f64) {
-    let mut best = (0, 0.0, 1.0 / k as f64);
-    let mut sum = 0.0;
-    for (i, p) in p[..k - 1].iter().enumerate() {
-        sum += p;
-        let value = (1.0 - sum) / (k - i - 1) as f64;
-        if value < best.2 {
-            best = (i + 1, sum, value);
-        }
-    }
-    (best.0, best.1)
+    let sums = p.iter().scan(0.0, |sum, p| {
+        *sum += p;
+        Some(*sum)
+    });
+    let mass: Vec<f64> = std::iter::once(0.0).chain(sums).collect();
+    let certain = certain_rows(k, |c| 1.0 - mass[c]);
+    (certain, mass[certain])
 }
 
 fn product(x: &Tensor, dz: &Tensor) -> Tensor {

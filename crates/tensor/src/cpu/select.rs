@@ -2,6 +2,7 @@
 //!
 //! Probabilities are summed in f64, rows in order, by one thread: n additions are nothing beside the product they replace.
 
+use crate::certain::certain_rows;
 use crate::dtype::Float;
 use crate::kernels::Estimator;
 use crate::rng::Key;
@@ -93,8 +94,7 @@ fn winner_takes_all(key: Key, p: &[f64], k: usize) -> Vec<(usize, f64)> {
     for c in (0..p.len()).rev() {
         outside[c] = outside[c + 1] + p[order[c]];
     }
-    let factor = |c: usize| outside[c] / (k - c) as f64;
-    let certain = (0..k).min_by(|&a, &b| factor(a).total_cmp(&factor(b))).unwrap_or(0);
+    let certain = certain_rows(k, |c| outside[c]);
     let mut rest = order[certain..].to_vec();
     rest.sort_unstable();
     let mut drawn: Vec<(usize, f64)> = order[..certain].iter().map(|&i| (i, 1.0)).collect();
