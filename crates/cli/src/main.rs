@@ -8,7 +8,7 @@
 //! colrow init --data train.tsv --model sentence-transformers/all-MiniLM-L6-v2 --out recipe.toml
 //! colrow plan recipe.toml --memory 2GiB
 //! colrow train recipe.toml
-//! colrow predict --model runs/recipe --data texts.txt
+//! colrow predict --model runs/train --data texts.txt
 //! ```
 
 mod arguments;
@@ -23,6 +23,7 @@ mod predictor;
 mod progress;
 mod report;
 mod reviews;
+mod saved;
 mod signals;
 mod units;
 

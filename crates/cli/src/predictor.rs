@@ -15,8 +15,8 @@ use colrow_train::tasks::Task;
 use colrow_train::usage::Usage;
 
 use crate::arguments::{MOST_LENGTH, offering, tasks, whole};
-use crate::commands::{ModelArgs, Used};
 use crate::output;
+use crate::saved::{ModelArgs, Used};
 
 /// How a model is used. What is left out is as its folder's colrow.json says.
 #[derive(clap::Args)]

@@ -11,10 +11,10 @@ use colrow_train::metrics::Metric;
 use colrow_train::score::{Class, Evaluation, Scorer};
 use serde_json::json;
 
-use super::ModelArgs;
 use crate::arguments::in_arguments;
 use crate::output::{self, print, print_json};
 use crate::predictor::{Predictor, UseArgs};
+use crate::saved::ModelArgs;
 
 /// Evaluate a fine-tuned model on labelled data.
 #[derive(clap::Args)]

@@ -9,8 +9,8 @@ use colrow_models::lora;
 use colrow_models::{apart, atomic};
 use colrow_tensor::{Error, Precision, Result};
 
-use super::{ModelArgs, Used};
 use crate::output::print;
+use crate::saved::{ModelArgs, Used};
 
 /// Merge an adapter into its base model's weights, and write the model that results.
 #[derive(clap::Args)]

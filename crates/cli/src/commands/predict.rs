@@ -14,10 +14,10 @@ use colrow_train::metrics::{argmax, softmax};
 use colrow_train::objective::Outputs;
 use serde::Serialize;
 
-use super::ModelArgs;
 use crate::arguments::in_arguments;
 use crate::output::{check_file, is_standard, write_out};
 use crate::predictor::{Predictor, UseArgs};
+use crate::saved::ModelArgs;
 
 /// Predict labels (or numbers) of texts, a line an example.
 #[derive(clap::Args)]
