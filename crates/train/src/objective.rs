@@ -40,6 +40,7 @@
 
 mod answers;
 mod classify;
+mod labelled_texts;
 mod regress;
 mod text_to_text;
 mod wording;
@@ -55,6 +56,7 @@ use colrow_tensor::{Error, Result};
 
 pub use answers::Answers;
 pub use classify::Classify;
+pub use labelled_texts::LabelledTexts;
 pub use regress::Regress;
 pub use text_to_text::TextToText;
 pub use wording::Wording;

@@ -13,7 +13,7 @@ use crate::data::{self, Columns, Examples, LabelMap, Sampler, Split, Tokeniser};
 use crate::job::{DevSet, Job, batch_by};
 use crate::keeping::{auto_sites, check_auto, policy};
 use crate::machine::{self, Resident};
-use crate::objective;
+use crate::objective::{self, LabelledTexts};
 use crate::odd;
 use crate::recipe::{self, Recipe};
 use crate::score::Scorer;
@@ -46,11 +46,11 @@ pub fn model_config(recipe: &Recipe, needs: Needs) -> Result<(PathBuf, Config)> 
 
 fn read_dev(
     recipe: &Recipe,
-    task: Task,
+    reading: &LabelledTexts,
     map: &LabelMap,
     train: Examples,
 ) -> Result<(Examples, Vec<(&'static str, Examples)>)> {
-    let columns = columns(&recipe.data);
+    let task = reading.task;
     let path = recipe.data.train.as_deref().unwrap_or_default();
     let folder = Path::new(recipe.data.dev.as_deref().unwrap_or(path));
     let has_dev =
@@ -60,9 +60,9 @@ fn read_dev(
         let (train, dev) = train.hold_out(recipe.data.dev_share, recipe.seed, &labels)?;
         return Ok((train, vec![("", dev)]));
     }
-    let mut sets = vec![("", data::read(folder, task, &columns, Split::Dev, true)?)];
+    let mut sets = vec![("", data::read(folder, reading, Split::Dev)?)];
     if folder.is_dir() && data::glue::split_file(folder, task, Split::DevMismatched).is_some() {
-        sets.push(("mismatched_", data::read(folder, task, &columns, Split::DevMismatched, true)?));
+        sets.push(("mismatched_", data::read(folder, reading, Split::DevMismatched)?));
     }
     Ok((train, sets))
 }
@@ -78,11 +78,12 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     };
     let (model_dir, mut config) = model_config(&recipe, needs)?;
     let mut warnings = Vec::new();
-    let named = columns(&recipe.data);
+    let columns = columns(&recipe.data);
+    let reading = LabelledTexts { task, columns: &columns, labels_required: true };
     // of a file that is not used whole
     let train = match recipe.data.limit {
-        Some(_) => data::read_labels(Path::new(&path), task, &named)?,
-        None => data::read(Path::new(&path), task, &named, Split::Train, true)?,
+        Some(_) => data::read_labels(Path::new(&path), &reading)?,
+        None => data::read(Path::new(&path), &reading, Split::Train)?,
     };
     // of all rows, so that no class is unknown in what is held out
     let mut map = LabelMap::of(task, &train)?;
@@ -90,16 +91,16 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
         map = map.in_order_of(task, &config.labels, &train);
     }
     warnings.extend(map.warnings(&train));
-    let (mut train, dev) = read_dev(&recipe, task, &map, train)?;
+    let (mut train, dev) = read_dev(&recipe, &reading, &map, train)?;
     map.write_to(&mut config);
     let scorer = Scorer::new(task, map.names(), recipe.data.positive.as_deref(), "data.positive")?;
     let usage = Usage::new(&recipe, &config, &scorer, train.columns.clone());
     if let Some(limit) = recipe.data.limit {
         train = train.subset(limit, recipe.seed)?;
     }
-    let train = train.complete(task, &named)?;
+    let train = train.complete(&reading)?;
     warnings.extend(train.warnings());
-    let dev = dev.into_iter().map(|(prefix, examples)| Ok((prefix, examples.complete(task, &named)?)));
+    let dev = dev.into_iter().map(|(prefix, examples)| Ok((prefix, examples.complete(&reading)?)));
     let dev = dev.collect::<Result<Vec<_>>>()?;
     if recipe.data.dev.is_some() {
         warnings.extend(dev.iter().flat_map(|(_, examples)| examples.warnings()));

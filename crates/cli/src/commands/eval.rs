@@ -8,6 +8,7 @@ use colrow_tensor::{Error, Named, Result};
 use colrow_train::data::{self, Split};
 use colrow_train::evaluate::evaluate;
 use colrow_train::metrics::Metric;
+use colrow_train::objective::LabelledTexts;
 use colrow_train::score::{Class, Evaluation, Scorer};
 use serde_json::json;
 
@@ -45,7 +46,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ))
         .at(predictor.dir.display()));
     }
-    let examples = data::read(&args.data, task, &predictor.columns, Split::Dev, true).map_err(in_arguments)?;
+    let reading = LabelledTexts { task, columns: &predictor.columns, labels_required: true };
+    let examples = data::read(&args.data, &reading, Split::Dev).map_err(in_arguments)?;
     predictor.look_at(&examples);
     predictor.learn_labels(&examples).map_err(in_arguments)?;
     let map = &predictor.map;

@@ -11,7 +11,7 @@ use colrow_tensor::{Error, Result};
 use colrow_train::data::{self, Example, Split};
 use colrow_train::evaluate::outputs;
 use colrow_train::metrics::{argmax, softmax};
-use colrow_train::objective::Outputs;
+use colrow_train::objective::{LabelledTexts, Outputs};
 use serde::Serialize;
 
 use crate::arguments::in_arguments;
@@ -52,8 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let beginnings: [&[u8]; 3] = [b"{\"index\":", b"index,row,", b"index\trow\t"];
     out.map(|out| check_file(out, &beginnings)).transpose()?;
     let predictor = Predictor::new(&args.model, &args.usage)?;
-    let examples =
-        data::read(&args.data, predictor.task, &predictor.columns, Split::Dev, false).map_err(in_arguments)?;
+    let reading = LabelledTexts { task: predictor.task, columns: &predictor.columns, labels_required: false };
+    let examples = data::read(&args.data, &reading, Split::Dev).map_err(in_arguments)?;
     if let Some(out) = out {
         let models = predictor.read_from.iter().map(PathBuf::as_path);
         apart::check_file(out, models.chain([&*examples.source]))?;

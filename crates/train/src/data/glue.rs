@@ -1,6 +1,7 @@
 //! GLUE as it is distributed: folder layouts and column names.
 
-use super::{Example, Examples, Request, Split, open, read_file, table};
+use super::record::{Column, Kind, Reading, Record};
+use super::{Example, Examples, Names, Split, open, read_file, table};
 use crate::tasks::{MSR, Task};
 use colrow_models::files;
 use colrow_tensor::{Error, Result};
@@ -37,20 +38,19 @@ fn dev_ids(folder: &Path) -> Option<PathBuf> {
 }
 
 /// Reads one split of `folder`, and says which file it came from.
-pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examples, PathBuf)> {
-    let path = split_file(folder, want.task, split).ok_or_else(|| missing(folder, want.task, split))?;
+pub(crate) fn read(folder: &Path, split: Split, reading: &dyn Reading) -> Result<(Examples, PathBuf)> {
+    let task = reading.task();
+    let path = split_file(folder, task, split).ok_or_else(|| missing(folder, task, split))?;
     if !path.ends_with(MSR) {
         // what people put there for a task of their own may come from pandas
-        return Ok((read_file(&path, want, want.task.spec().glue)?, path));
+        return Ok((read_file(&path, reading, task.spec().glue)?, path));
     }
-    let mut examples = table::glue_tsv(open(&path)?, want).map_err(|e| e.at(path.display()))?;
+    let mut examples = table::glue_tsv(open(&path)?, reading).map_err(|e| e.at(path.display()))?;
     if let Some(ids) = dev_ids(folder) {
         let lines =
             files::open(&ids).and_then(std::io::read_to_string).map_err(|e| Error::from(e).at(ids.display()))?;
         let dev: HashSet<(&str, &str)> = lines.lines().filter_map(|line| line.trim().split_once('\t')).collect();
-        let columns = super::Columns { text: Some("#1 ID".into()), pair: Some("#2 ID".into()), ..Default::default() };
-        let want = Request { task: want.task, columns: &columns, labels_required: false };
-        let keys = table::glue_tsv(open(&path)?, &want).map_err(|e| e.at(path.display()))?;
+        let keys = table::glue_tsv(open(&path)?, &Ids).map_err(|e| e.at(path.display()))?;
         let in_dev = |key: &Example| dev.contains(&(&*key.text, key.pair.as_deref().unwrap_or_default()));
         let mut keys = keys.rows.iter();
         examples.rows.retain(|_| keys.next().is_some_and(in_dev) == (split == Split::Dev));
@@ -59,6 +59,28 @@ pub(crate) fn read(folder: &Path, split: Split, want: &Request) -> Result<(Examp
         }
     }
     Ok((examples, path))
+}
+
+/// Reads the two ids of MRPC's examples as texts.
+struct Ids;
+
+impl Reading for Ids {
+    fn columns(&self, found: &[&str]) -> Result<Vec<Column>> {
+        let column = |role, name| match found.iter().position(|other| *other == name) {
+            Some(place) => Ok(Column::new(role, found, place, Kind::Text)),
+            None => Err(Error::new(format!("no column {name:?}; found columns: {}", found.join(", ")))),
+        };
+        Ok(vec![column(Names::TEXT, "#1 ID")?, column(Names::PAIR, "#2 ID")?])
+    }
+
+    fn example(&self, mut record: Record, _notes: &mut Vec<String>) -> Result<Example> {
+        let text = record.text(Names::TEXT).unwrap_or_default();
+        Ok(Example { text, pair: record.text(Names::PAIR), line: record.line, row: record.row, ..Example::default() })
+    }
+
+    fn task(&self) -> Task {
+        Task::Mrpc
+    }
 }
 
 fn missing(folder: &Path, task: Task, split: Split) -> Error {
@@ -83,6 +105,7 @@ fn missing(folder: &Path, task: Task, split: Split) -> Error {
 mod tests {
     use super::super::{Columns, read as read_path};
     use super::*;
+    use crate::objective::LabelledTexts;
 
     /// Each task's train file as GLUE has it, with one or two examples, and what is to be read.
     const FILES: [(Task, &str, &str, [&str; 3]); 8] = [
@@ -135,7 +158,7 @@ mod tests {
     ];
 
     fn load(folder: &Path, task: Task, split: Split) -> Result<Examples> {
-        read_path(folder, task, &Columns::default(), split, true)
+        read_path(folder, &LabelledTexts { task, columns: &Columns::default(), labels_required: true }, split)
     }
 
     #[test]

@@ -1,41 +1,45 @@
 //! Reader of JSON: one object a line, or one array of objects.
 
-use super::columns::pick;
 use super::lines::Lines;
 use super::problems::Problems;
-use super::{Examples, Names, Request, Unit};
+use super::record::{Cell, Column, Kind, Reading, Records};
+use super::{Examples, Unit};
 use colrow_tensor::{Error, Result};
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 use std::io::BufRead;
 
 /// Reads JSON lines, or an array of objects as `datasets` and pandas also write: the first character decides.
-pub fn json(mut input: impl BufRead, want: &Request) -> Result<Examples> {
+pub fn json(mut input: impl BufRead, reading: &dyn Reading) -> Result<Examples> {
     let start = input.fill_buf()?;
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
     if text.trim_ascii_start().starts_with(b"[") {
         let mark = start.len() - text.len();
         input.consume(mark);
-        array(input, want)
+        array(input, reading)
     } else {
-        lines(input, want)
+        lines(input, reading)
     }
 }
 
 /// Reads one JSON object a line; the keys of the first object decide which are read.
-fn lines(input: impl BufRead, want: &Request) -> Result<Examples> {
+fn lines(input: impl BufRead, reading: &dyn Reading) -> Result<Examples> {
     let mut problems = Problems::default();
     let mut lines = Lines::new(input);
-    let mut rows = Rows { want, keys: None, examples: Examples::default() };
+    let mut records = Records::new(reading, Unit::Line);
     while let Some((number, line)) = lines.next(&mut problems)? {
         if line.trim().is_empty() {
             continue;
         }
         let hint = "write one JSON object a line, or one array of objects";
-        let row = match serde_json::from_str(line) {
-            Ok(Cell::Row(row)) => rows.push(row, (number, number - 1)),
+        let row = match values(line, records.columns()) {
+            Ok(Found::Row(row)) if !records.has_header() => header(&mut records, &row).and_then(|()| {
+                let row = if nested(records.columns()).next().is_some() { again(line, &records)? } else { row };
+                push(&mut records, row, (number, number - 1))
+            }),
+            Ok(Found::Row(row)) => push(&mut records, row, (number, number - 1)),
             Ok(other) => Err(Error::new(format!("expected a JSON object, found {}", other.kind())).hint(hint)),
-            Err(e) if e.is_eof() && line.trim_end().ends_with(['{', ',']) && rows.keys.is_none() => {
+            Err(e) if e.is_eof() && line.trim_end().ends_with(['{', ',']) && !records.has_header() => {
                 return Err(Error::new("expected one JSON object a line, found one that goes on in the next")
                     .at(format_args!("line {number}"))
                     .hint("write it without line breaks: json.dumps without indent, pandas to_json(path, orient=\"records\", lines=True)"));
@@ -45,14 +49,14 @@ fn lines(input: impl BufRead, want: &Request) -> Result<Examples> {
         };
         if let Err(e) = row {
             problems.add(number, e);
-            if rows.keys.is_none() {
+            if !records.has_header() {
                 // what the columns are called will not be clear in the next line either
                 break;
             }
         }
     }
     problems.finish("line")?;
-    if rows.examples.rows.is_empty() { Err(Error::new("empty file")) } else { Ok(rows.done()) }
+    records.finish("empty file")
 }
 
 /// The error of a number that JSON does not have, and programs write.
@@ -66,9 +70,8 @@ const NO_NUMBER: &str =
     "leave the row out or write null, as pandas' to_json does; json.dumps(row, allow_nan=False) finds it";
 
 /// Reads one array of objects, holding one of them at a time.
-fn array(input: impl BufRead, want: &Request) -> Result<Examples> {
-    let examples = Examples { unit: Unit::Row, ..Examples::default() };
-    let mut elements = Elements { rows: Rows { want, keys: None, examples }, problems: Problems::default() };
+fn array(input: impl BufRead, reading: &dyn Reading) -> Result<Examples> {
+    let mut elements = Elements { records: Records::new(reading, Unit::Row), problems: Problems::default() };
     let mut reader = serde_json::Deserializer::from_reader(input);
     let read = reader.deserialize_seq(&mut elements).and_then(|()| reader.end());
     if let (Err(e), true) = (read, elements.problems.is_empty()) {
@@ -82,12 +85,11 @@ fn array(input: impl BufRead, want: &Request) -> Result<Examples> {
         });
     }
     elements.problems.finish("row")?;
-    let examples = elements.rows.done();
-    if examples.rows.is_empty() { Err(Error::new("an array without elements")) } else { Ok(examples) }
+    elements.records.finish("an array without elements")
 }
 
 struct Elements<'a> {
-    rows: Rows<'a>,
+    records: Records<'a>,
     problems: Problems,
 }
 
@@ -100,15 +102,18 @@ impl<'de> Visitor<'de> for &mut Elements<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let mut row = 0;
-        while let Some(cell) = seq.next_element::<Cell>()? {
+        while let Some(found) = seq.next_element_seed(Values { whole: &[], inner: false })? {
             row += 1;
-            let read = match cell {
-                Cell::Row(cells) => self.rows.push(cells, (row, row - 1)),
+            let read = match found {
+                Found::Row(found) if !self.records.has_header() => header(&mut self.records, &found)
+                    .and_then(|()| nested(self.records.columns()).next().map_or(Ok(()), |column| Err(in_lines(column))))
+                    .and_then(|()| push(&mut self.records, found, (row, row - 1))),
+                Found::Row(found) => push(&mut self.records, found, (row, row - 1)),
                 other => Err(Error::new(format!("expected a JSON object, found {}", other.kind()))),
             };
             if let Err(e) = read {
                 self.problems.add(row, e);
-                if self.rows.keys.is_none() {
+                if !self.records.has_header() || nested(self.records.columns()).next().is_some() {
                     return Err(serde::de::Error::custom("no columns"));
                 }
             }
@@ -120,59 +125,90 @@ impl<'de> Visitor<'de> for &mut Elements<'_> {
 /// Whole numbers from here on are not told apart by a float.
 const EXACT: f64 = (1_u64 << 53) as f64;
 
-/// The examples so far, and the keys that are read, found in the first object.
-struct Rows<'a> {
-    want: &'a Request<'a>,
-    keys: Option<Names>,
-    examples: Examples,
+/// Takes the header from the keys of the first object.
+fn header(records: &mut Records, first: &Row) -> Result<()> {
+    let names: Vec<&str> = first.0.iter().map(|(name, _)| name.as_str()).collect();
+    records.header(&names).map_err(|e| first.columnar().unwrap_or(e))
 }
 
-impl Rows<'_> {
-    fn done(self) -> Examples {
-        Examples { columns: self.keys, ..self.examples }
-    }
+fn push(records: &mut Records, row: Row, place: (u64, u64)) -> Result<()> {
+    row.once(records.columns())?;
+    // the last first: of a row with several faults the label's is told
+    let cells: Result<Vec<_>> = records.columns().iter().rev().map(|column| row.cell(column)).collect();
+    let mut cells = cells?;
+    cells.reverse();
+    records.push(place, cells)
+}
 
-    fn push(&mut self, mut row: Row, place: (u64, u64)) -> Result<()> {
-        let keys = match &self.keys {
-            Some(keys) => keys,
-            None => {
-                let names: Vec<&str> = row.0.iter().map(|(name, _)| name.as_str()).collect();
-                let picked = pick(&names, self.want).map_err(|e| row.columnar().unwrap_or(e))?;
-                self.keys.insert(picked.names(&names))
-            }
-        };
-        row.once(keys)?;
-        let label = keys.label.as_ref().map(|key| row.label(key, self.want)).transpose()?.flatten();
-        let pair = keys.pair.as_ref().map(|key| row.string(key)).transpose()?;
-        let text = row.string(&keys.text)?;
-        self.examples.push(self.want, place, text, pair, label.as_deref())
+/// The columns of which all is read, whatever lies inside.
+fn nested(columns: &[Column]) -> impl Iterator<Item = &Column> {
+    columns.iter().filter(|column| column.kind == Kind::Json)
+}
+
+fn in_lines(column: &Column) -> Error {
+    Error::new(format!(
+        "column {:?}: lists and objects are read of JSON lines alone, found an array of rows",
+        column.name
+    ))
+    .hint("write one object a line: in pandas to_json(path, orient=\"records\", lines=True)")
+}
+
+/// The values of a line's object, with what lies inside where `columns` are nested.
+fn values(line: &str, columns: &[Column]) -> serde_json::Result<Found> {
+    let whole: Vec<&str> = nested(columns).map(|column| column.name.as_str()).collect();
+    let mut reader = serde_json::Deserializer::from_str(line);
+    let found = Values { whole: &whole, inner: false }.deserialize(&mut reader)?;
+    reader.end()?;
+    Ok(found)
+}
+
+/// Reads the first line once more, when it is known what is needed.
+fn again(line: &str, records: &Records) -> Result<Row> {
+    match values(line, records.columns()) {
+        Ok(Found::Row(row)) => Ok(row),
+        Ok(other) => Err(Error::new(format!("expected a JSON object, found {}", other.kind()))),
+        Err(e) => Err(Error::new(format!("expected a JSON object, found bad JSON: {e}"))),
     }
 }
 
-/// A value without what lies inside arrays and inner objects, which no column needs.
-enum Cell {
+/// A value without what lies inside arrays and inner objects, unless a column needs it.
+enum Found {
     Text(String),
     Number(serde_json::Number),
     Flag(bool),
     Null,
     Array,
     Row(Row),
+    Whole(serde_json::Value),
 }
 
 /// Keys and values of an object, those of inner objects left out.
-struct Row(Vec<(String, Cell)>);
+struct Row(Vec<(String, Found)>);
 
 impl Row {
-    fn get(&self, key: &str) -> Option<&Cell> {
-        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, cell)| cell)
+    fn get(&self, key: &str) -> Option<&Found> {
+        self.0.iter().rev().find(|(name, _)| name == key).map(|(_, found)| found)
     }
 
-    /// Takes the string at `key`.
-    fn string(&mut self, key: &str) -> Result<String> {
-        match self.0.iter_mut().rev().find(|(name, _)| name == key) {
+    /// What stands in a column.
+    fn cell(&self, column: &Column) -> Result<Option<Cell>> {
+        let key = &column.name;
+        match column.kind {
+            Kind::Text => self.string(key).map(Cell::Text).map(Some),
+            Kind::Value { required, exact } => Ok(self.value(key, required, exact)?.map(Cell::Text)),
+            Kind::Json => match self.get(key) {
+                Some(Found::Whole(value)) => Ok(Some(Cell::Json(value.clone()))),
+                _ => Err(self.lacks(key)),
+            },
+        }
+    }
+
+    /// The string at `key`.
+    fn string(&self, key: &str) -> Result<String> {
+        match self.get(key) {
             // two columns may be one
-            Some((_, Cell::Text(text))) => Ok(text.clone()),
-            Some((_, other)) => {
+            Some(Found::Text(text)) => Ok(text.clone()),
+            Some(other) => {
                 let error = Error::new(format!("key {key:?}: expected a string, found {}", other.kind()));
                 Err(self.columnar().unwrap_or(error))
             }
@@ -180,30 +216,30 @@ impl Row {
         }
     }
 
-    /// A label as text; `true` and `false` are 1 and 0.
-    fn label(&self, key: &str, want: &Request) -> Result<Option<String>> {
+    /// A value as text; `true` and `false` are 1 and 0.
+    fn value(&self, key: &str, required: bool, exact: bool) -> Result<Option<String>> {
         match self.get(key) {
-            Some(Cell::Text(text)) => Ok(Some(text.clone())),
+            Some(Found::Text(text)) => Ok(Some(text.clone())),
             // JSON's whole numbers beyond 64 bits come as floats
-            Some(Cell::Number(number)) if want.counts_digits() && number.as_f64().is_some_and(|x| x.abs() >= EXACT) && number.is_f64() => {
+            Some(Found::Number(number)) if exact && number.as_f64().is_some_and(|x| x.abs() >= EXACT) && number.is_f64() => {
                 Err(Error::new(format!("key {key:?}: expected a label, found a number of too many digits to be told from its neighbours: {number}"))
                     .hint("write it as a string, in quotes"))
             }
-            Some(Cell::Number(number)) => Ok(Some(number.to_string())),
-            Some(Cell::Flag(flag)) => Ok(Some(u8::from(*flag).to_string())),
-            Some(Cell::Null) => Ok(None),
+            Some(Found::Number(number)) => Ok(Some(number.to_string())),
+            Some(Found::Flag(flag)) => Ok(Some(u8::from(*flag).to_string())),
+            Some(Found::Null) => Ok(None),
             Some(other) => {
                 let error = format!("key {key:?}: expected a string or a number, found {}", other.kind());
                 Err(self.columnar().unwrap_or(Error::new(error)))
             }
-            None if want.labels_required => Err(self.lacks(key)),
+            None if required => Err(self.lacks(key)),
             None => Ok(None),
         }
     }
 
     /// Refuses a key that is read and is there twice.
-    fn once(&self, keys: &Names) -> Result<()> {
-        for key in [Some(&keys.text), keys.pair.as_ref(), keys.label.as_ref()].into_iter().flatten() {
+    fn once(&self, columns: &[Column]) -> Result<()> {
+        for key in columns.iter().map(|column| &column.name) {
             if self.0.iter().filter(|(name, _)| name == key).count() > 1 {
                 return Err(Error::new(format!("the key {key:?} is there twice, and which is meant cannot be known")));
             }
@@ -218,8 +254,8 @@ impl Row {
 
     /// The error of an object that holds the whole table.
     fn columnar(&self) -> Option<Error> {
-        let whole = |cell: &Cell| matches!(cell, Cell::Row(_) | Cell::Array);
-        if self.0.is_empty() || !self.0.iter().all(|(_, cell)| whole(cell)) {
+        let whole = |found: &Found| matches!(found, Found::Row(_) | Found::Array | Found::Whole(_));
+        if self.0.is_empty() || !self.0.iter().all(|(_, found)| whole(found)) {
             return None;
         }
         let keys: Vec<&str> = self.0.iter().take(8).map(|(name, _)| name.as_str()).collect();
@@ -233,88 +269,89 @@ impl Row {
     }
 }
 
-impl Cell {
+impl Found {
     fn kind(&self) -> &'static str {
         match self {
-            Cell::Text(_) => "a string",
-            Cell::Number(_) => "a number",
-            Cell::Flag(_) => "a boolean",
-            Cell::Null => "null",
-            Cell::Array => "an array",
-            Cell::Row(_) => "an object",
+            Found::Text(_) => "a string",
+            Found::Number(_) => "a number",
+            Found::Flag(_) => "a boolean",
+            Found::Null => "null",
+            Found::Array => "an array",
+            Found::Row(_) => "an object",
+            Found::Whole(_) => "a JSON value",
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Cell {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Values { inner: false }.deserialize(deserializer)
-    }
-}
-
-/// Reads a [`Cell`]; an inner one keeps no keys.
-struct Values {
+/// Reads what is [`Found`]; an inner object keeps no keys.
+struct Values<'a> {
+    /// Keys of which all that lies inside is kept.
+    whole: &'a [&'a str],
     inner: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for Values {
-    type Value = Cell;
+impl<'de> DeserializeSeed<'de> for Values<'_> {
+    type Value = Found;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Cell, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Values {
-    type Value = Cell;
+impl<'de> Visitor<'de> for Values<'_> {
+    type Value = Found;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("a JSON value")
     }
 
-    fn visit_unit<E>(self) -> Result<Cell, E> {
-        Ok(Cell::Null)
+    fn visit_unit<E>(self) -> Result<Found, E> {
+        Ok(Found::Null)
     }
 
-    fn visit_bool<E>(self, flag: bool) -> Result<Cell, E> {
-        Ok(Cell::Flag(flag))
+    fn visit_bool<E>(self, flag: bool) -> Result<Found, E> {
+        Ok(Found::Flag(flag))
     }
 
-    fn visit_i64<E>(self, number: i64) -> Result<Cell, E> {
-        Ok(Cell::Number(number.into()))
+    fn visit_i64<E>(self, number: i64) -> Result<Found, E> {
+        Ok(Found::Number(number.into()))
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Cell, E> {
-        Ok(Cell::Number(number.into()))
+    fn visit_u64<E>(self, number: u64) -> Result<Found, E> {
+        Ok(Found::Number(number.into()))
     }
 
-    fn visit_f64<E>(self, number: f64) -> Result<Cell, E> {
-        Ok(serde_json::Number::from_f64(number).map_or(Cell::Null, Cell::Number))
+    fn visit_f64<E>(self, number: f64) -> Result<Found, E> {
+        Ok(serde_json::Number::from_f64(number).map_or(Found::Null, Found::Number))
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Cell, E> {
-        Ok(Cell::Text(text.to_owned()))
+    fn visit_str<E>(self, text: &str) -> Result<Found, E> {
+        Ok(Found::Text(text.to_owned()))
     }
 
-    fn visit_string<E>(self, text: String) -> Result<Cell, E> {
-        Ok(Cell::Text(text))
+    fn visit_string<E>(self, text: String) -> Result<Found, E> {
+        Ok(Found::Text(text))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Cell, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Found, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Cell::Array)
+        Ok(Found::Array)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Cell, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
         let mut row = Row(Vec::new());
         if self.inner {
             while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         } else {
-            while let Some(key) = map.next_key()? {
-                row.0.push((key, map.next_value_seed(Values { inner: true })?));
+            while let Some(key) = map.next_key::<String>()? {
+                let found = match self.whole.contains(&&*key) {
+                    true => Found::Whole(map.next_value()?),
+                    false => map.next_value_seed(Values { whole: &[], inner: true })?,
+                };
+                row.0.push((key, found));
             }
         }
-        Ok(Cell::Row(row))
+        Ok(Found::Row(row))
     }
 }
 
@@ -322,12 +359,13 @@ impl<'de> Visitor<'de> for Values {
 mod tests {
     use super::super::Columns;
     use super::*;
+    use crate::objective::LabelledTexts;
     use crate::tasks::Task;
 
     const COLUMNS: Columns = Columns { text: None, pair: None, label: None, known: None };
 
     fn read(text: &str, labels_required: bool) -> Result<Examples> {
-        json(text.as_bytes(), &Request { task: Task::Classify, columns: &COLUMNS, labels_required })
+        json(text.as_bytes(), &LabelledTexts { task: Task::Classify, columns: &COLUMNS, labels_required })
     }
 
     fn message(text: &str) -> String {

@@ -2,7 +2,7 @@
 
 use super::alike::{difference, in_quotes, integer, same_integers};
 use super::classes::{Classes, SHOWN, is_unnamed, listed, names_of_file};
-use super::columns::missing;
+use super::missing::missing;
 use super::problems::Problems;
 use super::{Example, Examples};
 use crate::tasks::Task;

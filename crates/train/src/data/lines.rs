@@ -1,7 +1,8 @@
 //! Lines of foreign text, within bounds, and files that are nothing but lines.
 
 use super::problems::Problems;
-use super::{Example, Examples, Request};
+use super::record::{Cell, Reading, Records};
+use super::{Examples, Unit};
 use colrow_tensor::{Error, Result};
 use std::io::{BufRead, Read};
 
@@ -70,31 +71,38 @@ fn unmarked(line: &[u8], number: u64) -> &[u8] {
 }
 
 /// Reads one text a line; blank lines are none.
-pub fn text(input: impl BufRead, want: &Request) -> Result<Examples> {
-    want.check_texts_alone()?;
+pub fn text(input: impl BufRead, reading: &dyn Reading) -> Result<Examples> {
+    column(input, reading, None)
+}
+
+/// Reads one text a line, of a column that is called `name` if it is called anything.
+pub(super) fn column(input: impl BufRead, reading: &dyn Reading, name: Option<&str>) -> Result<Examples> {
+    let mut records = Records::new(reading, Unit::Line);
+    records.lines(name)?;
     let mut problems = Problems::default();
     let mut lines = Lines::new(input);
-    let mut examples = Examples::default();
     while let Some((line, text)) = lines.next(&mut problems)? {
         if !text.trim().is_empty() {
-            examples.rows.push(Example { text: text.to_owned(), pair: None, label: None, line, row: line - 1 });
+            let text = Some(Cell::Text(text.to_owned()));
+            records.push((line, line - 1), vec![text]).unwrap_or_else(|e| problems.add(line, e));
         }
     }
     problems.finish("line")?;
-    if examples.rows.is_empty() { Err(Error::new("empty file")) } else { Ok(examples) }
+    records.finish("empty file")
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Columns;
     use super::*;
+    use crate::objective::LabelledTexts;
     use crate::tasks::Task;
     use std::io::{BufReader, repeat};
 
     const COLUMNS: Columns = Columns { text: None, pair: None, label: None, known: None };
 
     fn read(input: impl BufRead) -> Result<Examples> {
-        text(input, &Request { task: Task::Classify, columns: &COLUMNS, labels_required: false })
+        text(input, &LabelledTexts { task: Task::Classify, columns: &COLUMNS, labels_required: false })
     }
 
     #[test]
@@ -108,7 +116,7 @@ mod tests {
     #[test]
     fn what_lines_lack_is_said() {
         let refusal = |task, labels_required| {
-            text(&b"a\n"[..], &Request { task, columns: &COLUMNS, labels_required }).unwrap_err().to_string()
+            text(&b"a\n"[..], &LabelledTexts { task, columns: &COLUMNS, labels_required }).unwrap_err().to_string()
         };
         assert!(refusal(Task::Classify, true).contains("found lines of text alone\n  hint: give a .csv"));
         assert!(refusal(Task::Rte, false).contains("task rte compares two texts"));

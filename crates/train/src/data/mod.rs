@@ -4,16 +4,19 @@ mod alike;
 pub mod batch;
 mod bpe_dropout;
 pub mod classes;
-mod columns;
+mod fields;
 mod fingerprint;
 pub mod glue;
 pub mod json;
 pub mod labels;
 mod lengths;
 pub mod lines;
+pub(crate) mod missing;
+mod pages;
 pub mod parquet;
 mod problems;
 mod quietly;
+pub mod record;
 pub mod sampler;
 pub mod shuffle;
 mod stream;
@@ -31,10 +34,10 @@ pub use lengths::{Lengths, outermost};
 pub use sampler::{BatchBy, Sampler};
 pub use tokenise::{Targets, TokenisedSet, Tokeniser};
 
-use crate::tasks::Task;
 use colrow_models::files;
 use colrow_models::foreign::{SHEET, foreign};
 use colrow_tensor::{Error, Result};
+use record::{Column, Reading};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{self, File};
@@ -165,14 +168,13 @@ impl Examples {
     ///
     /// # Errors
     /// A file that cannot be read any more, or has too much text even so.
-    pub fn complete(self, task: Task, columns: &Columns) -> Result<Examples> {
+    pub fn complete(self, reading: &dyn Reading) -> Result<Examples> {
         if !self.without_texts {
             return Ok(self);
         }
         let path = self.source.clone();
-        let want = Request { task, columns, labels_required: true };
         let rows: Vec<u64> = self.rows.iter().map(|e| e.row).collect();
-        let read = parquet::rows(open(&path)?.into_inner(), &want, &rows).map_err(|e| e.at(path.display()))?;
+        let read = parquet::rows(open(&path)?.into_inner(), reading, &rows).map_err(|e| e.at(path.display()))?;
         Ok(Examples { rows: read.rows, without_texts: false, ..self })
     }
 }
@@ -189,6 +191,21 @@ pub struct Names {
     /// Column of the label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+}
+
+impl Names {
+    /// The role of the text, or of the first of a pair.
+    pub const TEXT: &str = "text";
+    /// The role of the second text.
+    pub const PAIR: &str = "pair";
+    /// The role of the label.
+    pub const LABEL: &str = "label";
+
+    /// The names of columns that are read, if one is the text.
+    pub(crate) fn of(columns: &[Column]) -> Option<Self> {
+        let name = |role| columns.iter().find(|column| column.role == role).map(|column| column.name.clone());
+        Some(Self { text: name(Self::TEXT)?, pair: name(Self::PAIR), label: name(Self::LABEL) })
+    }
 }
 
 /// Column names that the recipe gives (`data.text`, `data.pair`, `data.label`); the usual names are found without.
@@ -215,27 +232,18 @@ pub enum Split {
     DevMismatched,
 }
 
-/// What a reader looks for in a file.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// Decides the usual column names.
-    pub task: Task,
-    /// Column names that replace the usual ones.
-    pub columns: &'a Columns,
-    /// Whether a missing label is an error.
-    pub labels_required: bool,
-}
-
 /// Reads the examples of a file, or of one split of a folder in GLUE's layout.
 ///
 /// The extension decides the format: `.csv` (RFC 4180), `.tsv` (quoted or not, see [`table::tsv`]; in a folder of a GLUE task without
 /// quoting), `.jsonl`, `.ndjson` or `.json` (one object a line, or one array), `.parquet`, `.txt` (one text a line). For a file, `split` is
 /// ignored. Blank lines are no examples. `-` is standard input.
-pub fn read(path: &Path, task: Task, columns: &Columns, split: Split, labels_required: bool) -> Result<Examples> {
-    let want = Request { task, columns, labels_required };
+///
+/// # Errors
+/// A file that cannot be read; what `reading` refuses, with its place.
+pub fn read(path: &Path, reading: &dyn Reading, split: Split) -> Result<Examples> {
     if path == Path::new(STDIN) {
         let source = PathBuf::from("standard input");
-        let mut examples = stream::read(io::stdin().lock(), &want).map_err(|e| e.at(source.display()))?;
+        let mut examples = stream::read(io::stdin().lock(), reading).map_err(|e| e.at(source.display()))?;
         examples.source = source;
         return Ok(examples);
     }
@@ -243,8 +251,11 @@ pub fn read(path: &Path, task: Task, columns: &Columns, split: Split, labels_req
         io::ErrorKind::NotFound => Error::new("no such file or folder").at(path.display()),
         _ => Error::from(e).at(path.display()),
     })?;
-    let (mut examples, source) =
-        if kind.is_dir() { glue::read(path, split, &want)? } else { (read_file(path, &want, false)?, path.to_owned()) };
+    let (mut examples, source) = if kind.is_dir() {
+        glue::read(path, split, reading)?
+    } else {
+        (read_file(path, reading, false)?, path.to_owned())
+    };
     examples.source = source;
     Ok(examples)
 }
@@ -254,17 +265,16 @@ pub fn read(path: &Path, task: Task, columns: &Columns, split: Split, labels_req
 ///
 /// # Errors
 /// Those of [`read`].
-pub fn read_labels(path: &Path, task: Task, columns: &Columns) -> Result<Examples> {
-    let want = Request { task, columns, labels_required: true };
+pub fn read_labels(path: &Path, reading: &dyn Reading) -> Result<Examples> {
     if !has_extension(path, "parquet") || !path.is_file() {
-        return read(path, task, columns, Split::Train, true);
+        return read(path, reading, Split::Train);
     }
     let mut file = open(path)?;
     if !file.fill_buf()?.starts_with(b"PAR1") {
-        return read(path, task, columns, Split::Train, true);
+        return read(path, reading, Split::Train);
     }
     file.rewind()?;
-    let examples = parquet::labels(file.into_inner(), &want).map_err(|e| e.at(path.display()))?;
+    let examples = parquet::values(file.into_inner(), reading).map_err(|e| e.at(path.display()))?;
     Ok(Examples { source: path.to_owned(), ..examples })
 }
 
@@ -274,7 +284,7 @@ pub(crate) fn open(path: &Path) -> Result<BufReader<File>> {
 }
 
 /// Reads one file in the format of its extension; tab-separated ones without quoting if they are `glue`'s own.
-pub(crate) fn read_file(path: &Path, want: &Request, glue: bool) -> Result<Examples> {
+pub(crate) fn read_file(path: &Path, reading: &dyn Reading, glue: bool) -> Result<Examples> {
     let file = open(path)?;
     let is = |names: &[&str]| names.iter().any(|name| has_extension(path, name));
     let read = |mut file: BufReader<File>| {
@@ -285,17 +295,17 @@ pub(crate) fn read_file(path: &Path, want: &Request, glue: bool) -> Result<Examp
         }
         file.rewind()?;
         if is(&["csv"]) {
-            table::csv(file, want)
+            table::csv(file, reading)
         } else if is(&["tsv"]) && glue {
-            table::glue_tsv(file, want)
+            table::glue_tsv(file, reading)
         } else if is(&["tsv"]) {
-            table::tsv(file, want)
+            table::tsv(file, reading)
         } else if is(&["jsonl", "ndjson", "json"]) {
-            json::json(file, want)
+            json::json(file, reading)
         } else if is(&["parquet"]) {
-            parquet::parquet(file.into_inner(), want)
+            parquet::parquet(file.into_inner(), reading)
         } else if is(&["txt"]) {
-            lines::text(file, want)
+            lines::text(file, reading)
         } else {
             let found = path.extension().map_or("no extension".into(), |e| format!(".{}", e.to_string_lossy()));
             let hint = match is(&["xlsx", "xls", "xlsm", "ods"]) {
@@ -325,12 +335,17 @@ pub(crate) fn fixed_cases() -> proptest::prelude::ProptestConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objective::LabelledTexts;
+    use crate::tasks::Task;
+
+    const WANT: LabelledTexts = LabelledTexts { task: Task::Classify, columns: &COLUMNS, labels_required: true };
+    const COLUMNS: Columns = Columns { text: None, pair: None, label: None, known: None };
 
     fn error_of(name: &str, bytes: &[u8]) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         fs::write(&path, bytes).unwrap();
-        let error = read(&path, Task::Classify, &Columns::default(), Split::Train, true).unwrap_err().to_string();
+        let error = read(&path, &WANT, Split::Train).unwrap_err().to_string();
         assert!(error.contains(&path.display().to_string()), "{error}");
         error
     }
@@ -351,7 +366,7 @@ mod tests {
     #[test]
     fn missing_path() {
         let path = Path::new("no/such/file.csv");
-        let error = read(path, Task::Classify, &Columns::default(), Split::Train, true).unwrap_err().to_string();
+        let error = read(path, &WANT, Split::Train).unwrap_err().to_string();
         assert_eq!(error, "no such file or folder\n  in no/such/file.csv");
     }
 
@@ -405,7 +420,7 @@ mod tests {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap();
-            let read = read(&path, Task::Classify, &Columns::default(), Split::Train, true);
+            let read = read(&path, &WANT, Split::Train);
             // labels are judged together
             let read = read.and_then(|e| LabelMap::of(Task::Classify, &e).map(|map| (e, map)));
             if let Some(refusal) = name.strip_prefix("refused-").and_then(|name| refusals.remove(name)) {
@@ -429,7 +444,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.csv");
         fs::write(&path, "text,pair,label\na,,1\nb,x,0\nc, ,1\n,y,1\n").unwrap();
-        let read = read(&path, Task::Classify, &Columns::default(), Split::Train, true).unwrap();
+        let read = read(&path, &WANT, Split::Train).unwrap();
         let file = path.display();
         assert_eq!(
             read.warnings(),
@@ -451,7 +466,7 @@ mod tests {
         ] {
             let path = folder.path().join(name);
             fs::write(&path, content).unwrap();
-            let read = read(&path, Task::Classify, &Columns::default(), Split::Train, true).unwrap();
+            let read = read(&path, &WANT, Split::Train).unwrap();
             assert_eq!((read.rows.len(), read.rows[0].text.as_str()), (1, "a, b"), "{name}");
             assert_eq!(read.rows[0].label.as_deref(), Some("1"));
             assert_eq!(read.source, path);

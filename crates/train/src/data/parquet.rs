@@ -1,23 +1,20 @@
 //! Reader of Parquet files, within a memory budget: what a file claims and what it decodes to are the word of a stranger.
 
-use super::columns::{Pick, pick};
+use super::pages::Watched;
 use super::problems::Problems;
 use super::quietly::quietly;
+use super::record::{Cell, Column, Kind, Reading, Records};
 use super::texts::texts;
-use super::{Example, Examples, Request, Unit};
+use super::{Example, Examples, Unit};
 use ::parquet::arrow::ProjectionMask;
 use ::parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use ::parquet::basic::Compression;
-use ::parquet::errors::{ParquetError, Result as ParquetResult};
 use ::parquet::file::metadata::ParquetMetaData;
 use ::parquet::file::reader::{ChunkReader, Length};
 use arrow_array::{Array, ArrayRef, RecordBatch, StringArray};
 use arrow_schema::{DataType, Schema};
 use colrow_tensor::{Error, Result};
 use std::fmt::Display;
-use std::io::Read;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the examples of a small file may take; a larger file may take [`MOST_TIMES`] its size more.
 const BUDGET: u64 = 256 << 20;
@@ -31,27 +28,28 @@ const MOST_PASSED: u64 = 64;
 const ROWS: usize = 64;
 const PAGE: u64 = 2 << 20;
 
-/// Reads the text columns (any string type) and the label column (string, integer, float or boolean). Where the file says by what
-/// names an integer label goes, as `datasets` writes it, the label is the name.
-pub fn parquet<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> {
-    within(input, want, Which::All)
+/// Reads texts (any string type) and values (string, integer, float or boolean). Where the file says by what names the integers of a
+/// column go, as `datasets` writes it, the value is the name.
+pub fn parquet<R: ChunkReader + 'static>(input: R, reading: &dyn Reading) -> Result<Examples> {
+    within(input, reading, Which::All)
 }
 
-/// The examples without their texts.
-pub(super) fn labels<R: ChunkReader + 'static>(input: R, want: &Request) -> Result<Examples> {
-    within(input, want, Which::Labels)
+/// The examples by their values alone, without texts.
+pub(super) fn values<R: ChunkReader + 'static>(input: R, reading: &dyn Reading) -> Result<Examples> {
+    within(input, reading, Which::Values)
 }
 
 /// The examples of these rows (from 0, rising) alone.
-pub(super) fn rows<R: ChunkReader + 'static>(input: R, want: &Request, rows: &[u64]) -> Result<Examples> {
-    within(input, want, Which::Rows(rows))
+pub(super) fn rows<R: ChunkReader + 'static>(input: R, reading: &dyn Reading, rows: &[u64]) -> Result<Examples> {
+    within(input, reading, Which::Rows(rows))
 }
 
 /// What is decoded of a file.
 #[derive(Clone, Copy, Debug)]
 enum Which<'a> {
     All,
-    Labels,
+    /// All rows, of which texts are left out.
+    Values,
     Rows(&'a [u64]),
 }
 
@@ -65,57 +63,47 @@ impl<'a> Which<'a> {
 }
 
 /// The decoder's own checks end in panics for some damaged files.
-fn within<R: ChunkReader + 'static>(input: R, want: &Request, which: Which) -> Result<Examples> {
-    quietly(|| read(input, want, which)).unwrap_or_else(|| Err(damaged("the file contradicts itself")))
+fn within<R: ChunkReader + 'static>(input: R, reading: &dyn Reading, which: Which) -> Result<Examples> {
+    quietly(|| read(input, reading, which)).unwrap_or_else(|| Err(damaged("the file contradicts itself")))
 }
 
 fn damaged(why: impl Display) -> Error {
     Error::new(format!("cannot be read as Parquet: {why}"))
 }
 
-fn read<R: ChunkReader + 'static>(input: R, want: &Request, which: Which) -> Result<Examples> {
-    let input = Watched { inner: Arc::new(input), most: Arc::new(AtomicU64::new(u64::MAX)) };
+fn read<R: ChunkReader + 'static>(input: R, reading: &dyn Reading, which: Which) -> Result<Examples> {
+    let input = Watched::new(input);
     let metadata = ArrowReaderMetadata::load(&input, ArrowReaderOptions::new()).map_err(damaged)?;
     let schema = metadata.schema();
     let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    let picked = pick(&names, want)?;
-    let Pick { text, pair, label } = picked;
-    for column in [Some(text), pair].into_iter().flatten() {
-        expect(names[column], schema.field(column).data_type(), "strings", is_string)?;
-    }
-    if let Some(label) = label {
-        expect(names[label], schema.field(label).data_type(), "strings or numbers", is_label)?;
+    let mut records = Records::new(reading, Unit::Row);
+    records.header(&names)?;
+    for column in records.columns() {
+        check_type(column, schema.field(column.place).data_type())?;
     }
     // A projection keeps the file's order of columns.
-    let without_texts = matches!(which, Which::Labels);
-    let texts = [Some(text), pair].map(|column| column.filter(|_| !without_texts));
-    let mut kept: Vec<usize> = [texts[0], texts[1], label].into_iter().flatten().collect();
+    let is_kept = |column: &&Column| !matches!(which, Which::Values) || matches!(column.kind, Kind::Value { .. });
+    let mut kept: Vec<usize> = records.columns().iter().filter(is_kept).map(|column| column.place).collect();
     kept.sort_unstable();
     kept.dedup();
-    let place = |i: usize| kept.binary_search(&i).unwrap_or_default();
     let budget = BUDGET.saturating_add(input.len().saturating_mul(MOST_TIMES));
-    let mut notes = Vec::new();
-    let class_names = match label.filter(|&i| schema.field(i).data_type().is_integer()) {
-        Some(i) => classes(schema, names[i]).unwrap_or_else(|why| {
-            notes.push(format!("what datasets wrote into the file about the column {:?} cannot be read, and its labels are numbers: {why}", names[i]));
-            None
-        }),
-        None => None,
-    };
-    let columns = Columns {
-        names: kept.iter().map(|&i| names[i].to_owned()).collect(),
-        text: texts[0].map(place),
-        pair: texts[1].map(place),
-        label: label.map(place),
-        flag: label.is_some_and(|i| *schema.field(i).data_type() == DataType::Boolean),
-        classes: class_names.clone(),
-    };
+    let columns: Vec<Decoded> = records.columns().to_vec().into_iter().map(|column| {
+        let kind = schema.field(column.place).data_type();
+        let is_value = matches!(column.kind, Kind::Value { .. });
+        let classes = match is_value && kind.is_integer() {
+            true => classes(schema, &column.name).unwrap_or_else(|why| {
+                records.note(format!("what datasets wrote into the file about the column {:?} cannot be read, and its labels are numbers: {why}", column.name));
+                None
+            }),
+            false => None,
+        };
+        let place = kept.binary_search(&column.place).ok();
+        Decoded { place, flag: is_value && *kind == DataType::Boolean, classes, column }
+    }).collect();
     let mask = ProjectionMask::roots(metadata.parquet_schema(), kept.iter().copied());
     check_compression(metadata.metadata(), &mask)?;
 
-    let columns_read = Some(picked.names(&names));
-    let mut examples = Examples { columns: columns_read, unit: Unit::Row, notes, without_texts, ..Examples::default() };
-    let mut taken = Taken { want, columns: &columns, problems: Problems::default(), bytes: 0, decoded: 0, budget };
+    let mut taken = Taken { columns: &columns, records, problems: Problems::default(), bytes: 0, decoded: 0, budget };
     let mut start = 0;
     for group in 0..metadata.metadata().num_row_groups() {
         let length = u64::try_from(metadata.metadata().row_group(group).num_rows()).map_err(damaged)?;
@@ -125,9 +113,10 @@ fn read<R: ChunkReader + 'static>(input: R, want: &Request, which: Which) -> Res
         if chosen.is_some_and(<[u64]>::is_empty) {
             continue;
         }
-        let before = (examples.rows.len(), taken.bytes, taken.problems.clone());
+        // rows before this one are taken, also when the group is begun again
+        let mut next = first;
         for (rows, page) in [(ROWS, PAGE), (1, budget)] {
-            input.most.store(page, Ordering::Relaxed);
+            input.refuse_beyond(page);
             let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(input.clone(), metadata.clone())
                 .with_projection(mask.clone())
                 .with_row_groups(vec![group])
@@ -137,22 +126,21 @@ fn read<R: ChunkReader + 'static>(input: R, want: &Request, which: Which) -> Res
                 let mut row = first;
                 for batch in reader {
                     let batch = batch.map_err(|e| damaged(e).at(format_args!("row {}", row + 1)))?;
-                    taken.take(&batch, row, chosen, &mut examples)?;
+                    let is_chosen =
+                        |row: u64| row >= next && chosen.is_none_or(|chosen| chosen.binary_search(&row).is_ok());
+                    taken.take(&batch, row, is_chosen)?;
                     row += batch.num_rows() as u64;
+                    next = next.max(row);
                     if chosen.is_some_and(|chosen| chosen.last().is_none_or(|&last| last < row)) {
                         break;
                     }
                 }
                 Ok(())
             });
-            // the page that was too large for many rows at once has set it to nothing
-            let too_large = input.most.load(Ordering::Relaxed) == 0;
+            // the page that was too large for many rows at once has been refused
             match read {
-                Err(_) if too_large && page == PAGE => {
-                    examples.rows.truncate(before.0);
-                    (taken.bytes, taken.problems) = (before.1, before.2.clone());
-                }
-                Err(_) if too_large => return Err(taken.beyond_budget()),
+                Err(_) if input.has_refused() && page == PAGE => {}
+                Err(_) if input.has_refused() => return Err(taken.beyond_budget()),
                 other => {
                     other?;
                     break;
@@ -161,8 +149,9 @@ fn read<R: ChunkReader + 'static>(input: R, want: &Request, which: Which) -> Res
         }
     }
     taken.problems.finish("row")?;
-    examples.classes = columns.classes.unwrap_or_default();
-    if examples.rows.is_empty() { Err(Error::new("no rows")) } else { Ok(examples) }
+    let examples = taken.records.finish("no rows")?;
+    let classes = columns.into_iter().find_map(|column| column.classes).unwrap_or_default();
+    Ok(Examples { classes, without_texts: matches!(which, Which::Values), ..examples })
 }
 
 /// Refuses by its name a compression that is not read.
@@ -198,42 +187,54 @@ fn classes(schema: &Schema, column: &str) -> Result<Option<Vec<String>>, String>
     names.map(Some).ok_or_else(|| "a ClassLabel with a name that is no string".to_owned())
 }
 
-/// The columns that are read, by their place among those that are decoded.
-struct Columns {
-    names: Vec<String>,
-    text: Option<usize>,
-    pair: Option<usize>,
-    label: Option<usize>,
-    /// Whether the label is true or false.
+/// A column that is read.
+struct Decoded {
+    column: Column,
+    /// Its place among those that are decoded; none if it is left out.
+    place: Option<usize>,
+    /// Whether it holds true and false.
     flag: bool,
-    /// Names of integer labels.
+    /// Names of its integers.
     classes: Option<Vec<String>>,
 }
 
-impl Columns {
-    /// The label's name, where the file gives one; `datasets` writes -1 for a label that is missing.
-    fn name<'a>(&'a self, label: &'a str) -> Result<&'a str> {
+impl Decoded {
+    /// What stands in row `i`.
+    fn cell(&self, array: &StringArray, i: usize) -> Result<Option<Cell>> {
+        let text = array.is_valid(i).then(|| array.value(i));
+        let text = match (self.column.kind, text) {
+            (Kind::Value { .. }, text) => text.map(|value| self.name(value)).transpose()?,
+            (_, None) => {
+                return Err(Error::new(format!("column {:?}: expected a string, found null", self.column.name)));
+            }
+            (_, text) => text,
+        };
+        Ok(text.map(|text| Cell::Text(text.to_owned())))
+    }
+
+    /// The value's name, where the file gives one; `datasets` writes -1 for a label that is missing.
+    fn name<'a>(&'a self, value: &'a str) -> Result<&'a str> {
         let Some(names) = &self.classes else {
-            return Ok(match label {
+            return Ok(match value {
                 "true" if self.flag => "1",
                 "false" if self.flag => "0",
-                label => label,
+                value => value,
             });
         };
-        if label == "-1" {
+        if value == "-1" {
             return Ok("");
         }
-        let name = label.parse().ok().and_then(|i: usize| names.get(i)).map(String::as_str);
+        let name = value.parse().ok().and_then(|i: usize| names.get(i)).map(String::as_str);
         name.ok_or_else(|| {
-            Error::new(format!("label {label} is none of the {} classes that the file names", names.len()))
+            Error::new(format!("label {value} is none of the {} classes that the file names", names.len()))
         })
     }
 }
 
 /// What was taken from a file so far.
 struct Taken<'a> {
-    want: &'a Request<'a>,
-    columns: &'a Columns,
+    columns: &'a [Decoded],
+    records: Records<'a>,
     problems: Problems,
     /// Bytes of the examples.
     bytes: u64,
@@ -243,44 +244,32 @@ struct Taken<'a> {
 }
 
 impl Taken<'_> {
-    /// Takes a batch whose first row is `first`: those of its rows that are `chosen`.
-    fn take(&mut self, batch: &RecordBatch, first: u64, chosen: Option<&[u64]>, examples: &mut Examples) -> Result<()> {
-        let is_chosen = |row: u64| chosen.is_none_or(|chosen| chosen.binary_search(&row).is_ok());
+    /// Takes a batch whose first row is `first`: those of its rows that are chosen.
+    fn take(&mut self, batch: &RecordBatch, first: u64, is_chosen: impl Fn(u64) -> bool) -> Result<()> {
         let rows = first..first + batch.num_rows() as u64;
         self.decoded += batch.get_array_memory_size() as u64;
         if self.decoded > self.budget.saturating_mul(MOST_PASSED) {
             return Err(self.beyond_budget());
         }
-        if !rows.clone().any(is_chosen) {
+        if !rows.clone().any(&is_chosen) {
             return Ok(());
         }
+        let array = |i: usize| batch.columns().get(i).ok_or_else(|| damaged("a column is missing")).and_then(strings);
         let columns = self.columns;
-        let column = |i: usize| batch.columns().get(i).ok_or_else(|| damaged("a column is missing")).and_then(strings);
-        let some = |i: Option<usize>| i.map(column).transpose();
-        let (texts, pairs, labels) = (some(columns.text)?, some(columns.pair)?, some(columns.label)?);
-        for (i, index) in rows.enumerate().filter(|(_, row)| is_chosen(*row)) {
-            let place = examples.rows.len();
-            let text_in = |array: &StringArray, column: usize| match array.is_valid(i) {
-                true => Ok(array.value(i).to_owned()),
-                false => Err(Error::new(format!("column {:?}: expected a string, found null", columns.names[column]))),
+        let arrays: Vec<_> = columns.iter().map(|c| c.place.map(array).transpose()).collect::<Result<_>>()?;
+        for (i, row) in rows.enumerate().filter(|(_, row)| is_chosen(*row)) {
+            let cell = |(column, array): (&Decoded, &Option<StringArray>)| match array {
+                Some(array) => column.cell(array, i),
+                None => Ok(None),
             };
-            let in_column = |array: &Option<StringArray>, column: Option<usize>| {
-                array.as_ref().zip(column).map(|(array, column)| text_in(array, column)).transpose()
-            };
-            let text = in_column(&texts, columns.text).map(Option::unwrap_or_default);
-            let pair = in_column(&pairs, columns.pair);
-            let label = labels.as_ref().filter(|array| array.is_valid(i)).map(|array| columns.name(array.value(i)));
-            let number = (index + 1, index);
-            let pushed = text.and_then(|text| examples.push(self.want, number, text, pair?, label.transpose()?));
-            if let Err(e) = pushed {
-                self.problems.add(index + 1, e);
-                // keeps the count of rows
-                examples.rows.push(Example::default());
-            }
-            let example = &examples.rows[place];
-            let texts = [Some(&example.text), example.pair.as_ref(), example.label.as_ref()];
-            let bytes: usize = texts.into_iter().flatten().map(String::len).sum();
-            self.bytes += (bytes + size_of::<Example>()) as u64;
+            let mut bytes = size_of::<Example>();
+            let cells: Result<Vec<_>> = columns.iter().zip(&arrays).map(cell).collect();
+            let pushed = cells.and_then(|cells| {
+                bytes += cells.iter().flatten().map(size).sum::<usize>();
+                self.records.push((row + 1, row), cells)
+            });
+            pushed.unwrap_or_else(|e| self.problems.add(row + 1, e));
+            self.bytes += bytes as u64;
             if self.bytes > self.budget {
                 return Err(self.beyond_budget());
             }
@@ -294,106 +283,31 @@ impl Taken<'_> {
     }
 }
 
+fn size(cell: &Cell) -> usize {
+    match cell {
+        Cell::Text(text) => text.len(),
+        Cell::Json(_) => 0,
+    }
+}
+
 fn strings(array: &ArrayRef) -> Result<StringArray> {
     texts(array).ok_or_else(|| damaged(format!("a column of {} has no texts", array.data_type())))
 }
 
-/// A file whose pages are looked at before they are decoded.
-struct Watched<R> {
-    inner: Arc<R>,
-    /// The most bytes that a page may decode to; 0 once one would have decoded to more.
-    most: Arc<AtomicU64>,
-}
-
-impl<R> Clone for Watched<R> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), most: self.most.clone() }
-    }
-}
-
-impl<R: Length> Length for Watched<R> {
-    fn len(&self) -> u64 {
-        self.inner.len()
-    }
-}
-
-impl<R: ChunkReader> ChunkReader for Watched<R> {
-    type T = R::T;
-
-    /// Is asked for a page from its header on; the footer is read by [`ChunkReader::get_bytes`].
-    fn get_read(&self, start: u64) -> ParquetResult<R::T> {
-        let most = self.most.load(Ordering::Relaxed);
-        if most < u64::MAX {
-            let mut header = Vec::new();
-            self.inner.get_read(start)?.take(64).read_to_end(&mut header)?;
-            let page = Page::of(&header).ok_or_else(|| ParquetError::General("a page's header is damaged".into()))?;
-            if page.bytes > most {
-                self.most.store(0, Ordering::Relaxed);
-                return Err(ParquetError::General("a page is too large".into()));
-            }
-            // a value of a dictionary takes at least a byte, and room for as many as it claims is made before one is read
-            if page.is_dictionary && page.values > page.bytes {
-                return Err(ParquetError::General("a dictionary claims more values than it has bytes".into()));
-            }
+/// Refuses a column whose type is none of its kind.
+fn check_type(column: &Column, found: &DataType) -> Result<()> {
+    let name = &column.name;
+    let (expected, fits) = match column.kind {
+        Kind::Text => ("strings", is_string(found)),
+        Kind::Value { .. } => ("strings or numbers", is_value(found)),
+        Kind::Json => {
+            return Err(Error::new(format!(
+                "column {name:?}: lists and objects are read of JSON lines alone, found {found}"
+            ))
+            .hint("write it so: in pandas to_json(path, orient=\"records\", lines=True)"));
         }
-        self.inner.get_read(start)
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<bytes::Bytes> {
-        self.inner.get_bytes(start, length)
-    }
-}
-
-/// What a page's header says first.
-struct Page {
-    is_dictionary: bool,
-    /// Its size, decoded.
-    bytes: u64,
-    /// How many values it has.
-    values: u64,
-}
-
-impl Page {
-    /// Reads the beginning of a header in Thrift's compact protocol: type, size, packed size, perhaps a checksum, and within the next
-    /// structure the number of values. Fields come in order, each behind a byte of distance and type.
-    fn of(header: &[u8]) -> Option<Self> {
-        const I32: u8 = 5;
-        const STRUCT: u8 = 12;
-        let mut bytes = header.iter().copied();
-        let mut numbers = [None; 5];
-        let mut field = 0;
-        loop {
-            let next = bytes.next()?;
-            field += usize::from(next >> 4);
-            match next & 15 {
-                I32 if (1..=4).contains(&field) => numbers[field] = Some(number(&mut bytes)?),
-                STRUCT if field > 4 => break,
-                _ => return None,
-            }
-        }
-        // an index page, which no reader here decodes, has no number of values
-        let values = if bytes.next()? == 1 << 4 | I32 { number(&mut bytes)? } else { 0 };
-        let positive = |n: i64| u64::try_from(n).ok();
-        let is_dictionary = numbers[1]? == 2;
-        Some(Self { is_dictionary, bytes: positive(numbers[2]?)?, values: positive(values)? })
-    }
-}
-
-/// A zigzag varint of at most 32 bits.
-fn number(bytes: &mut impl Iterator<Item = u8>) -> Option<i64> {
-    let mut value = 0_u64;
-    for shift in (0..35).step_by(7) {
-        let byte = bytes.next()?;
-        value |= u64::from(byte & 127) << shift;
-        if byte < 128 {
-            return Some((value >> 1) as i64 ^ -((value & 1) as i64));
-        }
-    }
-    None
-}
-
-fn expect(name: &str, found: &DataType, expected: &str, fits: fn(&DataType) -> bool) -> Result<()> {
-    if fits(found) {
+    };
+    if fits {
         return Ok(());
     }
     let error = Error::new(format!("column {name:?}: expected {expected}, found {found}"));
@@ -415,7 +329,7 @@ fn is_string(kind: &DataType) -> bool {
     }
 }
 
-fn is_label(kind: &DataType) -> bool {
+fn is_value(kind: &DataType) -> bool {
     let value = match kind {
         DataType::Dictionary(_, values) => values,
         other => other,
@@ -427,6 +341,7 @@ fn is_label(kind: &DataType) -> bool {
 mod tests {
     use super::super::Columns;
     use super::*;
+    use crate::objective::LabelledTexts;
     use crate::tasks::Task;
     use ::parquet::arrow::ArrowWriter;
     use ::parquet::arrow::arrow_writer::ArrowWriterOptions;
@@ -454,7 +369,7 @@ mod tests {
 
     fn load(columns: Vec<(&str, ArrayRef)>, labels_required: bool) -> Result<Examples> {
         let (_folder, path) = write(columns);
-        parquet(File::open(path).unwrap(), &Request { task: Task::Classify, columns: &COLUMNS, labels_required })
+        parquet(File::open(path).unwrap(), &LabelledTexts { task: Task::Classify, columns: &COLUMNS, labels_required })
     }
 
     fn texts() -> ArrayRef {
@@ -539,7 +454,7 @@ mod tests {
         writer.write(&batch).unwrap();
         writer.close().unwrap();
         assert!(bytes.len() < text.len() / 8 + (1 << 16), "{}", bytes.len());
-        let want = Request { task: Task::Classify, columns: &COLUMNS, labels_required: false };
+        let want = LabelledTexts { task: Task::Classify, columns: &COLUMNS, labels_required: false };
         parquet(bytes::Bytes::from(bytes), &want)
     }
 
@@ -574,40 +489,31 @@ mod tests {
         let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), batch.schema(), Some(properties)).unwrap();
         writer.write(&batch).unwrap();
         writer.close().unwrap();
-        let read = |path| super::super::read(path, Task::Classify, &COLUMNS, super::super::Split::Train, true);
+        let want = LabelledTexts { task: Task::Classify, columns: &COLUMNS, labels_required: true };
+        let read = |path| super::super::read(path, &want, super::super::Split::Train);
         assert!(read(&path).unwrap_err().to_string().contains("decodes to more than"));
-        let all = super::super::read_labels(&path, Task::Classify, &COLUMNS).unwrap();
+        let all = super::super::read_labels(&path, &want).unwrap();
         assert_eq!(
             (all.rows.len(), all.rows[399_999].label.as_deref(), &*all.rows[399_999].text),
             (rows, Some("1"), "")
         );
         let few = all.clone().subset(16, 0).unwrap();
         let places: Vec<u64> = few.rows.iter().map(|e| e.row).collect();
-        let few = few.complete(Task::Classify, &COLUMNS).unwrap();
+        let few = few.complete(&want).unwrap();
         assert_eq!(few.rows.iter().map(|e| e.row).collect::<Vec<_>>(), places);
         for e in &few.rows {
             assert_eq!((&e.text, e.label.as_deref(), e.line), (&text, Some(["0", "1"][e.row as usize % 2]), e.row + 1));
         }
-        let message = all.complete(Task::Classify, &COLUMNS).unwrap_err().to_string();
+        let message = all.complete(&want).unwrap_err().to_string();
         assert!(message.contains("decodes to more than") && message.contains("data.limit"), "{message}");
     }
 
     #[test]
     fn what_a_page_claims_is_looked_at_first() {
-        // a dictionary page of 40 bytes with 3 values; then one of 2 GiB; then one of 2 billion values
-        let header = |size: &[u8], values: &[u8]| {
-            [&[0x15, 4, 0x15], size, &[0x15, 60, 0x4c, 0x15], values, &[0x15, 0, 0]].concat()
-        };
-        let page = Page::of(&header(&[80], &[6])).unwrap();
-        assert_eq!((page.is_dictionary, page.bytes, page.values), (true, 40, 3));
-        assert_eq!(Page::of(&header(&[0xfe, 0xff, 0xff, 0xff, 0x0f], &[6])).unwrap().bytes, (1 << 31) - 1);
-        assert!(Page::of(&header(&[1], &[6])).is_none(), "a negative size");
-        assert!(Page::of(&[]).is_none());
-
         let labels: ArrayRef = Arc::new(Int64Array::from(vec![0, 1]));
         let (_folder, path) = write(vec![("text", texts()), ("label", labels)]);
         let good = fs::read(path).unwrap();
-        let want = Request { task: Task::Classify, columns: &COLUMNS, labels_required: true };
+        let want = LabelledTexts { task: Task::Classify, columns: &COLUMNS, labels_required: true };
         assert!(parquet(bytes::Bytes::from(good.clone()), &want).is_ok());
         // behind PAR1: a dictionary page, whose size takes one byte
         assert_eq!((&good[4..7], good[8]), (&[0x15, 4, 0x15][..], 0x15));
@@ -633,7 +539,7 @@ mod tests {
             let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
             writer.write(&batch).unwrap();
             writer.close().unwrap();
-            let want = Request { task: Task::Classify, columns: &COLUMNS, labels_required: true };
+            let want = LabelledTexts { task: Task::Classify, columns: &COLUMNS, labels_required: true };
             let read = parquet(bytes::Bytes::from(bytes), &want).map_err(|e| e.to_string())?;
             let notes = read.notes.join("");
             Ok((read.rows.into_iter().filter_map(|e| e.label).collect::<Vec<_>>().join(" ") + &notes, read.classes))
@@ -661,7 +567,7 @@ mod tests {
         let text: ArrayRef = Arc::new(StringArray::from((0..40).map(|i| format!("text {i}")).collect::<Vec<_>>()));
         let (folder, path) = write(vec![("text", text), ("label", labels)]);
         let good = fs::read(&path).unwrap();
-        let want = Request { task: Task::Classify, columns: &COLUMNS, labels_required: true };
+        let want = LabelledTexts { task: Task::Classify, columns: &COLUMNS, labels_required: true };
         let damaged = folder.path().join("damaged.parquet");
         let refusal = |bytes: &[u8]| {
             fs::write(&damaged, bytes).unwrap();

@@ -1,8 +1,8 @@
 //! Examples from standard input, whose format only their beginning can tell.
 
-use super::columns::pick;
+use super::record::Reading;
 use super::table::is_example;
-use super::{Examples, Names, Request, json, lines, table};
+use super::{Examples, json, lines, table};
 use colrow_models::foreign::{HEAD, foreign};
 use colrow_tensor::Result;
 use std::io::{BufReader, Cursor, Read};
@@ -13,7 +13,7 @@ use std::io::{BufReader, Cursor, Read};
 /// training data, the usual names) and the other fields can be names: no number, no sentence, and no white space after the separator,
 /// which only prose has. A first line that is the name of the text's column and nothing else is a header too; what follows is then CSV if it
 /// can be read as such, else one text a line. Where a column is asked for, there must be a header.
-pub(super) fn read(input: impl Read, want: &Request) -> Result<Examples> {
+pub(super) fn read(input: impl Read, reading: &dyn Reading) -> Result<Examples> {
     let mut input = BufReader::new(input);
     // as much of the beginning as is there, whatever the size of a pipe's pieces
     let mut head = Vec::new();
@@ -34,36 +34,35 @@ pub(super) fn read(input: impl Read, want: &Request) -> Result<Examples> {
     let header = text.lines().next().unwrap_or_default();
     let is_json =
         text.starts_with('{') || text.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with('{'));
-    let separator = SEPARATORS.into_iter().find(|&separator| is_header(header, separator, want));
+    let separator = SEPARATORS.into_iter().find(|&separator| is_header(header, separator, reading));
     let alone = bare(header);
-    let is_lone = !header.is_empty() && pick(&[alone], want).is_ok();
-    let asked = want.columns.text.is_some() || want.columns.pair.is_some();
+    let is_lone = !header.is_empty() && reading.columns(&[alone]).is_ok();
+    let asked = reading.asks_by_name();
     let separator = separator.or_else(|| asked.then_some(if header.contains('\t') { '\t' } else { ',' }));
     let mut all = Cursor::new(head.clone()).chain(input);
     if is_json {
-        return json::json(all, want);
+        return json::json(all, reading);
     }
     if !is_lone && separator.is_none() {
-        return lines::text(all, want);
+        return lines::text(all, reading);
     }
     if !is_lone && separator != Some('\t') {
         // one with semicolons or bars too, of which a reader of CSV says what it is
-        return table::csv(all, want);
+        return table::csv(all, reading);
     }
     // is read twice
     let mut bytes = Vec::new();
     all.read_to_end(&mut bytes)?;
     if !is_lone {
-        return table::tsv(Cursor::new(bytes), want);
+        return table::tsv(Cursor::new(bytes), reading);
     }
-    let table = table::csv(Cursor::new(&bytes), want);
-    let Ok(mut texts) = lines::text(Cursor::new(&bytes), want) else { return table };
+    let table = table::csv(Cursor::new(&bytes), reading);
+    let Ok(mut texts) = lines::column(Cursor::new(&bytes), reading, Some(alone)) else { return table };
     if table.is_ok() || texts.rows.len() < 2 {
         return table;
     }
     let header = texts.rows.remove(0);
     texts.rows.iter_mut().for_each(|example| example.row -= header.row + 1);
-    texts.columns = Some(Names { text: alone.to_owned(), pair: None, label: None });
     Ok(texts)
 }
 
@@ -78,19 +77,20 @@ fn bare(field: &str) -> &str {
 }
 
 /// Whether a line names columns with this separator between them.
-fn is_header(line: &str, separator: char, want: &Request) -> bool {
+fn is_header(line: &str, separator: char, reading: &dyn Reading) -> bool {
     let fields: Vec<&str> = line.split(separator).collect();
     let names: Vec<&str> = fields.iter().map(|field| bare(field)).collect();
     let is_name = |(field, name): (&&str, &&str)| {
-        want.may_read(name) || !is_example(&[name]) && (field.starts_with('"') || !field.starts_with(' '))
+        reading.may_read(name) || !is_example(&[name]) && (field.starts_with('"') || !field.starts_with(' '))
     };
-    names.len() > 1 && pick(&names, want).is_ok() && fields.iter().zip(&names).all(is_name)
+    names.len() > 1 && reading.columns(&names).is_ok() && fields.iter().zip(&names).all(is_name)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Columns;
+    use super::super::{Columns, Names};
     use super::*;
+    use crate::objective::LabelledTexts;
     use crate::tasks::Task;
     use std::io;
 
@@ -105,7 +105,7 @@ mod tests {
     }
 
     fn with(columns: &Columns, text: &str, labels_required: bool) -> Result<Vec<(String, u64)>> {
-        let want = Request { task: Task::Classify, columns, labels_required };
+        let want = LabelledTexts { task: Task::Classify, columns, labels_required };
         read(Slow(text.as_bytes()), &want).map(|e| e.rows.into_iter().map(|e| (e.text, e.row)).collect())
     }
 

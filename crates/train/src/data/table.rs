@@ -1,110 +1,106 @@
 //! Readers of CSV and TSV: any bytes give examples or an error that names the line.
 
-use super::columns::{Pick, pick};
-use super::lines::{LONGEST, Lines, too_long};
+use super::fields::{FieldReader, Fields, SEPARATORS, other_separator};
+use super::lines::Lines;
 use super::problems::Problems;
-use super::{Examples, Request};
+use super::record::{Cell, Reading, Records};
+use super::{Examples, Unit};
+use crate::tasks::Task;
 use colrow_tensor::{Error, Result};
 use std::io::{BufRead, Seek};
 
 /// Reads comma-separated values with a header line, quoted as in RFC 4180. A line break inside quotes becomes `\n`.
-pub fn csv(input: impl BufRead, want: &Request) -> Result<Examples> {
-    separated(Records::new(input, ',', true), want)
+pub fn csv(input: impl BufRead, reading: &dyn Reading) -> Result<Examples> {
+    separated(FieldReader::new(input, ',', true), reading)?.finish(HEADER_ONLY)
 }
 
 /// Reads tab-separated values with a header line, quoted if the whole file was written so: see `quotes_of`.
-pub fn tsv(mut input: impl BufRead + Seek, want: &Request) -> Result<Examples> {
+pub fn tsv(mut input: impl BufRead + Seek, reading: &dyn Reading) -> Result<Examples> {
     let quotes = quotes_of(&mut input)?;
     input.rewind()?;
-    let mut examples = separated(Records::new(input, '\t', quotes == Quotes::Protect), want)?;
+    let mut records = separated(FieldReader::new(input, '\t', quotes == Quotes::Protect), reading)?;
     if let Quotes::Unclear(fields) = quotes {
         let are = if fields == 1 { "field stands" } else { "fields stand" };
-        examples.notes.push(format!(
+        records.note(format!(
             "{fields} {are} in double quotes, which are read as part of the text; if they are not, put quotes around the header's names too, \
              or write the file as CSV"
         ));
     }
-    Ok(examples)
+    records.finish(HEADER_ONLY)
 }
 
 /// Reads tab-separated values as GLUE's own files have them: a header line, and quotes mean nothing.
-pub fn glue_tsv(input: impl BufRead, want: &Request) -> Result<Examples> {
-    separated(Records::new(input, '\t', false), want)
+pub fn glue_tsv(input: impl BufRead, reading: &dyn Reading) -> Result<Examples> {
+    separated(FieldReader::new(input, '\t', false), reading)?.finish(HEADER_ONLY)
 }
 
-fn separated(mut records: Records<impl BufRead>, want: &Request) -> Result<Examples> {
+const HEADER_ONLY: &str = "header only, no examples";
+
+fn separated<'a>(mut input: FieldReader<impl BufRead>, reading: &'a dyn Reading) -> Result<Records<'a>> {
     let mut problems = Problems::default();
-    let mut record = Record::default();
-    records.strict_header = true;
-    if !records.next(&mut record, &mut problems)? || !problems.is_empty() {
+    let mut fields = Fields::default();
+    input.strict_header = true;
+    if !input.next(&mut fields, &mut problems)? || !problems.is_empty() {
         problems.finish("line")?;
         return Err(Error::new("empty file"));
     }
-    records.strict_header = false;
-    let first = record.clone();
+    input.strict_header = false;
+    let first = fields.clone();
     let first: Vec<&str> = first.fields().map(str::trim).collect();
-    let headerless = want.headerless(&first).filter(|_| !records.quotes);
-    let columns = headerless.map_or(first, <[_]>::to_vec);
-    let expected = columns.len();
-    let picked = pick(&columns, want)
-        .map_err(|e| not_a_header(&columns, records.separator, want).unwrap_or(e))
-        .map_err(|e| e.at(format_args!("line {}", record.line)))?;
+    let headerless = headerless(reading.task(), &first).filter(|_| !input.quotes);
+    let header = headerless.map_or(first, <[_]>::to_vec);
+    let expected = header.len();
+    let mut records = Records::new(reading, Unit::Line);
+    records
+        .header(&header)
+        .map_err(|e| not_a_header(&header, input.separator, reading).unwrap_or(e))
+        .map_err(|e| e.at(format_args!("line {}", fields.line)))?;
 
-    let Pick { text, pair, label } = picked;
-    let mut examples = Examples { columns: Some(picked.names(&columns)), ..Examples::default() };
+    let skips_ragged = reading.task().spec().ragged && !input.quotes;
     if headerless.is_none() {
-        records.row = 0;
+        input.row = 0;
     }
-    let mut more = headerless.is_some() || records.next(&mut record, &mut problems)?;
+    let mut more = headerless.is_some() || input.next(&mut fields, &mut problems)?;
     while more {
-        let found = record.ends.len();
-        if found == expected && expected > 1 && record.fields().map(str::trim).eq(columns.iter().copied()) {
+        let found = fields.ends.len();
+        if found == expected && expected > 1 && fields.fields().map(str::trim).eq(header.iter().copied()) {
             let error =
                 Error::new("the header again").hint("were files put together? Leave out all headers but the first");
-            problems.add(record.line, error);
+            problems.add(fields.line, error);
         } else if found == expected {
-            let pair = pair.map(|i| record.field(i).to_owned());
-            let text = record.field(text).to_owned();
-            examples
-                .push(want, (record.line, record.row), text, pair, label.map(|i| record.field(i)))
-                .unwrap_or_else(|e| problems.add(record.line, e));
-        } else if want.skips_ragged() && !records.quotes {
-            examples.skipped += 1;
+            let cell = |place: usize| Some(Cell::Text(fields.field(place).to_owned()));
+            let cells = records.columns().iter().map(|column| cell(column.place)).collect();
+            records.push((fields.line, fields.row), cells).unwrap_or_else(|e| problems.add(fields.line, e));
+        } else if skips_ragged {
+            records.skip();
         } else {
-            let hint = match (records.separator, records.quotes) {
+            let hint = match (input.separator, input.quotes) {
                 (',', _) => "a field that holds a comma or a line break must be in double quotes",
                 (_, true) => "a field that holds a tab or a line break must be in double quotes",
                 _ => "fields are separated by single tabs, and quotes do not protect a tab; use .csv for quoted fields",
             };
-            problems.add(record.line, Error::new(format!("expected {expected} fields, found {found}")).hint(hint));
+            problems.add(fields.line, Error::new(format!("expected {expected} fields, found {found}")).hint(hint));
         }
-        more = records.next(&mut record, &mut problems)?;
+        more = input.next(&mut fields, &mut problems)?;
     }
     problems.finish("line")?;
-    if examples.rows.is_empty() { Err(Error::new("header only, no examples")) } else { Ok(examples) }
+    Ok(records)
 }
 
-/// What separates columns, its name, and what to do where another separator is meant.
-const SEPARATORS: [(char, &str, &str); 4] = [
-    (';', "semicolons", "write it with commas: in a spreadsheet choose the separator, in pandas leave out sep=\";\""),
-    ('\t', "tabs", "name it .tsv"),
-    (',', "commas", "name it .csv"),
-    ('|', "vertical bars", "write it with commas"),
-];
-
-/// The error of a file with `other` between its columns.
-fn other_separator(other: char, separator: char) -> Option<Error> {
-    let (_, name, hint) = SEPARATORS.into_iter().find(|(c, ..)| *c == other && other != separator)?;
-    let usual = if separator == ',' { "commas" } else { "tabs" };
-    Some(Error::new(format!("expected columns separated by {usual}, found {name}")).hint(hint))
+/// The columns of a table whose first line is no header but an example, as that of CoLA.
+fn headerless(task: Task, first: &[&str]) -> Option<&'static [&'static str]> {
+    let spec = task.spec();
+    let columns = spec.headerless.filter(|columns| columns.len() == first.len())?;
+    let label = columns.iter().position(|column| spec.label_columns.contains(column))?;
+    spec.labels.is_some_and(|labels| labels.contains(&first[label])).then_some(columns)
 }
 
 /// What a first line is that does not name the columns: one with other separators, or an example.
-pub(crate) fn not_a_header(columns: &[&str], separator: char, want: &Request) -> Option<Error> {
+pub(crate) fn not_a_header(columns: &[&str], separator: char, reading: &dyn Reading) -> Option<Error> {
     let line = columns.join(&separator.to_string());
     for (other, ..) in SEPARATORS.into_iter().filter(|(other, ..)| *other != separator) {
         let names: Vec<&str> = line.split(other).map(|name| name.trim().trim_matches('"')).collect();
-        if names.len() > 1 && (columns.len() == 1 || pick(&names, want).is_ok()) && !is_example(&names) {
+        if names.len() > 1 && (columns.len() == 1 || reading.columns(&names).is_ok()) && !is_example(&names) {
             return other_separator(other, separator);
         }
     }
@@ -168,11 +164,12 @@ enum Quotes {
 /// Reads a tab-separated file by its quotes: `Text` if some quote is none or there are none at all, else whether one cannot be the text's own.
 fn by_quotes(input: &mut (impl BufRead + Seek)) -> Result<Quotes> {
     let mut problems = Problems::default();
-    let mut records = Records { strict: true, ..Records::new(input, '\t', true) };
-    let mut record = Record::default();
+    let mut reader = FieldReader::new(input, '\t', true);
+    reader.strict = true;
+    let mut record = Fields::default();
     let (mut fields, mut quoted, mut evidence) = (None, 0, false);
     // what cannot be read is told when it is read
-    while records.next(&mut record, &mut problems).unwrap_or(false) && problems.is_empty() {
+    while reader.next(&mut record, &mut problems).unwrap_or(false) && problems.is_empty() {
         let header = fields.is_none();
         if *fields.get_or_insert(record.ends.len()) != record.ends.len() {
             return Ok(Quotes::Text);
@@ -187,184 +184,19 @@ fn by_quotes(input: &mut (impl BufRead + Seek)) -> Result<Quotes> {
     })
 }
 
-/// The fields of one record, one after the other in `text`.
-#[derive(Clone, Default)]
-struct Record {
-    text: String,
-    ends: Vec<usize>,
-    line: u64,
-    row: u64,
-    /// Fields in quotes.
-    quoted: u64,
-    /// Whether a field of one line has a quote written twice.
-    doubled: bool,
-}
-
-impl Record {
-    fn field(&self, i: usize) -> &str {
-        let start = if i == 0 { 0 } else { self.ends[i - 1] };
-        &self.text[start..self.ends[i]]
-    }
-
-    fn fields(&self) -> impl Iterator<Item = &str> {
-        (0..self.ends.len()).map(|i| self.field(i))
-    }
-
-    fn clear(&mut self) {
-        self.text.clear();
-        self.ends.clear();
-        (self.quoted, self.doubled) = (0, false);
-    }
-}
-
-/// Records of a file of separated values; blank lines are none.
-struct Records<R> {
-    lines: Lines<R>,
-    separator: char,
-    quotes: bool,
-    /// Whether a quote inside a field without quotes is wrong.
-    strict: bool,
-    /// Whether the next record is a header: without one that can be read nothing can.
-    strict_header: bool,
-    /// Rows so far, blank ones too.
-    row: u64,
-}
-
-impl<R: BufRead> Records<R> {
-    fn new(input: R, separator: char, quotes: bool) -> Self {
-        Self { lines: Lines::new(input), separator, quotes, strict: false, strict_header: false, row: 0 }
-    }
-
-    /// Reads the next record, or returns false at the end. Lines that are none are added to `problems` and left out.
-    fn next(&mut self, record: &mut Record, problems: &mut Problems) -> Result<bool> {
-        record.clear();
-        let mut state = State::Start;
-        loop {
-            let Some((number, line)) = self.lines.next(problems)? else {
-                if state == State::Quoted {
-                    problems.add(record.line, Error::new("a quoted field is not closed"));
-                }
-                return Ok(false);
-            };
-            if state == State::Quoted {
-                record.text.push('\n');
-            } else {
-                record.row = self.row;
-                self.row += 1;
-                record.line = number;
-                if line.is_empty() {
-                    continue;
-                }
-            }
-            if record.text.len() + line.len() > LONGEST {
-                let error = too_long("a record").hint("is a quote not closed?");
-                return Err(error.at(format_args!("line {}", record.line)));
-            }
-            if self.quotes {
-                match unquote(line, self.separator, self.strict, state, record) {
-                    Ok(next) => state = next,
-                    Err((found, e)) if self.strict_header => {
-                        let error = other_separator(found, self.separator).unwrap_or(e);
-                        return Err(error.at(format_args!("line {number}")));
-                    }
-                    Err((_, e)) => {
-                        problems.add(number, e);
-                        record.clear();
-                        state = State::Start;
-                        continue;
-                    }
-                }
-            } else {
-                for field in line.split(self.separator) {
-                    record.text.push_str(field);
-                    record.ends.push(record.text.len());
-                }
-            }
-            if state != State::Quoted {
-                return Ok(true);
-            }
-        }
-    }
-}
-
-/// Where a reader of quoted fields stands.
-#[derive(Clone, Copy, PartialEq)]
-enum State {
-    /// Before a field.
-    Start,
-    /// In a field without quotes.
-    Plain,
-    /// Between the quotes of a field.
-    Quoted,
-    /// Behind a quote in a quoted field: its end, or the first of two that stand for one.
-    Quote,
-}
-
-/// Appends the fields of `line`; the returned state is `Quoted` if the last field goes on in the next line. An error comes with the
-/// character that should not be there.
-fn unquote(
-    line: &str,
-    separator: char,
-    strict: bool,
-    mut state: State,
-    record: &mut Record,
-) -> Result<State, (char, Error)> {
-    let goes_on = state == State::Quoted;
-    let mut doubled = false;
-    for c in line.chars() {
-        state = match (state, c) {
-            (State::Start, '"') => {
-                record.quoted += 1;
-                State::Quoted
-            }
-            (State::Quoted, '"') => State::Quote,
-            (State::Plain, '"') if strict => {
-                return Err(('"', Error::new("a quote inside a field that is not in quotes")));
-            }
-            (State::Start | State::Plain | State::Quote, c) if c == separator => {
-                record.ends.push(record.text.len());
-                State::Start
-            }
-            (State::Quote, c) if c != '"' => {
-                let expected = if separator == ',' { "a comma" } else { "a tab" };
-                let other = SEPARATORS.iter().find(|(other, ..)| *other == c);
-                let hint =
-                    other.map_or("a double quote inside a quoted field must be written twice", |(.., hint)| hint);
-                let what = format!("expected {expected} behind a quoted field, found {c:?}");
-                return Err((c, Error::new(what).hint(hint)));
-            }
-            (state, c) => {
-                record.text.push(c);
-                if state == State::Start {
-                    State::Plain
-                } else if state == State::Quote {
-                    doubled = true;
-                    State::Quoted
-                } else {
-                    state
-                }
-            }
-        };
-    }
-    if state != State::Quoted {
-        record.ends.push(record.text.len());
-        record.doubled |= doubled && !goes_on;
-    }
-    Ok(state)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::lines::LONGEST;
     use super::super::{Columns, json, lines};
     use super::*;
-    use crate::tasks::Task;
+    use crate::objective::LabelledTexts;
     use proptest::prelude::*;
     use std::io::Cursor;
 
     const COLUMNS: Columns = Columns { text: None, pair: None, label: None, known: None };
 
-    fn request(task: Task) -> Request<'static> {
-        Request { task, columns: &COLUMNS, labels_required: true }
+    fn request(task: Task) -> LabelledTexts<'static> {
+        LabelledTexts { task, columns: &COLUMNS, labels_required: true }
     }
 
     fn texts(examples: Result<Examples>) -> Vec<(String, u64)> {
@@ -501,7 +333,7 @@ mod tests {
             "{message_of}"
         );
         assert!(message(read_tsv("label\ttext\n1\ta\nlabel\ttext\n")).starts_with("the header again\n  in line 3\n"));
-        let one = Request { labels_required: false, ..request(Task::Classify) };
+        let one = LabelledTexts { labels_required: false, ..request(Task::Classify) };
         assert_eq!(texts(csv(&b"text\na\ntext\n"[..], &one)), [("a".to_owned(), 2), ("text".to_owned(), 3)]);
         assert!(message(read_csv("text,label,text\na,1,b\n")).contains("two columns are called \"text\""));
     }
@@ -563,13 +395,13 @@ mod tests {
         let read = tsv(Cursor::new(file), &request(Task::Qqp)).unwrap();
         assert_eq!((read.rows.len(), read.rows[0].line, read.skipped), (1, 3, 2));
         let columns = Columns { text: Some("question1".into()), label: Some("is_duplicate".into()), ..COLUMNS };
-        let other = Request { task: Task::Classify, columns: &columns, labels_required: true };
+        let other = LabelledTexts { task: Task::Classify, columns: &columns, labels_required: true };
         assert!(message(tsv(Cursor::new(file), &other)).contains("expected 3 fields, found 2"));
     }
 
     #[test]
     fn labels_may_be_absent_if_not_required() {
-        let want = Request { labels_required: false, ..request(Task::Classify) };
+        let want = LabelledTexts { labels_required: false, ..request(Task::Classify) };
         let labels = |read: Result<Examples>| read.unwrap().rows.into_iter().map(|e| e.label).collect::<Vec<_>>();
         assert_eq!(labels(csv(&b"text\na\n"[..], &want)), [None]);
         assert_eq!(labels(csv(&b"text,label\na,\nb,1\n"[..], &want)), [None, Some("1".into())]);
@@ -616,7 +448,7 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in bytes(), required in any::<bool>()) {
             for task in [Task::Classify, Task::Cola, Task::Qqp] {
-                let want = Request { labels_required: required, ..request(task) };
+                let want = LabelledTexts { labels_required: required, ..request(task) };
                 let reads = [
                     csv(&bytes[..], &want),
                     tsv(Cursor::new(&bytes), &want),

@@ -9,7 +9,8 @@ use colrow_tensor::{Error, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::Value;
 
-use crate::data::{self, Columns, Examples, LabelMap, Request, Split, glue, table};
+use crate::data::{self, Columns, Examples, LabelMap, Split, glue, table};
+use crate::objective::LabelledTexts;
 use crate::tasks::Task;
 
 /// Usual names of the columns, best first.
@@ -85,7 +86,8 @@ pub(super) fn look_at(path: &Path) -> Result<Found> {
     let columns = columns_of(path)?;
     if columns.is_empty() {
         // says what is missing, if something is
-        data::read(path, Task::Classify, &Columns::default(), Split::Train, true)?;
+        let want = LabelledTexts { task: Task::Classify, columns: &Columns::default(), labels_required: true };
+        data::read(path, &want, Split::Train)?;
     }
     let has = |name: &str| columns.iter().find(|column| column.eq_ignore_ascii_case(name)).cloned();
     let pair = PAIRS.iter().find_map(|(a, b)| Some((has(a)?, has(b)?)));
@@ -99,7 +101,8 @@ pub(super) fn look_at(path: &Path) -> Result<Found> {
     }
     let read = |text: Option<String>, label: Option<String>| {
         let columns = Columns { text, pair: second.clone(), label, ..Columns::default() };
-        data::read(path, Task::Classify, &columns, Split::Train, false)
+        let want = LabelledTexts { task: Task::Classify, columns: &columns, labels_required: false };
+        data::read(path, &want, Split::Train)
     };
     let text = match text {
         Some(text) => Some(text),
@@ -173,7 +176,8 @@ pub(super) fn look_at(path: &Path) -> Result<Found> {
 fn glue_folder(path: &Path) -> Option<(Task, Examples)> {
     let folder = path.canonicalize().ok().filter(|path| path.is_dir())?;
     let task: Task = folder.file_name()?.to_str()?.parse().ok()?;
-    let examples = data::read(path, task, &Columns::default(), Split::Train, true).ok()?;
+    let want = LabelledTexts { task, columns: &Columns::default(), labels_required: true };
+    let examples = data::read(path, &want, Split::Train).ok()?;
     LabelMap::of(task, &examples).ok()?.resolve(&examples).ok()?;
     task.spec().glue.then_some((task, examples))
 }
@@ -187,7 +191,7 @@ fn check_header(path: &Path, columns: &[String]) -> Result<()> {
         _ => return Ok(()),
     };
     let names: Vec<&str> = columns.iter().map(String::as_str).collect();
-    let want = Request { task: Task::Classify, columns: &Columns::default(), labels_required: true };
+    let want = LabelledTexts { task: Task::Classify, columns: &Columns::default(), labels_required: true };
     table::not_a_header(&names, separator, &want).map_or(Ok(()), |e| Err(e.at(path.display())))
 }
 
