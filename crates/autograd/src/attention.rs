@@ -99,7 +99,7 @@ impl Held {
             q: self.q.stored(&q),
             kv: kv.as_ref().map(|(kv, rebuilt)| (kv.stored(rebuilt), kv.bounds.exact())),
             bounds: self.q.bounds.exact(),
-            bias: self.bias.as_ref().map(|bias| &bias.value),
+            bias: self.bias.as_ref().map(|bias| bias.value.dense()),
         })
     }
 
@@ -162,7 +162,7 @@ impl Tape<'_> {
             q: (&q.value).into(),
             kv: kv.as_ref().map(|(kv, s)| ((&kv.value).into(), &s.bounds)),
             bounds: &sequences.bounds,
-            bias: bias.as_ref().map(|bias| &bias.value),
+            bias: bias.as_ref().map(|bias| bias.value.dense()),
         };
         let (n, inner, dtype) = (q.value.rows(), input.inner(), q.value.dtype());
         let scratch =
@@ -235,7 +235,7 @@ impl Op for AttentionOp {
             let like = |x: &Stored<'_>| device.empty(Class::Workspace, held.dtype, &[x.rows(), x.cols()]);
             let parts =
                 |bias: &Tensor| device.empty(Class::Workspace, held.dtype, &[input.bounds.len() - 1, bias.len()]);
-            let mut dbias = learned_bias.map(|bias| parts(&bias.value));
+            let mut dbias = learned_bias.map(|bias| parts(bias.value.dense()));
             let mut dq = like(&input.q);
             let mut dkv = input.kv.as_ref().map(|(kv, _)| like(kv));
             let gradients = AttentionGradients { q: &mut dq, kv: dkv.as_mut(), bias: dbias.as_mut() };
@@ -335,7 +335,7 @@ mod tests {
             tape.attention("attention", &attend, (qkv, &all), None).value.to_f64()
         };
         let out = whole(&params);
-        let numbers = params[x].value.to_f64();
+        let numbers = params[x].value.dense().to_f64();
         let part = |row: usize, columns: std::ops::Range<usize>| numbers[row * 3 * inner..][columns].to_vec();
         let cache: Vec<f64> = (0..n).flat_map(|row| part(row, inner..3 * inner)).collect();
         let kv = device.tensor(Class::Workspace, &[n, 2 * inner], &cache);
@@ -351,7 +351,7 @@ mod tests {
         // the last row's numbers change nothing before it
         let mut changed = numbers.clone();
         changed[(n - 1) * 3 * inner..].iter_mut().for_each(|x| *x += 1.0);
-        params[x].value.write_f64(changed);
+        params[x].value.dense_mut().write_f64(changed);
         let other = whole(&params);
         assert_eq!(out[..(n - 1) * inner], other[..(n - 1) * inner]);
         assert_ne!(out[(n - 1) * inner..], other[(n - 1) * inner..]);
@@ -381,7 +381,7 @@ mod tests {
             let x = tape.constant(value);
             tape.attention("attention", &attend(1, 0.0), (x, &Sequences::new(&device, bounds)), None).value.to_f64()
         };
-        let all = params[x].value.to_f64();
+        let all = params[x].value.dense().to_f64();
         let part = |from: usize, to: usize| device.tensor(Class::Workspace, &[to - from, 6], &all[6 * from..6 * to]);
         let together = run(part(0, 8), &[0, 3, 8]);
         assert_eq!(together[..6], run(part(0, 3), &[0, 3]));

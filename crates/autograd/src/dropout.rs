@@ -147,7 +147,7 @@ mod tests {
             run(&params, mode, f).unwrap().output
         };
         let at = |seed: u64, dropout: bool| training(Key::new(seed), dropout, Policy::exact(), None);
-        let plain = params[x].value.to_f64();
+        let plain = params[x].value.dense().to_f64();
         assert_eq!(output(&Mode::Inference, "a"), plain);
         assert_eq!(output(&at(1, false), "a"), plain);
         assert_eq!(output(&at(1, true), "a"), output(&at(1, true), "a"));

@@ -19,7 +19,7 @@ impl Tape<'_> {
         let (ids, table) = &lookups[0];
         let mut y = device.empty(Class::Workspace, table.value.dtype(), &[ids.len(), table.value.cols()]);
         for (i, (ids, table)) in lookups.iter().enumerate() {
-            device.kernels().embed(ids, &(&table.value).into(), i > 0, &mut y);
+            device.kernels().embed(ids, &table.value.stored(), i > 0, &mut y);
         }
         let learned: Vec<_> = lookups.into_iter().filter(|(_, table)| table.trainable).collect();
         let hold = |(ids, table): (&Tensor, Handle)| (Kept::Exact(ids.clone()), table);

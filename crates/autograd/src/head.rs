@@ -61,14 +61,14 @@ impl HeadLoss {
     }
 
     fn compute(&self, Chunk { rows, labels, .. }: &Chunk) -> Computed {
-        let (input, weight) = (self.input(), &self.weight.value);
+        let (input, weight) = (self.input(), self.weight.value.stored());
         let (device, dtype) = (input.device(), input.dtype());
         let kernels = device.kernels();
         let index = device.tensor(Class::Workspace, &[rows.len()], rows);
         let mut x = gather(input, &index, None);
         kernels.scale(self.scale, None, &mut x);
         let mut logits = device.empty(Class::Workspace, dtype, &[rows.len(), weight.rows()]);
-        kernels.linear(&x, &weight.into(), None, &mut logits);
+        kernels.linear(&x, &weight, None, &mut logits);
         let mut dlogits = logits.empty_like();
         let mut loss = device.empty(Class::Workspace, dtype, &[1]);
         kernels.cross_entropy(&logits, labels.exact(), &mut loss, &mut dlogits);
@@ -148,7 +148,7 @@ impl Op for HeadLoss {
             }
             if let Some(dx) = &mut dx {
                 let mut part = x;
-                kernels.linear_backward(&dlogits, &(&weight.value).into(), &mut part);
+                kernels.linear_backward(&dlogits, &weight.value.stored(), &mut part);
                 kernels.scale(self.scale, None, &mut part);
                 kernels.scatter_rows(&part, &index, dx);
             }
@@ -253,7 +253,7 @@ mod tests {
         let mode = training(Key::new(1), false, Policy::exact(), None);
         let mut tape = Tape::new(&params, mode);
         let x = leaf(&mut tape, x);
-        let numbers = (x.value.to_f64(), params[w].value.to_f64());
+        let numbers = (x.value.to_f64(), params[w].value.dense().to_f64());
         device.meter().reset_peak();
         let before = device.meter().live().total();
         let loss = tape.head_loss("head", &x, Head { weight: w, scale: 1.0 }, &labels, None);

@@ -32,10 +32,10 @@ fn decoded(coded: &Coded) -> Vec<f64> {
 fn with_values(params: &Params, id: ParamId, values: &[f64]) -> Params {
     let mut other = Params::new(params.device(), params.dtype());
     for (_, p) in params.iter() {
-        let new = other.add(&p.name, p.value.shape(), p.decay);
-        other[new].value.write_f64(p.value.to_f64());
+        let new = other.add(&p.name, &p.value.shape(), p.decay);
+        other[new].value.dense_mut().write_f64(p.value.dense().to_f64());
     }
-    other[id].value.write_f64(values.iter().copied());
+    other[id].value.dense_mut().write_f64(values.iter().copied());
     other
 }
 
@@ -60,7 +60,7 @@ fn an_activation_differentiates_at_what_it_keeps() {
             apply(tape, x)
         };
         let mode = |keep| training(Key::new(1), false, policy([("act", keep)]), None);
-        let kept = quantised(&params[x].value, Format { code: bits.code(), group: GROUP }, None);
+        let kept = quantised(params[x].value.dense(), Format { code: bits.code(), group: GROUP }, None);
         let coarse = run(&params, &mode(Keep::Quantised(bits)), f).unwrap();
         let exact = run(&params, &mode(Keep::Exact), f).unwrap();
         let there = run(&with_values(&params, x, &decoded(&kept)), &mode(Keep::Exact), f).unwrap();
@@ -103,8 +103,8 @@ fn a_norm_differentiates_with_what_it_keeps() {
         let coarse = run(&params, &training(key, false, policy([("norm", keep)]), None), f).unwrap();
         let exact = run(&params, &training(key, false, Policy::exact(), None), f).unwrap();
         assert_eq!(coarse.output, exact.output);
-        let x = params[x].value.to_f64();
-        let gamma = params[g].value.to_f64();
+        let x = params[x].value.dense().to_f64();
+        let gamma = params[g].value.dense().to_f64();
         let mean = |row: &[f64]| row.iter().sum::<f64>() / d as f64;
         let (mut z, mut r) = (vec![], vec![]);
         for row in x.chunks(d) {
@@ -174,7 +174,7 @@ fn attention_differentiates_at_what_it_keeps() {
         assert_eq!(coarse.output, run(&params, &mode(Keep::Exact), f).unwrap().output);
         // a scale a head
         let format = Format { code: bits.code(), group: 3 };
-        let at = |id: ParamId| decoded(&quantised(&params[id].value, format, None));
+        let at = |id: ParamId| decoded(&quantised(params[id].value.dense(), format, None));
         let there = with_values(&with_values(&params, q, &at(q)), kv, &at(kv));
         let there = run(&there, &mode(Keep::Exact), f).unwrap();
         for (coarse, there) in coarse.gradients.iter().zip(&there.gradients) {

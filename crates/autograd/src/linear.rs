@@ -42,9 +42,9 @@ impl Rebuild for Output {
 
 /// `x·Wᵀ + b`
 fn product(x: &Tensor, weight: &Handle, bias: Option<&Handle>) -> Tensor {
-    let (device, weight) = (x.device(), &weight.value);
+    let (device, weight) = (x.device(), weight.value.stored());
     let mut y = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
-    device.kernels().linear(x, &weight.into(), bias.map(|b| &b.value), &mut y);
+    device.kernels().linear(x, &weight, bias.map(|b| b.value.dense()), &mut y);
     y
 }
 
@@ -93,7 +93,7 @@ impl Op for Linear {
         drop(input);
         if x.is_some() {
             let mut dx = dy.device().empty(Class::Workspace, dy.dtype(), &[dy.rows(), weight.value.cols()]);
-            kernels.linear_backward(&dy, &(&weight.value).into(), &mut dx);
+            kernels.linear_backward(&dy, &weight.value.stored(), &mut dx);
             grads.add(x, dx);
         }
         Ok(())

@@ -91,7 +91,7 @@ mod tests {
     fn known_values() {
         let device = Device::cpu();
         let (mut params, [x]) = random_params(&device, DType::F64, [("x", &[2, 2])]);
-        params[x].value.write(&[1000.0, 1000.0, 0.0, 3_f64.ln()]);
+        params[x].value.dense_mut().write(&[1000.0, 1000.0, 0.0, 3_f64.ln()]);
         let labels = device.tensor(Class::Workspace, &[2], &[0_u32, 1]);
         let target = device.tensor(Class::Workspace, &[2, 2], &[1000.0, 998.0, 0.0, 3_f64.ln()]);
         let mut tape = Tape::new(&params, training(Key::new(1), false, Policy::exact(), None));

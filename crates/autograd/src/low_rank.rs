@@ -62,7 +62,7 @@ impl Rebuild for Sum {
 
 /// `y + h·Bᵀ` by adapter, and `h = s·A·x`.
 fn add_adapters(y: Tensor, x: &Tensor, a: &Handle, b: &[(Handle, usize)], scale: f64) -> (Tensor, Tensor) {
-    let a = &a.value;
+    let a = a.value.dense();
     let device = x.device().clone();
     let kernels = device.kernels();
     let mut hidden = device.empty(Class::Workspace, x.dtype(), &[x.rows(), a.rows()]);
@@ -71,7 +71,7 @@ fn add_adapters(y: Tensor, x: &Tensor, a: &Handle, b: &[(Handle, usize)], scale:
     let mut sum = y.into_owned();
     let rank = a.rows() / b.len();
     for (j, (b, first)) in b.iter().enumerate() {
-        let b = &b.value;
+        let b = b.value.dense();
         let h = columns(&hidden, j * rank, rank);
         if b.rows() == sum.cols() {
             kernels.matmul(&h, false, b, true, 1.0, &mut sum);
@@ -141,7 +141,7 @@ impl Adapter {
         let kernels = device.kernels();
         let of = |(b, first): &(Handle, usize)| {
             let mut dh = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), rank]);
-            kernels.linear_backward(&columns(dy, *first, b.value.rows()), &(&b.value).into(), &mut dh);
+            kernels.linear_backward(&columns(dy, *first, b.value.rows()), &b.value.stored(), &mut dh);
             dh
         };
         let mut dh = match &self.b[..] {
@@ -186,7 +186,7 @@ impl Op for Adapter {
             }
             if self.x.is_some() {
                 let mut dx = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), self.a.value.cols()]);
-                kernels.linear_backward(&dh, &(&self.a.value).into(), &mut dx);
+                kernels.linear_backward(&dh, &self.a.value.stored(), &mut dx);
                 if let Some(dropout) = self.dropout {
                     kernels.dropout(dropout, None, &mut dx);
                 }
@@ -248,7 +248,8 @@ mod tests {
         };
         check_gradients(&mut params, &mode(Keep::Exact, 0), 30, f).unwrap();
         let got = f(&mut Tape::new(&params, Mode::Inference)).value.to_f64();
-        let value = |id: ParamId, i: usize, j: usize| params[id].value.to_f64()[i * params[id].value.cols() + j];
+        let value =
+            |id: ParamId, i: usize, j: usize| params[id].value.dense().to_f64()[i * params[id].value.cols() + j];
         for (i, j) in (0..N).flat_map(|i| (0..5).map(move |j| (i, j))) {
             let h = |r: usize| (0..4).map(|c| value(a, r, c) * value(x, i, c)).sum::<f64>();
             let want = value(y, i, j) + 0.7 * (0..2).map(|r| value(b, j, r) * h(r)).sum::<f64>();

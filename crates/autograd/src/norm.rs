@@ -32,7 +32,7 @@ struct Held {
 
 impl Held {
     fn norm(&self) -> Norm<'_> {
-        Norm { gamma: &self.gamma.value, beta: self.beta.as_ref().map(|beta| &beta.value), eps: self.eps }
+        Norm { gamma: self.gamma.value.dense(), beta: self.beta.as_ref().map(|beta| beta.value.dense()), eps: self.eps }
     }
 
     fn scaled(&self, z: &Rows<'_>) -> Tensor {
@@ -67,7 +67,7 @@ impl Tape<'_> {
     fn norm(&mut self, site: &str, x: &Var, gamma: ParamId, beta: Option<ParamId>, eps: f64) -> Var {
         let (gamma, beta) = (self.handle(gamma), beta.map(|beta| self.handle(beta)));
         let device = self.device().clone();
-        let norm = Norm { gamma: &gamma.value, beta: beta.as_ref().map(|beta| &beta.value), eps };
+        let norm = Norm { gamma: gamma.value.dense(), beta: beta.as_ref().map(|beta| beta.value.dense()), eps };
         let learns = x.id.is_some() || gamma.trainable || beta.as_ref().is_some_and(|beta| beta.trainable);
         let mut y = x.value.empty_like();
         if !(learns && self.records()) {
@@ -172,8 +172,8 @@ mod tests {
     fn the_root_mean_square_norm_takes_no_mean_off() {
         let device = Device::cpu();
         let (mut params, [x, g]) = random_params(&device, DType::F64, [("x", &[1, 2]), ("gamma", &[2])]);
-        params[x].value.write(&[3.0, 4.0]);
-        params[g].value.write(&[2.0, -1.0]);
+        params[x].value.dense_mut().write(&[3.0, 4.0]);
+        params[g].value.dense_mut().write(&[2.0, -1.0]);
         let mut tape = Tape::new(&params, crate::Mode::Inference);
         let x = leaf(&mut tape, x);
         let y = tape.rms_norm("norm", &x, g, 3.5).value.to_f64();

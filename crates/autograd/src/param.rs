@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use colrow_tensor::{Class, DType, Device, Tensor};
+use colrow_tensor::{Class, DType, Device, Weight};
 
 /// Names a parameter of a [`Params`] list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,7 +23,9 @@ pub struct Param {
     /// Its name in the model, for messages.
     pub name: String,
     /// Its numbers.
-    pub value: Tensor,
+    pub value: Weight,
+    /// Whether it is read as the weight of a linear or as a table, and so may be in codes where it is frozen.
+    pub matrix: bool,
     /// Whether it is learned; a frozen parameter gets no gradient and keeps nothing for one.
     pub trainable: bool,
     /// Whether weight decay applies: not to biases and norms.
@@ -46,7 +48,7 @@ pub struct Handle {
     /// Its name in the list.
     pub id: ParamId,
     /// Its numbers.
-    pub value: Tensor,
+    pub value: Weight,
     /// Whether it is learned.
     pub trainable: bool,
     uses: Arc<AtomicUsize>,
@@ -90,9 +92,16 @@ impl Params {
 
     /// Adds a trainable parameter of zeros.
     pub fn add(&mut self, name: impl Into<String>, shape: &[usize], decay: bool) -> ParamId {
-        let value = self.device.zeros(Class::Weights, self.dtype, shape);
-        self.list.push(Param { name: name.into(), value, trainable: true, decay, uses: Arc::default() });
+        let value = Weight::Dense(self.device.zeros(Class::Weights, self.dtype, shape));
+        let matrix = shape.len() == 2;
+        self.list.push(Param { name: name.into(), value, matrix, trainable: true, decay, uses: Arc::default() });
         ParamId(self.list.len() - 1)
+    }
+
+    /// Moves the list to a device, without its numbers: they are to be written again, after [`Weight::blank`].
+    pub fn move_to(&mut self, device: &Device) {
+        self.device = device.clone();
+        self.list.iter_mut().for_each(|param| param.value = param.value.blank(device));
     }
 
     /// Where the parameters live.

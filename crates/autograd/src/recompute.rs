@@ -122,10 +122,11 @@ mod tests {
         let exact = run(&params, &mode(Keep::Exact), f).unwrap();
         assert_eq!(again.output, exact.output);
         assert!(again.gradients[1].is_none() && again.gradients[3].is_none());
-        let coded = |id: ParamId| quantised(&params[id].value, Format { code: Bits::Int8.code(), group: GROUP }, None);
+        let coded =
+            |id: ParamId| quantised(params[id].value.dense(), Format { code: Bits::Int8.code(), group: GROUP }, None);
         let rounded = [x, c].map(|id| (id, Kept::Quantised(coded(id)).read(None).to_f64()));
         for (id, values) in rounded {
-            params[id].value.write_f64(values);
+            params[id].value.dense_mut().write_f64(values);
         }
         let there = run(&params, &mode(Keep::Exact), f).unwrap();
         assert!(again.gradients == there.gradients && again.gradients != exact.gradients);

@@ -345,7 +345,10 @@ mod tests {
             let ids = list.iter().map(|(name, shape)| {
                 let id = params.add(name, shape, false);
                 let key = Key::new(31).named(name);
-                params[id].value.write_f64((0..shape.iter().product::<usize>() as u64).map(|i| 0.5 * key.normal(i)));
+                params[id]
+                    .value
+                    .dense_mut()
+                    .write_f64((0..shape.iter().product::<usize>() as u64).map(|i| 0.5 * key.normal(i)));
                 id
             });
             let ids = ids.collect();
@@ -545,7 +548,7 @@ mod tests {
         for (bad, site) in [("layer.1.up", "layer.1.up"), ("words", "embeddings"), ("", "")] {
             let mut encoder = Encoder::new(&device, DType::F32);
             for (_, p) in encoder.params.iter_mut().filter(|(_, p)| p.name == bad) {
-                p.value.write_range(0, &[f32::INFINITY]);
+                p.value.dense_mut().write_range(0, &[f32::INFINITY]);
             }
             let mut tape = Tape::new(&encoder.params, Mode::Inference).with_check();
             encoder.loss(&mut tape, &encoder.batch());
@@ -629,7 +632,7 @@ mod tests {
                 most = most.max(grads.params.iter().flatten().count());
                 while let Some((id, gradient)) = grads.take_final(params) {
                     assert_eq!(gradient.to_f64(), all.of(id).unwrap().to_f64(), "{name}: {}", params[id].name);
-                    params[id].value.write_f64(std::iter::repeat(f64::NAN));
+                    params[id].value.dense_mut().write_f64(std::iter::repeat(f64::NAN));
                     taken.push(id);
                 }
                 Ok(())

@@ -43,7 +43,7 @@ pub fn random_params<const N: usize>(
     let ids = list.map(|(name, shape)| {
         let id = params.add(name, shape, false);
         let values = random(device, dtype, Key::new(17).named(name), shape).to_f64();
-        params[id].value.write_f64(values);
+        params[id].value.dense_mut().write_f64(values);
         id
     });
     (params, ids)
@@ -62,7 +62,7 @@ struct Leaf {
 /// A parameter as a variable, so that an op's gradient of its input is checked like any other; a constant if it is frozen.
 pub fn leaf(tape: &mut Tape<'_>, id: ParamId) -> Var {
     let param = tape.handle(id);
-    let value = param.value.copied();
+    let value = param.value.dense().copied();
     tape.output("leaf", value, param.trainable, || Leaf { param, kept: Kept::Nothing })
 }
 
@@ -156,12 +156,12 @@ pub fn check_gradients(
     for id in ids {
         for i in elements(params[id].value.len()) {
             let mut old = [0.0_f64];
-            params[id].value.read_range(i, &mut old);
+            params[id].value.dense().read_range(i, &mut old);
             let [old] = old;
             let mut loss_at = |x: f64| {
-                params[id].value.write_range(i, &[x]);
+                params[id].value.dense_mut().write_range(i, &[x]);
                 let y = f(&mut Tape::new(params, mode.clone())).value.to_f64();
-                params[id].value.write_range(i, &[old]);
+                params[id].value.dense_mut().write_range(i, &[old]);
                 y.iter().enumerate().map(|(i, y)| contraction(i) * y).sum::<f64>()
             };
             let mut slope = |h: f64| (loss_at(old + h) - loss_at(old - h)) / ((old + h) - (old - h));
@@ -202,10 +202,10 @@ pub fn check_precision(
 ) -> Result<()> {
     let mut single = Params::new(params.device(), DType::F32);
     for (_, p) in params.iter_mut() {
-        let id = single.add(&p.name, p.value.shape(), p.decay);
+        let id = single.add(&p.name, &p.value.shape(), p.decay);
         single[id].trainable = p.trainable;
-        single[id].value.write_f64(p.value.to_f64());
-        p.value.write_f64(single[id].value.to_f64());
+        single[id].value.dense_mut().write_f64(p.value.dense().to_f64());
+        p.value.dense_mut().write_f64(single[id].value.dense().to_f64());
     }
     let (want, got) = (run(params, mode, &f)?, run(&single, mode, &f)?);
     let (tolerance, largest) = (rounding(DType::F32, length), want.largest());

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use colrow_autograd::Policy;
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
-use colrow_models::model::Model;
-use colrow_tensor::{DType, Device, Result};
+use colrow_tensor::Result;
 use colrow_train::data::Lengths;
 use colrow_train::machine::{self, Resident};
 use colrow_train::objective::{self, Objective};
@@ -32,9 +31,7 @@ impl Blank {
     /// # Errors
     /// A recipe that does not suit the model.
     pub(crate) fn new(config: Config, recipe: Recipe) -> Result<Self> {
-        let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
-        trained::choose_trained(&mut blank, &recipe)?;
-        let policy = Arc::new(keeping::policy(&recipe.keep, &blank.sites())?);
+        let policy = Arc::new(keeping::policy(&recipe.keep, &trained::blank(config.clone(), &recipe)?.sites())?);
         let objective = objective::of_model(&config, 0);
         Ok(Self { config, recipe, policy, objective, resident: machine::resident() })
     }

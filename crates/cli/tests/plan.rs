@@ -72,7 +72,11 @@ fn the_process_holds_what_bench_plans() {
             let what =
                 ["--model-config", model, "--batch", batch, "--method", method, "--keep", keep, "--lengths", lengths];
             let how = ["bench", "--seq", "128", "--steps", "2", "--warmup", "0", "--threads", "2", "--json"];
-            holds(&what.join(" "), &place.ok_json(&[&how[..], &what].concat()));
+            let base: &[&str] = match method {
+                "lora" => &["--base", "int8"],
+                _ => &[],
+            };
+            holds(&what.join(" "), &place.ok_json(&[&how[..], &what, base].concat()));
         }
     }
 }
@@ -153,6 +157,9 @@ fn random_recipe(place: &Place, seed: u64, most: usize) -> (Vec<String>, String)
         0 => sets.push("train.method=lora".into()),
         1 if !text_to_text => sets.push("train.method=bitfit".into()),
         _ => {}
+    }
+    if sets.last().is_some_and(|set| set.starts_with("train.method=")) {
+        sets.push(format!("model.base={}", one(&["f32", "bf16", "int8"], pick(3))));
     }
     if pick(5) == 0 && sets[1] != "keep.policy=exact" {
         sets.push("keep.ratio=auto".into());

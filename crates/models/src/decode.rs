@@ -152,9 +152,9 @@ pub fn greedy(
 
 /// The token with the largest logit for each row of x (b, d). The logits' factor is positive and changes nothing.
 fn most_likely(tape: &Tape<'_>, head: Head, x: Tensor) -> Vec<u32> {
-    let (device, weight) = (tape.device(), &tape.param(head.weight).value);
+    let (device, weight) = (tape.device(), tape.param(head.weight).value.stored());
     let mut logits = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
-    device.kernels().linear(&x, &weight.into(), None, &mut logits);
+    device.kernels().linear(&x, &weight, None, &mut logits);
     let mut tokens = device.empty(Class::Workspace, DType::U32, &[x.rows()]);
     device.kernels().largest(&logits, &mut tokens);
     tokens.to_vec()
@@ -183,7 +183,7 @@ mod tests {
             let mut add = |name: &str, rows: usize| {
                 let id = params.add(name, &[rows, WIDTH], true);
                 let key = Key::new(5).named(name);
-                params[id].value.write_f64((0..(rows * WIDTH) as u64).map(|i| key.normal(i)));
+                params[id].value.dense_mut().write_f64((0..(rows * WIDTH) as u64).map(|i| key.normal(i)));
                 id
             };
             let words = add("words", WORDS);

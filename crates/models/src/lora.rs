@@ -122,6 +122,8 @@ pub fn adapt(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<()> {
         let scale = modules.iter().map(|(m, _)| config.scale_of(m)).find(|&s| s != 0.0).unwrap_or(1.0);
         let a = modules.iter().map(|(m, _)| Part { key: format!("{m}{A}"), rows: rank, dims: &[], init });
         let a = registry.add_stacked(&a.collect::<Vec<_>>(), &[input]);
+        // frozen or not, it is no weight of the base
+        registry.params[a].matrix = false;
         let b = modules
             .iter()
             .map(|(m, rows)| (registry.add(&format!("{m}{B}"), &[rows.len(), rank], &[], Init::Zeros), rows.start));
@@ -132,9 +134,18 @@ pub fn adapt(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<()> {
         return Err(Error::usage("lora.targets: names no linear but those that train.modules_to_save trains whole")
             .hint("name others, or use train.method = \"bitfit\" to train the head and the biases"));
     }
-    let key = Key::new(seed).named("lora");
-    (before..registry.entries.len()).for_each(|i| registry.init(i, key));
+    init(model, seed);
     Ok(())
+}
+
+/// Initialises all adapters from `seed`, as [`adapt`] does.
+pub fn init(model: &mut Model, seed: u64) {
+    let (registry, key) = (&mut model.registry, Key::new(seed).named("lora"));
+    for i in 0..registry.entries.len() {
+        if is_adapter_key(&registry.entries[i].key) {
+            registry.init(i, key);
+        }
+    }
 }
 
 /// Adds every adapter's `s·B·A` to its weight and removes it: the model computes the same without it.
@@ -142,10 +153,10 @@ pub fn merge(model: &mut Model) {
     let (linears, registry) = model.linears_mut();
     for dense in linears {
         let Some(LowRank { a, b, scale, .. }) = dense.adapter_mut().take() else { continue };
-        let a = registry.params[a].value.to_f64();
+        let a = registry.params[a].value.dense().to_f64();
         let (weight, input) = (dense.weight(), dense.inputs());
         for (j, (b, first)) in b.into_iter().enumerate() {
-            let b = &registry.params[b].value;
+            let b = registry.params[b].value.dense();
             let (out, rank, b) = (b.rows(), b.cols(), b.to_f64());
             let a = &a[j * rank * input..];
             registry.edit_rows(weight, first..first + out, |i, w| {
@@ -180,7 +191,7 @@ pub(crate) mod tests {
 
     pub(crate) fn numbers(registry: &Registry, i: usize) -> Vec<f64> {
         let entry = &registry.entries[i];
-        registry.params[entry.param].value.to_f64()[entry.range()].to_vec()
+        registry.params[entry.param].value.dense().to_f64()[entry.range()].to_vec()
     }
 
     pub(crate) fn settings(targets: &[&str]) -> LoraConfig {

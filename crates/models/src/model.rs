@@ -29,6 +29,11 @@ impl Model {
         Self { config, registry, net }
     }
 
+    /// Moves the model to a device, without its numbers: they are to be read or initialised, adapters' too.
+    pub fn move_to(&mut self, device: &Device) {
+        self.registry.params.move_to(device);
+    }
+
     /// Initialises every parameter as for pre-training.
     pub fn init(&mut self, seed: u64) {
         (0..self.registry.entries.len()).for_each(|i| self.registry.init(i, Key::new(seed)));

@@ -1,10 +1,11 @@
 //! The parameters of a model, tied to the keys of its checkpoint.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use colrow_autograd::{ParamId, Params};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Error, Result, Tensor};
+use colrow_tensor::{Base, DType, Device, Error, Result, Weight};
 use rayon::prelude::*;
 
 use crate::checkpoint::safetensors::{Data, Saved, Weights};
@@ -70,12 +71,21 @@ pub struct Registry {
     pub params: Params,
     /// The checkpoint's tensors, in the order of the model.
     pub entries: Vec<Entry>,
+    /// Where what is held in codes was read from.
+    pub(crate) origin: Option<Origin>,
+}
+
+/// A checkpoint, and its names of entries' keys.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) weights: Weights,
+    pub(crate) names: HashMap<String, String>,
 }
 
 impl Registry {
     /// An empty registry.
     pub fn new(device: &Device, dtype: DType) -> Self {
-        Self { params: Params::new(device, dtype), entries: Vec::new() }
+        Self { params: Params::new(device, dtype), entries: Vec::new(), origin: None }
     }
 
     /// A parameter that is one tensor of the checkpoint. Matrices decay, vectors do not.
@@ -108,7 +118,8 @@ impl Registry {
         if value.device().is_meta() {
             return Ok(());
         }
-        weights.read_parts(name, range.len(), |first, part| write(value, range.start + first, part))
+        let mut writer = value.writer(range.start);
+        weights.read_parts(name, range.len(), |_, part| writer.push(part))
     }
 
     /// Writes the numbers of entry `i` piece by piece: `numbers` gets the number of a piece's first element, and the piece.
@@ -119,11 +130,12 @@ impl Registry {
         if value.device().is_meta() {
             return;
         }
+        let mut writer = value.writer(range.start);
         let mut piece = vec![0.0; PIECE.min(range.len())];
         for first in (0..range.len()).step_by(PIECE) {
             let piece = &mut piece[..PIECE.min(range.len() - first)];
             numbers(first, piece);
-            write(value, range.start + first, piece);
+            writer.push(piece);
         }
     }
 
@@ -141,7 +153,7 @@ impl Registry {
 
     /// Changes rows of a parameter, one by one: `edit` gets a row's number in the range, and the row.
     pub(crate) fn edit_rows(&mut self, param: ParamId, rows: Range<usize>, mut edit: impl FnMut(usize, &mut [f32])) {
-        let value = &mut self.params[param].value;
+        let value = self.params[param].value.dense_mut();
         if value.device().is_meta() {
             return;
         }
@@ -156,16 +168,40 @@ impl Registry {
 
     /// The f32 tensors of the entries that are `chosen`, as a checkpoint stores them.
     pub fn saved(&self, chosen: impl Fn(&Entry) -> bool) -> Vec<Saved<'_>> {
-        let saved = |entry: &Entry| Saved {
-            name: entry.key.clone(),
-            shape: entry.shape.clone(),
-            data: Data::On {
-                of: &self.params[entry.param].value,
-                first: entry.range().start,
-                len: entry.range().len(),
-            },
-        };
+        let saved =
+            |entry: &Entry| Saved { name: entry.key.clone(), shape: entry.shape.clone(), data: self.data(entry) };
         self.entries.iter().filter(|e| chosen(e)).map(saved).collect()
+    }
+
+    /// The numbers of an entry. Those of what is held in codes are the checkpoint's own; where it has none, those of the codes.
+    fn data(&self, entry: &Entry) -> Data<'_> {
+        let range = entry.range();
+        match (&self.params[entry.param].value, &self.origin) {
+            (Weight::Dense(of), _) => Data::On { of, first: range.start, len: range.len() },
+            (Weight::Coded(of), Some(Origin { weights, names })) => match names.get(&entry.key) {
+                Some(name) => Data::Stored { weights, name, len: range.len() },
+                None => Data::Coded { of, first: entry.first, len: range.len() },
+            },
+            (Weight::Coded(of), None) => Data::Coded { of, first: entry.first, len: range.len() },
+        }
+    }
+
+    /// Holds every matrix that is frozen in codes, if `base` has any. Whether there is one.
+    pub fn hold_frozen(&mut self, base: Base) -> bool {
+        let Some(format) = base.format() else { return false };
+        let mut any = false;
+        for (_, param) in self.params.iter_mut().filter(|(_, p)| p.matrix && !p.trainable) {
+            if let Weight::Dense(_) = param.value {
+                param.value = param.value.coded(format);
+            }
+            any = true;
+        }
+        any
+    }
+
+    /// Whether anything is held in codes.
+    pub fn holds_codes(&self) -> bool {
+        self.params.iter().any(|(_, p)| matches!(p.value, Weight::Coded(_)))
     }
 
     /// Whether an entry is learned.
@@ -178,7 +214,7 @@ impl Registry {
     /// # Errors
     /// A parameter that is frozen in part: stacked tensors are learned together.
     pub fn freeze(&mut self, frozen: impl Fn(&str) -> bool) -> Result<()> {
-        let Self { params, entries } = self;
+        let Self { params, entries, .. } = self;
         let mut keys = vec![Vec::new(); params.len()];
         entries.iter().for_each(|e| keys[e.param.index()].push(e.key.as_str()));
         for ((_, param), keys) in params.iter_mut().zip(keys) {
@@ -198,14 +234,6 @@ impl Registry {
 
 /// Elements that are written at once.
 const PIECE: usize = 1 << 18;
-
-/// Writes numbers to a float tensor, from an element on.
-fn write(value: &mut Tensor, first: usize, numbers: &[f32]) {
-    match value.dtype() {
-        DType::F64 => value.write_range(first, &numbers.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
-        _ => value.write_range(first, numbers),
-    }
-}
 
 /// Numbers `first..` of a stream.
 fn draw(first: usize, out: &mut [f32], number: impl Fn(u64) -> f64 + Sync) {

@@ -44,6 +44,7 @@ pub mod printable;
 mod profile;
 pub mod rng;
 mod tensor;
+mod weight;
 
 pub use backend::{Backend, Target};
 pub use certain::certain_rows;
@@ -65,3 +66,4 @@ pub use pool::{Buffer, Pool};
 pub use precision::Precision;
 pub use profile::{Cost, Profile};
 pub use tensor::Tensor;
+pub use weight::{Base, Weight, Writer};

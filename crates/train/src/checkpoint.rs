@@ -146,7 +146,7 @@ pub fn not_finite(engine: &Engine) -> Option<String> {
     let params = &engine.model.registry.params;
     let mut sums = params.device().zeros(Class::Workspace, DType::F64, &[params.len().max(1)]);
     for (id, param) in params.iter().filter(|(_, p)| p.trainable) {
-        params.device().kernels().sum_squares(&param.value, id.index(), &mut sums);
+        params.device().kernels().sum_squares(param.value.dense(), id.index(), &mut sums);
     }
     let sums = sums.to_f64();
     if sums.iter().all(|sum| sum.is_finite()) {
@@ -159,7 +159,7 @@ pub fn not_finite(engine: &Engine) -> Option<String> {
             of.read_range(first, &mut numbers);
             numbers.iter().all(|x| x.is_finite())
         }
-        Data::F32(_) | Data::U8(_) => true,
+        _ => true,
     };
     learned(engine).into_iter().find(|saved| !sound(saved)).map(|saved| saved.name)
 }

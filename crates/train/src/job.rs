@@ -11,7 +11,7 @@ use colrow_models::lora;
 use colrow_models::model::Model;
 use colrow_models::net::Site;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Error, Result};
+use colrow_tensor::{Device, Error, Result};
 
 use crate::data::{BatchBy, Fingerprint, Lengths, Sampler, TokenisedSet, outermost};
 use crate::fit::{self, Fit};
@@ -25,7 +25,7 @@ use crate::recipe::{self, CacheIn, Recipe};
 use crate::schedule::{lr_at, warmup_steps};
 use crate::step::{Engine, Hyperparameters};
 use crate::tasks::Task;
-use crate::trained::{choose_trained, lora_config};
+use crate::trained::{self, choose_trained, lora_config};
 use crate::usage::Usage;
 
 /// A labelled development set.
@@ -250,9 +250,7 @@ impl Job {
         let sites = match recipe.train.method == self.recipe.train.method {
             true => &self.sites,
             false => {
-                let mut blank = Model::new(self.config.clone(), &Device::meta(1), DType::F32);
-                choose_trained(&mut blank, recipe)?;
-                adapted = blank.sites();
+                adapted = trained::blank(self.config.clone(), recipe)?.sites();
                 &adapted
             }
         };
@@ -311,10 +309,13 @@ impl Job {
     pub fn model(&mut self) -> Result<Model> {
         let device = Device::cpu_with(self.recipe.train.precision);
         let anew = Anew { head: true, body: self.recipe.model.init_missing };
-        let loaded = load::model(&self.model_dir, self.config.clone(), &device, DType::F32, self.recipe.seed, anew)?;
+        // what is held in codes is known before anything is read
+        let mut model = trained::blank(self.config.clone(), &self.recipe)?;
+        model.move_to(&device);
+        let loaded = load::read(&self.model_dir, model, self.recipe.seed, anew)?;
         self.warnings.extend(loaded.warnings);
         let mut model = loaded.model;
-        choose_trained(&mut model, &self.recipe)?;
+        lora::init(&mut model, self.recipe.seed);
         if let Some(settings) = lora_config(&self.recipe, &self.config) {
             let lost = |key: &&String| !lora::is_saved_whole(&settings.modules_to_save, key);
             if let Some(key) = loaded.initialised.iter().find(lost) {

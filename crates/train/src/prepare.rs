@@ -6,8 +6,7 @@ use std::sync::Arc;
 use colrow_models::checkpoint::hub::{self, Needs};
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
-use colrow_models::model::Model;
-use colrow_tensor::{DType, Device, Error, Result};
+use colrow_tensor::{Error, Result};
 
 use crate::data::{self, Columns, Examples, LabelMap, Sampler, Split, Tokeniser};
 use crate::job::{DevSet, Job, batch_by};
@@ -18,7 +17,7 @@ use crate::odd;
 use crate::recipe::{self, Recipe};
 use crate::score::Scorer;
 use crate::tasks::Task;
-use crate::trained::choose_trained;
+use crate::trained;
 use crate::usage::Usage;
 
 fn columns(data: &recipe::Data) -> Columns {
@@ -125,9 +124,7 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
         .map(|(prefix, examples)| Ok(DevSet { prefix, set: tokens(examples, "development data", &tokeniser)? }));
     let dev = dev.collect::<Result<Vec<_>>>()?;
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
-    let mut blank = Model::new(config.clone(), &Device::meta(1), DType::F32);
-    choose_trained(&mut blank, &recipe)?;
-    let sites = blank.sites();
+    let sites = trained::blank(config.clone(), &recipe)?.sites();
     let policy = Arc::new(policy(&recipe.keep, &sites)?);
     check_auto(&recipe, &sites)?;
     let auto = auto_sites(&recipe.keep, &sites);

@@ -5,7 +5,7 @@ use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::Model;
 use colrow_models::registry::NUM_LABELS;
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Base, DType, Device, Error, Result};
 
 use crate::recipe::{self, Method, Recipe};
 
@@ -46,10 +46,11 @@ fn is_frozen(train: &recipe::Train, whole: &[String], key: &str) -> bool {
     !learned && !lora::is_saved_whole(whole, key) || train.is_frozen(key)
 }
 
-/// Gives the model the recipe's adapters and freezes what the recipe does not train.
+/// Gives the model the recipe's adapters, freezes what the recipe does not train, and holds the matrices among that as `model.base` says.
 ///
 /// # Errors
-/// A pattern that names no linear, module or parameter, or a part of a stacked weight; patterns that freeze all parameters.
+/// A pattern that names no linear, module or parameter, or a part of a stacked weight; patterns that freeze all parameters; a
+/// `model.base` for which nothing is frozen.
 pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
     let train = &recipe.train;
     let entries = &model.registry.entries;
@@ -90,5 +91,23 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
         return Err(Error::usage("train.freeze: every parameter is frozen; nothing is left to learn")
             .hint(format!("leave out {least}")));
     }
+    let base = recipe.model.base;
+    if !model.registry.hold_frozen(base) && base != Base::F32 {
+        return Err(Error::usage(format!("model.base: \"{base}\" is for matrices that are not trained, and all are"))
+            .hint(HELD_IF_FROZEN));
+    }
     Ok(())
+}
+
+/// What to do where `model.base` has nothing to hold.
+pub(crate) const HELD_IF_FROZEN: &str = "train adapters (train.method = \"lora\") or biases (\"bitfit\"), name what stays as it is in train.freeze, or leave out model.base";
+
+/// A model as `recipe` trains it, without numbers and without memory; [`Model::move_to`] gives it a device.
+///
+/// # Errors
+/// Those of [`choose_trained`].
+pub fn blank(config: Config, recipe: &Recipe) -> Result<Model> {
+    let mut blank = Model::new(config, &Device::meta(1), DType::F32);
+    choose_trained(&mut blank, recipe)?;
+    Ok(blank)
 }

@@ -12,7 +12,7 @@ use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::Model;
 use colrow_models::tokens::Tokens;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Estimator, Result};
+use colrow_tensor::{Base, DType, Device, Estimator, Result};
 use colrow_train::data::{Batch, Labels, Lengths};
 use colrow_train::keeping;
 use colrow_train::machine::Resident;
@@ -333,7 +333,16 @@ fn large() -> [Config; 3] {
 /// What is trained, with its name.
 type Trained = (&'static str, Rc<dyn Fn(&mut Model) -> Result<()>>);
 
-/// All parameters, all but some, adapters.
+/// With what is frozen in codes.
+fn held(base: Base, choose: impl Fn(&mut Model) -> Result<()>) -> impl Fn(&mut Model) -> Result<()> {
+    move |model| {
+        choose(model)?;
+        assert!(model.registry.hold_frozen(base));
+        Ok(())
+    }
+}
+
+/// All parameters, all but some, adapters; frozen weights as they are and in codes.
 fn trained(config: &Config) -> Vec<Trained> {
     let target = if config.family().head == HeadKind::Language { "q" } else { "query" };
     let lora = LoraConfig {
@@ -353,7 +362,9 @@ fn trained(config: &Config) -> Vec<Trained> {
     vec![
         ("all", Rc::new(freeze(|_| false))),
         ("all but the first layer", Rc::new(freeze(|key| key.contains(".0.")))),
-        ("adapters", Rc::new(adapted)),
+        ("adapters", Rc::new(adapted.clone())),
+        ("adapters on int8", Rc::new(held(Base::Int8, adapted))),
+        ("all but the first layer, in bf16", Rc::new(held(Base::Bf16, freeze(|key| key.contains(".0."))))),
     ]
 }
 
@@ -659,7 +670,7 @@ fn snapshot(norms: &NormMemory) -> (Running, Vec<u8>) {
 }
 
 fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
-    engine.model.registry.params.iter().map(|(_, p)| (p.name.clone(), p.value.to_f64())).collect()
+    engine.model.registry.params.iter().map(|(_, p)| (p.name.clone(), common::floats(&p.value))).collect()
 }
 
 /// Products here are large enough to be divided among threads.
@@ -712,11 +723,11 @@ fn numbers_that_are_not_finite_are_located() {
         engine.step(&micros, 1e-3, 1, false).unwrap();
         let mut params = engine.model.registry.params.iter_mut().map(|(_, p)| p);
         let param = params.find(|p| p.name.split(" + ").any(|name| name == key)).unwrap();
-        let mut value = param.value.to_f64();
+        let mut value = param.value.dense().to_f64();
         // first row, last part: of a stack, q and v
         value[1] = bad;
         *value.last_mut().unwrap() = bad;
-        param.value.write_f64(value);
+        param.value.dense_mut().write_f64(value);
         drop(params);
         let state = |engine: &Engine| {
             format!("{:?} {:?}", weights(engine), engine.gradient.norms.as_ref().map(|n| snapshot(n)))
@@ -748,8 +759,8 @@ fn locate_a_gradient_that_is_not_finite(optim: Hyperparameters) {
     micro.labels = Some(Labels::Value(vec![1e19, 1e19]));
     for (_, p) in engine.model.registry.params.iter_mut() {
         match p.name.as_str() {
-            "classifier.weight" => p.value.write_f64(std::iter::repeat_n(1e25, 20)),
-            "bert.pooler.dense.weight" => p.value.write_f64(std::iter::repeat_n(0.0, 400)),
+            "classifier.weight" => p.value.dense_mut().write_f64(std::iter::repeat_n(1e25, 20)),
+            "bert.pooler.dense.weight" => p.value.dense_mut().write_f64(std::iter::repeat_n(0.0, 400)),
             _ => {}
         }
     }

@@ -75,7 +75,7 @@ fn run(problem: Problem, states: States) -> (Vec<f64>, Vec<f64>) {
         value
     });
     let losses = losses.collect();
-    (losses, params[w].value.to_f64())
+    (losses, params[w].value.dense().to_f64())
 }
 
 /// Steps are off by a few per cent, either way (see `moments_in_eight_bits_follow_those_in_floats`): so are losses on the way, by half of that, as the

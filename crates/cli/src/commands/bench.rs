@@ -9,9 +9,9 @@ use colrow_autograd::{CachePlace, NormSource};
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::files;
-use colrow_models::model::Model;
+use colrow_models::lora;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Cost, DType, Device, Error, Named, Precision, Result};
+use colrow_tensor::{Base, Cost, Device, Error, Named, Precision, Result};
 use colrow_train::data::Lengths;
 use colrow_train::machine;
 use colrow_train::plan::Plan;
@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// What is trained.
     #[arg(long, value_parser = choice::<Method>(), default_value = "full")]
     method: Method,
+    /// How the matrices that are not trained are held.
+    #[arg(long, value_parser = choice::<Base>(), default_value = "f32")]
+    base: Base,
     /// Rank of adapters.
     #[arg(long, value_name = "R", default_value_t = 8, value_parser = whole(1..=1 << 16))]
     lora_rank: usize,
@@ -201,7 +204,8 @@ impl<'a> Bench<'a> {
         };
         let train = recipe::Train { method: args.method, precision: args.precision, ..recipe::Train::default() };
         let lora = recipe::Lora { rank: args.lora_rank, ..recipe::Lora::default() };
-        let recipe = Recipe { train, lora, keep, optim: args.optim(), seed: args.seed, ..Recipe::default() };
+        let model = recipe::Model { base: args.base, ..recipe::Model::default() };
+        let recipe = Recipe { model, train, lora, keep, optim: args.optim(), seed: args.seed, ..Recipe::default() };
         Ok(Self { args, blank: Blank::new(config, recipe)?, lengths })
     }
 
@@ -251,9 +255,10 @@ impl<'a> Bench<'a> {
         let (n, all) = (micro.tokens.ids.len(), lengths.tokens());
         micro.places = Some((0..n as u64).collect());
         micro.target_places = Some((n as u64..all as u64).collect());
-        let mut model = Model::new(blank.config.clone(), &device, DType::F32);
+        let mut model = trained::blank(blank.config.clone(), &blank.recipe)?;
+        model.move_to(&device);
         model.init(args.seed);
-        trained::choose_trained(&mut model, &blank.recipe)?;
+        lora::init(&mut model, args.seed);
         let policy = blank.policy.clone();
         let mut engine =
             Engine::new(model, Hyperparameters::from(&blank.recipe.optim)).keeping(policy, all, CachePlace::Memory)?;
@@ -305,6 +310,7 @@ impl<'a> Bench<'a> {
             "precision": args.precision,
             "keep": blank.recipe.keep.policy,
             "method": args.method,
+            "base": args.base,
             "profile": profile,
             "optimizer_states": args.optimizer_states,
             "update": args.update,

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::family::Family;
 use crate::lora;
 use crate::model::Model;
+use crate::registry::{Entry, Origin};
 
 /// A model and what the user should know about its weights.
 #[derive(Debug)]
@@ -40,14 +41,22 @@ pub fn model(dir: &Path, config: Config, device: &Device, dtype: DType, seed: u6
     if !anew.head {
         config.check_head().map_err(|e| e.at(dir.join(CONFIG_FILE).display()))?;
     }
+    read(dir, Model::new(config, device, dtype), seed, anew)
+}
+
+/// As [`model`], into a model that may be adapted, frozen, and held in codes: what is, is rounded as it is read. Adapters stay as they are.
+///
+/// # Errors
+/// As there.
+pub fn read(dir: &Path, mut model: Model, seed: u64, anew: Anew) -> Result<Loaded> {
     let weights = Weights::open(dir)?;
-    let mut model = Model::new(config, device, dtype);
-    let wanted: Vec<Wanted> = model
-        .registry
-        .entries
-        .iter()
-        .map(|e| Wanted { key: e.key.clone(), shape: e.shape.clone(), dims: e.dims })
-        .collect();
+    let entries = &model.registry.entries;
+    let base: Vec<usize> = (0..entries.len()).filter(|&i| !lora::is_adapter_key(&entries[i].key)).collect();
+    let wanted = base.iter().map(|&i| {
+        let Entry { key, shape, dims, .. } = &entries[i];
+        Wanted { key: key.clone(), shape: shape.clone(), dims }
+    });
+    let wanted: Vec<Wanted> = wanted.collect();
     let matched = match_keys(model.config.family(), &wanted, weights.shapes(), anew, dir)?;
     for Tied { keys: [a, b], hint } in &matched.tied {
         if !weights.are_equal(a, b)? {
@@ -56,11 +65,16 @@ pub fn model(dir: &Path, config: Config, device: &Device, dtype: DType, seed: u6
                 .hint(format!("this model has one tensor where the checkpoint has two; {hint}")));
         }
     }
-    for (i, name) in matched.keys.iter().enumerate() {
+    for (&i, name) in base.iter().zip(&matched.keys) {
         match name {
             Some(name) => model.registry.read(i, &weights, name)?,
             None => model.registry.init(i, Key::new(seed).named("init")),
         }
+    }
+    if model.registry.holds_codes() {
+        let names = wanted.into_iter().zip(&matched.keys).filter_map(|(w, name)| Some((w.key, name.clone()?)));
+        let names = names.collect();
+        model.registry.origin = Some(Origin { weights, names });
     }
     let warnings = matched.warnings();
     let initialised = [matched.missing, matched.replaced].concat();

@@ -6,7 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use colrow_tensor::{DType, Element, Error, Result, Tensor};
+use colrow_tensor::{Coded, DType, Element, Error, Result, Tensor};
 use half::{bf16, f16};
 pub use safetensors::Dtype;
 use serde_json::{Map, json};
@@ -265,6 +265,24 @@ pub enum Data<'a> {
         /// Their number.
         len: usize,
     },
+    /// A tensor of another file, as [`Weights::read_parts`] reads it.
+    Stored {
+        /// The file.
+        weights: &'a Weights,
+        /// The tensor's name there.
+        name: &'a str,
+        /// Its elements.
+        len: usize,
+    },
+    /// The numbers of a matrix in codes, from row `first` on.
+    Coded {
+        /// The matrix.
+        of: &'a Coded,
+        /// The first row.
+        first: usize,
+        /// Their number.
+        len: usize,
+    },
 }
 
 impl Data<'_> {
@@ -272,13 +290,13 @@ impl Data<'_> {
         match self {
             Data::F32(x) => x.len(),
             Data::U8(x) => x.len(),
-            Data::On { len, .. } => *len,
+            Data::On { len, .. } | Data::Stored { len, .. } | Data::Coded { len, .. } => *len,
         }
     }
 
     fn is_wide(&self) -> bool {
         match self {
-            Data::F32(_) => true,
+            Data::F32(_) | Data::Stored { .. } | Data::Coded { .. } => true,
             Data::U8(_) => false,
             Data::On { of, .. } => of.dtype() != DType::U8,
         }
@@ -345,6 +363,26 @@ fn write_to(out: &mut impl Write, header: &[u8], order: &[Data<'_>]) -> io::Resu
                 on_device(of, first, len, CHUNK, |x: &[u8]| out.write_all(x))?;
             }
             Data::On { of, first, len } => on_device(of, first, len, CHUNK / 4, |x: &[f32]| write(out, x))?,
+            Data::Stored { weights, name, len } => {
+                let mut written = Ok(());
+                let each = |_, x: &[f32]| {
+                    if written.is_ok() {
+                        written = write(out, x);
+                    }
+                };
+                weights.read_parts(name, len, each).map_err(|e| io::Error::other(e.to_string()))?;
+                written?;
+            }
+            Data::Coded { of, first, len } => {
+                let rows = len / of.cols;
+                let most = (CHUNK / 4 / of.cols).max(1);
+                let mut part = vec![0.0; most.min(rows) * of.cols];
+                for start in (0..rows).step_by(most) {
+                    let part = &mut part[..most.min(rows - start) * of.cols];
+                    of.read_rows(first + start, part);
+                    write(out, part)?;
+                }
+            }
         }
     }
     Ok(())

@@ -200,6 +200,24 @@ pub(super) fn quantise<T: Float>(key: Option<Key>, d: usize, x: &[T], target: Ta
     );
 }
 
+/// The nearest codes, and scales, of rows of `d` numbers.
+pub(crate) fn encoded<T: Float>(format: Format, d: usize, rows: &[T]) -> (Vec<u8>, Vec<T>) {
+    let n = rows.len() / d.max(1);
+    let (mut codes, mut scale) = (vec![0; n * format.bytes(d)], vec![T::ZERO; n * format.groups(d)]);
+    if !codes.is_empty() {
+        quantise(None, d, rows, Target { format, codes: &mut codes, scale: &mut scale });
+    }
+    (codes, scale)
+}
+
+/// The numbers of rows of `d` of them.
+pub(crate) fn decoded<T: Float>(format: Format, d: usize, (codes, scale): (&[u8], &[T]), rows: &mut [T]) {
+    let (bytes, groups) = (format.bytes(d), format.groups(d));
+    for (i, y) in rows.chunks_exact_mut(d).enumerate() {
+        decode(format, &codes[i * bytes..][..bytes], &scale[i * groups..][..groups], 0, y);
+    }
+}
+
 /// Reads rows of a matrix, however it is kept.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a, T> {

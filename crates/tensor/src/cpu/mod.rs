@@ -4,7 +4,7 @@
 mod activation;
 pub(crate) mod attention;
 mod coded;
-mod codes;
+pub(crate) mod codes;
 mod columns;
 pub(crate) mod instructions;
 mod loss;

@@ -18,7 +18,7 @@ use std::path::Path;
 use colrow_autograd::{NormSource, glob_matches};
 use colrow_models::checkpoint::names::RECIPE;
 use colrow_models::files;
-use colrow_tensor::{Error, Estimator, Precision, Result};
+use colrow_tensor::{Base, Error, Estimator, Precision, Result};
 use serde::{Serialize, Serializer};
 
 use crate::step::{Hyperparameters, States, When};
@@ -82,11 +82,13 @@ pub struct Model {
     pub dropout: Option<f64>,
     /// Whether weights that the checkpoint lacks are initialised at random. Those of a head always are.
     pub init_missing: bool,
+    /// How the matrices that are not trained are held.
+    pub base: Base,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { path: String::new(), revision: "main".into(), dropout: None, init_missing: false }
+        Self { path: String::new(), revision: "main".into(), dropout: None, init_missing: false, base: Base::F32 }
     }
 }
 

@@ -3,15 +3,16 @@
 //! Nothing stops at the first problem. A table reads the keys it knows; what is left over is unknown, and is explained
 //! at the end, when every known key has been asked for once.
 
-use colrow_tensor::Result;
+use colrow_tensor::{Base, Result};
 use globset::Glob;
 
 use super::document::{At, Document, Entries, Node, Problem, Value, report};
 use super::rules::{
     LIKE, MOST_STEPS, bytes, choice, every, flag, glob, label, number, ratio, text, whole_number, wrong,
 };
-use super::{BatchSize, Data, Keeping, Lora, Model, Optim, Recipe, SiteException, Train};
+use super::{BatchSize, Data, Keeping, Lora, Method, Model, Optim, Recipe, SiteException, Train};
 use crate::step::Hyperparameters;
+use crate::trained::HELD_IF_FROZEN;
 use crate::unknown::nearest;
 
 /// See [`Recipe::parse`].
@@ -70,6 +71,7 @@ fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
     let d = Recipe::default();
     let mut t = Table { walk, path: String::new(), at: At::File, entries };
     let update = t.at_within("optim", "update").unwrap_or(At::File);
+    let base = t.at_within("model", "base").unwrap_or(At::File);
     let recipe = Recipe {
         task: t.get("task", text).unwrap_or(d.task),
         seed: t.get("seed", whole_number(0..=i128::from(u64::MAX))).unwrap_or(d.seed),
@@ -83,6 +85,14 @@ fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
     };
     for reason in Hyperparameters::from(&recipe.optim).refusals(recipe.train.accumulate) {
         t.problem(update, reason);
+    }
+    let Recipe { model, train, .. } = &recipe;
+    if model.base != Base::F32 && train.method == Method::Full && train.freeze.is_empty() {
+        let held = format!(
+            "`model.base` = \"{}\" is for what is not trained, and train.method = \"full\" trains all",
+            model.base
+        );
+        t.problem(base, format!("{held}; {HELD_IF_FROZEN}"));
     }
     t.finish();
     recipe
@@ -98,6 +108,7 @@ fn model(t: &mut Table<'_, '_>, whole: bool) -> Model {
         revision: t.get("revision", text).unwrap_or(d.revision),
         dropout: t.get("dropout", number("a number in [0, 1)", probability)),
         init_missing: t.get("init_missing", flag).unwrap_or(d.init_missing),
+        base: t.get("base", choice).unwrap_or(d.base),
     }
 }
 
@@ -624,7 +635,7 @@ mod tests {
             ("optimizer.lr=1", "unknown key `optimizer`; did you mean `optim`?"),
             ("train.epoch=1", "unknown key `train.epoch`; did you mean `train.epochs`?"),
             ("model.weight_deacy=1", "unknown key `model.weight_deacy`; did you mean `optim.weight_decay`?"),
-            ("model.qqq=1", "unknown key `model.qqq`; there are `path`, `revision`, `dropout`, `init_missing`"),
+            ("model.qqq=1", "unknown key `model.qqq`; there are `path`, `revision`, `dropout`, `init_missing`, `base`"),
             (
                 "keep.sites.\"a.b\".ratios=1",
                 "unknown key `keep.sites.\"a.b\".ratios`; did you mean `keep.sites.\"a.b\".ratio`?",

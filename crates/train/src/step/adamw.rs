@@ -140,7 +140,7 @@ impl Optimizer {
     /// Moments of zero.
     pub fn new(settings: Hyperparameters, params: &Params) -> Self {
         let moments: Vec<_> =
-            params.iter().map(|(_, p)| p.trainable.then(|| Moments::new(settings.states, &p.value))).collect();
+            params.iter().map(|(_, p)| p.trainable.then(|| Moments::new(settings.states, p.value.dense()))).collect();
         let gradients = moments.iter().map(|_| None).collect();
         Self { settings, device: params.device().clone(), moments, step: 0, lr: 0.0, factor: None, gradients }
     }
@@ -152,9 +152,9 @@ impl Optimizer {
         let how = AdamW { lr: self.lr, beta1, beta2, eps, weight_decay, step: self.step };
         let kernels = self.device.kernels();
         match moments {
-            Moments::Float([m, v]) => kernels.adamw(&how, factor, gradient, &mut param.value, m, v),
+            Moments::Float([m, v]) => kernels.adamw(&how, factor, gradient, param.value.dense_mut(), m, v),
             Moments::EightBit([m, m_scale, r, r_scale]) => {
-                kernels.adamw_8bit(&how, factor, gradient, &mut param.value, [m, m_scale], [r, r_scale]);
+                kernels.adamw_8bit(&how, factor, gradient, param.value.dense_mut(), [m, m_scale], [r, r_scale]);
             }
         }
     }

@@ -11,7 +11,7 @@ use colrow_models::checkpoint::safetensors::Weights;
 use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Result};
+use colrow_tensor::{DType, Device, Result, Weight};
 use colrow_train::data::Batch;
 use colrow_train::objective::Outputs;
 use colrow_train::step::Hyperparameters;
@@ -79,10 +79,22 @@ pub(crate) fn paper(config: &Config, choose_trained: &dyn Fn(&mut Model) -> Resu
     by_patterns(config, choose_trained, &names)
 }
 
+/// The numbers of a weight, in codes or not.
+pub(crate) fn floats(weight: &Weight) -> Vec<f64> {
+    match weight {
+        Weight::Dense(x) => x.to_f64(),
+        Weight::Coded(x) => {
+            let mut numbers = vec![0.0; weight.len()];
+            x.read_rows(0, &mut numbers);
+            numbers.into_iter().map(f64::from).collect()
+        }
+    }
+}
+
 pub(crate) fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
     let registry = &engine.model.registry;
     let entries = registry.entries.iter();
-    entries.map(|e| (e.key.clone(), registry.params[e.param].value.to_f64()[e.range()].to_vec())).collect()
+    entries.map(|e| (e.key.clone(), registry.params[e.param].value.dense().to_f64()[e.range()].to_vec())).collect()
 }
 
 /// A tensor of a file.

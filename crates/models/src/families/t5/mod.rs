@@ -275,6 +275,8 @@ impl Stack {
         let key = format!("{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
         let dims = &["relative_attention_num_buckets", "num_heads"];
         let bias = r.add(&key, &shape, dims, Init::Normal(std));
+        // attention reads it, not a product
+        r.params[bias].matrix = false;
         let block = |i| Block::new(config, i, name, r);
         let blocks = (0..layers).map(block).map(Arc::new).collect();
         let norm = Norm::rms(r, "", &format!("{name}.final_layer_norm"), config.width(), config.layer_norm_epsilon);

@@ -1,0 +1,111 @@
+//! `model.base`: runs whose frozen matrices are held in codes.
+
+mod common;
+
+use colrow_models::weights::Weights;
+use common::{Place, config, rows, t5_config, tsv};
+use serde_json::Value;
+
+fn numbers(place: &Place, file: &str, key: &str) -> Vec<f32> {
+    let weights = Weights::open_file(&place.path(file)).unwrap();
+    let mut numbers = vec![0.0; weights.shape(key).unwrap_or_else(|| panic!("{key}")).iter().product()];
+    weights.read(key, &mut numbers).unwrap();
+    numbers
+}
+
+/// Two labels, and two models whose rows are no whole groups.
+fn place() -> Place {
+    let place = Place::new();
+    let mut wide = config();
+    wide["hidden_size"] = 72.into();
+    place.model("bert", &wide);
+    let mut t5 = t5_config();
+    t5["d_model"] = 72.into();
+    place.t5("t5", &t5);
+    place.write("recipe.toml", common::RECIPE.replace("classify", "sst2"));
+    place.write("train.tsv", tsv(&rows(40, 1, None)));
+    place
+}
+
+/// The saved model without what the adapter or the biases bring is the checkpoint, to the bit; plan and run agree; a resumed run is the run.
+#[test]
+fn runs_over_codes_are_planned_resumed_and_merged() {
+    let place = place();
+    for (model, base, method) in
+        [("bert", "int8", "lora"), ("t5", "bf16", "lora"), ("t5", "int8", "lora-fa"), ("bert", "int8", "bitfit")]
+    {
+        let name = format!("{model}-{base}-{method}");
+        let path = format!("model.path=./{model}");
+        let (base, method) = (format!("model.base={base}"), format!("train.method={method}"));
+        let sets = [&*path, &base, &method, "train.save_every=3", "train.steps=8", "keep.policy=lean", "optim.lr=1e-2"];
+        let args = |output: &str| {
+            let sets = sets.iter().map(|s| (*s).to_owned()).chain([format!("output={output}")]);
+            sets.flat_map(|s| ["--set".to_owned(), s]).collect::<Vec<_>>()
+        };
+        let command = |first: &[&str], output: &str| -> Value {
+            let args = args(output);
+            place.ok_json(&first.iter().copied().chain(args.iter().map(String::as_str)).collect::<Vec<_>>())
+        };
+        let (whole, parts) = (format!("{name}-whole"), format!("{name}-parts"));
+        let planned = command(&["plan", "recipe.toml", "--json"], "none");
+        let run = command(&["train", "recipe.toml", "--json"], &whole);
+        assert_eq!(planned["peak_bytes_by_class"], run["peak_bytes_by_class"], "{name}");
+        command(&["train", "recipe.toml", "--json"], &parts);
+        // as if the process had ended after step 3
+        for step in place.names(&format!("{parts}/checkpoints")).iter().filter(|step| *step != "step-3") {
+            std::fs::remove_dir_all(place.path(&format!("{parts}/checkpoints/{step}"))).unwrap();
+        }
+        std::fs::remove_file(place.path(&format!("{parts}/summary.json"))).unwrap();
+        command(&["train", "recipe.toml", "--json", "--resume"], &parts);
+        assert_eq!(place.metrics(&whole), place.metrics(&parts), "{name}");
+        let adapter = method.contains("lora");
+        let file = if adapter { "model/adapter_model.safetensors" } else { "model/model.safetensors" };
+        assert!(place.read(&format!("{whole}/{file}")) == place.read(&format!("{parts}/{file}")), "{name}");
+
+        let saved = if adapter {
+            let out = format!("{name}-merged");
+            place.ok(&["merge", "--model", &format!("{whole}/model"), "--out", &out]);
+            out
+        } else {
+            format!("{whole}/model")
+        };
+        let source = format!("{model}/model.safetensors");
+        let untouched = match model {
+            "t5" => ["shared.weight", "encoder.block.0.layer.1.DenseReluDense.wi.weight"],
+            _ => ["bert.embeddings.word_embeddings.weight", "bert.encoder.layer.1.output.dense.weight"],
+        };
+        for key in untouched {
+            assert!(
+                numbers(&place, &format!("{saved}/model.safetensors"), key) == numbers(&place, &source, key),
+                "{key}"
+            );
+        }
+        let eval = place.ok_json(&["eval", "--model", &saved, "--data", "dev.tsv", "--task", "sst2", "--json"]);
+        let (loss, trained) = (eval["loss"].as_f64().unwrap(), run["final"]["loss"].as_f64().unwrap());
+        // the saved model has the checkpoint's numbers, the run had their codes
+        assert!((loss - trained).abs() < 0.05 * trained.max(0.1), "{name}: {loss} {trained}");
+    }
+}
+
+#[test]
+fn a_base_without_frozen_matrices_is_refused() {
+    let place = place();
+    for (sets, needles) in [
+        (&["model.base=int8"][..], &["`model.base` = \"int8\" is for what is not trained", "train.freeze"][..]),
+        (&["model.base=bf16", "train.freeze=['*LayerNorm*']"], &["model.base: \"bf16\" is for matrices", "\"lora\""]),
+        (&["model.base=int4"], &["model.base: expected one of \"f32\", \"bf16\", \"int8\", found the string \"int4\""]),
+    ] {
+        let sets = sets.iter().flat_map(|s| ["--set", s]);
+        let ran = place
+            .run(&["plan", "recipe.toml", "--set", "model.path=./bert"].into_iter().chain(sets).collect::<Vec<_>>());
+        assert_eq!(ran.code, Some(2), "{}", ran.err);
+        assert!(needles.iter().all(|needle| ran.err.contains(needle)), "{}", ran.err);
+    }
+    let frozen = ["model.path=./bert", "model.base=int8", "train.freeze=['*encoder*']", "train.steps=1"];
+    let plan = |sets: &[&str]| {
+        let sets = sets.iter().flat_map(|s| ["--set", s]);
+        place.ok_json(&["plan", "recipe.toml", "--json"].into_iter().chain(sets).collect::<Vec<_>>())
+    };
+    let weights = |plan: &Value| plan["peak_bytes_by_class"]["weights"].as_u64().unwrap();
+    assert!(weights(&plan(&frozen)) < weights(&plan(&[frozen[0], frozen[2], frozen[3]])));
+}

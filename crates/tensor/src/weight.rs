@@ -1,0 +1,242 @@
+//! A weight: its numbers, or a matrix in fewer bits that nothing changes.
+
+use crate::codes::{Code, Coded, Format, Stored};
+use crate::tensor::Tensor;
+use crate::{Class, DType, Device};
+
+crate::named! {
+    /// How weights that are not trained are held.
+    Base {
+        /// As they are: 4 bytes a weight.
+        F32 = "f32",
+        /// The nearest bfloat16: 2 bytes.
+        Bf16 = "bf16",
+        /// Whole multiples, −127…127, of a scale that 64 neighbours of a row share, largest/127: a byte, and 4/64 for the scale.
+        Int8 = "int8",
+    }
+}
+
+impl Base {
+    /// Its codes, if it has any.
+    pub fn format(self) -> Option<Format> {
+        let code = match self {
+            Self::F32 => return None,
+            Self::Bf16 => Code::Bf16,
+            Self::Int8 => Code::Int8,
+        };
+        Some(Format { code, group: 64 })
+    }
+}
+
+/// The numbers of a parameter.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// As they are.
+    Dense(Tensor),
+    /// A matrix in codes.
+    Coded(Coded),
+}
+
+impl Weight {
+    /// As kernels read a matrix.
+    pub fn stored(&self) -> Stored<'_> {
+        match self {
+            Self::Dense(x) => Stored::Exact(x),
+            Self::Coded(x) => Stored::Coded(x),
+        }
+    }
+
+    /// Lengths of the axes.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Dense(x) => x.shape().to_vec(),
+            Self::Coded(x) => vec![x.codes.rows(), x.cols],
+        }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows of a matrix; the length of a vector.
+    pub fn rows(&self) -> usize {
+        self.stored().rows()
+    }
+
+    /// Columns of a matrix; 1 for a vector.
+    pub fn cols(&self) -> usize {
+        self.stored().cols()
+    }
+
+    /// The type of the numbers.
+    pub fn dtype(&self) -> DType {
+        self.stored().dtype()
+    }
+
+    /// Where they are.
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Dense(x) => x.device(),
+            Self::Coded(x) => x.codes.device(),
+        }
+    }
+
+    /// Bytes that they take.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(x) => x.bytes(),
+            Self::Coded(x) => x.codes.bytes() + x.scale.bytes(),
+        }
+    }
+
+    /// The numbers of what is trained, or no matrix: that is never in codes.
+    pub fn dense(&self) -> &Tensor {
+        match self {
+            Self::Dense(x) => x,
+            Self::Coded(_) => panic!("{DENSE}"),
+        }
+    }
+
+    /// As [`Weight::dense`], writable.
+    pub fn dense_mut(&mut self) -> &mut Tensor {
+        match self {
+            Self::Dense(x) => x,
+            Self::Coded(_) => panic!("{DENSE}"),
+        }
+    }
+
+    /// The same numbers in codes, the nearest: a matrix, in [`Class::Weights`].
+    #[must_use]
+    pub fn coded(&self, format: Format) -> Self {
+        let x = self.dense();
+        let mut coded = Coded::empty(x.device(), Class::Weights, x.dtype(), [x.rows(), x.cols()], format);
+        x.device().kernels().quantise(None, x, &mut coded);
+        Self::Coded(coded)
+    }
+
+    /// A weight of this shape and kind on a device: zeros, or codes that are to be written.
+    #[must_use]
+    pub fn blank(&self, device: &Device) -> Self {
+        match self {
+            Self::Dense(x) => Self::Dense(device.zeros(Class::Weights, x.dtype(), x.shape())),
+            Self::Coded(x) => {
+                let size = [x.codes.rows(), x.cols];
+                Self::Coded(Coded::empty(device, Class::Weights, x.scale.dtype(), size, x.format))
+            }
+        }
+    }
+
+    /// Writes numbers one behind the other, from an element on; where they become codes, the first of a row.
+    pub fn writer(&mut self, first: usize) -> Writer<'_> {
+        Writer { weight: self, next: first, pending: Vec::new() }
+    }
+}
+
+const DENSE: &str = "what is trained, or read as a tensor, is not in codes";
+
+/// Writes the numbers of a [`Weight`] in pieces of any length. What becomes codes is rounded row by row, to the same codes however it comes.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    weight: &'a mut Weight,
+    /// The element that the next number, or the first pending one, is.
+    next: usize,
+    /// Of a row that is not whole.
+    pending: Vec<f32>,
+}
+
+impl Writer<'_> {
+    /// Writes the next numbers.
+    pub fn push(&mut self, numbers: &[f32]) {
+        match self.weight {
+            Weight::Dense(x) => {
+                match x.dtype() {
+                    DType::F64 => x.write_range(self.next, &numbers.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
+                    _ => x.write_range(self.next, numbers),
+                }
+                self.next += numbers.len();
+            }
+            Weight::Coded(x) => {
+                self.pending.extend_from_slice(numbers);
+                let whole = self.pending.len() / x.cols * x.cols;
+                x.write_rows(self.next / x.cols, &self.pending[..whole]);
+                self.pending.drain(..whole);
+                self.next += whole;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Key;
+
+    fn numbers(n: usize) -> Vec<f32> {
+        (0..n as u64).map(|i| Key::new(2).normal(i) as f32).collect()
+    }
+
+    /// The same codes as of the whole matrix, whatever the pieces; only the rows that are written change.
+    #[test]
+    fn pieces_become_the_codes_of_the_whole() {
+        let device = Device::cpu();
+        for (rows, cols) in [(7, 150), (300, 64), (1, 3), (5, 1)] {
+            let all = numbers(rows * cols);
+            for format in [Base::Bf16, Base::Int8].map(|base| base.format().unwrap()) {
+                let dense = Weight::Dense(device.tensor(Class::Weights, &[rows, cols], &all));
+                let Weight::Coded(want) = dense.coded(format) else { panic!("codes") };
+                for piece in [1, 7, cols, 2 * cols + 1, rows * cols] {
+                    let mut weight = dense.coded(format).blank(&device);
+                    // the second half first
+                    for half in [rows / 2..rows, 0..rows / 2] {
+                        let mut writer = weight.writer(half.start * cols);
+                        all[half.start * cols..half.end * cols].chunks(piece).for_each(|piece| writer.push(piece));
+                    }
+                    let Weight::Coded(got) = weight else { panic!("codes") };
+                    assert_eq!(got.codes.to_vec::<u8>(), want.codes.to_vec::<u8>(), "{rows} {cols} {piece}");
+                    assert_eq!(got.scale.to_vec::<f32>(), want.scale.to_vec::<f32>());
+                    let mut back = vec![0.0; 2 * cols.min(rows * cols / 2)];
+                    let first = rows.saturating_sub(2);
+                    back.resize((rows - first) * cols, 0.0);
+                    got.read_rows(first, &mut back);
+                    let mut decoded = device.zeros(Class::Workspace, DType::F32, &[rows, cols]);
+                    device.kernels().read_rows(&Stored::Coded(&got).into(), None, &mut decoded);
+                    assert_eq!(back, decoded.to_vec::<f32>()[first * cols..]);
+                }
+            }
+        }
+    }
+
+    /// 4, 2 and 1 + 4/64 bytes a weight, on the meter as in the sum; half a step at most between a weight and its code.
+    #[test]
+    fn bytes_and_bounds() {
+        let device = Device::cpu();
+        let (rows, cols) = (6, 128);
+        let all = numbers(rows * cols);
+        for (base, bytes) in [(Base::F32, 4 * 768), (Base::Bf16, 2 * 768), (Base::Int8, 768 + 768 / 16)] {
+            let dense = Weight::Dense(device.tensor(Class::Weights, &[rows, cols], &all));
+            let weight = match base.format() {
+                Some(format) => dense.coded(format),
+                None => dense.clone(),
+            };
+            drop(dense);
+            assert_eq!((weight.bytes(), device.meter().live().weights), (bytes, bytes), "{base}");
+            assert_eq!((weight.shape(), weight.len()), (vec![rows, cols], rows * cols));
+            let Weight::Coded(coded) = &weight else { continue };
+            let mut back = vec![0.0; rows * cols];
+            coded.read_rows(0, &mut back);
+            for (group, read) in all.chunks(64).zip(back.chunks(64)) {
+                let largest = group.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+                for (x, y) in group.iter().zip(read) {
+                    let bound = if base == Base::Int8 { largest / 254.0 * 1.0001 } else { x.abs() / 256.0 };
+                    assert!((x - y).abs() <= bound, "{base}: {x} {y}");
+                }
+            }
+        }
+    }
+}
