@@ -1,16 +1,19 @@
 //! A language model's head and its loss in one op: `Σ_i w_i·−log softmax(s·W·x_i)[labels_i] / Σ_i w_i`, x (n, d), W (v, d); without weights
 //! the mean.
 //!
-//! Logits are computed in chunks of rows and never whole: v is in the ten thousands. Keeps x and the labels; the backward pass computes each
-//! chunk's logits again, one more product for n·v numbers that are not held. A chunk's rows have one weight, so that its mean counts by its
+//! Logits are computed in chunks of rows and never whole: v is in the ten thousands. Keeps the labels, and x as the policy of its site says: as it
+//! is, in fewer bits (the loss is not linear in it: to the nearest), or nothing where it can be rebuilt. The backward pass computes each chunk's
+//! logits again from that, one more product for n·v numbers that are not held. A chunk's rows have one weight, so that its mean counts by its
 //! rows and that weight; rows of weight 0 are in none, and cost nothing.
 
 use std::collections::HashMap;
 
-use colrow_tensor::{Class, DType, Result, Tensor};
+use colrow_tensor::{Class, DType, Format, Result, Tensor};
 
+use crate::compress::{GROUP, quantised};
 use crate::kept::Kept;
 use crate::param::{Handle, ParamId};
+use crate::policy::Keep;
 use crate::sample::gather;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
@@ -29,7 +32,14 @@ pub struct Head {
 struct HeadLoss {
     x: Option<VarId>,
     input: Kept,
-    chunks: Vec<Chunk>,
+    /// Rows of x.
+    n: usize,
+    chunks: Chunks,
+}
+
+/// What is computed chunk by chunk.
+struct Chunks {
+    list: Vec<Chunk>,
     weight: Handle,
     scale: f64,
 }
@@ -50,22 +60,18 @@ struct Computed {
     dlogits: Tensor,
 }
 
-impl HeadLoss {
-    fn input(&self) -> &Tensor {
-        self.input.exact()
+impl Chunks {
+    /// The chunks in turn, each with its share; `x` has the rows of x that an index names.
+    fn computed(&self, x: impl Fn(&Tensor) -> Tensor) -> impl Iterator<Item = (f64, Computed)> {
+        self.list.iter().map(move |chunk| (chunk.share, self.compute(chunk, &x)))
     }
 
-    /// The chunks in turn, each with its share.
-    fn computed(&self) -> impl Iterator<Item = (f64, Computed)> {
-        self.chunks.iter().map(|chunk| (chunk.share, self.compute(chunk)))
-    }
-
-    fn compute(&self, Chunk { rows, labels, .. }: &Chunk) -> Computed {
-        let (input, weight) = (self.input(), self.weight.value.stored());
-        let (device, dtype) = (input.device(), input.dtype());
+    fn compute(&self, Chunk { rows, labels, .. }: &Chunk, x: impl Fn(&Tensor) -> Tensor) -> Computed {
+        let weight = self.weight.value.stored();
+        let (device, dtype) = (self.weight.value.device(), weight.dtype());
         let kernels = device.kernels();
         let index = device.tensor(Class::Workspace, &[rows.len()], rows);
-        let mut x = gather(input, &index, None);
+        let mut x = x(&index);
         kernels.scale(self.scale, None, &mut x);
         let mut logits = device.empty(Class::Workspace, dtype, &[rows.len(), weight.rows()]);
         kernels.linear(&x, &weight, None, &mut logits);
@@ -109,14 +115,27 @@ impl Tape<'_> {
                 Chunk { rows: rows.to_vec(), labels, share: weight * rows.len() as f64 / all }
             }));
         }
-        let op = HeadLoss { x: x.id, input: Kept::Exact(x.value.clone()), chunks, weight, scale: head.scale };
+        let chunks = Chunks { list: chunks, weight, scale: head.scale };
         let kernels = device.kernels();
         let mut total = device.zeros(Class::Workspace, DType::F64, &[1]);
-        op.computed().for_each(|(share, chunk)| kernels.accumulate(share, &chunk.loss, 0, &mut total));
+        let computed = chunks.computed(|index| gather(&x.value, index, None));
+        computed.for_each(|(share, chunk)| kernels.accumulate(share, &chunk.loss, 0, &mut total));
         let mut loss = device.zeros(Class::Workspace, x.value.dtype(), &[1]);
         kernels.accumulate(1.0, &total, 0, &mut loss);
         drop(total);
-        self.output(site, loss, x.id.is_some() || op.weight.trainable, || op)
+        let keep = self.keep(site);
+        self.output(site, loss, x.id.is_some() || chunks.weight.trainable, || HeadLoss {
+            x: x.id,
+            input: match (keep, &x.source) {
+                (Keep::Quantised(bits), _) => {
+                    Kept::Quantised(quantised(&x.value, Format { code: bits.code(), group: GROUP }, None))
+                }
+                (Keep::Nothing, Some(source)) => Kept::Rebuild(source.clone()),
+                _ => Kept::Exact(x.value.clone()),
+            },
+            n: x.value.rows(),
+            chunks,
+        })
     }
 }
 
@@ -126,21 +145,22 @@ impl Op for HeadLoss {
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        let labels = self.chunks.iter().map(|chunk| ("labels", &chunk.labels));
+        let labels = self.chunks.list.iter().map(|chunk| ("labels", &chunk.labels));
         [("input", &self.input)].into_iter().chain(labels).collect()
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        let weight = &self.weight;
+        let weight = &self.chunks.weight;
         let device = dy.device().clone();
         let kernels = device.kernels();
-        let rows: usize = self.chunks.iter().map(|chunk| chunk.rows.len()).sum();
-        let mut dx = self.x.map(|_| self.input().empty_like());
+        let rows: usize = self.chunks.list.iter().map(|chunk| chunk.rows.len()).sum();
+        let size = [self.n, weight.value.cols()];
+        let mut dx = self.x.map(|_| device.empty(Class::Workspace, weight.value.dtype(), &size));
         if let Some(dx) = dx.as_mut().filter(|dx| dx.rows() > rows) {
             // some rows count for nothing, and no chunk writes them
             kernels.zero(dx);
         }
-        for (share, Computed { index, x, mut dlogits, .. }) in self.computed() {
+        for (share, Computed { index, x, mut dlogits, .. }) in self.chunks.computed(|index| self.input.rows(index)) {
             kernels.scale(share, Some(&dy), &mut dlogits);
             if weight.trainable {
                 let (dw, beta) = grads.param(weight);
@@ -149,7 +169,7 @@ impl Op for HeadLoss {
             if let Some(dx) = &mut dx {
                 let mut part = x;
                 kernels.linear_backward(&dlogits, &weight.value.stored(), &mut part);
-                kernels.scale(self.scale, None, &mut part);
+                kernels.scale(self.chunks.scale, None, &mut part);
                 kernels.scatter_rows(&part, &index, dx);
             }
         }
@@ -166,8 +186,8 @@ mod tests {
     use colrow_tensor::rng::Key;
 
     use super::*;
-    use crate::Policy;
     use crate::testing::{check_gradients, check_precision, leaf, random_params, run, training};
+    use crate::{Bits, Policy};
 
     /// Equal to a linear and its loss, whichever of input and weight is learned.
     #[test]
@@ -241,6 +261,55 @@ mod tests {
         let none = run(&params, &mode, weighted(Some(vec![0.0; n]))).unwrap();
         assert_eq!(none.output, [0.0]);
         assert!(none.gradients.iter().flatten().flatten().all(|&g| g == 0.0));
+    }
+
+    /// Behind a norm and dropout the input is made again, to the same bits, and none of it is kept; in fewer bits it is nearly the same.
+    #[test]
+    fn the_input_is_kept_as_the_site_says() {
+        let device = Device::cpu();
+        let (n, d, v) = (7, 70, 11);
+        let labels: Vec<u32> = (0..n as u32).map(|i| i * 5 % v as u32).collect();
+        let weights = [1.0, 0.0, 2.0, 1.0, 1.0, 2.0, 1.0];
+        for dtype in [DType::F32, DType::F64] {
+            let (mut params, [x, g, w]) =
+                random_params(&device, dtype, [("x", &[n, d]), ("gamma", &[d]), ("w", &[v, d])]);
+            let f = |tape: &mut Tape<'_>| {
+                let x = leaf(tape, x);
+                let mut x = tape.rms_norm("norm", &x, g, 1e-6);
+                x = tape.dropout("dropout", x, 0.3);
+                tape.head_loss("head", &x, Head { weight: w, scale: 0.4 }, &labels, Some(&weights))
+            };
+            let mode = |keep| training(Key::new(1), true, Policy::new([("head".to_owned(), keep)]), None);
+            let kept = |keep| {
+                let mut tape = Tape::new(&params, mode(keep));
+                let loss = f(&mut tape);
+                let ledger = tape.ledger();
+                assert_eq!(ledger.total(), device.meter().live().kept);
+                drop(loss);
+                let input = ledger.entries.iter().find(|e| e.site == "head" && e.what == "input").unwrap().clone();
+                (input.keep, input.bytes)
+            };
+            let float = dtype.size();
+            assert_eq!(kept(Keep::Exact), ("exact".to_owned(), n * d * float));
+            assert_eq!(kept(Keep::Nothing), ("rebuild".to_owned(), 0));
+            assert_eq!(kept(Keep::Quantised(Bits::Int8)), ("int8".to_owned(), n * d + 2 * n * float));
+            assert_eq!(kept(Keep::Quantised(Bits::Bf16)), ("bf16".to_owned(), 2 * n * d));
+            let exact = run(&params, &mode(Keep::Exact), f).unwrap();
+            assert!(run(&params, &mode(Keep::Nothing), f).unwrap().same_bits(&exact));
+            for bits in [Bits::Int8, Bits::Bf16] {
+                let near = run(&params, &mode(Keep::Quantised(bits)), f).unwrap();
+                assert_eq!(near.output, exact.output);
+                let all =
+                    |run: &crate::testing::Run| run.gradients.iter().flatten().flatten().copied().collect::<Vec<_>>();
+                let (near, exact) = (all(&near), all(&exact));
+                let size = exact.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let error = near.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+                assert!(error > 0.0 && error < 0.01 * size, "{bits:?}: {error} of {size}");
+            }
+            if dtype == DType::F64 {
+                check_gradients(&mut params, &mode(Keep::Nothing), 200, f).unwrap();
+            }
+        }
     }
 
     /// With more logits than fit into a chunk the loss is the same, and no more than two chunks are in memory.

@@ -83,6 +83,14 @@ impl Kept {
         x
     }
 
+    /// The rows `index` of a matrix that is kept whole, or rebuilt.
+    pub(crate) fn rows(&self, index: &Tensor) -> Tensor {
+        match self {
+            Self::Rebuild(x) => x.rows(index),
+            kept => kept.read(Some(index)),
+        }
+    }
+
     /// The tensor that an op always keeps as it was; a mistake of the op, which panics, where it keeps something else.
     pub fn exact(&self) -> &Tensor {
         match self {

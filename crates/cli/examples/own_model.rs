@@ -32,7 +32,7 @@ impl Mlp {
             let weight = params.add(format!("{name}.weight"), &[outputs, inputs], true);
             let bias = params.add(format!("{name}.bias"), &[outputs], false);
             let (key, std) = (key.named(name), (1.0 / inputs as f64).sqrt());
-            params[weight].value.write_f64((0..).map(|i| std * key.normal(i)));
+            params[weight].value.dense_mut().write_f64((0..).map(|i| std * key.normal(i)));
             [weight, bias]
         };
         let (up, down) = (linear("up", HIDDEN, INPUTS), linear("down", CLASSES, HIDDEN));

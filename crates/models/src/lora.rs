@@ -122,12 +122,14 @@ pub fn adapt(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<()> {
         let scale = modules.iter().map(|(m, _)| config.scale_of(m)).find(|&s| s != 0.0).unwrap_or(1.0);
         let a = modules.iter().map(|(m, _)| Part { key: format!("{m}{A}"), rows: rank, dims: &[], init });
         let a = registry.add_stacked(&a.collect::<Vec<_>>(), &[input]);
-        // frozen or not, it is no weight of the base
-        registry.params[a].matrix = false;
         let b = modules
             .iter()
             .map(|(m, rows)| (registry.add(&format!("{m}{B}"), &[rows.len(), rank], &[], Init::Zeros), rows.start));
-        let b = b.collect();
+        let b: Vec<_> = b.collect();
+        // frozen or not, they are no weights of the base
+        for id in b.iter().map(|(b, _)| *b).chain([a]) {
+            registry.params[id].matrix = false;
+        }
         *dense.adapter_mut() = Some(LowRank { a, b, scale, dropout: config.dropout as f32 });
     }
     if registry.entries.len() == before {

@@ -1,15 +1,18 @@
 //! A model of any family: its parameters, its sites, what it makes of tokens.
 
-use colrow_autograd::{Mode, Tape, Var};
+use colrow_autograd::{Mode, RowsOf, Tape, Var};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 
 use crate::config::Config;
 use crate::decode;
 use crate::layers::Dense;
-use crate::net::{Language, Net, Site};
+use crate::net::{Language, Net, Site, SiteKind};
 use crate::registry::Registry;
 use crate::tokens::Tokens;
+
+/// The site of a head of tokens and its loss.
+const HEAD: &str = "lm_head";
 
 /// A model.
 #[derive(Debug)]
@@ -41,7 +44,9 @@ impl Model {
 
     /// Sites that keep something by a policy, in the order of the forward pass.
     pub fn sites(&self) -> Vec<Site> {
-        self.net.sites()
+        let mut sites = self.net.sites();
+        sites.extend(self.net.language().map(|_| Site::new(HEAD, RowsOf::Targets, SiteKind::Head)));
+        sites
     }
 
     /// The linears, and the registry of their parameters, to adapt them.
@@ -69,7 +74,7 @@ impl Model {
     pub fn text_loss(&self, tape: &mut Tape, tokens: &Tokens, targets: &Tokens) -> Result<Var> {
         let language = self.language("expected labels, found texts as targets")?;
         let x = language.hidden(tape, tokens, targets);
-        Ok(tape.head_loss("lm_head", &x, language.head(), &targets.ids, targets.weight.as_deref()))
+        Ok(tape.head_loss(HEAD, &x, language.head(), &targets.ids, targets.weight.as_deref()))
     }
 
     /// Greedy answers, at most `longest` tokens each: token ids up to the one that ends a text, which is left out.

@@ -13,6 +13,8 @@ use crate::tokens::Tokens;
 pub enum SiteKind {
     /// A linear or its adapters: an input.
     Linear,
+    /// A head of tokens and its loss: an input.
+    Head,
     /// A norm: ẑ.
     Norm,
     /// Attention: q, k and v.

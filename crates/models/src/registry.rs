@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use colrow_autograd::{ParamId, Params};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Base, DType, Device, Error, Result, Weight};
+use colrow_tensor::{BaseWeights, DType, Device, Error, Result, Weight};
 use rayon::prelude::*;
 
 use crate::checkpoint::safetensors::{Data, Saved, Weights};
@@ -187,7 +187,7 @@ impl Registry {
     }
 
     /// Holds every matrix that is frozen in codes, if `base` has any. Whether there is one.
-    pub fn hold_frozen(&mut self, base: Base) -> bool {
+    pub fn hold_frozen(&mut self, base: BaseWeights) -> bool {
         let Some(format) = base.format() else { return false };
         let mut any = false;
         for (_, param) in self.params.iter_mut().filter(|(_, p)| p.matrix && !p.trainable) {

@@ -143,10 +143,10 @@ fn settings() -> LoraConfig {
 fn adapted() -> Model {
     let mut model = model();
     lora::adapt(&mut model, &settings(), 1).unwrap();
-    let Registry { params, entries } = &mut model.registry;
+    let Registry { params, entries, .. } = &mut model.registry;
     for entry in entries.iter().filter(|e| lora::is_adapter_key(&e.key) && !lora::is_a_key(&e.key)) {
         let key = Key::new(2).named(&entry.key);
-        let value = &mut params[entry.param].value;
+        let value = params[entry.param].value.dense_mut();
         value.write_f64((0..value.len() as u64).map(|i| key.normal(i)));
     }
     model

@@ -1,9 +1,8 @@
 //! Matrices in fewer bits, and how kernels read a matrix that may be kept in them.
 
-use crate::cpu::codes::{decoded, encoded};
 use crate::rng::Key;
 use crate::tensor::Tensor;
-use crate::{Class, DType, Device, Float};
+use crate::{Class, DType, Device};
 
 /// How a number is written in fewer bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,41 +67,6 @@ impl Coded {
         let codes = device.empty(class, DType::U8, &[rows, format.bytes(cols)]);
         let scale = device.empty(class, dtype, &[rows, format.groups(cols)]);
         Self { format, cols, codes, scale }
-    }
-
-    /// Writes whole rows from the host, from row `first` on, as the nearest codes.
-    pub fn write_rows(&mut self, first: usize, rows: &[f32]) {
-        match self.scale.dtype() {
-            DType::F64 => self.encode(first, &rows.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
-            _ => self.encode(first, rows),
-        }
-    }
-
-    fn encode<T: Float>(&mut self, first: usize, rows: &[T]) {
-        let (codes, scale) = encoded(self.format, self.cols, rows);
-        self.codes.write_range(first * self.format.bytes(self.cols), &codes);
-        self.scale.write_range(first * self.format.groups(self.cols), &scale);
-    }
-
-    /// Reads whole rows to the host, from row `first` on; does nothing on the shape-only device.
-    pub fn read_rows(&self, first: usize, rows: &mut [f32]) {
-        match self.scale.dtype() {
-            DType::F64 => {
-                let mut wide = vec![0.0_f64; rows.len()];
-                self.decode(first, &mut wide);
-                rows.iter_mut().zip(wide).for_each(|(y, x)| *y = x as f32);
-            }
-            _ => self.decode(first, rows),
-        }
-    }
-
-    fn decode<T: Float>(&self, first: usize, rows: &mut [T]) {
-        let (bytes, groups) = (self.format.bytes(self.cols), self.format.groups(self.cols));
-        let count = rows.len() / self.cols;
-        let (mut codes, mut scale) = (vec![0_u8; count * bytes], vec![T::ZERO; count * groups]);
-        self.codes.read_range(first * bytes, &mut codes);
-        self.scale.read_range(first * groups, &mut scale);
-        decoded(self.format, self.cols, (&codes, &scale), rows);
     }
 }
 

@@ -1,12 +1,13 @@
 //! A weight: its numbers, or a matrix in fewer bits that nothing changes.
 
 use crate::codes::{Code, Coded, Format, Stored};
+use crate::cpu::codes::{decoded, encoded};
 use crate::tensor::Tensor;
-use crate::{Class, DType, Device};
+use crate::{Class, DType, Device, Float};
 
 crate::named! {
     /// How weights that are not trained are held.
-    Base {
+    BaseWeights {
         /// As they are: 4 bytes a weight.
         F32 = "f32",
         /// The nearest bfloat16: 2 bytes.
@@ -16,7 +17,7 @@ crate::named! {
     }
 }
 
-impl Base {
+impl BaseWeights {
     /// Its codes, if it has any.
     pub fn format(self) -> Option<Format> {
         let code = match self {
@@ -138,6 +139,43 @@ impl Weight {
     }
 }
 
+impl Coded {
+    /// Writes whole rows from the host, from row `first` on, as the nearest codes.
+    pub fn write_rows(&mut self, first: usize, rows: &[f32]) {
+        match self.scale.dtype() {
+            DType::F64 => self.encode(first, &rows.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
+            _ => self.encode(first, rows),
+        }
+    }
+
+    fn encode<T: Float>(&mut self, first: usize, rows: &[T]) {
+        let (codes, scale) = encoded(self.format, self.cols, rows);
+        self.codes.write_range(first * self.format.bytes(self.cols), &codes);
+        self.scale.write_range(first * self.format.groups(self.cols), &scale);
+    }
+
+    /// Reads whole rows to the host, from row `first` on; does nothing on the shape-only device.
+    pub fn read_rows(&self, first: usize, rows: &mut [f32]) {
+        match self.scale.dtype() {
+            DType::F64 => {
+                let mut wide = vec![0.0_f64; rows.len()];
+                self.decode(first, &mut wide);
+                rows.iter_mut().zip(wide).for_each(|(y, x)| *y = x as f32);
+            }
+            _ => self.decode(first, rows),
+        }
+    }
+
+    fn decode<T: Float>(&self, first: usize, rows: &mut [T]) {
+        let (bytes, groups) = (self.format.bytes(self.cols), self.format.groups(self.cols));
+        let count = rows.len() / self.cols;
+        let (mut codes, mut scale) = (vec![0_u8; count * bytes], vec![T::ZERO; count * groups]);
+        self.codes.read_range(first * bytes, &mut codes);
+        self.scale.read_range(first * groups, &mut scale);
+        decoded(self.format, self.cols, (&codes, &scale), rows);
+    }
+}
+
 const DENSE: &str = "what is trained, or read as a tensor, is not in codes";
 
 /// Writes the numbers of a [`Weight`] in pieces of any length. What becomes codes is rounded row by row, to the same codes however it comes.
@@ -187,7 +225,7 @@ mod tests {
         let device = Device::cpu();
         for (rows, cols) in [(7, 150), (300, 64), (1, 3), (5, 1)] {
             let all = numbers(rows * cols);
-            for format in [Base::Bf16, Base::Int8].map(|base| base.format().unwrap()) {
+            for format in [BaseWeights::Bf16, BaseWeights::Int8].map(|base| base.format().unwrap()) {
                 let dense = Weight::Dense(device.tensor(Class::Weights, &[rows, cols], &all));
                 let Weight::Coded(want) = dense.coded(format) else { panic!("codes") };
                 for piece in [1, 7, cols, 2 * cols + 1, rows * cols] {
@@ -218,7 +256,9 @@ mod tests {
         let device = Device::cpu();
         let (rows, cols) = (6, 128);
         let all = numbers(rows * cols);
-        for (base, bytes) in [(Base::F32, 4 * 768), (Base::Bf16, 2 * 768), (Base::Int8, 768 + 768 / 16)] {
+        for (base, bytes) in
+            [(BaseWeights::F32, 4 * 768), (BaseWeights::Bf16, 2 * 768), (BaseWeights::Int8, 768 + 768 / 16)]
+        {
             let dense = Weight::Dense(device.tensor(Class::Weights, &[rows, cols], &all));
             let weight = match base.format() {
                 Some(format) => dense.coded(format),
@@ -233,7 +273,7 @@ mod tests {
             for (group, read) in all.chunks(64).zip(back.chunks(64)) {
                 let largest = group.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
                 for (x, y) in group.iter().zip(read) {
-                    let bound = if base == Base::Int8 { largest / 254.0 * 1.0001 } else { x.abs() / 256.0 };
+                    let bound = if base == BaseWeights::Int8 { largest / 254.0 * 1.0001 } else { x.abs() / 256.0 };
                     assert!((x - y).abs() <= bound, "{base}: {x} {y}");
                 }
             }

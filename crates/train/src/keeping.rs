@@ -15,7 +15,7 @@ fn fits(kind: SiteKind, keep: SiteKeep) -> bool {
         SiteKeep::Int4 | SiteKeep::Bf16 => !matches!(kind, SiteKind::Relu | SiteKind::Block),
         SiteKeep::Recompute => kind == SiteKind::Block,
         SiteKeep::Rows => kind == SiteKind::Linear,
-        SiteKeep::Rebuild => matches!(kind, SiteKind::Linear | SiteKind::Attention),
+        SiteKeep::Rebuild => matches!(kind, SiteKind::Linear | SiteKind::Head | SiteKind::Attention),
     }
 }
 
@@ -30,6 +30,7 @@ fn preset(policy: PolicyName, site: &Site) -> SiteKeep {
         (PolicyName::Recompute, SiteKind::Block) => SiteKeep::Recompute,
         (_, SiteKind::Block) => SiteKeep::Exact,
         (_, SiteKind::Linear) => SiteKeep::Rows,
+        (_, SiteKind::Head) => SiteKeep::Rebuild,
         (PolicyName::Leanest, SiteKind::Attention) => SiteKeep::Rebuild,
         _ => SiteKeep::Int8,
     }
@@ -81,7 +82,7 @@ pub fn policy(keep: &recipe::Keeping, sites: &[Site]) -> Result<Policy> {
         }
         if let Some(keep) = exception.keep.filter(|&keep| !named.iter().any(|site| fits(site.kind, keep))) {
             return Err(Error::usage(format!("keep.sites: no site that `{pattern}` names can keep `{keep}`")).hint(
-                "linears keep anything, attention all but `rows`, norms and activations neither `rows` nor `rebuild`, a ReLU `exact` or `int8`, \
+                "linears keep anything, attention and a head of tokens all but `rows`, norms and activations neither `rows` nor `rebuild`, a ReLU `exact` or `int8`, \
                  a block `exact` or `recompute`",
             ));
         }

@@ -5,9 +5,9 @@ use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::Model;
 use colrow_models::registry::NUM_LABELS;
-use colrow_tensor::{Base, DType, Device, Error, Result};
+use colrow_tensor::{BaseWeights, DType, Device, Error, Result};
 
-use crate::recipe::{self, Method, Recipe};
+use crate::recipe::{self, HELD_IF_FROZEN, Method, Recipe};
 
 fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()
@@ -92,15 +92,12 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
             .hint(format!("leave out {least}")));
     }
     let base = recipe.model.base;
-    if !model.registry.hold_frozen(base) && base != Base::F32 {
+    if !model.registry.hold_frozen(base) && base != BaseWeights::F32 {
         return Err(Error::usage(format!("model.base: \"{base}\" is for matrices that are not trained, and all are"))
             .hint(HELD_IF_FROZEN));
     }
     Ok(())
 }
-
-/// What to do where `model.base` has nothing to hold.
-pub(crate) const HELD_IF_FROZEN: &str = "train adapters (train.method = \"lora\") or biases (\"bitfit\"), name what stays as it is in train.freeze, or leave out model.base";
 
 /// A model as `recipe` trains it, without numbers and without memory; [`Model::move_to`] gives it a device.
 ///

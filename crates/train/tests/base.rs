@@ -4,18 +4,18 @@ mod common;
 
 use std::sync::Arc;
 
-use colrow_autograd::Store;
+use colrow_autograd::CachePlace;
+use colrow_models::checkpoint::load::{self, Anew};
+use colrow_models::checkpoint::save::save_model_folder;
 use colrow_models::config::Config;
-use colrow_models::load::{self, Anew};
+use colrow_models::family::HeadKind;
 use colrow_models::lora;
 use colrow_models::model::Model;
-use colrow_models::save::save_model_folder;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Base, DType, Device, Weight};
+use colrow_tensor::{BaseWeights, DType, Device, Weight};
 use colrow_train::data::{Batch, Labels, Lengths};
-use colrow_train::engine::Engine;
-use colrow_train::optim::Settings;
 use colrow_train::recipe::Recipe;
+use colrow_train::step::{Engine, Hyperparameters};
 use colrow_train::{keeping, trained};
 
 fn configs() -> Vec<Config> {
@@ -50,12 +50,14 @@ fn model(config: &Config, recipe: &Recipe) -> Model {
 
 fn engine(model: Model, recipe: &Recipe) -> Engine {
     let policy = Arc::new(keeping::policy(&recipe.keep, &model.sites()).unwrap());
-    let engine = Engine::new(model, Settings::from(&recipe.optim)).keeping(policy, 1000, Store::Memory).unwrap();
-    Engine { key: Key::new(5), dropout: true, ..engine }
+    let engine = Engine::new(model, Hyperparameters::from(&recipe.optim));
+    let mut engine = engine.keeping(policy, 1000, CachePlace::Memory).unwrap();
+    (engine.gradient.key, engine.gradient.dropout) = (Key::new(5), true);
+    engine
 }
 
 fn batch(engine: &Engine) -> Batch {
-    let is_text = engine.model.config.architecture.vocab_size() == 61 && engine.model.sites()[0].name.contains("block");
+    let is_text = engine.model.config.family().head == HeadKind::Language;
     let lengths = Lengths { sources: vec![9, 14, 5], targets: is_text.then(|| vec![3, 2, 4]) };
     let mut batch = engine.objective.blank(&lengths);
     let key = Key::new(11);
@@ -166,11 +168,11 @@ fn only_frozen_matrices_of_products_and_tables_are_coded() {
             let is_coded = matches!(p.value, Weight::Coded(_));
             assert_eq!(is_coded, !dense.iter().any(|part| p.name.contains(part)), "{}", p.name);
         }
-        let bytes = |base: Base| {
+        let bytes = |base: BaseWeights| {
             let model = trained::blank(config.clone(), &with(&format!("model.base={base}"))).unwrap();
             model.registry.params.iter().map(|(_, p)| p.value.bytes()).sum::<usize>()
         };
-        let [f32, bf16, int8] = [Base::F32, Base::Bf16, Base::Int8].map(bytes);
+        let [f32, bf16, int8] = [BaseWeights::F32, BaseWeights::Bf16, BaseWeights::Int8].map(bytes);
         assert!(int8 < bf16 && bf16 < f32, "{f32} {bf16} {int8}");
     }
     let nothing = trained::blank(configs().remove(0), &recipe(&["model.base=int8", "train.freeze=['*LayerNorm*']"]));

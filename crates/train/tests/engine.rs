@@ -12,7 +12,7 @@ use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::Model;
 use colrow_models::tokens::Tokens;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Base, DType, Device, Estimator, Result};
+use colrow_tensor::{BaseWeights, DType, Device, Estimator, Result};
 use colrow_train::data::{Batch, Labels, Lengths};
 use colrow_train::keeping;
 use colrow_train::machine::Resident;
@@ -334,7 +334,7 @@ fn large() -> [Config; 3] {
 type Trained = (&'static str, Rc<dyn Fn(&mut Model) -> Result<()>>);
 
 /// With what is frozen in codes.
-fn held(base: Base, choose: impl Fn(&mut Model) -> Result<()>) -> impl Fn(&mut Model) -> Result<()> {
+fn held(base: BaseWeights, choose: impl Fn(&mut Model) -> Result<()>) -> impl Fn(&mut Model) -> Result<()> {
     move |model| {
         choose(model)?;
         assert!(model.registry.hold_frozen(base));
@@ -363,8 +363,8 @@ fn trained(config: &Config) -> Vec<Trained> {
         ("all", Rc::new(freeze(|_| false))),
         ("all but the first layer", Rc::new(freeze(|key| key.contains(".0.")))),
         ("adapters", Rc::new(adapted.clone())),
-        ("adapters on int8", Rc::new(held(Base::Int8, adapted))),
-        ("all but the first layer, in bf16", Rc::new(held(Base::Bf16, freeze(|key| key.contains(".0."))))),
+        ("adapters on int8", Rc::new(held(BaseWeights::Int8, adapted))),
+        ("all but the first layer, in bf16", Rc::new(held(BaseWeights::Bf16, freeze(|key| key.contains(".0."))))),
     ]
 }
 

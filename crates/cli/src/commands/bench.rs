@@ -11,7 +11,7 @@ use colrow_models::family::HeadKind;
 use colrow_models::files;
 use colrow_models::lora;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Base, Cost, Device, Error, Named, Precision, Result};
+use colrow_tensor::{BaseWeights, Cost, Device, Error, Named, Precision, Result};
 use colrow_train::data::Lengths;
 use colrow_train::machine;
 use colrow_train::plan::Plan;
@@ -52,8 +52,8 @@ pub(crate) struct Args {
     #[arg(long, value_parser = choice::<Method>(), default_value = "full")]
     method: Method,
     /// How the matrices that are not trained are held.
-    #[arg(long, value_parser = choice::<Base>(), default_value = "f32")]
-    base: Base,
+    #[arg(long, value_parser = choice::<BaseWeights>(), default_value = "f32")]
+    base: BaseWeights,
     /// Rank of adapters.
     #[arg(long, value_name = "R", default_value_t = 8, value_parser = whole(1..=1 << 16))]
     lora_rank: usize,

@@ -18,13 +18,14 @@ use std::path::Path;
 use colrow_autograd::{NormSource, glob_matches};
 use colrow_models::checkpoint::names::RECIPE;
 use colrow_models::files;
-use colrow_tensor::{Base, Error, Estimator, Precision, Result};
+use colrow_tensor::{BaseWeights, Error, Estimator, Precision, Result};
 use serde::{Serialize, Serializer};
 
 use crate::step::{Hyperparameters, States, When};
 
 pub use choice::{CacheIn, Estimate, Method, PolicyName, Schedule, SiteKeep};
 pub use difference::Difference;
+pub(crate) use parse::HELD_IF_FROZEN;
 pub use rules::parse_bytes;
 
 /// More than any recipe needs; a larger file is not one.
@@ -83,12 +84,18 @@ pub struct Model {
     /// Whether weights that the checkpoint lacks are initialised at random. Those of a head always are.
     pub init_missing: bool,
     /// How the matrices that are not trained are held.
-    pub base: Base,
+    pub base: BaseWeights,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { path: String::new(), revision: "main".into(), dropout: None, init_missing: false, base: Base::F32 }
+        Self {
+            path: String::new(),
+            revision: "main".into(),
+            dropout: None,
+            init_missing: false,
+            base: BaseWeights::F32,
+        }
     }
 }
 

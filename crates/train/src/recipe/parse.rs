@@ -3,7 +3,7 @@
 //! Nothing stops at the first problem. A table reads the keys it knows; what is left over is unknown, and is explained
 //! at the end, when every known key has been asked for once.
 
-use colrow_tensor::{Base, Result};
+use colrow_tensor::{BaseWeights, Result};
 use globset::Glob;
 
 use super::document::{At, Document, Entries, Node, Problem, Value, report};
@@ -12,7 +12,6 @@ use super::rules::{
 };
 use super::{BatchSize, Data, Keeping, Lora, Method, Model, Optim, Recipe, SiteException, Train};
 use crate::step::Hyperparameters;
-use crate::trained::HELD_IF_FROZEN;
 use crate::unknown::nearest;
 
 /// See [`Recipe::parse`].
@@ -53,6 +52,9 @@ pub(super) fn check_train(recipe: &Recipe, file: &str) -> Result<()> {
     if problems.is_empty() { Ok(()) } else { Err(report(problems, file, &[])) }
 }
 
+/// What to do where `model.base` has nothing to hold.
+pub(crate) const HELD_IF_FROZEN: &str = "train adapters (train.method = \"lora\") or biases (\"bitfit\"), name what stays as it is in train.freeze, or leave out model.base";
+
 /// Most tokens of an example: beyond what any model reads.
 const MOST_LENGTH: i128 = 1 << 20;
 /// The same of an answer.
@@ -87,7 +89,7 @@ fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
         t.problem(update, reason);
     }
     let Recipe { model, train, .. } = &recipe;
-    if model.base != Base::F32 && train.method == Method::Full && train.freeze.is_empty() {
+    if model.base != BaseWeights::F32 && train.method == Method::Full && train.freeze.is_empty() {
         let held = format!(
             "`model.base` = \"{}\" is for what is not trained, and train.method = \"full\" trains all",
             model.base
