@@ -32,6 +32,9 @@ pub(super) unsafe fn multiply(panels: [*const u32; 2], slice: Range<usize>, targ
     unsafe { vector::multiply::<F32<false>>(panels, slice, targets, place) }
 }
 
+/// Rows of a in a panel: those of a tile, so that it reads its panel from one end to the other.
+pub(super) const PANEL_ROWS: usize = 6;
+
 struct Avx2;
 
 /// Lanes before `count` have their highest bit set.
@@ -97,9 +100,18 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn write(to: *mut u32, words: __m256i) {
+    unsafe fn write(to: *mut u32, count: usize, words: __m256i) {
         // SAFETY: as this function requires.
-        unsafe { _mm256_store_si256(to.cast(), words) };
+        unsafe {
+            match count {
+                6 => {
+                    // masked stores are slow on some processors
+                    _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(words));
+                    _mm_storel_epi64(to.add(4).cast(), _mm256_extracti128_si256::<1>(words));
+                }
+                _ => _mm256_store_si256(to.cast(), words),
+            }
+        }
     }
 
     #[inline(always)]
@@ -167,8 +179,9 @@ impl<const ROUNDED: bool> F32<ROUNDED> {
 impl<const ROUNDED: bool> Format for F32<ROUNDED> {
     type Vector = Avx2;
     const COLUMNS: usize = 1;
-    // with two vectors of columns ten or twelve sums, of sixteen registers
-    const TILES: &'static [usize] = &[6, 5, 5];
+    // with two vectors of columns twelve sums, of sixteen registers
+    const PANEL: usize = PANEL_ROWS;
+    const TILE_ROWS: usize = 6;
     const TILE_VECTORS: usize = 2;
 
     #[inline(always)]

@@ -108,7 +108,8 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn write(to: *mut u32, words: __m512i) {
+    unsafe fn write(to: *mut u32, count: usize, words: __m512i) {
+        debug_assert!(count == LANES);
         // SAFETY: as this function requires.
         unsafe { _mm512_store_si512(to.cast(), words) };
     }
@@ -157,7 +158,8 @@ struct F32;
 impl Format for F32 {
     type Vector = Avx512;
     const COLUMNS: usize = 1;
-    const TILES: &'static [usize] = &[8, 8];
+    const PANEL: usize = LANES;
+    const TILE_ROWS: usize = 8;
     const TILE_VECTORS: usize = 3;
 
     #[inline(always)]
@@ -195,7 +197,8 @@ impl Bf16 {
 impl Format for Bf16 {
     type Vector = Avx512;
     const COLUMNS: usize = 2;
-    const TILES: &'static [usize] = &[8, 8];
+    const PANEL: usize = LANES;
+    const TILE_ROWS: usize = 8;
     const TILE_VECTORS: usize = 3;
 
     #[inline(always)]

@@ -31,10 +31,8 @@ use crate::map::Map;
 /// Rows of an operand in a panel: as many as the widest vector has f32.
 const LANES: usize = 16;
 /// Words of a row in a packed block: long enough to hide reading and writing c, short enough for a second-level cache to hold
-/// the panels of a task's rows beside those of a few columns.
+/// the panels of a task's rows, of one plane, beside those of a few columns.
 const DEPTH: usize = 384;
-/// Words of the panels of a task's rows, of all planes.
-const ROWS_WORDS: usize = strassen::PRODUCTS * 32 * DEPTH;
 /// Rows of a task at most.
 const TASK_ROWS: usize = 128;
 /// Words of the panels of columns that are packed at once: 8 MiB, as a machine that shares its last-level cache with others may have no
@@ -161,6 +159,8 @@ impl Source for CodedView<'_, f32> {
 #[derive(Clone, Copy)]
 struct Panels {
     ptr: *mut u32,
+    /// Rows in a panel.
+    rows: usize,
     /// Words of a panel.
     each: usize,
     per_plane: usize,
@@ -258,12 +258,32 @@ impl Unit {
         Parts::new(k, DEPTH * self.columns_per_word(), 2 * LANES)
     }
 
-    /// Words of four bytes in a panel.
-    fn panel_words(self, depth: usize) -> usize {
-        LANES * depth.div_ceil(self.columns_per_word())
+    /// Words of four bytes in so many columns of a row.
+    fn words(self, columns: usize) -> usize {
+        columns.div_ceil(self.columns_per_word())
     }
 
-    /// Packs a part of an operand, [`LANES`] rows into each panel.
+    /// Rows of a in a panel.
+    fn panel_rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::Avx2Rounded => avx2::PANEL_ROWS,
+            _ => LANES,
+        }
+    }
+
+    /// Words of the panels of a task's rows, of all planes. The more rows, the less often b is read; the panels of a plane that waits for its
+    /// turn may go to the last-level cache and back. What was faster in each, measured.
+    fn rows_words(self) -> usize {
+        let rows = match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::Avx2Rounded => 96,
+            _ => 32,
+        };
+        rows * strassen::PRODUCTS * DEPTH
+    }
+
+    /// Packs a part of an operand; of b, [`LANES`] rows into each panel.
     ///
     /// # Safety
     /// This machine has the unit. The sources are valid to read, the elements of each row or those of each column are neighbours. There
@@ -354,7 +374,7 @@ impl Unit {
         let halves = self.halves(size);
         let (size, planes) = if halves { (size.half(), strassen::PRODUCTS) } else { (size, 1) };
         let blocks = Blocks::new(self, planes, size);
-        planes * blocks.panels() * self.panel_words(blocks.slices.longest()) * size_of::<u32>()
+        blocks.room(self, planes) * size_of::<u32>()
     }
 }
 
@@ -396,14 +416,21 @@ struct Blocks {
 impl Blocks {
     fn new(unit: Unit, planes: usize, Size { m, n, k }: Size) -> Self {
         let slices = unit.slices(k);
-        let words = planes * unit.panel_words(slices.longest()) / LANES;
-        let [rows, columns] = [ROWS_WORDS, COLUMNS_WORDS].map(|room| (room / words.max(1)).next_multiple_of(LANES));
-        Self { rows: Parts::new(m, rows.min(TASK_ROWS), LANES), columns: Parts::new(n, columns, GROUP), slices }
+        let words = planes * unit.words(slices.longest());
+        let [rows, columns] =
+            [unit.rows_words(), COLUMNS_WORDS].map(|room| (room / words.max(1)).next_multiple_of(LANES));
+        let rows = Parts::new(m, rows.min(TASK_ROWS), unit.panel_rows());
+        Self { rows, columns: Parts::new(n, columns, GROUP), slices }
     }
 
     /// Panels of a plane of b that are packed at once.
     fn panels(&self) -> usize {
         self.columns.longest().div_ceil(LANES)
+    }
+
+    /// Words of all of them.
+    fn room(&self, unit: Unit, planes: usize) -> usize {
+        planes * self.panels() * LANES * unit.words(self.slices.longest())
     }
 }
 
@@ -428,8 +455,7 @@ unsafe fn blocked(
     let product = |room: Panels| {
         for columns in blocks.columns.iter() {
             for slice in blocks.slices.iter() {
-                let each = unit.panel_words(slice.len());
-                let panels = Panels { each, ..room };
+                let panels = Panels { each: LANES * unit.words(slice.len()), ..room };
                 // SAFETY: as this function requires, and there is room for the panels of the longest part; b is packed before it
                 // is multiplied.
                 unsafe {
@@ -439,8 +465,8 @@ unsafe fn blocked(
             }
         }
     };
-    with_room(planes * blocks.panels() * unit.panel_words(blocks.slices.longest()), |ptr| {
-        let room = Panels { ptr, each: 0, per_plane: blocks.panels() };
+    with_room(blocks.room(unit, planes), |ptr| {
+        let room = Panels { ptr, rows: LANES, each: 0, per_plane: blocks.panels() };
         if parallel {
             // from within the pool, one phase follows another without waking anyone
             rayon::scope(|_| product(room));
@@ -486,9 +512,10 @@ unsafe fn multiply(
     let parts = Parts::new(columns.len(), (columns.len() / tasks).max(1), GROUP);
     for_each(parallel, rows.count() * parts.count(), |task| {
         let (rows, part) = (rows.get(task / parts.count()), parts.get(task % parts.count()));
-        let words = b.each * rows.len().div_ceil(LANES);
-        with_room(targets.len() * words, |ptr| {
-            let panels = Panels { ptr, per_plane: rows.len().div_ceil(LANES), ..b };
+        let (height, each) = (unit.panel_rows(), unit.panel_rows() * unit.words(slice.len()));
+        let per_plane = rows.len().div_ceil(height);
+        with_room(targets.len() * per_plane * each, |ptr| {
+            let panels = Panels { ptr, rows: height, each, per_plane };
             let place = Place { rows: rows.clone(), cols: slice.clone() };
             // SAFETY: as this function requires; a part of c is written by one task.
             unsafe { unit.pack(a, place, panels) };

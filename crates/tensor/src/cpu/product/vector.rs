@@ -1,7 +1,8 @@
 //! Panels and micro-kernel, for any vector unit.
 //!
-//! A panel holds the operand word by word: for each column, or each pair of columns in bf16, the words of [`LANES`] rows, one or more
-//! vectors. Missing rows, and the partner of an odd last column, are zero.
+//! A panel holds the operand word by word: for each column, or each pair of columns in bf16, the words of its rows. Those of b have
+//! [`LANES`], one or more vectors, those of a as many as the unit's tiles read best. Missing rows, and the partner of an odd last column,
+//! are zero.
 
 use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 use std::mem::MaybeUninit;
@@ -40,8 +41,8 @@ pub(super) trait Vector {
     unsafe fn broadcast(from: *const u32) -> Self::Words;
     /// The words at an aligned address.
     unsafe fn read(from: *const u32) -> Self::Words;
-    /// Writes to an aligned address.
-    unsafe fn write(to: *mut u32, words: Self::Words);
+    /// Writes the first `count` words, all of them to an aligned address.
+    unsafe fn write(to: *mut u32, count: usize, words: Self::Words);
     /// Words that are f32.
     unsafe fn floats(words: Self::Words) -> Self::Floats;
     /// The bits of numbers.
@@ -59,9 +60,11 @@ pub(super) trait Format {
     type Vector: Vector;
     /// Neighbouring columns in a word.
     const COLUMNS: usize;
-    /// Rows of c in the tiles of a panel. A tile's sums stay in registers, and are as many as the latency of a multiply-add needs to be
-    /// hidden.
-    const TILES: &'static [usize];
+    /// Rows of a in a panel.
+    const PANEL: usize;
+    /// Rows of c in a tile, a divisor of those in a panel. A tile's sums stay in registers, and are as many as the latency of a multiply-add
+    /// needs to be hidden.
+    const TILE_ROWS: usize;
     /// Vectors of columns in a tile, at most three.
     const TILE_VECTORS: usize;
 
@@ -94,38 +97,62 @@ const AHEAD: usize = 4 * LANES;
 
 /// See [`super::Unit::pack`].
 #[inline(always)]
-pub(super) unsafe fn pack<F: Format>(operand: &Operand, Place { rows, cols }: Place, panels: Panels) {
+pub(super) unsafe fn pack<F: Format>(operand: &Operand, place: Place, panels: Panels) {
+    // SAFETY: as this function requires.
+    unsafe {
+        if panels.rows == F::PANEL {
+            pack_rows::<F>(operand, place, panels, F::PANEL);
+        } else {
+            pack_rows::<F>(operand, place, panels, LANES);
+        }
+    }
+}
+
+/// Panels of so many rows, which the compiler knows.
+#[inline(always)]
+unsafe fn pack_rows<F: Format>(operand: &Operand, Place { rows, cols }: Place, panels: Panels, height: usize) {
     let by_row = match &operand.sources {
         Sources::One(matrix) => matrix.col_stride == 1,
         Sources::Quarters(quarters) => quarters[0].col_stride == 1,
     };
     let width = F::Vector::WIDTH;
-    let (count, blocks) = (rows.len().div_ceil(LANES), cols.len().div_ceil(width * F::COLUMNS));
+    let (count, blocks) = (rows.len().div_ceil(height), cols.len().div_ceil(width * F::COLUMNS));
     for i in 0..count * blocks {
         // along what lies together in memory
         let (panel, block) = if by_row { (i / blocks, i % blocks) } else { (i % count, i / count) };
-        for part in 0..LANES / width {
-            let row = rows.start + panel * LANES + part * width;
+        for part in 0..height.div_ceil(width) {
+            let lanes = width.min(height - part * width);
+            let row = rows.start + panel * height + part * width;
             let column = cols.start + block * width * F::COLUMNS;
-            let place = Place { rows: row..rows.end.min(row + width), cols: column..cols.end };
+            let place = Place { rows: row..rows.end.min(row + lanes), cols: column..cols.end };
             let words = width.min(place.cols.len().div_ceil(F::COLUMNS));
-            let to = |plane| panels.at(plane, panel).wrapping_add(block * width * LANES + part * width);
+            let to = |plane| panels.at(plane, panel).wrapping_add(block * width * height + part * width);
             // SAFETY: as this function requires; the panel has room for so many vectors.
             unsafe {
                 match &operand.sources {
-                    Sources::One(matrix) => store::<F::Vector>(read::<F>(*matrix, &place).as_ref(), words, to(0)),
+                    Sources::One(matrix) => store::<F::Vector>(
+                        read::<F>(*matrix, &place, [lanes, height]).as_ref(),
+                        [words, lanes, height],
+                        to(0),
+                    ),
                     Sources::Quarters([a, b, c, d]) => {
                         let blocks = [
-                            read::<F>(*a, &place),
-                            read::<F>(*b, &place),
-                            read::<F>(*c, &place),
-                            read::<F>(*d, &place),
+                            read::<F>(*a, &place, [lanes, height]),
+                            read::<F>(*b, &place, [lanes, height]),
+                            read::<F>(*c, &place, [lanes, height]),
+                            read::<F>(*d, &place, [lanes, height]),
                         ];
                         for (i, plane) in operand.planes.iter().enumerate() {
                             match **plane {
-                                [(_, only)] => store::<F::Vector>(blocks[only].as_ref(), words, to(i)),
+                                [(_, only)] => store::<F::Vector>(blocks[only].as_ref(), [words, lanes, height], to(i)),
                                 [(_, a), (sign, b)] => {
-                                    store_sum::<F::Vector>(blocks[a].as_ref(), sign, blocks[b].as_ref(), words, to(i));
+                                    store_sum::<F::Vector>(
+                                        blocks[a].as_ref(),
+                                        sign,
+                                        blocks[b].as_ref(),
+                                        [words, lanes, height],
+                                        to(i),
+                                    );
                                 }
                                 _ => unreachable!("a plane is one quarter or the sum of two"),
                             }
@@ -138,28 +165,38 @@ pub(super) unsafe fn pack<F: Format>(operand: &Operand, Place { rows, cols }: Pl
 }
 
 #[inline(always)]
-unsafe fn store<V: Vector>(block: &[V::Words], count: usize, to: *mut u32) {
+unsafe fn store<V: Vector>(block: &[V::Words], [count, lanes, height]: [usize; 3], to: *mut u32) {
     for (i, &words) in block.iter().enumerate().take(count) {
         // SAFETY: as this function requires.
-        unsafe { V::write(to.add(i * LANES), words) };
+        unsafe { V::write(to.add(i * height), lanes, words) };
     }
 }
 
 /// Stores `a + sign·b`, whose words are f32.
 #[inline(always)]
-unsafe fn store_sum<V: Vector>(a: &[V::Words], sign: f32, b: &[V::Words], count: usize, to: *mut u32) {
+unsafe fn store_sum<V: Vector>(
+    a: &[V::Words],
+    sign: f32,
+    b: &[V::Words],
+    [count, lanes, height]: [usize; 3],
+    to: *mut u32,
+) {
     // SAFETY: as this function requires.
     unsafe {
         let sign = V::splat(sign);
         for (i, (&a, &b)) in a.iter().zip(b).enumerate().take(count) {
-            V::write(to.add(i * LANES), V::words(V::multiply_add(V::floats(a), sign, V::floats(b))));
+            V::write(to.add(i * height), lanes, V::words(V::multiply_add(V::floats(a), sign, V::floats(b))));
         }
     }
 }
 
 /// The words of a block, what the matrix does not reach as zeros.
 #[inline(always)]
-unsafe fn read<F: Format>(from: View<*const f32>, Place { rows, cols }: &Place) -> Block<F> {
+unsafe fn read<F: Format>(
+    from: View<*const f32>,
+    Place { rows, cols }: &Place,
+    [lanes, height]: [usize; 2],
+) -> Block<F> {
     let width = F::Vector::WIDTH;
     let count = rows.end.min(from.rows).saturating_sub(rows.start);
     let end = cols.end.min(from.cols);
@@ -171,6 +208,10 @@ unsafe fn read<F: Format>(from: View<*const f32>, Place { rows, cols }: &Place) 
         if from.col_stride == 1 {
             // always as many rows, so that they stay in registers: of a missing one no lane is read
             for i in 0..width {
+                if i >= lanes {
+                    words.add(i).write(F::Vector::words(F::Vector::zeros()));
+                    continue;
+                }
                 let (row, count) = (rows.start + i, if i < count { end.saturating_sub(cols.start) } else { 0 });
                 for vector in 0..F::COLUMNS {
                     prefetch::<_MM_HINT_T0>(from.at(row, cols.start).wrapping_add(AHEAD + vector * width));
@@ -185,7 +226,7 @@ unsafe fn read<F: Format>(from: View<*const f32>, Place { rows, cols }: &Place) 
             for i in 0..width {
                 for column in 0..F::COLUMNS {
                     // of the next panel's
-                    prefetch::<_MM_HINT_T1>(from.at(rows.start + LANES, cols.start + i * F::COLUMNS + column));
+                    prefetch::<_MM_HINT_T1>(from.at(rows.start + height, cols.start + i * F::COLUMNS + column));
                 }
                 words.add(i).write(F::of_columns(|column| {
                     let col = cols.start + i * F::COLUMNS + column;
@@ -207,36 +248,44 @@ pub(super) unsafe fn multiply<F: Format>(
 ) {
     let (steps, width) = (slice.len().div_ceil(F::COLUMNS), F::Vector::WIDTH);
     let columns = F::TILE_VECTORS * width;
+    // while a panel is multiplied the next is on its way, each tile fetching a part
+    let share = (columns * steps).div_ceil(rows.len().div_ceil(F::TILE_ROWS).max(1)).next_multiple_of(LANES);
     for column in (0..cols.len()).step_by(columns) {
-        for panel in (0..rows.len()).step_by(LANES) {
-            let mut row = panel;
-            for &tile_rows in F::TILES {
-                let place = Place {
-                    rows: (rows.start + row).min(rows.end)..rows.end.min(rows.start + row + tile_rows),
-                    cols: cols.start + column..cols.end.min(cols.start + column + columns),
-                };
-                if place.rows.is_empty() {
-                    break;
+        for row in (0..rows.len()).step_by(F::TILE_ROWS) {
+            let place = Place {
+                rows: rows.start + row..rows.end.min(rows.start + row + F::TILE_ROWS),
+                cols: cols.start + column..cols.end.min(cols.start + column + columns),
+            };
+            // SAFETY: as this function requires; a tile's rows lie in one panel.
+            unsafe {
+                let within = row % F::PANEL;
+                let panels = [a.add((row - within) * steps + within), b.add(column * steps)];
+                let next = b.wrapping_add((column + columns) * steps + row / F::TILE_ROWS * share);
+                let ahead = Ahead { next, words: share };
+                match F::TILE_ROWS {
+                    6 => tile_of::<F, 6>(panels, ahead, &slice, targets, place),
+                    8 => tile_of::<F, 8>(panels, ahead, &slice, targets, place),
+                    _ => unreachable!("there is no such tile"),
                 }
-                // SAFETY: as this function requires; a tile's rows lie in one panel.
-                unsafe {
-                    let panels = [a.add(panel * steps + row % LANES), b.add(column * steps)];
-                    match tile_rows {
-                        5 => tile_of::<F, 5>(panels, &slice, targets, place),
-                        6 => tile_of::<F, 6>(panels, &slice, targets, place),
-                        8 => tile_of::<F, 8>(panels, &slice, targets, place),
-                        _ => unreachable!("there is no such tile"),
-                    }
-                }
-                row += tile_rows;
             }
         }
     }
 }
 
+/// What a tile fetches for those after it.
+#[derive(Clone, Copy)]
+struct Ahead {
+    next: *const u32,
+    words: usize,
+}
+
+/// Steps of a tile between which it fetches something.
+const STRIDE: usize = 16;
+
 #[inline(always)]
 unsafe fn tile_of<F: Format, const ROWS: usize>(
     panels: [*const u32; 2],
+    ahead: Ahead,
     slice: &Range<usize>,
     targets: &[Target],
     place: Place,
@@ -244,9 +293,9 @@ unsafe fn tile_of<F: Format, const ROWS: usize>(
     // SAFETY: as this function requires.
     unsafe {
         match place.cols.len().div_ceil(F::Vector::WIDTH) {
-            1 if F::TILE_VECTORS != 2 => tile::<F, ROWS, 1>(panels, slice, targets, place),
-            1 | 2 => tile::<F, ROWS, 2>(panels, slice, targets, place),
-            _ => tile::<F, ROWS, 3>(panels, slice, targets, place),
+            1 if F::TILE_VECTORS != 2 => tile::<F, ROWS, 1>(panels, ahead, slice, targets, place),
+            1 | 2 => tile::<F, ROWS, 2>(panels, ahead, slice, targets, place),
+            _ => tile::<F, ROWS, 3>(panels, ahead, slice, targets, place),
         }
     }
 }
@@ -258,30 +307,39 @@ unsafe fn tile_of<F: Format, const ROWS: usize>(
 #[inline(always)]
 unsafe fn tile<F: Format, const ROWS: usize, const N: usize>(
     [a, b]: [*const u32; 2],
+    ahead: Ahead,
     slice: &Range<usize>,
     targets: &[Target],
     Place { rows, cols }: Place,
 ) {
     let width = F::Vector::WIDTH;
-    for target in targets {
-        for row in rows.clone() {
-            for j in 0..N {
-                prefetch::<_MM_HINT_ET0>(target.c.at(row, cols.start + j * width));
-            }
-        }
-    }
     // SAFETY: as this function requires.
     unsafe {
         let steps = slice.len().div_ceil(F::COLUMNS);
         // a vector's place: its panel, then its words there
         let b: [_; N] = std::array::from_fn(|j| b.add(j * width / LANES * LANES * steps + j * width % LANES));
         let mut sums = [[F::Vector::zeros(); N]; ROWS];
-        for step in 0..steps {
-            let b: [_; N] = std::array::from_fn(|j| F::Vector::read(b[j].add(step * LANES)));
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let a = F::Vector::broadcast(a.add(step * LANES + i));
-                for (sum, b) in sums.iter_mut().zip(b) {
-                    *sum = F::multiply_add(*sum, a, b);
+        // fetched little by little: a processor waits when it is asked for too much at once
+        let turns = steps.div_ceil(STRIDE).max(1);
+        let (rows_each, words_each) =
+            ((ROWS * targets.len()).div_ceil(turns), ahead.words.div_ceil(turns).next_multiple_of(LANES));
+        for turn in 0..turns {
+            for i in turn * rows_each..(ROWS * targets.len()).min((turn + 1) * rows_each) {
+                let c = targets.get_unchecked(i / ROWS).c.at(rows.start + i % ROWS, cols.start);
+                for j in 0..N {
+                    prefetch::<_MM_HINT_ET0>(c.wrapping_add(j * width));
+                }
+            }
+            for i in (0..words_each).step_by(LANES) {
+                prefetch::<_MM_HINT_T1>(ahead.next.wrapping_add(turn * words_each + i).cast());
+            }
+            for step in turn * STRIDE..steps.min((turn + 1) * STRIDE) {
+                let b: [_; N] = std::array::from_fn(|j| F::Vector::read(b[j].add(step * LANES)));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a = F::Vector::broadcast(a.add(step * F::PANEL + i));
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = F::multiply_add(*sum, a, b);
+                    }
                 }
             }
         }
