@@ -27,7 +27,7 @@ use crate::kept::Kept;
 /// fn residual(tape: &mut Tape<'_>, site: &str, x: &Var, weight: ParamId) -> Var {
 ///     let weight = tape.handle(weight);
 ///     let mut y = x.value.empty_like();
-///     tape.device().kernels().linear(&x.value, &(&weight.value).into(), None, &mut y);
+///     tape.device().kernels().linear(&x.value, &weight.value.stored(), None, &mut y);
 ///     tape.device().kernels().add(&x.value, &mut y);
 ///     let learns = x.id.is_some() || weight.trainable;
 ///     let input = if weight.trainable { HeldInput::new(tape, site, x, None) } else { HeldInput::nothing() };
@@ -52,7 +52,7 @@ use crate::kept::Kept;
 ///         }
 ///         // dx = dy + dy·W
 ///         let mut dx = dy.empty_like();
-///         kernels.linear_backward(&dy, &(&self.weight.value).into(), &mut dx);
+///         kernels.linear_backward(&dy, &self.weight.value.stored(), &mut dx);
 ///         kernels.add(&dy, &mut dx);
 ///         grads.add(self.x, dx);
 ///         Ok(())
