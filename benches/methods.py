@@ -2,7 +2,8 @@
 
 A name is one or more words: `exact`, `paper@0.3 wta`, `lean@0.3 bf16`, `exact keep.uniform=0.2`. A word is one of `WORDS`, where
 `@` brings the share of rows that are drawn, or a key of a recipe with its value. A name that begins with `torch` is PyTorch's side:
-`torch` (with the attention that transformers picks), `torch eager`, `torch bf16`, `torch checkpointing`, `torch lora`.
+`torch` (with the attention that transformers picks), `torch eager`, `torch bf16`, `torch checkpointing`,
+`torch compile`, `torch lora`.
 """
 
 import sys
@@ -48,6 +49,7 @@ TORCH_WORDS = {
     "sdpa": ["--attention", "sdpa"],
     "bf16": ["--precision", "bf16"],
     "checkpointing": ["--checkpointing"],
+    "compile": ["--compile"],
     "lora": ["--method", "lora"],
 }
 

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import resource
+import shutil
+import sys
 
 import torch
 
@@ -11,6 +13,7 @@ def add_arguments(parser):
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="bf16: autocast over f32 weights")
     parser.add_argument("--attention", choices=["default", "eager", "sdpa"], default="default", help="default: what transformers picks")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, whose compiler for processors needs g++")
     parser.add_argument("--checkpointing", action="store_true", help="layers keep their input alone and run again in the backward pass")
     parser.add_argument("--method", choices=["full", "lora"], default="full",
                         help="full: all weights are trained; lora: adapters on q, k, v and the classifier, by peft")
@@ -24,6 +27,8 @@ def import_what_is_needed(args):
     """Imports that depend on arguments: before memory is measured, and an error before minutes of work."""
     if args.method == "lora":
         import peft  # noqa: F401
+    if args.compile and not shutil.which(os.environ.get("CXX", "g++")):
+        sys.exit("error: --compile: torch.compile needs a C++ compiler, and there is neither g++ nor what CXX names")
 
 
 def attention(args):
@@ -45,7 +50,8 @@ def prepared(model, args):
             # the first layer's input has no gradient otherwise, and a segment without one is not run again
             model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
+    model.train()
+    return torch.compile(model) if args.compile else model
 
 
 def is_without_decay(name):

@@ -165,6 +165,7 @@ def main():
         "precision": args.precision,
         "method": args.method,
         "checkpointing": args.checkpointing,
+        "compiled": args.compile,
         "threads": args.threads,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -37,6 +37,7 @@ class Methods(unittest.TestCase):
                          ["--keep", "lean", "--ratio", "0.1", "--method", "lora", "--lora-rank", "4"])
         self.assertEqual(methods.torch_arguments("torch"), [])
         self.assertEqual(methods.torch_arguments("torch bf16 checkpointing"), ["--precision", "bf16", "--checkpointing"])
+        self.assertEqual(methods.torch_arguments("torch compile"), ["--compile"])
 
     def test_unknown_words_are_named(self):
         self.assertIn("found 'lena@0.3'", refused(methods.checked, ["exact", "lena@0.3"]))

@@ -29,14 +29,37 @@ use crate::rng::Key;
 use crate::tensor::Tensor;
 use crate::{DType, Element, Float, Precision};
 
-/// Compiles a function once for each vector width and picks one at run time.
+/// Compiles functions once for each vector width; a call takes the widest that is used.
 macro_rules! vectorised {
-    ($($item:item)*) => {$(
-        #[multiversion::multiversion(targets(
-            "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2+fma",
-            "x86_64+avx2+fma",
-        ))]
-        $item
+    ($(
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident $(<$T:ident: $Bound:ident>)? ($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block
+    )*) => {$(
+        $(#[$attribute])*
+        #[allow(clippy::too_many_arguments, reason = "as the function that is compiled")]
+        $visibility fn $name $(<$T: $Bound>)? ($($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn portable $(<$T: $Bound>)? ($($argument: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma")]
+                fn avx512 $(<$T: $Bound>)? ($($argument: $type),*) $(-> $result)? {
+                    portable($($argument),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2 $(<$T: $Bound>)? ($($argument: $type),*) $(-> $result)? {
+                    portable($($argument),*)
+                }
+                match $crate::cpu::instructions::used() {
+                    // SAFETY: this machine has what is used.
+                    $crate::cpu::instructions::Instructions::Avx512 => return unsafe { avx512($($argument),*) },
+                    // SAFETY: as above.
+                    $crate::cpu::instructions::Instructions::Avx2 => return unsafe { avx2($($argument),*) },
+                    $crate::cpu::instructions::Instructions::Portable => {}
+                }
+            }
+            portable($($argument),*)
+        }
     )*};
 }
 use codes::Reader;
