@@ -2,7 +2,11 @@
 
 mod common;
 
+use colrow_models::checkpoint::load::{self, Anew};
 use colrow_models::checkpoint::safetensors::Weights;
+use colrow_models::checkpoint::save::save_model_folder;
+use colrow_models::config::Config;
+use colrow_tensor::{BaseWeights, DType, Device, Format, Weight};
 use common::{Place, config, rows, t5_config, tsv};
 use serde_json::Value;
 
@@ -27,17 +31,54 @@ fn place() -> Place {
     place
 }
 
+/// Writes `saved`, a model tuned from `source`, with what its frozen matrices lose in codes taken off.
+fn with_the_numbers_of_codes(place: &Place, source: &str, saved: &str, format: Format, to: &str) {
+    let load = |folder: &str| {
+        let folder = place.path(folder);
+        let anew = Anew { head: true, body: false };
+        load::model(&folder, Config::open(&folder).unwrap(), &Device::cpu(), DType::F32, 0, anew).unwrap().model
+    };
+    let (original, mut model) = (load(source), load(saved));
+    for ((_, from), (_, to)) in original.registry.params.iter().zip(model.registry.params.iter_mut()) {
+        assert_eq!(from.name, to.name);
+        let dense = ["LayerNorm", "layer_norm", ".bias", "relative_attention_bias", "classifier"];
+        if dense.iter().any(|part| from.name.contains(part)) {
+            continue;
+        }
+        let mut codes = vec![0.0; from.value.len()];
+        let Weight::Coded(coded) = from.value.coded(format) else { unreachable!() };
+        coded.read_rows(0, &mut codes);
+        let (numbers, tuned) = (from.value.dense().to_vec::<f32>(), to.value.dense().to_vec::<f32>());
+        let tuned = tuned.iter().zip(numbers.iter().zip(codes)).map(|(tuned, (number, code))| tuned - number + code);
+        to.value.dense_mut().write(&tuned.collect::<Vec<_>>());
+    }
+    let saved = model.registry.saved(|_| true);
+    save_model_folder(&place.path(to), &model.config, &saved, &place.path(source), None).unwrap();
+}
+
 /// The saved model without what the adapter or the biases bring is the checkpoint, to the bit; plan and run agree; a resumed run is the run.
 #[test]
 fn runs_over_codes_are_planned_resumed_and_merged() {
     let place = place();
-    for (model, base, method) in
-        [("bert", "int8", "lora"), ("t5", "bf16", "lora"), ("t5", "int8", "lora-fa"), ("bert", "int8", "bitfit")]
-    {
+    for (model, base, method) in [
+        ("bert", BaseWeights::Int8, "lora"),
+        ("t5", BaseWeights::Bf16, "lora"),
+        ("t5", BaseWeights::Int8, "lora-fa"),
+        ("bert", BaseWeights::Int8, "bitfit"),
+    ] {
         let name = format!("{model}-{base}-{method}");
         let path = format!("model.path=./{model}");
-        let (base, method) = (format!("model.base={base}"), format!("train.method={method}"));
-        let sets = [&*path, &base, &method, "train.save_every=3", "train.steps=8", "keep.policy=lean", "optim.lr=1e-2"];
+        let (base_is, method) = (format!("model.base={base}"), format!("train.method={method}"));
+        let sets = [
+            &*path,
+            &base_is,
+            &method,
+            "train.save_every=3",
+            "train.steps=8",
+            "train.eval_every=8",
+            "keep.policy=lean",
+            "optim.lr=1e-2",
+        ];
         let args = |output: &str| {
             let sets = sets.iter().map(|s| (*s).to_owned()).chain([format!("output={output}")]);
             sets.flat_map(|s| ["--set".to_owned(), s]).collect::<Vec<_>>()
@@ -50,7 +91,7 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
         let planned = command(&["plan", "recipe.toml", "--json"], "none");
         let run = command(&["train", "recipe.toml", "--json"], &whole);
         let (planned, peak) = (&planned["peak_bytes_by_class"], &run["peak_bytes_by_class"]);
-        for class in ["weights", "gradients", "optimizer"] {
+        for class in ["weights", "optimizer"] {
             assert_eq!(planned[class], peak[class], "{name}: {class}");
         }
         assert!(run["peak_bytes"].as_u64() <= run["planned_peak_bytes"].as_u64(), "{name}");
@@ -84,10 +125,13 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
                 "{key}"
             );
         }
-        let eval = place.ok_json(&["eval", "--model", &saved, "--data", "dev.tsv", "--task", "sst2", "--json"]);
+        // the saved model has the checkpoint's numbers, the run had those of their codes
+        let as_run = format!("{name}-as-run");
+        with_the_numbers_of_codes(&place, model, &saved, base.format().unwrap(), &as_run);
+        let eval = place.ok_json(&["eval", "--model", &as_run, "--data", "dev.tsv", "--task", "sst2", "--json"]);
         let (loss, trained) = (eval["loss"].as_f64().unwrap(), run["final"]["loss"].as_f64().unwrap());
-        // the saved model has the checkpoint's numbers, the run had their codes
-        assert!((loss - trained).abs() < 0.05 * trained.max(0.1), "{name}: {loss} {trained}");
+        // sums in f32 in another order, through layers whose random matrices stretch by about two
+        assert!((loss - trained).abs() < 1e-4 * trained.max(0.1), "{name}: {loss} {trained}");
     }
 }
 

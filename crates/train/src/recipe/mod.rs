@@ -506,6 +506,7 @@ mod tests {
         output = "runs/x"
         [model]
         path = "models/m"
+        base = "bf16"
         revision = "v2"
         dropout = 0.25
         init_missing = true
