@@ -123,7 +123,7 @@ impl Weight {
 
     /// A weight of this shape and kind on a device: zeros, or codes that are to be written.
     #[must_use]
-    pub fn blank(&self, device: &Device) -> Self {
+    pub fn empty_on(&self, device: &Device) -> Self {
         match self {
             Self::Dense(x) => Self::Dense(device.zeros(Class::Weights, x.dtype(), x.shape())),
             Self::Coded(x) => {
@@ -229,7 +229,7 @@ mod tests {
                 let dense = Weight::Dense(device.tensor(Class::Weights, &[rows, cols], &all));
                 let Weight::Coded(want) = dense.coded(format) else { panic!("codes") };
                 for piece in [1, 7, cols, 2 * cols + 1, rows * cols] {
-                    let mut weight = dense.coded(format).blank(&device);
+                    let mut weight = dense.coded(format).empty_on(&device);
                     // the second half first
                     for half in [rows / 2..rows, 0..rows / 2] {
                         let mut writer = weight.writer(half.start * cols);
@@ -276,6 +276,39 @@ mod tests {
                     let bound = if base == BaseWeights::Int8 { largest / 254.0 * 1.0001 } else { x.abs() / 256.0 };
                     assert!((x - y).abs() <= bound, "{base}: {x} {y}");
                 }
+            }
+        }
+    }
+
+    /// A linear of codes is off by at most Σ|x|·|ΔW|, and what two sums of f32 round.
+    #[test]
+    fn a_linear_of_codes_is_within_the_codes_bound() {
+        let device = Device::cpu();
+        let (n, rows, cols) = (5, 40, 200);
+        let all = numbers(rows * cols);
+        let x: Vec<f32> = (0..(n * cols) as u64).map(|i| Key::new(3).normal(i) as f32).collect();
+        let input = device.tensor(Class::Workspace, &[n, cols], &x);
+        let dense = Weight::Dense(device.tensor(Class::Weights, &[rows, cols], &all));
+        for base in [BaseWeights::Bf16, BaseWeights::Int8] {
+            let outputs = [&dense, &dense.coded(base.format().unwrap())].map(|weight| {
+                let mut y = device.zeros(Class::Workspace, DType::F32, &[n, rows]);
+                device.kernels().linear(&input, &weight.stored(), None, &mut y);
+                y.to_vec::<f32>()
+            });
+            for (i, (exact, coded)) in outputs[0].iter().zip(&outputs[1]).enumerate() {
+                let (x, w) = (&x[i / rows * cols..][..cols], &all[i % rows * cols..][..cols]);
+                let (mut bound, mut sum) = (0.0, 0.0);
+                for (x, w) in x.chunks(64).zip(w.chunks(64)) {
+                    let largest = w.iter().fold(0.0, |max: f32, w| max.max(w.abs()));
+                    for (x, w) in x.iter().zip(w) {
+                        let step = if base == BaseWeights::Int8 { largest / 254.0 * 1.0001 } else { w.abs() / 256.0 };
+                        bound += f64::from(x.abs() * step);
+                        sum += f64::from((x * w).abs());
+                    }
+                }
+                bound += 2.0 * (cols + 1) as f64 * f64::from(f32::EPSILON) * sum;
+                assert!(f64::from((exact - coded).abs()) <= bound, "{base}: {exact} {coded} {bound}");
+                assert!(exact != coded, "{base}: what has no error proves nothing");
             }
         }
     }
