@@ -186,6 +186,7 @@ mod tests {
     use colrow_tensor::rng::Key;
 
     use super::*;
+    use crate::Form;
     use crate::testing::{check_gradients, check_precision, leaf, random_params, run, training};
     use crate::{Bits, Policy};
 
@@ -290,10 +291,10 @@ mod tests {
                 (input.keep, input.bytes)
             };
             let float = dtype.size();
-            assert_eq!(kept(Keep::Exact), ("exact".to_owned(), n * d * float));
-            assert_eq!(kept(Keep::Nothing), ("rebuild".to_owned(), 0));
-            assert_eq!(kept(Keep::Quantised(Bits::Int8)), ("int8".to_owned(), n * d + 2 * n * float));
-            assert_eq!(kept(Keep::Quantised(Bits::Bf16)), ("bf16".to_owned(), 2 * n * d));
+            assert_eq!(kept(Keep::Exact), (Form::Exact, n * d * float));
+            assert_eq!(kept(Keep::Nothing), (Form::Rebuild, 0));
+            assert_eq!(kept(Keep::Quantised(Bits::Int8)), (Form::Int8, n * d + 2 * n * float));
+            assert_eq!(kept(Keep::Quantised(Bits::Bf16)), (Form::Bf16, 2 * n * d));
             let exact = run(&params, &mode(Keep::Exact), f).unwrap();
             assert!(run(&params, &mode(Keep::Nothing), f).unwrap().same_bits(&exact));
             for bits in [Bits::Int8, Bits::Bf16] {

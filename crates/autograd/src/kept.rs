@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, Code, Coded, Device, Format, Rows, Stored, Tensor};
+use colrow_tensor::{Class, Code, Coded, Device, Format, Rows, Stored, Tensor, named};
 
 use crate::compress::{GROUP, quantised};
 use crate::sample::RowSample;
@@ -26,6 +26,26 @@ pub enum Kept {
     Quantised(Coded),
     /// Made again from what another op keeps.
     Rebuild(Arc<dyn Rebuild>),
+}
+
+named! {
+    /// How a [`Kept`] is kept.
+    Form {
+        /// Not at all.
+        Nothing = "nothing",
+        /// As it was.
+        Exact = "exact",
+        /// Drawn rows.
+        Rows = "rows",
+        /// Eight bits a number.
+        Int8 = "int8",
+        /// Four bits a number.
+        Int4 = "int4",
+        /// Sixteen bits a number.
+        Bf16 = "bf16",
+        /// Made again.
+        Rebuild = "rebuild",
+    }
 }
 
 /// Makes a tensor again from what its producer keeps.
@@ -99,18 +119,18 @@ impl Kept {
         }
     }
 
-    /// A word for the ledger.
-    pub fn name(&self) -> &'static str {
+    /// How it is kept, for the ledger.
+    pub fn form(&self) -> Form {
         match self {
-            Self::Nothing => "nothing",
-            Self::Exact(_) => "exact",
-            Self::Rows { .. } => "rows",
+            Self::Nothing => Form::Nothing,
+            Self::Exact(_) => Form::Exact,
+            Self::Rows { .. } => Form::Rows,
             Self::Quantised(q) => match q.format.code {
-                Code::Int8 | Code::Positive8 => "int8",
-                Code::Int4 => "int4",
-                Code::Bf16 => "bf16",
+                Code::Int8 | Code::Positive8 => Form::Int8,
+                Code::Int4 => Form::Int4,
+                Code::Bf16 => Form::Bf16,
             },
-            Self::Rebuild(_) => "rebuild",
+            Self::Rebuild(_) => Form::Rebuild,
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 
-use colrow_tensor::Tensor;
-use serde::{Deserialize, Serialize};
+use colrow_tensor::{Named, Tensor};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::kept::Form;
 use crate::op::Op;
 
 /// One line of the ledger.
@@ -17,7 +19,8 @@ pub struct LedgerEntry {
     /// What is kept.
     pub what: String,
     /// How it is kept.
-    pub keep: String,
+    #[serde(deserialize_with = "form_by_name")]
+    pub keep: Form,
     /// Bytes; 0 if an op above already counts the storage.
     pub bytes: usize,
 }
@@ -47,11 +50,16 @@ impl Ledger {
                     site: site.to_owned(),
                     op: op.name().to_owned(),
                     what: what.to_owned(),
-                    keep: kept.name().to_owned(),
+                    keep: kept.form(),
                     bytes,
                 });
             }
         }
         Self { entries }
     }
+}
+
+fn form_by_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Form, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    Form::find(&name).ok_or_else(|| D::Error::custom(format!("nothing is kept as {name:?}")))
 }

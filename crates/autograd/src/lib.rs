@@ -69,7 +69,7 @@ pub use compress::Bits;
 pub use grads::{Grads, VarId};
 pub use head::Head;
 pub use input::HeldInput;
-pub use kept::{Kept, Rebuild};
+pub use kept::{Form, Kept, Rebuild};
 pub use ledger::{Ledger, LedgerEntry};
 pub use low_rank::LowRank;
 pub use norm_memory::{BatchPlaces, CachePlace, NormMemory, Places, RowsOf, Running};

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use colrow_tensor::{Class, Coded, Format, Norm, Result, Rows, Store, Tensor};
+use colrow_tensor::{Class, Coded, Format, Norm, Result, Rows, StoredMut, Tensor};
 
 use crate::compress::GROUP;
 use crate::kept::{Kept, Rebuild};
@@ -78,13 +78,13 @@ impl Tape<'_> {
         let z = match self.keep(site) {
             Keep::Quantised(bits) => {
                 let mut z = Coded::empty_like(&x.value, Format { code: bits.code(), group: GROUP });
-                let kept = Store::Coded(self.rounding_key(site), &mut z);
+                let kept = StoredMut::Coded(self.rounding_key(site), &mut z);
                 device.kernels().layer_norm(&x.value, &norm, &mut y, Some((kept, &mut r)));
                 Kept::Quantised(z)
             }
             _ => {
                 let mut z = x.value.empty_like();
-                device.kernels().layer_norm(&x.value, &norm, &mut y, Some((Store::Exact(&mut z), &mut r)));
+                device.kernels().layer_norm(&x.value, &norm, &mut y, Some((StoredMut::Exact(&mut z), &mut r)));
                 Kept::Exact(z)
             }
         };

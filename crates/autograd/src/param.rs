@@ -98,10 +98,10 @@ impl Params {
         ParamId(self.list.len() - 1)
     }
 
-    /// Moves the list to a device, without its numbers: they are to be written again, after [`Weight::blank`].
+    /// Moves the list to a device, without its numbers: they are to be written again, after [`Weight::empty_on`].
     pub fn move_to(&mut self, device: &Device) {
         self.device = device.clone();
-        self.list.iter_mut().for_each(|param| param.value = param.value.blank(device));
+        self.list.iter_mut().for_each(|param| param.value = param.value.empty_on(device));
     }
 
     /// Where the parameters live.
@@ -115,7 +115,7 @@ impl Params {
     }
 
     /// A list of the parameters `used` alone, by the same names.
-    pub(crate) fn only(&self, used: BTreeSet<ParamId>) -> Self {
+    pub(crate) fn subset(&self, used: BTreeSet<ParamId>) -> Self {
         let list = used.iter().map(|&id| self[id].clone()).collect();
         let handles = used.into_iter().map(|id| Handle::new(id, &self[id])).collect();
         Self { list, of_another: Some(handles), ..Self::new(&self.device, self.dtype) }

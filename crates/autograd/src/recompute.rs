@@ -37,7 +37,7 @@ impl Tape<'_> {
             None => Kept::quantised(&x.value, Code::Int8, None),
         };
         let held: Vec<_> = inputs.iter().map(|x| (x.id, held(x))).collect();
-        let (y, params) = self.pass(|tape| block(tape, inputs));
+        let (y, params) = self.run_unrecorded(|tape| block(tape, inputs));
         let learns = held.iter().any(|(id, _)| id.is_some()) || params.iter().any(|(_, p)| p.trainable);
         let mode = self.mode().clone();
         self.output(site, y.value, learns, || Recompute { inputs: held, params, mode, block: Box::new(block) })

@@ -140,11 +140,11 @@ impl<'p> Tape<'p> {
     }
 
     /// Runs `block` without recording its ops. Gives its output and the parameters that it used, as a list of their own.
-    pub(crate) fn pass(&mut self, block: impl FnOnce(&mut Self) -> Var) -> (Var, Params) {
+    pub(crate) fn run_unrecorded(&mut self, block: impl FnOnce(&mut Self) -> Var) -> (Var, Params) {
         self.passing = Some(RefCell::default());
         let y = block(self);
         let used = self.passing.take().unwrap_or_default().into_inner();
-        (y, self.params.only(used))
+        (y, self.params.subset(used))
     }
 
     /// A tensor that a gradient is wanted for, if `learns`, and that no op gave.
@@ -299,6 +299,7 @@ mod tests {
     use colrow_tensor::{Bytes, DType, Estimator, Gelu};
 
     use super::*;
+    use crate::Form;
     use crate::testing::{check_gradients, check_precision, random_params, training};
     use crate::{Attend, BatchPlaces, Bits, CachePlace, Keep, NormSource, Places, RowsOf, Sampling, Sequences};
 
@@ -519,9 +520,9 @@ mod tests {
         // a frozen linear passes the gradient on and keeps nothing for itself
         encoder.params.iter_mut().for_each(|(_, p)| p.trainable = p.name == "layer.1.up");
         let one = step(&encoder, &Policy::exact(), &encoder.memory());
-        let held = |site: &str| one.ledger.entries.iter().find(|e| e.site == site).map(|e| (e.keep.clone(), e.bytes));
-        assert_eq!(held("layer.1.up"), Some(("exact".to_owned(), TOKENS * 6 * 4)));
-        assert_eq!(held("layer.1.down"), Some(("nothing".to_owned(), 0)));
+        let held = |site: &str| one.ledger.entries.iter().find(|e| e.site == site).map(|e| (e.keep, e.bytes));
+        assert_eq!(held("layer.1.up"), Some((Form::Exact, TOKENS * 6 * 4)));
+        assert_eq!(held("layer.1.down"), Some((Form::Nothing, 0)));
         assert!(held("layer.1.out").is_none() && held("layer.1.norm1").is_none());
         assert_eq!(one.live[1].gradients, 10 * 6 * 4);
         encoder.params.iter_mut().for_each(|(_, p)| p.trainable = false);

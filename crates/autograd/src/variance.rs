@@ -16,7 +16,7 @@
 //! variance is about 2/8 + 2/8 + 4/64 where A has rank one (the worst case), and down to 2/64 where it has many; averages over steps make it
 //! smaller.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use colrow_tensor::rng::Key;
@@ -69,6 +69,8 @@ struct State {
     key: Option<Key>,
     bounds: Bounds,
     sums: HashMap<String, Sums>,
+    /// Sites of which passes that are measured kept something.
+    sketched: HashSet<String>,
 }
 
 /// Measures variances at some sites, on some steps.
@@ -100,6 +102,11 @@ impl Variances {
         sums.into_iter().filter_map(|(site, sums)| Some((site, sums.measured()?))).collect()
     }
 
+    /// Sites that were measured so far: those that have a gradient.
+    pub fn measures(&self) -> HashSet<String> {
+        self.state().sketched.clone()
+    }
+
     /// Whether the ratio of `site` may change. Such a site draws even where all rows are kept, so that memory grows with the ratio.
     pub(crate) fn watches(&self, site: &str) -> bool {
         self.sites.contains_key(site)
@@ -107,7 +114,10 @@ impl Variances {
 
     /// What has to be kept of x (n, in) to measure `site` in the backward pass, if this pass is measured.
     pub(crate) fn sketch(self: &Arc<Self>, site: &str, sampling: Sampling, x: &Tensor) -> Option<Sketch> {
-        let key = self.state().key?.named(site);
+        let mut state = self.state();
+        let key = state.key?.named(site);
+        state.sketched.insert(site.to_owned());
+        drop(state);
         let projections = Kept::Exact(projected(x, key.named("in")));
         Some(Sketch { site: site.to_owned(), variances: self.clone(), sampling, key, projections, drawn_by: None })
     }

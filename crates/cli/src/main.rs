@@ -12,7 +12,6 @@
 //! ```
 
 mod arguments;
-mod blank;
 mod commands;
 mod estimates;
 mod fetch;
@@ -24,6 +23,7 @@ mod progress;
 mod report;
 mod reviews;
 mod saved;
+mod setup;
 mod signals;
 mod units;
 

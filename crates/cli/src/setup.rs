@@ -19,7 +19,7 @@ pub(crate) const MOST_SEQUENCES: u64 = 1 << 20;
 pub(crate) const MOST_TOKENS: usize = 1 << 25;
 
 /// A configuration with what is trained and kept.
-pub(crate) struct Blank {
+pub(crate) struct Setup {
     pub(crate) config: Config,
     pub(crate) recipe: Recipe,
     pub(crate) policy: Arc<Policy>,
@@ -27,11 +27,11 @@ pub(crate) struct Blank {
     resident: Resident,
 }
 
-impl Blank {
+impl Setup {
     /// # Errors
     /// A recipe that does not suit the model.
     pub(crate) fn new(config: Config, recipe: Recipe) -> Result<Self> {
-        let policy = Arc::new(keeping::policy(&recipe.keep, &trained::blank(config.clone(), &recipe)?.sites())?);
+        let policy = Arc::new(keeping::policy(&recipe.keep, &trained::meta_model(config.clone(), &recipe)?.sites())?);
         let objective = objective::of_model(&config, 0);
         Ok(Self { config, recipe, policy, objective, resident: machine::resident() })
     }
@@ -67,7 +67,7 @@ impl Blank {
     /// The largest batch whose plan fits, none of whose sequences has more than `longest` tokens; `None` if not even one sequence does.
     ///
     /// # Errors
-    /// Those of [`Blank::plan`].
+    /// Those of [`Setup::plan`].
     pub(crate) fn largest(
         &self,
         longest: usize,

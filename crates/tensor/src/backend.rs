@@ -73,7 +73,7 @@ use crate::profile::Profile;
 ///     # fn tanh(&self, x: &mut Tensor) { self.host.tanh(x) }
 ///     # fn tanh_backward(&self, y: &Tensor, dy: &mut Tensor) { self.host.tanh_backward(y, dy) }
 ///     # fn dropout(&self, dropout: Dropout, index: Option<&Tensor>, x: &mut Tensor) { self.host.dropout(dropout, index, x) }
-///     # fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, y: &mut Tensor, kept: Option<(Store<'_>, &mut Tensor)>) { self.host.layer_norm(x, norm, y, kept) }
+///     # fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, y: &mut Tensor, kept: Option<(StoredMut<'_>, &mut Tensor)>) { self.host.layer_norm(x, norm, y, kept) }
 ///     # fn layer_norm_backward(&self, z: &Stored<'_>, r: &Tensor, norm: &Norm<'_>, dy: &mut Tensor, dx: bool, sums: [Option<&mut Tensor>; 2]) { self.host.layer_norm_backward(z, r, norm, dy, dx, sums) }
 ///     # fn scale_rows(&self, norm: &Norm<'_>, z: &Rows<'_>, y: &mut Tensor) { self.host.scale_rows(norm, z, y) }
 ///     # fn embed(&self, ids: &Tensor, table: &Stored<'_>, add: bool, y: &mut Tensor) { self.host.embed(ids, table, add, y) }

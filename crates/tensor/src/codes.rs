@@ -113,7 +113,7 @@ impl<'a> From<&'a Tensor> for Stored<'a> {
 
 /// Where a kernel puts a matrix that is kept.
 #[derive(Debug)]
-pub enum Store<'a> {
+pub enum StoredMut<'a> {
     /// As it is.
     Exact(&'a mut Tensor),
     /// In codes, rounded by random numbers of a stream, or without one to the nearest.

@@ -3,7 +3,7 @@
 //! Shapes: `n` rows (tokens), `d` columns, `b` sequences. Float tensors of one call share one type. Shapes that do not match
 //! are mistakes of the caller and panic.
 
-use crate::codes::{Coded, Rows, Store, Stored};
+use crate::codes::{Coded, Rows, Stored, StoredMut};
 use crate::rng::Key;
 use crate::tensor::Tensor;
 
@@ -192,7 +192,7 @@ pub trait Kernels {
     fn dropout(&self, dropout: Dropout, index: Option<&Tensor>, x: &mut Tensor);
     /// `z = (x − mean)·r`, `r = 1/√(var + eps)`, `y = gamma·z + beta`; x, y, z (n, d), gamma, beta (d), r (n). Without beta the root
     /// mean square norm: `z = x·r`, `r = 1/√(mean x² + eps)`, `y = gamma·z`. z and r are `kept` if asked for.
-    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, y: &mut Tensor, kept: Option<(Store<'_>, &mut Tensor)>);
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, y: &mut Tensor, kept: Option<(StoredMut<'_>, &mut Tensor)>);
     /// `dgamma += Σ_i dy_i⊙z_i` and `dbeta += Σ_i dy_i`, where they are wanted; then, with `dx`, `dx = r(g − mean g − z·mean(g⊙z))` with
     /// `g = gamma⊙dy`, written over `dy`; without `mean g` where the mean was not taken off.
     fn layer_norm_backward(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::backend::{Backend, Target};
-use crate::codes::{Coded, Rows, Store, Stored};
+use crate::codes::{Coded, Rows, Stored, StoredMut};
 use crate::error::Result;
 use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels, Norm};
 use crate::pool::Buffer;
@@ -92,7 +92,7 @@ impl Kernels for Meta {
     fn tanh(&self, _: Out) {}
     fn tanh_backward(&self, _: In, _: Out) {}
     fn dropout(&self, _: Dropout, _: Option<In>, _: Out) {}
-    fn layer_norm(&self, _: In, _: &Norm<'_>, _: Out, _: Option<(Store<'_>, Out)>) {}
+    fn layer_norm(&self, _: In, _: &Norm<'_>, _: Out, _: Option<(StoredMut<'_>, Out)>) {}
     fn layer_norm_backward(&self, _: &Stored<'_>, _: In, _: &Norm<'_>, _: Out, _: bool, _: [Option<Out>; 2]) {}
     fn scale_rows(&self, _: &Norm<'_>, _: &Rows<'_>, _: Out) {}
     fn embed(&self, _: In, _: &Stored<'_>, _: bool, _: Out) {}

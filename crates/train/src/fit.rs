@@ -387,6 +387,8 @@ impl Fit {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use colrow_autograd::Ledger;
     use colrow_tensor::Bytes;
 
@@ -421,6 +423,7 @@ mod tests {
             sites: Vec::new(),
             tokens: 0,
             ledger: Ledger::default(),
+            measured: HashSet::new(),
         })
     }
 

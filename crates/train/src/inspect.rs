@@ -25,7 +25,7 @@ const SOURCES: &[NormSource] = NormSource::ALL;
 
 /// What to inspect.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct Inspection {
     /// Batches that are looked at.
     pub steps: usize,
     /// Passes over these batches that train before, so that norms are remembered and the model is past its start.
@@ -150,7 +150,7 @@ pub struct Evidence {
     pub sites: Vec<SiteEvidence>,
     /// The mean over sites.
     pub mean: SiteEvidence,
-    /// What [`Settings::export`] asked for.
+    /// What [`Inspection::export`] asked for.
     #[serde(skip)]
     pub operands: Option<Operands>,
 }
@@ -399,7 +399,7 @@ fn mean_of(sites: &[SiteEvidence]) -> SiteEvidence {
 ///
 /// # Errors
 /// Anything that is wrong with model or data; a recipe that trains no linear's weight.
-pub fn inspect(job: &mut Job, settings: &Settings, mut done: impl FnMut(usize, usize)) -> Result<Evidence> {
+pub fn inspect(job: &mut Job, settings: &Inspection, mut done: impl FnMut(usize, usize)) -> Result<Evidence> {
     let policies = [(Look::Exact, Arc::new(Policy::exact())), (Look::Recipe, job.policy.clone())];
     job.policy = policies[0].1.clone();
     // the errors of estimators, not of rounding

@@ -1,6 +1,5 @@
 //! What a run needs of a recipe: tokens, policy, sampler; its plan, its model and its engine.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -199,9 +198,7 @@ impl Job {
             return Ok(None);
         }
         // a frozen linear keeps nothing and has no gradient to follow
-        let measured = plan.ledger.entries.iter().filter(|e| e.what == "projections");
-        let learns: HashSet<&str> = measured.map(|e| e.site.as_str()).collect();
-        let sites: Vec<_> = self.auto.iter().filter(|(site, _)| learns.contains(site.as_str())).cloned().collect();
+        let sites: Vec<_> = self.auto.iter().filter(|(site, _)| plan.measured.contains(site)).cloned().collect();
         let settings = ratios::AutoRatio { every: keep.auto_every, share: keep.auto_share };
         let mut ratios = Ratios::new(settings, &sites);
         if let Some(limit) = keep.bytes {
@@ -250,7 +247,7 @@ impl Job {
         let sites = match recipe.train.method == self.recipe.train.method {
             true => &self.sites,
             false => {
-                adapted = trained::blank(self.config.clone(), recipe)?.sites();
+                adapted = trained::meta_model(self.config.clone(), recipe)?.sites();
                 &adapted
             }
         };
@@ -310,7 +307,7 @@ impl Job {
         let device = Device::cpu_with(self.recipe.train.precision);
         let anew = Anew { head: true, body: self.recipe.model.init_missing };
         // what is held in codes is known before anything is read
-        let mut model = trained::blank(self.config.clone(), &self.recipe)?;
+        let mut model = trained::meta_model(self.config.clone(), &self.recipe)?;
         model.move_to(&device);
         let loaded = load::read(&self.model_dir, model, self.recipe.seed, anew)?;
         self.warnings.extend(loaded.warnings);

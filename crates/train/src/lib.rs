@@ -24,7 +24,7 @@
 //!     let mut model = Model::new(config.clone(), device, DType::F32);
 //!     model.init(1);
 //!     let mut engine = Engine::new(model, Hyperparameters::from(&Optim::default()));
-//!     let batch = engine.objective.blank(&Lengths { sources: vec![3, 5], targets: None });
+//!     let batch = engine.objective.batch_of_lengths(&Lengths { sources: vec![3, 5], targets: None });
 //!     engine.step(&[batch], 1e-3, 1, false)
 //! };
 //! let run = step(&Device::cpu())?;

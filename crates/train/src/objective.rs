@@ -31,7 +31,7 @@
 //! let config = Config::from_json(config.as_bytes(), Path::new("config.json"))?;
 //! // of zeros, so that its output is 0
 //! let model = Model::new(config, &Device::cpu(), DType::F32);
-//! let batch = Length.blank(&Lengths { sources: vec![3, 5], targets: None });
+//! let batch = Length.batch_of_lengths(&Lengths { sources: vec![3, 5], targets: None });
 //! let mut tape = Tape::new(&model.registry.params, Mode::Inference);
 //! let loss = Length.loss(&model, &mut tape, &batch)?;
 //! assert_eq!((loss.value.scalar(), Length.weight(&batch)), ((9.0 + 25.0) / 2.0, 2.0));
@@ -133,8 +133,8 @@ pub trait Objective: Debug + Send + Sync {
     }
 
     /// A labelled batch of these lengths, all of token 0: what plans and benchmarks run.
-    fn blank(&self, lengths: &Lengths) -> Batch {
-        Batch::blank(lengths)
+    fn batch_of_lengths(&self, lengths: &Lengths) -> Batch {
+        Batch::of_lengths(lengths)
     }
 
     /// Most bytes that an evaluation takes on the host for an example, beside its batch.
@@ -235,7 +235,7 @@ pub fn of_model(config: &Config, longest: usize) -> Arc<dyn Objective> {
         return of_classifier(scorer);
     }
     let wording = Wording::new(task, &LabelMap::of_model(task, names.to_vec()));
-    Arc::new(TextToText::new(scorer, Answers::blank(wording, longest)))
+    Arc::new(TextToText::new(scorer, Answers::without_tokeniser(wording, longest)))
 }
 
 fn of_classifier(scorer: Scorer) -> Arc<dyn Objective> {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use colrow_autograd::{CachePlace, Keep, Ledger, NormSource, Policy, RowsOf};
+use colrow_autograd::{CachePlace, Form, Keep, Ledger, NormSource, Policy, RowsOf};
 use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_models::net::Site;
@@ -79,6 +79,9 @@ pub struct Plan {
     pub tokens: usize,
     /// Kept bytes by site and op.
     pub ledger: Ledger,
+    /// Sites among [`Shape::auto`] that have a gradient to measure.
+    #[serde(skip)]
+    pub measured: HashSet<String>,
 }
 
 /// Memory that a run needs beside the meter and beside what a program holds that has read its data: pages of the program
@@ -116,8 +119,8 @@ pub fn sites(policy: &Policy, auto: &[(String, RowsOf)], known: &[Site], ledger:
                 let keep = policy.keep(name);
                 let late = matches!(keep, Keep::Rows(s) if s.norms == NormSource::Current);
                 let mut policy =
-                    if known.contains(name) { keep_name(keep, auto.contains(name)) } else { entry.keep.clone() };
-                if late && entry.what == "input" && entry.keep == "exact" {
+                    if known.contains(name) { keep_name(keep, auto.contains(name)) } else { entry.keep.to_string() };
+                if late && entry.keep == Form::Exact {
                     policy += NOT_REBUILT;
                 }
                 places.insert(name, sites.len());
@@ -136,7 +139,7 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let device = Device::meta(shape.threads);
     let mut model = Model::new(shape.config.clone(), &device, DType::F32);
     (shape.choose_trained)(&mut model)?;
-    let micros: Vec<Batch> = shape.micros.iter().map(|lengths| shape.objective.blank(lengths)).collect();
+    let micros: Vec<Batch> = shape.micros.iter().map(|lengths| shape.objective.batch_of_lengths(lengths)).collect();
     let linears = model.sites();
     let ratios = Ratios::new(ratios::AutoRatio { every: 1, share: 0.0 }, shape.auto);
     let ratios = Some(ratios).filter(|_| !shape.auto.is_empty());
@@ -145,12 +148,13 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let mut engine = Engine { objective: shape.objective.clone(), ..engine };
     (engine.gradient.ratios, engine.gradient.dropout) = (ratios, true);
     let stats = engine.step(&micros, 0.0, 1, false)?;
+    let measured = engine.gradient.ratios.iter().flat_map(|ratios| ratios.variances().measures()).collect();
     let mut evaluation = Bytes::default();
     let mut batch = shape.micros.iter().map(Lengths::host_bytes).max().unwrap_or(0);
     for lengths in shape.evaluated {
         batch = batch.max(lengths.host_bytes() + lengths.sources.len() * shape.objective.host_bytes().outputs);
         device.meter().reset_peak();
-        shape.objective.evaluate(&engine.model, &shape.objective.blank(lengths))?;
+        shape.objective.evaluate(&engine.model, &shape.objective.batch_of_lengths(lengths))?;
         evaluation = larger(evaluation, device.meter().peak());
     }
     let peak = larger(stats.peak, evaluation);
@@ -165,6 +169,7 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
         sites: sites(&shape.policy, shape.auto, &linears, &stats.ledger),
         tokens: stats.tokens,
         ledger: stats.ledger,
+        measured,
     })
 }
 

@@ -124,7 +124,7 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
         .map(|(prefix, examples)| Ok(DevSet { prefix, set: tokens(examples, "development data", &tokeniser)? }));
     let dev = dev.collect::<Result<Vec<_>>>()?;
     let sampler = Sampler::new(train.lengths(), batch_by(recipe.train.batch), Some(recipe.seed))?;
-    let sites = trained::blank(config.clone(), &recipe)?.sites();
+    let sites = trained::meta_model(config.clone(), &recipe)?.sites();
     let policy = Arc::new(policy(&recipe.keep, &sites)?);
     check_auto(&recipe, &sites)?;
     let auto = auto_sites(&recipe.keep, &sites);

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use colrow_autograd::{GRID, LEAST_RATIO, Ledger, Measured, Policy, RowsOf, Variances, grid, rows_of};
+use colrow_autograd::{Form, GRID, LEAST_RATIO, Ledger, Measured, Policy, RowsOf, Variances, grid, rows_of};
 use colrow_tensor::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -112,7 +112,7 @@ impl Ratios {
     /// A limit below what the smallest ratios keep.
     pub fn limit(&mut self, limit: usize, ledger: &Ledger, rows: &[usize]) -> Result<()> {
         let mut drawn: HashMap<&str, usize> = HashMap::new();
-        for entry in ledger.entries.iter().filter(|e| e.what == "input" && e.keep == "rows") {
+        for entry in ledger.entries.iter().filter(|e| e.keep == Form::Rows) {
             *drawn.entry(&entry.site).or_default() += entry.bytes;
         }
         let kept: Vec<usize> = self.sites.iter().map(|s| drawn.get(s.site.as_str()).copied().unwrap_or(0)).collect();
@@ -280,12 +280,12 @@ mod tests {
         assert!((mean / solution(0.2) - 1.0).abs() < 0.1, "{mean} is not {}", solution(0.2));
     }
 
-    fn ledger(entries: &[(&str, &str, usize)]) -> Ledger {
-        let entry = |&(site, keep, bytes): &(&str, &str, usize)| colrow_autograd::LedgerEntry {
+    fn ledger(entries: &[(&str, Form, usize)]) -> Ledger {
+        let entry = |&(site, keep, bytes): &(&str, Form, usize)| colrow_autograd::LedgerEntry {
             site: site.into(),
             op: "linear".into(),
             what: "input".into(),
-            keep: keep.into(),
+            keep,
             bytes,
         };
         Ledger { entries: entries.iter().map(entry).collect() }
@@ -296,10 +296,10 @@ mod tests {
         let names = ["early", "wide", "late"];
         // 1000 rows of 40 and of 100 bytes, and 7,000 bytes that no ratio changes
         let ledger = ledger(&[
-            ("early", "rows", 40_000),
-            ("wide", "rows", 100_000),
-            ("late", "int8", 5000),
-            ("x", "exact", 2000),
+            ("early", Form::Rows, 40_000),
+            ("wide", Form::Rows, 100_000),
+            ("late", Form::Int8, 5000),
+            ("x", Form::Exact, 2000),
         ]);
         let limited = |limit| {
             let mut ratios = Ratios::new(SETTINGS, &sites(names));

@@ -103,8 +103,8 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
 ///
 /// # Errors
 /// Those of [`choose_trained`].
-pub fn blank(config: Config, recipe: &Recipe) -> Result<Model> {
-    let mut blank = Model::new(config, &Device::meta(1), DType::F32);
-    choose_trained(&mut blank, recipe)?;
-    Ok(blank)
+pub fn meta_model(config: Config, recipe: &Recipe) -> Result<Model> {
+    let mut model = Model::new(config, &Device::meta(1), DType::F32);
+    choose_trained(&mut model, recipe)?;
+    Ok(model)
 }

@@ -41,7 +41,7 @@ fn recipe(sets: &[&str]) -> Recipe {
 
 /// A random model as a recipe trains it.
 fn model(config: &Config, recipe: &Recipe) -> Model {
-    let mut model = trained::blank(config.clone(), recipe).unwrap();
+    let mut model = trained::meta_model(config.clone(), recipe).unwrap();
     model.move_to(&Device::cpu());
     model.init(3);
     lora::init(&mut model, recipe.seed);
@@ -59,7 +59,7 @@ fn engine(model: Model, recipe: &Recipe) -> Engine {
 fn batch(engine: &Engine) -> Batch {
     let is_text = engine.model.config.family().head == HeadKind::Language;
     let lengths = Lengths { sources: vec![9, 14, 5], targets: is_text.then(|| vec![3, 2, 4]) };
-    let mut batch = engine.objective.blank(&lengths);
+    let mut batch = engine.objective.batch_of_lengths(&lengths);
     let key = Key::new(11);
     batch.tokens.ids.iter_mut().zip(0..).for_each(|(id, i)| *id = (key.uniform(i) * 61.0) as u32);
     if batch.labels.is_some() {
@@ -135,7 +135,7 @@ fn a_checkpoint_is_read_into_codes() {
         for base in ["int8", "bf16"] {
             let recipe = recipe(&["train.method=lora", "train.modules_to_save=[]", &format!("model.base={base}")]);
             let device = Device::cpu();
-            let mut blank = trained::blank(config.clone(), &recipe).unwrap();
+            let mut blank = trained::meta_model(config.clone(), &recipe).unwrap();
             blank.move_to(&device);
             let weights = device.meter().live().weights;
             let anew = Anew { head: true, body: true };
@@ -169,13 +169,14 @@ fn only_frozen_matrices_of_products_and_tables_are_coded() {
             assert_eq!(is_coded, !dense.iter().any(|part| p.name.contains(part)), "{}", p.name);
         }
         let bytes = |base: BaseWeights| {
-            let model = trained::blank(config.clone(), &with(&format!("model.base={base}"))).unwrap();
+            let model = trained::meta_model(config.clone(), &with(&format!("model.base={base}"))).unwrap();
             model.registry.params.iter().map(|(_, p)| p.value.bytes()).sum::<usize>()
         };
         let [f32, bf16, int8] = [BaseWeights::F32, BaseWeights::Bf16, BaseWeights::Int8].map(bytes);
         assert!(int8 < bf16 && bf16 < f32, "{f32} {bf16} {int8}");
     }
-    let nothing = trained::blank(configs().remove(0), &recipe(&["model.base=int8", "train.freeze=['*LayerNorm*']"]));
+    let nothing =
+        trained::meta_model(configs().remove(0), &recipe(&["model.base=int8", "train.freeze=['*LayerNorm*']"]));
     let e = nothing.unwrap_err().to_string();
     assert!(e.contains("model.base: \"int8\" is for matrices that are not trained") && e.contains("\"lora\""), "{e}");
 }

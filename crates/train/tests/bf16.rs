@@ -26,7 +26,7 @@ fn engine(precision: Precision, settings: Hyperparameters) -> Engine {
 
 /// Sixteen sequences of random tokens; their labels are random too.
 fn micro() -> Batch {
-    let mut micro = Batch::blank(&Lengths { sources: (9..25).collect(), targets: None });
+    let mut micro = Batch::of_lengths(&Lengths { sources: (9..25).collect(), targets: None });
     let key = Key::new(4);
     micro.tokens.ids.iter_mut().enumerate().for_each(|(i, id)| *id = (key.uniform(i as u64) * 61.0) as u32);
     micro.labels = Some(Labels::Class((0..16).map(|i| (key.child(1).uniform(i) * 2.0) as u32).collect()));

@@ -45,7 +45,7 @@ fn config([d, layers, heads, f, labels]: [usize; 5]) -> Config {
 
 /// Sequences of these lengths with tokens and labels from `seed`; their places in the training set start at `first`.
 fn micro(lengths: &[u32], labels: usize, seed: u64, first: u64) -> Batch {
-    let (key, mut batch) = (Key::new(seed), Batch::blank(&sources(lengths)));
+    let (key, mut batch) = (Key::new(seed), Batch::of_lengths(&sources(lengths)));
     let draw = |stream: &str, i: usize, below: usize| (key.named(stream).uniform(i as u64) * below as f64) as u32;
     batch.tokens.ids.iter_mut().enumerate().for_each(|(i, id)| *id = draw("id", i, 61));
     batch.tokens.types.iter_mut().enumerate().for_each(|(i, kind)| *kind = draw("type", i, 2));

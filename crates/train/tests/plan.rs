@@ -180,10 +180,10 @@ fn plan_equals_meter_in_evaluations() {
             let objective = of_model(config, LONGEST_ANSWER);
             engine.objective = objective.clone();
             engine.gradient.dropout = true;
-            engine.step(&step.each_ref().map(|lengths| objective.blank(lengths)), 1e-3, 1, false).unwrap();
+            engine.step(&step.each_ref().map(|lengths| objective.batch_of_lengths(lengths)), 1e-3, 1, false).unwrap();
             device.meter().reset_peak();
             for lengths in &evaluated {
-                objective.evaluate(&engine.model, &objective.blank(lengths)).unwrap();
+                objective.evaluate(&engine.model, &objective.batch_of_lengths(lengths)).unwrap();
             }
             assert_eq!(device.meter().peak(), plan.peak_bytes_by_class);
         });

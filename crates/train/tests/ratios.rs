@@ -124,7 +124,7 @@ impl Case {
     fn micros(&self, sources: &[&[u32]], step: u64) -> Vec<Batch> {
         let micro = |(i, sources): (usize, &&[u32])| {
             let lengths = self.lengths(sources);
-            let mut micro = of_model(&self.config, 0).blank(&lengths);
+            let mut micro = of_model(&self.config, 0).batch_of_lengths(&lengths);
             let number = |i: usize| (i as u64 * 31 + step * 17) % 61;
             micro.tokens.ids.iter_mut().enumerate().for_each(|(i, id)| *id = number(i) as u32);
             if let Some(Labels::Class(classes)) = &mut micro.labels {

@@ -23,8 +23,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::arguments::{MOST_LENGTH, whole};
-use crate::blank::{Blank, MOST_SEQUENCES, MOST_TOKENS};
 use crate::output::{print, print_json};
+use crate::setup::{MOST_SEQUENCES, MOST_TOKENS, Setup};
 use crate::{memory, units};
 
 /// Time training steps of a model with random weights: forward, backward, clipping, AdamW.
@@ -126,7 +126,7 @@ impl Args {
 /// A benchmark, but for its number of sequences.
 struct Bench<'a> {
     args: &'a Args,
-    blank: Blank,
+    setup: Setup,
     /// Those of `--lengths-file`.
     lengths: Option<Vec<u32>>,
 }
@@ -206,7 +206,7 @@ impl<'a> Bench<'a> {
         let lora = recipe::Lora { rank: args.lora_rank, ..recipe::Lora::default() };
         let model = recipe::Model { base: args.base, ..recipe::Model::default() };
         let recipe = Recipe { model, train, lora, keep, optim: args.optim(), seed: args.seed, ..Recipe::default() };
-        Ok(Self { args, blank: Blank::new(config, recipe)?, lengths })
+        Ok(Self { args, setup: Setup::new(config, recipe)?, lengths })
     }
 
     /// The number of sequences: of `--lengths-file`, `--batch`, or the largest that fits into `--memory`.
@@ -217,7 +217,7 @@ impl<'a> Bench<'a> {
         let Some(memory) = self.args.memory else { return Ok(self.args.batch) };
         let longest = self.args.seq.max(self.args.target);
         let fits = |plan: &Plan| plan.process_bytes <= memory;
-        self.blank.largest(longest, |batch| self.lengths(batch), fits)?.map_or_else(
+        self.setup.largest(longest, |batch| self.lengths(batch), fits)?.map_or_else(
             || {
                 let least = units::bytes(self.plan(1)?.process_bytes as u64);
                 let given = units::bytes(memory as u64);
@@ -235,33 +235,33 @@ impl<'a> Bench<'a> {
         let length = |i| if lengths == Spread::Uniform { uniform(i) } else { seq };
         let drawn = || (0..batch).map(|i| length(i) as u32).collect();
         let sources = self.lengths.clone().unwrap_or_else(drawn);
-        self.blank.lengths(sources, target)
+        self.setup.lengths(sources, target)
     }
 
     fn plan(&self, batch: usize) -> Result<Plan> {
-        self.blank.plan(self.lengths(batch))
+        self.setup.plan(self.lengths(batch))
     }
 
     fn measure(&self, batch: usize, plan: &Plan) -> Result<Value> {
-        let (args, blank) = (self.args, &self.blank);
+        let (args, setup) = (self.args, &self.setup);
         let device = Device::cpu_with(args.precision);
         let lengths = self.lengths(batch);
-        let mut micro = blank.objective.blank(&lengths);
+        let mut micro = setup.objective.batch_of_lengths(&lengths);
         let key = Key::new(args.seed).named("ids");
-        let vocabulary = blank.config.architecture.vocab_size() as f64;
+        let vocabulary = setup.config.architecture.vocab_size() as f64;
         for (i, id) in micro.tokens.ids.iter_mut().enumerate() {
             *id = (key.uniform(i as u64) * vocabulary) as u32;
         }
         let (n, all) = (micro.tokens.ids.len(), lengths.tokens());
         micro.places = Some((0..n as u64).collect());
         micro.target_places = Some((n as u64..all as u64).collect());
-        let mut model = trained::blank(blank.config.clone(), &blank.recipe)?;
+        let mut model = trained::meta_model(setup.config.clone(), &setup.recipe)?;
         model.move_to(&device);
         model.init(args.seed);
         lora::init(&mut model, args.seed);
-        let policy = blank.policy.clone();
+        let policy = setup.policy.clone();
         let mut engine =
-            Engine::new(model, Hyperparameters::from(&blank.recipe.optim)).keeping(policy, all, CachePlace::Memory)?;
+            Engine::new(model, Hyperparameters::from(&setup.recipe.optim)).keeping(policy, all, CachePlace::Memory)?;
         (engine.gradient.key, engine.gradient.dropout) = (Key::new(args.seed), true);
         let micros = [micro];
         let (mut times, mut optimizer_times) = (Vec::new(), Vec::new());
@@ -308,7 +308,7 @@ impl<'a> Bench<'a> {
             "frozen_parameters": parameters(false),
             "threads": rayon::current_num_threads(),
             "precision": args.precision,
-            "keep": blank.recipe.keep.policy,
+            "keep": setup.recipe.keep.policy,
             "method": args.method,
             "base": args.base,
             "profile": profile,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use colrow_models::apart;
 use colrow_models::checkpoint::hub::Needs;
 use colrow_tensor::Result;
-use colrow_train::inspect::{Evidence, RATIOS, Settings, SiteEvidence, inspect};
+use colrow_train::inspect::{Evidence, Inspection, RATIOS, SiteEvidence, inspect};
 use colrow_train::recipe::{Method, Ratio};
 use colrow_train::{prepare, ratios};
 
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         apart::check_file(out, files)?;
     }
     let (steps, passes, draws) = (args.steps, args.passes, args.draws as u64);
-    let settings = Settings { steps, passes, draws, export: args.export.clone() };
+    let settings = Inspection { steps, passes, draws, export: args.export.clone() };
     let mut counter = Counter::new("inspect", "batches");
     let evidence = inspect(&mut job, &settings, |done, of| counter.set(done as u64, of as u64));
     drop(counter);

@@ -9,8 +9,8 @@ use colrow_train::recipe::{Estimate, Keeping, Lora, Method, PolicyName, Ratio, R
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::blank::Blank;
 use crate::output::{print, print_json};
+use crate::setup::Setup;
 
 /// Plan the paper's memory table (Liu et al. 2023, table 2): T5 and BERT by method at batch 100 × 128 tokens, ours beside published.
 ///
@@ -125,8 +125,8 @@ fn plan(config: &Config, (_, method, policy, ratio): (&str, Method, PolicyName, 
         keep: Keeping { policy, estimator, ratio: Ratio::Fixed(ratio), ..Keeping::default() },
         ..Recipe::default()
     };
-    let blank = Blank::new(config.clone(), recipe)?;
-    blank.plan(blank.lengths(vec![SEQ as u32; BATCH], TARGET))
+    let setup = Setup::new(config.clone(), recipe)?;
+    setup.plan(setup.lengths(vec![SEQ as u32; BATCH], TARGET))
 }
 
 fn table(size: &Size, plans: &[Plan]) -> Table {

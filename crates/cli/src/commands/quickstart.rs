@@ -18,9 +18,9 @@ use colrow_train::recipe::{BatchSize, Estimate, Keeping, PolicyName, Recipe};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::blank::Blank;
 use crate::output::{self, print, print_json};
 use crate::report::{self, Run};
+use crate::setup::Setup;
 use crate::signals::{self, Stop};
 use crate::{fetch, units};
 
@@ -227,16 +227,16 @@ fn train(recipe: &Path, stop: &Stop) -> Result<()> {
 /// What the recipe's step of [`BATCH`] sequences of full length takes, and how many fit into `memory`, or into what that step takes.
 fn room(recipe: &Recipe, memory: Option<usize>) -> Result<Room> {
     let (_, config) = prepare::model_config(recipe, Needs::ConfigAndTokenizer)?;
-    let blank = Blank::new(config, recipe.clone())?;
+    let setup = Setup::new(config, recipe.clone())?;
     let (longest, target) = (recipe.data.max_length, recipe.data.max_target_length);
-    let lengths = |batch: usize| blank.lengths(vec![longest as u32; batch], target);
-    let plan = blank.plan(lengths(BATCH))?;
+    let lengths = |batch: usize| setup.lengths(vec![longest as u32; batch], target);
+    let plan = setup.plan(lengths(BATCH))?;
     let memory = memory.unwrap_or(plan.peak_bytes);
     let fits = |plan: &Plan| plan.peak_bytes <= memory;
     Ok(Room {
         peak: plan.peak_bytes,
         kept_a_sequence: (plan.kept_bytes / BATCH) as u64,
-        batch: blank.largest(longest.max(target), lengths, fits)?.unwrap_or(0),
+        batch: setup.largest(longest.max(target), lengths, fits)?.unwrap_or(0),
     })
 }
 

@@ -21,14 +21,14 @@ pub const MOST_HEADER_BYTES: u64 = 100_000_000;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Header {
     /// By name.
-    pub tensors: BTreeMap<String, Stored>,
+    pub tensors: BTreeMap<String, StoredTensor>,
     /// The free text under `__metadata__`.
     pub metadata: BTreeMap<String, String>,
 }
 
 /// Where and how one tensor lies in its file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stored {
+pub struct StoredTensor {
     /// Element type.
     pub dtype: Dtype,
     /// Row-major.
@@ -37,7 +37,7 @@ pub struct Stored {
     pub range: Range<u64>,
 }
 
-impl Stored {
+impl StoredTensor {
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -156,7 +156,7 @@ struct RawTensor {
 }
 
 impl RawTensor {
-    fn check(&self, data_start: u64) -> std::result::Result<Stored, String> {
+    fn check(&self, data_start: u64) -> std::result::Result<StoredTensor, String> {
         let dtype = Dtype::deserialize(StrDeserializer::<de::value::Error>::new(&self.dtype))
             .map_err(|_| format!("unknown dtype {:?}", self.dtype))?;
         let (start, end) = self.data_offsets;
@@ -173,7 +173,7 @@ impl RawTensor {
             return Err(format!("{} needs {bytes} bytes, found the byte range {start}..{end}", described()));
         }
         let absolute = |offset: u64| offset.checked_add(data_start).ok_or("byte range out of all bounds");
-        Ok(Stored { dtype, shape: self.shape.clone(), range: absolute(start)?..absolute(end)? })
+        Ok(StoredTensor { dtype, shape: self.shape.clone(), range: absolute(start)?..absolute(end)? })
     }
 }
 
@@ -243,7 +243,10 @@ mod tests {
     fn a_good_header_gives_types_shapes_and_places() {
         let header = parse(&file(TWO, 26)).unwrap();
         let start = 8 + TWO.len() as u64;
-        assert_eq!(header.tensors["a"], Stored { dtype: Dtype::F32, shape: vec![2, 3], range: start..start + 24 });
+        assert_eq!(
+            header.tensors["a"],
+            StoredTensor { dtype: Dtype::F32, shape: vec![2, 3], range: start..start + 24 }
+        );
         assert_eq!(header.tensors["b"].elements(), 1);
         assert_eq!(header.metadata["format"], "pt");
         assert!(parse(&file("{}", 0)).unwrap().tensors.is_empty());

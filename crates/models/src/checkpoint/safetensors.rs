@@ -11,7 +11,7 @@ use half::{bf16, f16};
 pub use safetensors::Dtype;
 use serde_json::{Map, json};
 
-use super::header::{Header, Stored, header_len, parse_header};
+use super::header::{Header, StoredTensor, header_len, parse_header};
 use super::index::parse_index;
 use super::names::{INDEX_FILE, WEIGHTS_FILE};
 use crate::atomic::write_file_atomic;
@@ -27,7 +27,7 @@ const CHUNK: usize = 1 << 18;
 #[derive(Debug)]
 pub struct Weights {
     files: Vec<(PathBuf, Mutex<File>)>,
-    tensors: BTreeMap<String, (usize, Stored)>,
+    tensors: BTreeMap<String, (usize, StoredTensor)>,
 }
 
 impl Weights {

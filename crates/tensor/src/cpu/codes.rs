@@ -160,13 +160,13 @@ impl<T: Float> Rounding<T> {
 }
 
 /// Where codes go, as slices.
-pub(super) struct Target<'a, T> {
+pub(super) struct CodesMut<'a, T> {
     pub(super) format: Format,
     pub(super) codes: &'a mut [u8],
     pub(super) scale: &'a mut [T],
 }
 
-impl<'a, T: Float> Target<'a, T> {
+impl<'a, T: Float> CodesMut<'a, T> {
     pub(super) fn new(coded: &'a mut Coded) -> Self {
         Self { format: coded.format, codes: coded.codes.as_mut_slice(), scale: coded.scale.as_mut_slice() }
     }
@@ -190,7 +190,7 @@ impl<'a, T: Float> Target<'a, T> {
     }
 }
 
-pub(super) fn quantise<T: Float>(key: Option<Key>, d: usize, x: &[T], target: Target<'_, T>) {
+pub(super) fn quantise<T: Float>(key: Option<Key>, d: usize, x: &[T], target: CodesMut<'_, T>) {
     let rows = rows_per_chunk(d);
     x.par_chunks(rows * d).zip(target.chunks(rows, d)).enumerate().for_each_init(
         || Rounding::new(key, d),
@@ -205,7 +205,7 @@ pub(crate) fn encoded<T: Float>(format: Format, d: usize, rows: &[T]) -> (Vec<u8
     let n = rows.len() / d.max(1);
     let (mut codes, mut scale) = (vec![0; n * format.bytes(d)], vec![T::ZERO; n * format.groups(d)]);
     if !codes.is_empty() {
-        quantise(None, d, rows, Target { format, codes: &mut codes, scale: &mut scale });
+        quantise(None, d, rows, CodesMut { format, codes: &mut codes, scale: &mut scale });
     }
     (codes, scale)
 }

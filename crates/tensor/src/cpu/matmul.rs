@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::coded::CodedView;
 use super::product::gemm::{gemm, own};
-use super::product::{Target, Unit};
+use super::product::{Destination, Unit};
 use super::rowwise;
 use super::view::View;
 use crate::Precision;
@@ -77,7 +77,7 @@ pub(super) fn linear<T: Float>(
         // the bias is read as every row
         let from = (1.0, View::new(bias.as_slice().as_ptr(), c.rows, c.cols, 0));
         // SAFETY: the views cover live row-major tensors of these shapes, and `y` is borrowed mutably.
-        return unsafe { by_unit(unit, view(x, false), weight, true, Target { alpha: 1.0, from, c }) };
+        return unsafe { by_unit(unit, view(x, false), weight, true, Destination { alpha: 1.0, from, c }) };
     }
     if let Some(bias) = bias {
         rowwise::broadcast_row::<T>(bias.as_slice(), y.as_mut_slice());
@@ -106,7 +106,7 @@ fn times_weight<T: Float>(
     };
     if let Some(unit) = own::<T>(precision) {
         let c = view_mut::<f32>(c);
-        let to = Target { alpha: 1.0, from: (beta as f32, c.read()), c };
+        let to = Destination { alpha: 1.0, from: (beta as f32, c.read()), c };
         // SAFETY: the views cover live row-major tensors of these shapes, and `c` is borrowed mutably.
         return unsafe { by_unit(unit, view(a, false), weight, transposed, to) };
     }
@@ -123,7 +123,7 @@ fn times_weight<T: Float>(
 
 /// # Safety
 /// As [`Unit::gemm`], of a, and of the weight or its transpose.
-unsafe fn by_unit(unit: Unit, a: View<*const f32>, weight: &Stored<'_>, transposed: bool, to: Target) {
+unsafe fn by_unit(unit: Unit, a: View<*const f32>, weight: &Stored<'_>, transposed: bool, to: Destination) {
     // SAFETY: as this function requires.
     unsafe {
         match weight {

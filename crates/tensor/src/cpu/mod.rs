@@ -19,7 +19,7 @@ mod select;
 mod view;
 
 use crate::backend::{Backend, Target};
-use crate::codes::{Coded, Rows, Store, Stored};
+use crate::codes::{Coded, Rows, Stored, StoredMut};
 use crate::error::Result;
 use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels, Norm};
 use crate::memory::HostMemory;
@@ -273,13 +273,13 @@ impl Kernels for Host {
         by_float!(self, "dropout", x, T => rowwise::dropout::<T>(dropout, index.map(Tensor::as_slice), d, x.as_mut_slice()));
     }
 
-    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, y: &mut Tensor, kept: Option<(Store<'_>, &mut Tensor)>) {
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, y: &mut Tensor, kept: Option<(StoredMut<'_>, &mut Tensor)>) {
         by_float!(self, "layer_norm", x, T => {
             let (z, r) = kept.unzip();
             let kept = match z {
                 None => (norm::Kept::Nothing, None),
-                Some(Store::Exact(z)) => (norm::Kept::Exact(z.as_mut_slice()), None),
-                Some(Store::Coded(key, z)) => (norm::Kept::Coded(codes::Target::new(z)), key),
+                Some(StoredMut::Exact(z)) => (norm::Kept::Exact(z.as_mut_slice()), None),
+                Some(StoredMut::Coded(key, z)) => (norm::Kept::Coded(codes::CodesMut::new(z)), key),
             };
             norm::forward::<T>(norm_parameters(norm), x.as_slice(), y.as_mut_slice(), kept, r.map(Tensor::as_mut_slice));
         });
@@ -336,7 +336,7 @@ impl Kernels for Host {
 
     fn quantise(&self, key: Option<Key>, x: &Tensor, coded: &mut Coded) {
         let d = x.cols();
-        by_float!(self, "quantise", x, T => codes::quantise::<T>(key, d, x.as_slice(), codes::Target::new(coded)));
+        by_float!(self, "quantise", x, T => codes::quantise::<T>(key, d, x.as_slice(), codes::CodesMut::new(coded)));
     }
 
     fn attention(

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::codes::{Reader, Rounding, Target};
+use super::codes::{CodesMut, Reader, Rounding};
 use super::rowwise::{rows_per_chunk, sum};
 use super::vectorised;
 use crate::dtype::Float;
@@ -51,7 +51,7 @@ vectorised! {
 pub(super) enum Kept<'a, T> {
     Nothing,
     Exact(&'a mut [T]),
-    Coded(Target<'a, T>),
+    Coded(CodesMut<'a, T>),
 }
 
 impl<'a, T: Float> Kept<'a, T> {

@@ -58,7 +58,7 @@ impl Batch {
     }
 
     /// Sequences of these lengths, all of token 0, without labels: what plans and benchmarks need.
-    pub fn blank(lengths: &Lengths) -> Self {
+    pub fn of_lengths(lengths: &Lengths) -> Self {
         let of = |lengths: &Vec<u32>| Tokens::of(lengths.iter().map(|&length| vec![0; length as usize]));
         let mut tokens = of(&lengths.sources);
         let n = tokens.ids.len();

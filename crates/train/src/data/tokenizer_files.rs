@@ -100,7 +100,7 @@ struct Numbered {
 }
 
 /// The tokenizer's other files, with the class that reads them.
-struct Settings {
+struct Companions {
     class: Class,
     /// `tokenizer_config.json`; empty without one.
     config: Map<String, Value>,
@@ -127,7 +127,7 @@ pub(super) fn build(dir: &Path, model: &Config) -> Result<Built> {
     let document: Document = serde_json::from_slice(&bytes).map_err(|e| at(e.to_string()))?;
     tokenizer_limits::check(&document.normalizer, &document.decoder).map_err(&at)?;
     let mut file = guarded(|| Tokenizer::from_bytes(bytes)).map_err(at)?;
-    let mut settings = Settings::read(dir, model, &document, &file)?;
+    let mut settings = Companions::read(dir, model, &document, &file)?;
     let side = settings.side(file.get_truncation().map(|t| t.direction), dir)?;
     guarded(|| file.with_padding(None).with_truncation(None).map(|_| ())).map_err(at)?;
     let mut unknown = document.model.unk_id.or(document.model.unk_token.and_then(|token| file.token_to_id(&token)));
@@ -197,7 +197,7 @@ fn token(value: &Value, special: bool) -> Option<AddedToken> {
     Some(plain.single_word(is("single_word")).lstrip(is("lstrip")).rstrip(is("rstrip")).normalized(normalized))
 }
 
-impl Settings {
+impl Companions {
     fn read(dir: &Path, model: &Config, document: &Document, file: &Tokenizer) -> Result<Self> {
         let config = object(dir, CONFIG)?;
         let mut notes = Vec::new();

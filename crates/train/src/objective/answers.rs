@@ -43,7 +43,7 @@ impl Answers {
     /// # Errors
     /// Those of the tokenizer.
     pub fn new(wording: Wording, tokeniser: Tokeniser, eos: u32, longest: usize) -> Result<Self> {
-        let mut answers = Self { tokeniser: Some(tokeniser), eos, ..Self::blank(wording, longest) };
+        let mut answers = Self { tokeniser: Some(tokeniser), eos, ..Self::without_tokeniser(wording, longest) };
         answers.written = answers.write(&answers.wording.words)?;
         let pairs = answers.wording.words.iter().zip(&answers.written);
         let other = pairs.filter(|(word, written)| **word != written.says && !written.says.is_empty());
@@ -52,7 +52,7 @@ impl Answers {
     }
 
     /// Answers that nobody reads: all that a plan knows.
-    pub fn blank(wording: Wording, longest: usize) -> Self {
+    pub fn without_tokeniser(wording: Wording, longest: usize) -> Self {
         Self { wording, tokeniser: None, longest, eos: 0, written: Vec::new(), names: HashMap::new() }
     }
 

@@ -66,8 +66,8 @@ impl Objective for Classify {
         self.scorer.evaluation(predictions, labels)
     }
 
-    fn blank(&self, lengths: &Lengths) -> Batch {
-        Batch { labels: Some(Labels::Class(vec![0; lengths.sources.len()])), ..Batch::blank(lengths) }
+    fn batch_of_lengths(&self, lengths: &Lengths) -> Batch {
+        Batch { labels: Some(Labels::Class(vec![0; lengths.sources.len()])), ..Batch::of_lengths(lengths) }
     }
 
     fn host_bytes(&self) -> HostBytes {

@@ -62,8 +62,8 @@ impl Objective for Regress {
         self.scorer.evaluation(predictions, labels)
     }
 
-    fn blank(&self, lengths: &Lengths) -> Batch {
-        Batch { labels: Some(Labels::Value(vec![0.0; lengths.sources.len()])), ..Batch::blank(lengths) }
+    fn batch_of_lengths(&self, lengths: &Lengths) -> Batch {
+        Batch { labels: Some(Labels::Value(vec![0.0; lengths.sources.len()])), ..Batch::of_lengths(lengths) }
     }
 
     fn host_bytes(&self) -> HostBytes {

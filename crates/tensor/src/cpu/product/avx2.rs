@@ -1,11 +1,12 @@
 //! AVX2 with fused multiply-adds, for f32 as they are or rounded to bf16.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 use std::ops::Range;
 
 use super::vector::{self, Format, Vector};
-use super::{Operand, Panels, Place, Target};
+use super::{Destination, Operand, Panels, Place};
 
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
@@ -27,7 +28,7 @@ pub(super) unsafe fn pack_rounded(operand: &Operand, place: Place, panels: Panel
 
 /// See [`super::Unit::multiply`].
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn multiply(panels: [*const u32; 2], slice: Range<usize>, targets: &[Target], place: Place) {
+pub(super) unsafe fn multiply(panels: [*const u32; 2], slice: Range<usize>, targets: &[Destination], place: Place) {
     // SAFETY: as this function requires.
     unsafe { vector::multiply::<F32<false>>(panels, slice, targets, place) }
 }
@@ -200,5 +201,77 @@ impl<const ROUNDED: bool> Format for F32<ROUNDED> {
     unsafe fn multiply_add(sum: __m256, a: __m256i, b: __m256i) -> __m256 {
         // SAFETY: as this function requires.
         unsafe { Avx2::multiply_add(sum, Avx2::floats(a), Avx2::floats(b)) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_words<const ROWS: usize, const N: usize>(
+        sums: &mut [[__m256; N]; ROWS],
+        a: *const u32,
+        b: [*const u32; N],
+        words: usize,
+    ) {
+        debug_assert!((ROWS, N) == (Self::TILE_ROWS, Self::TILE_VECTORS));
+        if words > 0 {
+            // SAFETY: as this function requires; there are no other tiles.
+            unsafe { multiply_six_by_two(&mut *sums.as_mut_ptr().cast(), a, b[0], words) }
+        }
+    }
+}
+
+/// See [`Format::multiply_words`], of one word or more. Written out, as every register has its place: with one number in another order of its own a compiler has sums go
+/// to memory and back at each word, for twice the time.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn multiply_six_by_two(sums: &mut [[__m256; 2]; 6], a: *const u32, b: *const u32, words: usize) {
+    let [[s00, s01], [s10, s11], [s20, s21], [s30, s31], [s40, s41], [s50, s51]] = sums;
+    // SAFETY: as this function requires; the second vector stands behind the first.
+    unsafe {
+        asm!(
+            "2:",
+            "vmovaps {b0}, [{b}]",
+            "vmovaps {b1}, [{b} + 32]",
+            "vbroadcastss {a0}, [{a}]",
+            "vbroadcastss {a1}, [{a} + 4]",
+            "vfmadd231ps {s00}, {a0}, {b0}",
+            "vfmadd231ps {s01}, {a0}, {b1}",
+            "vbroadcastss {a0}, [{a} + 8]",
+            "vfmadd231ps {s10}, {a1}, {b0}",
+            "vfmadd231ps {s11}, {a1}, {b1}",
+            "vbroadcastss {a1}, [{a} + 12]",
+            "vfmadd231ps {s20}, {a0}, {b0}",
+            "vfmadd231ps {s21}, {a0}, {b1}",
+            "vbroadcastss {a0}, [{a} + 16]",
+            "vfmadd231ps {s30}, {a1}, {b0}",
+            "vfmadd231ps {s31}, {a1}, {b1}",
+            "vbroadcastss {a1}, [{a} + 20]",
+            "vfmadd231ps {s40}, {a0}, {b0}",
+            "vfmadd231ps {s41}, {a0}, {b1}",
+            "vfmadd231ps {s50}, {a1}, {b0}",
+            "vfmadd231ps {s51}, {a1}, {b1}",
+            "add {a}, 24",
+            "add {b}, 64",
+            "dec {words}",
+            "jnz 2b",
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            words = inout(reg) words => _,
+            a0 = out(ymm_reg) _,
+            a1 = out(ymm_reg) _,
+            b0 = out(ymm_reg) _,
+            b1 = out(ymm_reg) _,
+            s00 = inout(ymm_reg) *s00,
+            s01 = inout(ymm_reg) *s01,
+            s10 = inout(ymm_reg) *s10,
+            s11 = inout(ymm_reg) *s11,
+            s20 = inout(ymm_reg) *s20,
+            s21 = inout(ymm_reg) *s21,
+            s30 = inout(ymm_reg) *s30,
+            s31 = inout(ymm_reg) *s31,
+            s40 = inout(ymm_reg) *s40,
+            s41 = inout(ymm_reg) *s41,
+            s50 = inout(ymm_reg) *s50,
+            s51 = inout(ymm_reg) *s51,
+            options(pure, readonly, nostack),
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::mem::transmute;
 use std::ops::Range;
 
 use super::vector::{self, Format, Vector};
-use super::{LANES, Operand, Panels, Place, Target};
+use super::{Destination, LANES, Operand, Panels, Place};
 
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -33,14 +33,19 @@ pub(super) unsafe fn pack_bf16(operand: &Operand, place: Place, panels: Panels) 
 
 /// See [`super::Unit::multiply`].
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn multiply_f32(panels: [*const u32; 2], slice: Range<usize>, targets: &[Target], place: Place) {
+pub(super) unsafe fn multiply_f32(panels: [*const u32; 2], slice: Range<usize>, targets: &[Destination], place: Place) {
     // SAFETY: as this function requires.
     unsafe { vector::multiply::<F32>(panels, slice, targets, place) }
 }
 
 /// See [`super::Unit::multiply`].
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn multiply_bf16(panels: [*const u32; 2], slice: Range<usize>, targets: &[Target], place: Place) {
+pub(super) unsafe fn multiply_bf16(
+    panels: [*const u32; 2],
+    slice: Range<usize>,
+    targets: &[Destination],
+    place: Place,
+) {
     // SAFETY: as this function requires.
     unsafe { vector::multiply::<Bf16>(panels, slice, targets, place) }
 }

@@ -4,7 +4,7 @@ use std::any::TypeId;
 
 use gemm_common::Parallelism;
 
-use super::{Target, Unit};
+use super::{Destination, Unit};
 use crate::Precision;
 use crate::cpu::instructions::{self, Instructions};
 use crate::cpu::view::View;
@@ -29,7 +29,7 @@ pub(in crate::cpu) unsafe fn gemm<T: Float>(
     let ours = |_: &Unit| parallel || precision == Precision::Bf16 || instructions::are_limited();
     if let Some(unit) = own::<T>(precision).filter(ours) {
         let ([a, b], c) = ([a, b].map(|x| x.with(x.ptr.cast())), c.with(c.ptr.cast()));
-        let to = Target { alpha: alpha as f32, from: (beta as f32, c.read()), c };
+        let to = Destination { alpha: alpha as f32, from: (beta as f32, c.read()), c };
         // SAFETY: as this function requires; T is f32.
         return unsafe { unit.gemm(a, b, to, parallel) };
     }

@@ -188,13 +188,13 @@ pub(super) type From = (f32, View<*const f32>);
 
 /// Where a product goes: `c = beta·from + alpha·product`. What of the product is beyond c is lost.
 #[derive(Clone, Copy)]
-pub(super) struct Target {
+pub(super) struct Destination {
     pub(super) alpha: f32,
     pub(super) from: From,
     pub(super) c: View<*mut f32>,
 }
 
-impl Target {
+impl Destination {
     /// What a slice of the inner dimension is added to.
     fn added_to(&self, slice: &Range<usize>) -> From {
         if slice.start == 0 { self.from } else { (1.0, self.c.read()) }
@@ -310,7 +310,7 @@ impl Unit {
     /// # Safety
     /// This machine has the unit. The panels are those of the place's rows and of its columns, one behind the other, packed from a slice
     /// of their columns. What targets are from is valid to read, they are to write, the elements of their rows are neighbours.
-    unsafe fn multiply(self, panels: [*const u32; 2], slice: Range<usize>, targets: &[Target], place: Place) {
+    unsafe fn multiply(self, panels: [*const u32; 2], slice: Range<usize>, targets: &[Destination], place: Place) {
         // SAFETY: as this function requires.
         unsafe {
             match self {
@@ -330,7 +330,7 @@ impl Unit {
     /// # Safety
     /// This machine has the unit. The views must lie in memory that is valid to read (a, b, from) and to write by this call alone (c). In
     /// a and b the elements of each row or those of each column are neighbours, in c and from those of each row.
-    pub(super) unsafe fn gemm<'a>(self, a: View<*const f32>, b: impl Into<Right<'a>>, to: Target, parallel: bool) {
+    pub(super) unsafe fn gemm<'a>(self, a: View<*const f32>, b: impl Into<Right<'a>>, to: Destination, parallel: bool) {
         // SAFETY: as this function requires.
         unsafe {
             match b.into() {
@@ -344,7 +344,7 @@ impl Unit {
     }
 
     /// As [`Unit::gemm`], with bᵀ.
-    unsafe fn product(self, a: View<*const f32>, bt: impl Source, to: Target, parallel: bool) {
+    unsafe fn product(self, a: View<*const f32>, bt: impl Source, to: Destination, parallel: bool) {
         let size = Size { m: a.rows, n: bt.size()[0], k: a.cols };
         debug_assert!(bt.size()[1] == size.k && to.c.size() == [size.m, size.n]);
         debug_assert!((a.row_stride == 1 || a.col_stride == 1) && to.c.col_stride == 1);
@@ -442,7 +442,7 @@ unsafe fn blocked(
     unit: Unit,
     size: Size,
     (a, b): (&Operand, &Operand<impl Source>),
-    targets: &[impl AsRef<[Target]> + Sync],
+    targets: &[impl AsRef<[Destination]> + Sync],
     parallel: bool,
 ) {
     let Size { m, n, k } = size;
@@ -504,7 +504,7 @@ unsafe fn multiply(
     a: &Operand,
     b: Panels,
     (rows, columns, slice): (Parts, Range<usize>, Range<usize>),
-    targets: &[impl AsRef<[Target]> + Sync],
+    targets: &[impl AsRef<[Destination]> + Sync],
     parallel: bool,
 ) {
     // few rows are packed again for parts of the columns, so that there is work for all threads

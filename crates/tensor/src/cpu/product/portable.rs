@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::gemm::gemm;
-use super::{Operand, Panels, Place, Sources, Target};
+use super::{Destination, Operand, Panels, Place, Sources};
 use crate::cpu::view::View;
 
 /// To the nearest bf16, ties to even; subnormal numbers become zero, NaNs quiet ones.
@@ -38,7 +38,7 @@ pub(super) unsafe fn pack(operand: &Operand, Place { rows, cols }: Place, panels
 pub(super) unsafe fn multiply(
     [a, b]: [*const f32; 2],
     slice: Range<usize>,
-    targets: &[Target],
+    targets: &[Destination],
     Place { rows, cols }: Place,
 ) {
     for target in targets {

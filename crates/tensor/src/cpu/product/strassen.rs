@@ -7,7 +7,7 @@
 //! and u = 2⁻²⁴, |ĉ − c| ≤ (3·k² + 25·k)·u·‖a‖·‖b‖ to first order, where the plain product has k² (Higham 2002, section 23.2.2, one
 //! level of the recurrence).
 
-use super::{Grid, Operand, Size, Sources, Target};
+use super::{Destination, Grid, Operand, Size, Sources};
 
 /// Signed quarters of each sum: 0 and 1 are the upper ones, the first sign is plus.
 type Sums = [&'static [(f32, usize)]; 7];
@@ -65,8 +65,8 @@ pub(super) fn quarters<A: Grid, B: Grid>(
     Size { m, n, k }: Size,
     a: A,
     bt: B,
-    to: Target,
-) -> (Operand<A>, Operand<B>, Vec<Vec<Target>>) {
+    to: Destination,
+) -> (Operand<A>, Operand<B>, Vec<Vec<Destination>>) {
     let mut met = [false; 4];
     let targets = OF_C.map(|sum| {
         let target = |&(sign, quarter): &(f32, usize)| {
@@ -74,7 +74,7 @@ pub(super) fn quarters<A: Grid, B: Grid>(
             let (beta, from) = to.from;
             let from = if met[quarter] { (1.0, c.read()) } else { (beta, part(&from, quarter, m, n)) };
             met[quarter] = true;
-            Target { alpha: sign * to.alpha, from, c }
+            Destination { alpha: sign * to.alpha, from, c }
         };
         sum.iter().map(target).collect()
     });

@@ -88,7 +88,7 @@ impl Case {
         let (a, b) = (view(a, self.transposed[0]), view(b, self.transposed[1]));
         let to = View::new(c.data.as_mut_ptr(), c.rows, c.cols, c.stride);
         // SAFETY: the views are those of live matrices of matching sizes, and `c` is ours.
-        unsafe { unit.gemm(a, b, Target { alpha: self.alpha, from: (self.beta, to.read()), c: to }, true) };
+        unsafe { unit.gemm(a, b, Destination { alpha: self.alpha, from: (self.beta, to.read()), c: to }, true) };
         c
     }
 
@@ -230,7 +230,7 @@ fn products_of_quarters_add_what_they_are_told_to() {
         let from = (case.beta, View::new(row.as_ptr(), c.rows, c.cols, 0));
         let to = View::new(y.data.as_mut_ptr(), c.rows, c.cols, c.cols);
         // SAFETY: the views are those of live matrices of matching sizes, and `y` is ours.
-        unsafe { unit.gemm(a.view(), b.view(), Target { alpha: case.alpha, from, c: to }, true) };
+        unsafe { unit.gemm(a.view(), b.view(), Destination { alpha: case.alpha, from, c: to }, true) };
         assert_eq!(y.bits(), case.run(unit, &a, &b, &c).bits());
         let case = Case { beta: 0.0, ..case };
         let nan = Matrix::filled(f32::NAN, c.rows, c.cols);
@@ -258,7 +258,7 @@ fn factors_in_codes_are_their_numbers() {
                 let want = case.run(unit, &a, &numbers, &c);
                 let mut got = c.clone();
                 let to = View::new(got.data.as_mut_ptr(), got.rows, got.cols, got.stride);
-                let to = Target { alpha: case.alpha, from: (case.beta, to.read()), c: to };
+                let to = Destination { alpha: case.alpha, from: (case.beta, to.read()), c: to };
                 let b = CodedView::new(&coded);
                 // SAFETY: the views are those of live matrices of matching sizes, and `got` is ours.
                 unsafe { unit.gemm(a.view(), if transposed { b.t() } else { b }, to, true) };
@@ -291,7 +291,7 @@ fn what_is_added_may_stand_elsewhere() {
         let from = (case.beta, View::new(row.as_ptr(), c.rows, c.cols, 0));
         let to = View::new(y.data.as_mut_ptr(), c.rows, c.cols, c.cols);
         // SAFETY: the views are those of live matrices of matching sizes, and `y` is ours.
-        unsafe { unit.gemm(a.view(), b.view(), Target { alpha: case.alpha, from, c: to }, true) };
+        unsafe { unit.gemm(a.view(), b.view(), Destination { alpha: case.alpha, from, c: to }, true) };
         assert_eq!(y.bits(), case.run(unit, &a, &b, &c).bits(), "{unit:?}");
     }
 }

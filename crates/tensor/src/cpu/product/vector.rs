@@ -8,7 +8,7 @@ use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{LANES, Operand, Panels, Place, Sources, Target};
+use super::{Destination, LANES, Operand, Panels, Place, Sources};
 use crate::cpu::view::View;
 
 /// A vector unit. All that is generic over it is inlined into a function that has its instructions.
@@ -76,6 +76,29 @@ pub(super) trait Format {
 
     /// `sum + a·b`, of the numbers of each word.
     unsafe fn multiply_add(sum: Floats<Self>, a: Words<Self>, b: Words<Self>) -> Floats<Self>;
+
+    /// Adds the products of so many words to a tile's sums. At `a` are the tile's rows in their panel, at `b` its vectors' places
+    /// in theirs.
+    #[inline(always)]
+    unsafe fn multiply_words<const ROWS: usize, const N: usize>(
+        sums: &mut [[Floats<Self>; N]; ROWS],
+        a: *const u32,
+        b: [*const u32; N],
+        words: usize,
+    ) {
+        for word in 0..words {
+            // SAFETY: as this function requires.
+            unsafe {
+                let b: [_; N] = std::array::from_fn(|j| Self::Vector::read(b[j].add(word * LANES)));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let a = Self::Vector::broadcast(a.add(word * Self::PANEL + i));
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum = Self::multiply_add(*sum, a, b);
+                    }
+                }
+            }
+        }
+    }
 }
 
 pub(super) type Floats<F> = <<F as Format>::Vector as Vector>::Floats;
@@ -243,7 +266,7 @@ unsafe fn read<F: Format>(
 pub(super) unsafe fn multiply<F: Format>(
     [a, b]: [*const u32; 2],
     slice: Range<usize>,
-    targets: &[Target],
+    targets: &[Destination],
     Place { rows, cols }: Place,
 ) {
     let (steps, width) = (slice.len().div_ceil(F::COLUMNS), F::Vector::WIDTH);
@@ -287,7 +310,7 @@ unsafe fn tile_of<F: Format, const ROWS: usize>(
     panels: [*const u32; 2],
     ahead: Ahead,
     slice: &Range<usize>,
-    targets: &[Target],
+    targets: &[Destination],
     place: Place,
 ) {
     // SAFETY: as this function requires.
@@ -309,7 +332,7 @@ unsafe fn tile<F: Format, const ROWS: usize, const N: usize>(
     [a, b]: [*const u32; 2],
     ahead: Ahead,
     slice: &Range<usize>,
-    targets: &[Target],
+    targets: &[Destination],
     Place { rows, cols }: Place,
 ) {
     let width = F::Vector::WIDTH;
@@ -333,15 +356,13 @@ unsafe fn tile<F: Format, const ROWS: usize, const N: usize>(
             for i in (0..words_each).step_by(LANES) {
                 prefetch::<_MM_HINT_T1>(ahead.next.wrapping_add(turn * words_each + i).cast());
             }
-            for step in turn * STRIDE..steps.min((turn + 1) * STRIDE) {
-                let b: [_; N] = std::array::from_fn(|j| F::Vector::read(b[j].add(step * LANES)));
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let a = F::Vector::broadcast(a.add(step * F::PANEL + i));
-                    for (sum, b) in sums.iter_mut().zip(b) {
-                        *sum = F::multiply_add(*sum, a, b);
-                    }
-                }
-            }
+            let step = turn * STRIDE;
+            F::multiply_words(
+                &mut sums,
+                a.add(step * F::PANEL),
+                b.map(|b| b.add(step * LANES)),
+                STRIDE.min(steps - step),
+            );
         }
         for target in targets {
             let (c, (beta, from)) = (target.c, target.added_to(slice));
