@@ -1,4 +1,4 @@
-//! Labels of texts by a fine-tuned classifier:
+//! Labels of texts by a fine-tuned classifier, a whole model or an adapter:
 //!
 //!     cargo run --release --example predict -- runs/quickstart/exact/model "a fine film" "a poor plot"
 
@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use colrow_autograd::{Mode, Tape};
 use colrow_models::checkpoint::load::{self, Anew};
+use colrow_models::checkpoint::names::ADAPTER_CONFIG_FILE;
 use colrow_models::config::Config;
+use colrow_models::families::FAMILIES;
 use colrow_tensor::{DType, Device, Result};
 use colrow_train::data::{Batch, Example, Examples, Tokeniser};
 use colrow_train::metrics::{argmax, softmax};
@@ -25,10 +27,14 @@ pub(crate) fn predict(folder: &Path, texts: &[String]) -> Result<Vec<Prediction>
     // what the model's run was told; a folder of another program does not say it
     let usage = Usage::open(folder)?;
     let max_length = usage.as_ref().map_or(128, |usage| usage.max_length);
-    let device = Device::cpu_with(usage.map(|usage| usage.precision).unwrap_or_default());
+    let device = Device::cpu_with(usage.as_ref().map(|usage| usage.precision).unwrap_or_default());
 
-    let config = Config::open(folder)?;
-    let loaded = load::model(folder, config, &device, DType::F32, 0, Anew::default())?;
+    let loaded = if folder.join(ADAPTER_CONFIG_FILE).exists() {
+        let relabel = |config: &mut Config| usage.iter().for_each(|usage| usage.relabel(config));
+        load::adapted(folder, None, FAMILIES, relabel, &device, DType::F32)?
+    } else {
+        load::model(folder, Config::open(folder)?, &device, DType::F32, 0, Anew::default())?
+    };
     loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     let model = loaded.model;
 

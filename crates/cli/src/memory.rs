@@ -31,7 +31,7 @@ pub(crate) fn table(fits: &[Fit], memory: usize) -> String {
     if fits.is_empty() {
         return format!(
             "nothing fits into {}: not adapters (train.method=lora) under the leanest policy, a short sequence at a time; a smaller model needs \
-             less",
+             less, and so do frozen weights in codes (model.base=int8)",
             size(memory)
         );
     }

@@ -19,13 +19,16 @@ fn a_model_predicts_as_the_program_does() {
     let place = Place::new();
     let texts = ["a fine film .", "the plot was very very poor and bad"].map(str::to_owned);
     place.write("texts.txt", texts.join("\n"));
-    let lines = place.ok(&["predict", "--model", "model", "--data", "texts.txt"]);
-    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let predictions = predict::predict(&place.path("model"), &texts).unwrap();
-    assert_eq!((lines.len(), predictions.len()), (2, 2));
-    for (line, prediction) in lines.iter().zip(predictions) {
-        assert_eq!(line["label"], prediction.label);
-        assert_eq!(serde_json::from_value::<Vec<f32>>(line["logits"].clone()).unwrap(), prediction.logits);
+    place.train(&["train.method=lora", "train.steps=2", "output=lora", "task=sst2"]);
+    for model in ["model", "lora/model"] {
+        let lines = place.ok(&["predict", "--model", model, "--data", "texts.txt"]);
+        let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let predictions = predict::predict(&place.path(model), &texts).unwrap();
+        assert_eq!((lines.len(), predictions.len()), (2, 2));
+        for (line, prediction) in lines.iter().zip(predictions) {
+            assert_eq!(line["label"], prediction.label);
+            assert_eq!(serde_json::from_value::<Vec<f32>>(line["logits"].clone()).unwrap(), prediction.logits);
+        }
     }
 }
 
