@@ -30,8 +30,8 @@ pub(crate) fn table(fits: &[Fit], memory: usize) -> String {
     let size = |n: usize| units::bytes(n as u64);
     if fits.is_empty() {
         return format!(
-            "nothing fits into {}: not adapters (train.method=lora) under the leanest policy, a short sequence at a time; a smaller model needs \
-             less, and so do frozen weights in codes (model.base=int8)",
+            "nothing fits into {}: not adapters (train.method=lora) over frozen weights in codes (model.base=int8) under the \
+             leanest policy, a short sequence at a time; a smaller model needs less",
             size(memory)
         );
     }
@@ -47,6 +47,7 @@ pub(crate) fn table(fits: &[Fit], memory: usize) -> String {
             Found::LeastMemory => "with the least of everything",
             Found::ShorterSequences => "shorter sequences",
             Found::Lora => "adapters",
+            Found::CodedBase => "frozen weights in codes",
         };
         let set = fit.set.iter().map(|s| format!(" --set {s}")).collect::<String>();
         [found.to_owned(), keep(fit), batch(fit), size(fit.peak_bytes), size(fit.process_bytes), set.trim().to_owned()]

@@ -16,7 +16,7 @@
 use std::ops::RangeInclusive;
 
 use colrow_autograd::NormSource;
-use colrow_tensor::Result;
+use colrow_tensor::{BaseWeights, Result};
 use serde::Serialize;
 
 use crate::plan::Plan;
@@ -86,6 +86,8 @@ pub enum Found {
     ShorterSequences,
     /// Adapters, where nothing else fits.
     Lora,
+    /// Frozen weights in codes of eight bits, under adapters where the recipe freezes nothing; where not even adapters fit.
+    CodedBase,
 }
 
 /// What a way to run a recipe costs in accuracy; less is better. The last figures count only where those before them are equal.
@@ -141,6 +143,13 @@ fn lora(recipe: &Recipe) -> Recipe {
     recipe
 }
 
+/// With what is frozen in codes.
+fn coded(recipe: &Recipe) -> Recipe {
+    let mut recipe = recipe.clone();
+    recipe.model.base = BaseWeights::Int8;
+    recipe
+}
+
 fn size(batch: BatchSize) -> usize {
     match batch {
         BatchSize::Sequences(n) | BatchSize::Tokens(n) => n,
@@ -154,7 +163,7 @@ fn sequences(recipe: &Recipe) -> usize {
 
 /// What fits into `memory` bytes of a process, what costs the least accuracy first: the recipe as it is; where it does not fit, what makes
 /// it do so with the same sequences a step; the largest batch under the recipe's own policy, the leanest, and the least of
-/// everything; and where nothing of that fits, shorter examples, or adapters. `batches` are the sizes that make sense, in the unit of the
+/// everything; and where nothing of that fits, shorter examples, adapters, or frozen weights in codes. `batches` are the sizes that make sense, in the unit of the
 /// recipe's batch; `plan` plans a recipe.
 ///
 /// # Errors
@@ -196,7 +205,11 @@ pub fn search(
         search.shorter(Found::ShorterSequences, &in_backward(&eight_bit(leanest)), *batches.start())?;
     }
     if search.found.is_empty() {
-        search.adapters(*batches.start())?;
+        let (least, is_full) = (*batches.start(), recipe.train.method == Method::Full);
+        let frozen = if is_full { lora(recipe) } else { recipe.clone() };
+        if !(is_full && search.at_any_price(Found::Lora, &frozen, least)?) && coded(&frozen) != frozen {
+            search.at_any_price(Found::CodedBase, &coded(&frozen), least)?;
+        }
     }
     search.found.sort_by(|(a, costs_a), (b, costs_b)| {
         let first = |fit: &Fit| fit.found != Found::AsItIs;
@@ -262,7 +275,7 @@ impl Search<'_> {
     }
 
     /// `base` in the smallest batches with the longest examples that fit.
-    fn shorter(&mut self, found: Found, base: &Recipe, least: usize) -> Result<()> {
+    fn shorter(&mut self, found: Found, base: &Recipe, least: usize) -> Result<bool> {
         let most = base.data.max_length;
         let cut = |length| {
             let mut cut = match base.train.batch {
@@ -273,23 +286,19 @@ impl Search<'_> {
             cut
         };
         let length = largest(SHORTEST.min(most)..=most, |length| self.fits(&cut(length)))?;
-        self.first(found, length.map(cut)).map(drop)
+        self.first(found, length.map(cut))
     }
 
-    /// Adapters under the cheapest policy that fits, with the recipe's batch, with the smallest, or with shorter examples.
-    fn adapters(&mut self, least: usize) -> Result<()> {
-        let adapted = lora(self.recipe);
-        // a recipe's patterns may name what a model with adapters does not have
-        if self.recipe.train.method != Method::Full || (self.plan)(&adapted).is_err() {
-            return Ok(());
+    /// `base` under the cheapest policy that fits, with the recipe's batch, with the smallest, or with shorter examples. Whether that fits.
+    fn at_any_price(&mut self, found: Found, base: &Recipe, least: usize) -> Result<bool> {
+        // a recipe's patterns may name what a model with adapters does not have, and what it trains may leave nothing to freeze
+        if (self.plan)(base).is_err() {
+            return Ok(false);
         }
-        let policies = candidates(&adapted);
-        if self.first(Found::Lora, policies.clone())?
-            || self.first(Found::Lora, policies.iter().map(|r| r.with_batch(least)))?
-        {
-            return Ok(());
-        }
-        self.shorter(Found::Lora, policies.last().unwrap_or(&adapted), least)
+        let policies = candidates(base);
+        Ok(self.first(found, policies.clone())?
+            || self.first(found, policies.iter().map(|r| r.with_batch(least)))?
+            || self.shorter(found, policies.last().unwrap_or(base), least)?)
     }
 }
 
@@ -337,7 +346,7 @@ impl Recipe {
 
 impl Fit {
     fn new(found: Found, recipe: &Recipe, candidate: &Recipe, plan: &Plan) -> Self {
-        let Recipe { data, train, optim, keep, .. } = candidate;
+        let Recipe { model, data, train, optim, keep, .. } = candidate;
         let batch = match train.batch {
             BatchSize::Sequences(n) => format!("train.batch={n}"),
             BatchSize::Tokens(n) => format!("train.batch_tokens={n}"),
@@ -345,6 +354,7 @@ impl Fit {
         let norms = keep.norms.map_or_else(String::new, |norms| format!("keep.norms={norms}"));
         let set = [
             (train.method != recipe.train.method, format!("train.method={}", train.method)),
+            (model.base != recipe.model.base, format!("model.base={}", model.base)),
             (keep.policy != recipe.keep.policy, format!("keep.policy={}", keep.policy)),
             (keep.estimator != recipe.keep.estimator, format!("keep.estimator={}", keep.estimator)),
             (keep.norms != recipe.keep.norms, norms),
@@ -364,6 +374,10 @@ impl Fit {
             (
                 train.method != recipe.train.method,
                 "train.method=lora: adapters are trained, not the weights".to_owned(),
+            ),
+            (
+                model.base != recipe.model.base,
+                "model.base=int8: weights that are not trained are rounded to eight bits".to_owned(),
             ),
         ];
         let said = |list: &[(bool, String)]| list.iter().filter(|(is, _)| *is).map(|(_, text)| text.clone()).collect();
@@ -411,7 +425,8 @@ mod tests {
         let moments = if recipe.optim.states == States::EightBit { 1 } else { 5 };
         let gradients = if recipe.optim.update == When::InBackward { 0 } else { 2 };
         let learned = if recipe.train.method == Method::Full { moments + gradients } else { 0 };
-        let fixed = 3 + learned;
+        let weights = if recipe.model.base == BaseWeights::Int8 { 1 } else { 3 };
+        let fixed = weights + learned;
         let bytes = fixed + (n as f64 * each).round() as usize;
         Ok(Plan {
             kept_bytes: 0,
@@ -520,8 +535,12 @@ mod tests {
         assert_eq!(found(&["train.batch=100"], 4), [fit(ShorterSequences, 4, &[&least[..], &one].concat())]);
         let adapters = ["train.method=lora", "keep.policy=recompute", "train.batch=1", "data.max_length=58"];
         assert_eq!(found(&["train.batch=100"], 3), [fit(Lora, 3, &adapters)]);
-        assert_eq!(found(&["train.batch=100", "train.method=lora"], 2), []);
-        assert_eq!(found(&["train.batch=100"], 2), []);
+        let coded = ["train.method=lora", "model.base=int8", "keep.policy=leanest", "train.batch=1"];
+        assert_eq!(found(&["train.batch=100"], 2), [fit(CodedBase, 2, &coded)]);
+        let shorter = ["model.base=int8", "keep.policy=recompute", "train.batch=1", "data.max_length=58"];
+        assert_eq!(found(&["train.batch=100", "train.method=lora"], 1), [fit(CodedBase, 1, &shorter)]);
+        assert_eq!(found(&["train.batch=100", "train.method=lora", "model.base=int8"], 0), []);
+        assert_eq!(found(&["train.batch=100"], 0), []);
     }
 
     #[test]
