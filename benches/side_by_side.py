@@ -87,8 +87,13 @@ def changed(config, folder, **changes):
     return path
 
 
+# variables that hold programs to fewer instructions than the machine has
+INSTRUCTIONS = ("COLROW_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+
+
 def this_command():
-    return shlex.join(["python3", *sys.argv])
+    held = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS if name in os.environ]
+    return " ".join([*held, shlex.join(["python3", *sys.argv])])
 
 
 def machine(threads):
