@@ -135,6 +135,32 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
     }
 }
 
+/// A checkpoint does not hold what is not trained: a run goes on over the weights that it began with, and no others.
+#[test]
+fn other_frozen_weights_are_no_resume() {
+    let place = place();
+    for (base, method) in [("f32", "lora"), ("int8", "lora"), ("int8", "bitfit"), ("f32", "bitfit")] {
+        let run = format!("{base}-{method}");
+        let sets = [format!("model.base={base}"), format!("train.method={method}"), format!("output={run}")];
+        let sets = ["model.path=./bert", "train.steps=2"].into_iter().chain(sets.iter().map(String::as_str));
+        let args = |steps| {
+            let sets = sets.clone().chain([steps]).flat_map(|set| ["--set", set]);
+            ["train", "recipe.toml", "--resume"].into_iter().chain(sets).collect::<Vec<_>>()
+        };
+        place.ok(&args("train.steps=2"));
+        let weights = place.read("bert/model.safetensors");
+        let mut others = weights.clone();
+        // one number in the middle is doubled, or halved
+        others[weights.len() / 8 * 4 + 3] ^= 1;
+        place.write("bert/model.safetensors", &others);
+        let ran = place.run(&args("train.steps=4"));
+        assert_eq!(ran.code, Some(1), "{run}: {}", ran.err);
+        assert!(ran.err.contains("not those that this run began with") && ran.err.contains("./bert"), "{}", ran.err);
+        place.write("bert/model.safetensors", &weights);
+        place.ok(&args("train.steps=4"));
+    }
+}
+
 #[test]
 fn a_base_without_frozen_matrices_is_refused() {
     let place = place();

@@ -50,6 +50,9 @@ pub struct State {
     /// What the run is trained and evaluated on: training data, development data.
     #[serde(default)]
     pub data: Option<[Fingerprint; 2]>,
+    /// Digest of the weights that the run does not train, which a checkpoint does not hold.
+    #[serde(default)]
+    pub(crate) frozen: Option<String>,
     /// The processor's instructions that matrix products used.
     #[serde(default)]
     pub instructions: Option<String>,

@@ -1,4 +1,5 @@
-//! Digests of a checkpoint's files: a byte that a disk or a copy has changed is an error, and not the beginning of another run.
+//! Digests of a checkpoint's files, and of the weights that it lacks because they are not trained: a byte that a disk or a copy has
+//! changed, or another model in the place of the first, is an error, and not the beginning of another run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,8 +7,9 @@ use std::hash::Hasher;
 use std::io::Read;
 use std::path::Path;
 
+use colrow_autograd::Params;
 use colrow_models::files::{self, io_error};
-use colrow_tensor::{Error, Result};
+use colrow_tensor::{Error, Result, Tensor, Weight};
 use twox_hash::XxHash64;
 
 /// XXH64 of files by their names, in hexadecimal. Empty for a checkpoint of a version that wrote none.
@@ -40,6 +42,41 @@ pub(crate) fn of(folder: &Path, text: &str) -> Result<Digests> {
         digests.insert(entry.file_name().to_string_lossy().into_owned(), of_file(&entry.path())?);
     }
     Ok(digests)
+}
+
+/// Numbers that are hashed at a time.
+const PIECE: usize = 1 << 16;
+
+/// The digest of all that a model holds and does not train, as it holds it. `None` if it trains everything.
+pub(crate) fn of_frozen(params: &Params) -> Option<String> {
+    let mut hash = XxHash64::with_seed(0);
+    let mut frozen = params.iter().filter(|(_, param)| !param.trainable).peekable();
+    frozen.peek()?;
+    for (_, param) in frozen {
+        hash.write(param.name.as_bytes());
+        match &param.value {
+            Weight::Dense(numbers) => add_numbers(&mut hash, numbers),
+            Weight::Coded(matrix) => {
+                let mut codes = vec![0_u8; PIECE];
+                for first in (0..matrix.codes.len()).step_by(PIECE) {
+                    let piece = &mut codes[..PIECE.min(matrix.codes.len() - first)];
+                    matrix.codes.read_range(first, piece);
+                    hash.write(piece);
+                }
+                add_numbers(&mut hash, &matrix.scale);
+            }
+        }
+    }
+    Some(hex(&hash))
+}
+
+fn add_numbers(hash: &mut XxHash64, numbers: &Tensor) {
+    let mut piece = vec![0.0_f32; PIECE.min(numbers.len())];
+    for first in (0..numbers.len()).step_by(PIECE) {
+        let piece = &mut piece[..PIECE.min(numbers.len() - first)];
+        numbers.read_range(first, piece);
+        hash.write(&piece.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
+    }
 }
 
 /// `text`, the content of the file `name`, with one digest of its own in the place of another: the last there.

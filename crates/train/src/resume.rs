@@ -5,6 +5,7 @@ use std::path::Path;
 use colrow_tensor::{Error, Result};
 
 use crate::checkpoint::{self, State};
+use crate::digests;
 use crate::job::Job;
 use crate::observer::Observer;
 use crate::step::Engine;
@@ -27,6 +28,13 @@ pub(crate) fn resume_from(path: &Path, job: &Job, engine: &mut Engine, observer:
             }
         }
     }
+    let frozen = digests::of_frozen(&engine.model.registry.params);
+    if state.frozen.is_some() && state.frozen != frozen {
+        return Err(Error::new("the weights that are not trained are not those that this run began with")
+            .at(job.recipe.model.path.clone())
+            .at(path.display())
+            .hint("resume with that model, or start a new run: --set output=FOLDER"));
+    }
     let instructions = colrow_tensor::instructions();
     if let Some(then) = state.instructions.as_ref().filter(|then| *then != instructions) {
         observer.warn(&format!(
@@ -34,7 +42,7 @@ pub(crate) fn resume_from(path: &Path, job: &Job, engine: &mut Engine, observer:
         ));
     }
     checkpoint::restore(path, &state, engine).map_err(damaged)?;
-    state.data = Some(now);
+    (state.data, state.frozen) = (Some(now), frozen);
     Ok(state)
 }
 

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, State};
 use crate::data::Batch;
+use crate::digests;
 use crate::evaluate::evaluate;
 use crate::folder::{self, RunFolder};
 use crate::job::{Job, batch_by};
@@ -103,7 +104,8 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
             }
             folder.adopt(&job.recipe, total != before)?;
             folder.rewind(|_, _| false)?;
-            State { data: Some(job.fingerprints()), ..State::default() }
+            let frozen = digests::of_frozen(&engine.model.registry.params);
+            State { data: Some(job.fingerprints()), frozen, ..State::default() }
         }
     };
     let steps_before = state.step;

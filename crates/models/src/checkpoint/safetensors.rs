@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use colrow_tensor::{Coded, DType, Element, Error, Result, Tensor};
 use half::{bf16, f16};
@@ -27,7 +28,18 @@ const CHUNK: usize = 1 << 18;
 #[derive(Debug)]
 pub struct Weights {
     files: Vec<(PathBuf, Mutex<File>)>,
+    /// The files as they were when they were opened.
+    opened: Vec<Stamp>,
     tensors: BTreeMap<String, (usize, StoredTensor)>,
+}
+
+/// What a file's content does not change without.
+type Stamp = (u64, Option<SystemTime>);
+
+fn stamp(file: &File, path: &Path) -> Result<Stamp> {
+    let metadata = file.metadata().map_err(|e| io_error("cannot read", &e, path))?;
+    // not every file system has times
+    Ok((metadata.len(), metadata.modified().ok()))
 }
 
 impl Weights {
@@ -40,7 +52,7 @@ impl Weights {
 
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self { files: Vec::new(), opened: Vec::new(), tensors: BTreeMap::new() };
         weights.add(path)?;
         Ok(weights)
     }
@@ -54,7 +66,7 @@ impl Weights {
                 .at(index.display())
                 .hint("fetch the missing files into the same folder"));
         }
-        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self { files: Vec::new(), opened: Vec::new(), tensors: BTreeMap::new() };
         for shard in shards {
             weights.add(&dir.join(shard))?;
         }
@@ -86,7 +98,24 @@ impl Weights {
             }
             self.tensors.insert(name, (number, stored));
         }
+        self.opened.push(stamp(&file, path)?);
         self.files.push((path.to_path_buf(), Mutex::new(file)));
+        Ok(())
+    }
+
+    /// That no file was written to since it was opened.
+    ///
+    /// # Errors
+    /// A file that was.
+    pub fn check_unchanged(&self) -> Result<()> {
+        for ((path, file), opened) in self.files.iter().zip(&self.opened) {
+            let now = stamp(&file.lock().unwrap_or_else(PoisonError::into_inner), path)?;
+            if now != *opened {
+                return Err(Error::new("the file was written to after its weights were read")
+                    .at(path.display())
+                    .hint("frozen weights in codes are saved from it: put the file back as it was, and start again with --resume"));
+            }
+        }
         Ok(())
     }
 
@@ -309,7 +338,14 @@ impl Data<'_> {
 /// reads no file without it) and what `metadata` adds.
 pub fn write(path: &Path, tensors: &[Saved<'_>], metadata: &[(&str, &str)]) -> Result<()> {
     let (header, order) = layout(tensors, metadata).map_err(|e| e.at(path.display()))?;
-    write_file_atomic(path, |file| write_to(file, &header, &order).map_err(|e| io_error("cannot write", &e, path)))
+    write_file_atomic(path, |file| {
+        write_to(file, &header, &order).map_err(|e| io_error("cannot write", &e, path))?;
+        let copied = |data: &Data<'_>| match data {
+            Data::Stored { weights, .. } => weights.check_unchanged(),
+            _ => Ok(()),
+        };
+        order.iter().try_for_each(copied)
+    })
 }
 
 /// The file's bytes up to the data, and the data in its order.
@@ -414,6 +450,31 @@ mod tests {
 
     fn f32s<'a>(name: &str, shape: &[usize], data: &'a [f32]) -> Saved<'a> {
         Saved { name: name.to_string(), shape: shape.to_vec(), data: Data::F32(data) }
+    }
+
+    /// A copy of a tensor is of the file that was opened: not of what was written over it, which leaves no file.
+    #[test]
+    fn what_is_copied_is_what_was_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
+        write(&from, &[f32s("x", &[2], &[1.0, 2.0])], &[]).unwrap();
+        let weights = Weights::open_file(&from).unwrap();
+        let data = Data::Stored { weights: &weights, name: "x", len: 2 };
+        let copy = || write(&to, &[Saved { name: "x".into(), shape: vec![2], data }], &[]);
+        copy().unwrap();
+        assert_eq!(fs::read(&to).unwrap(), fs::read(&from).unwrap());
+        // another file in its place is none of ours
+        fs::rename(&from, dir.path().join("away")).unwrap();
+        write(&from, &[f32s("x", &[2], &[3.0, 4.0])], &[]).unwrap();
+        copy().unwrap();
+        fs::remove_file(&to).unwrap();
+        let mut file = File::options().write(true).open(dir.path().join("away")).unwrap();
+        file.seek(SeekFrom::End(-4)).unwrap();
+        file.write_all(&5.0_f32.to_le_bytes()).unwrap();
+        file.set_modified(SystemTime::now() + std::time::Duration::from_secs(1)).unwrap();
+        let e = copy().unwrap_err().to_string();
+        assert!(e.contains("was written to after its weights were read") && e.contains("--resume"), "{e}");
+        assert!(!to.exists());
     }
 
     /// A safetensors file with one tensor `x` of the given type and bytes.

@@ -315,6 +315,9 @@ fn check_type(column: &Column, found: &DataType) -> Result<()> {
         DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_) => error.hint(
             format!("it holds bytes; if they are text, in pandas df[{name:?}] = df[{name:?}].str.decode(\"utf-8\")"),
         ),
+        kind if kind.is_nested() => error.hint(format!(
+            "is it the column that is meant? If it is, make one text of each row's values in df[{name:?}]"
+        )),
         _ => error.hint(format!(
             "is it the column that is meant? In pandas df[{name:?}] = df[{name:?}].astype(str) makes strings of it"
         )),

@@ -218,8 +218,8 @@ impl<const ROUNDED: bool> Format for F32<ROUNDED> {
     }
 }
 
-/// See [`Format::multiply_words`], of one word or more. Written out, as every register has its place: with one number in another order of its own a compiler has sums go
-/// to memory and back at each word, for twice the time.
+/// See [`Format::multiply_words`], of one word or more. Written out, as it needs all sixteen registers: a compiler that orders the
+/// instructions otherwise needs more, and sums go to memory and back at each word, for twice the time.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn multiply_six_by_two(sums: &mut [[__m256; 2]; 6], a: *const u32, b: *const u32, words: usize) {
