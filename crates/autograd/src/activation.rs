@@ -1,19 +1,19 @@
-//! GELU, gated GELU, ReLU and tanh. A GELU keeps its input, as it is or in fewer bits: derivative and output are functions of it, and a
+//! GELU and SiLU, gated or not, ReLU and tanh. A GELU or SiLU keeps its input, as it is or in fewer bits: derivative and output are functions of it, and a
 //! linear that reads the output may rebuild it. ReLU keeps a bit an element, of its output after dropout, or that output in 8 bits, from which it
 //! can be rebuilt. Tanh keeps its output: `dx = dy(1 − y²)`.
 
 use std::sync::Arc;
 
-use colrow_tensor::{Class, Code, DType, Device, Dropout, Gelu, Result, Rows, Tensor};
+use colrow_tensor::{Activation, Class, Code, DType, Device, Dropout, Result, Rows, Tensor};
 
 use crate::kept::{Kept, Rebuild};
 use crate::policy::Keep;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
-/// A GELU's input: all that its gradient and its output need.
+/// The input of a GELU or SiLU: all that its gradient and its output need.
 #[derive(Debug)]
 struct Input {
-    form: Gelu,
+    form: Activation,
     /// Whether the left half of the columns gates the right half.
     gated: bool,
     kept: Kept,
@@ -24,8 +24,8 @@ impl Input {
         let columns = if self.gated { x.of.cols() / 2 } else { x.of.cols() };
         let mut y = device.empty(Class::Workspace, x.of.dtype(), &[x.len(), columns]);
         match self.gated {
-            true => device.kernels().gated_gelu(self.form, x, &mut y),
-            false => device.kernels().gelu(self.form, Some(x), &mut y),
+            true => device.kernels().gated(self.form, x, &mut y),
+            false => device.kernels().activate(self.form, Some(x), &mut y),
         }
         y
     }
@@ -55,7 +55,7 @@ impl Rebuild for Output {
     }
 }
 
-struct GeluOp {
+struct ActivationOp {
     x: Option<VarId>,
     input: Arc<Input>,
 }
@@ -73,17 +73,17 @@ struct Tanh {
 }
 
 impl Tape<'_> {
-    /// GELU in either form.
-    pub fn gelu(&mut self, site: &str, form: Gelu, x: Var) -> Var {
-        self.gelu_of(site, form, false, x)
+    /// GELU or SiLU.
+    pub fn activate(&mut self, site: &str, form: Activation, x: Var) -> Var {
+        self.activation(site, form, false, x)
     }
 
-    /// `gelu(x[:, ..f])⊙x[:, f..]` of x (n, 2f) (GEGLU; Shazeer 2020): (n, f).
-    pub fn gated_gelu(&mut self, site: &str, form: Gelu, x: Var) -> Var {
-        self.gelu_of(site, form, true, x)
+    /// `f(x[:, ..c])⊙x[:, c..]` of x (n, 2c) (GEGLU, SwiGLU; Shazeer 2020): (n, c).
+    pub fn gated(&mut self, site: &str, form: Activation, x: Var) -> Var {
+        self.activation(site, form, true, x)
     }
 
-    fn gelu_of(&mut self, site: &str, form: Gelu, gated: bool, x: Var) -> Var {
+    fn activation(&mut self, site: &str, form: Activation, gated: bool, x: Var) -> Var {
         let learns = x.id.is_some() && self.records();
         let kept = match self.keep(site) {
             _ if !learns => Kept::Nothing,
@@ -95,11 +95,11 @@ impl Tape<'_> {
             (Kept::Exact(_), _) | (_, true) => input.apply(self.device(), &(&x.value).into()),
             _ => {
                 let mut y = x.value.into_owned();
-                self.device().kernels().gelu(form, None, &mut y);
+                self.device().kernels().activate(form, None, &mut y);
                 y
             }
         };
-        let op = GeluOp { x: x.id, input: input.clone() };
+        let op = ActivationOp { x: x.id, input: input.clone() };
         let y = self.output(site, y, learns, || op);
         Var { source: learns.then_some(input as Arc<dyn Rebuild>), ..y }
     }
@@ -138,9 +138,14 @@ impl Tape<'_> {
     }
 }
 
-impl Op for GeluOp {
+impl Op for ActivationOp {
     fn name(&self) -> &'static str {
-        if self.input.gated { "gated_gelu" } else { "gelu" }
+        match (self.input.form, self.input.gated) {
+            (Activation::Silu, false) => "silu",
+            (Activation::Silu, true) => "swiglu",
+            (_, false) => "gelu",
+            (_, true) => "gated_gelu",
+        }
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
@@ -152,11 +157,11 @@ impl Op for GeluOp {
         let (form, x) = (self.input.form, self.input.kept.stored());
         let dx = if self.input.gated {
             let mut dx = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), x.cols()]);
-            device.kernels().gated_gelu_backward(form, &x, &dy, &mut dx);
+            device.kernels().gated_backward(form, &x, &dy, &mut dx);
             dx
         } else {
             let mut dx = dy.into_owned();
-            device.kernels().gelu_backward(form, &x, &mut dx);
+            device.kernels().activate_backward(form, &x, &mut dx);
             dx
         };
         grads.add(self.x, dx);
@@ -214,11 +219,13 @@ mod tests {
     #[test]
     fn gradients() {
         let device = Device::cpu();
-        let apply: [fn(&mut Tape<'_>, Var) -> Var; 7] = [
-            |tape, x| tape.gelu("gelu", Gelu::Erf, x),
-            |tape, x| tape.gelu("gelu", Gelu::Tanh, x),
-            |tape, x| tape.gated_gelu("gelu", Gelu::Erf, x),
-            |tape, x| tape.gated_gelu("gelu", Gelu::Tanh, x),
+        let apply: [fn(&mut Tape<'_>, Var) -> Var; 9] = [
+            |tape, x| tape.activate("silu", Activation::Silu, x),
+            |tape, x| tape.gated("swiglu", Activation::Silu, x),
+            |tape, x| tape.activate("gelu", Activation::Gelu, x),
+            |tape, x| tape.activate("gelu", Activation::GeluTanh, x),
+            |tape, x| tape.gated("gelu", Activation::Gelu, x),
+            |tape, x| tape.gated("gelu", Activation::GeluTanh, x),
             |tape, x| tape.relu("relu", x, 0.0),
             |tape, x| tape.relu("relu", x, 0.4),
             |tape, x| tape.tanh("tanh", x),
@@ -235,7 +242,7 @@ mod tests {
         }
     }
 
-    /// Φ(1) = 0.8413447460685429; the tanh form by its own formula.
+    /// Φ(1) = 0.8413447460685429; the tanh form and SiLU by their own formulas.
     #[test]
     fn known_values() {
         let device = Device::cpu();
@@ -243,11 +250,12 @@ mod tests {
         let mut tape = Tape::new(&params, crate::Mode::Inference);
         let mut at_one = |form| {
             let one = tape.constant(device.tensor(colrow_tensor::Class::Workspace, &[1, 1], &[1.0_f64]));
-            tape.gelu("gelu", form, one).value.scalar()
+            tape.activate("gelu", form, one).value.scalar()
         };
-        assert!((at_one(Gelu::Erf) - 0.841_344_746_068_542_9).abs() < 1e-15);
+        assert!((at_one(Activation::Gelu) - 0.841_344_746_068_542_9).abs() < 1e-15);
         let inner = (2.0 / std::f64::consts::PI).sqrt() * 1.044_715;
-        assert!((at_one(Gelu::Tanh) - 0.5 * (1.0 + inner.tanh())).abs() < 1e-15);
+        assert!((at_one(Activation::GeluTanh) - 0.5 * (1.0 + inner.tanh())).abs() < 1e-15);
+        assert!((at_one(Activation::Silu) - 1.0 / (1.0 + (-1.0_f64).exp())).abs() < 1e-15);
     }
 
     /// Dropout behind ReLU is the dropout op's; what is kept is a bit an element.
@@ -275,7 +283,7 @@ mod tests {
         let params = crate::Params::new(&device, DType::F64);
         let mut tape = Tape::new(&params, crate::Mode::Inference);
         let x = tape.constant(device.tensor(Class::Workspace, &[1, 2], &[1.0_f64, 3.0]));
-        let y = tape.gated_gelu("gelu", Gelu::Erf, x).value.scalar();
+        let y = tape.gated("gelu", Activation::Gelu, x).value.scalar();
         assert!((y - 3.0 * 0.841_344_746_068_542_9).abs() < 1e-14);
     }
 }

@@ -42,18 +42,29 @@ impl Sequences {
 /// How rows attend.
 #[derive(Clone, Copy, Debug)]
 pub struct Attend {
-    /// Number of heads.
+    /// Number of heads of q.
     pub heads: usize,
+    /// Number of heads of k and v, a divisor of the former: as many neighbouring heads of q share one.
+    pub kv_heads: usize,
     /// Factor of q·k.
     pub scale: f64,
     /// Whether a row sees no later row.
     pub causal: bool,
+    /// Of the rows up to itself a row sees so many, the last ones; for causal attention.
+    pub window: Option<usize>,
     /// Position of a sequence's first query row among its keys.
     pub first_position: usize,
     /// Probability that a probability is dropped.
     pub dropout: f32,
     /// A bias (buckets, heads) by relative position.
     pub bias: Option<(ParamId, Buckets)>,
+}
+
+impl Attend {
+    /// Every row to every row, by so many heads and as many of k and v.
+    pub fn new(heads: usize, scale: f64) -> Self {
+        Self { heads, kv_heads: heads, scale, causal: false, window: None, first_position: 0, dropout: 0.0, bias: None }
+    }
 }
 
 /// Projections that attention reads: q, k, v side by side, or q alone, or k, v.
@@ -110,7 +121,8 @@ impl Held {
     fn output(&self, index: Option<&Tensor>) -> Tensor {
         self.with_input(|input| {
             let n = index.map_or(input.q.rows(), Tensor::len);
-            let mut out = self.device.empty(Class::Workspace, self.dtype, &[n, input.inner()]);
+            let mut out =
+                self.device.empty(Class::Workspace, self.dtype, &[n, self.spec.heads * input.head_size(&self.spec)]);
             self.device.kernels().attention(&self.spec, input, index, &mut self.scratch(), &mut out, None);
             out
         })
@@ -136,8 +148,8 @@ struct AttentionOp {
 }
 
 impl Tape<'_> {
-    /// Attention of `q` (n, d) to `kv` (m, 2d), which holds k and v side by side, or without `kv` of `q` (n, 3d) to itself, which holds
-    /// q, k and v. Gives (n, d).
+    /// Attention of `q` (n, heads·h) to `kv` (m, 2·kv_heads·h), which holds k and v side by side, or without `kv` of `q` (n,
+    /// (heads + 2·kv_heads)·h) to itself, which holds q, k and v. Gives (n, heads·h).
     pub fn attention(
         &mut self,
         site: &str,
@@ -150,8 +162,10 @@ impl Tape<'_> {
         let key = self.dropout_key(site).filter(|_| attend.dropout > 0.0);
         let spec = Attention {
             heads: attend.heads,
+            kv_heads: attend.kv_heads,
             scale: attend.scale,
             causal: attend.causal,
+            window: attend.window,
             first_position: attend.first_position,
             dropout: key.map(|key| Dropout { key, p: attend.dropout }),
             buckets: attend.bias.map(|(_, buckets)| buckets),
@@ -164,13 +178,12 @@ impl Tape<'_> {
             bounds: &sequences.bounds,
             bias: bias.as_ref().map(|bias| bias.value.dense()),
         };
-        let (n, inner, dtype) = (q.value.rows(), input.inner(), q.value.dtype());
-        let scratch =
-            q.value.device().target().attention_scratch(&spec, inner / spec.heads, sequences.longest, kv_longest);
+        let (n, h, dtype) = (q.value.rows(), input.head_size(&spec), q.value.dtype());
+        let scratch = q.value.device().target().attention_scratch(&spec, h, sequences.longest, kv_longest);
         let learns_bias = bias.as_ref().is_some_and(|bias| bias.trainable);
         let learns = q.id.is_some() || kv.as_ref().is_some_and(|(kv, _)| kv.id.is_some()) || learns_bias;
         let keep = self.keep(site);
-        let mut out = device.empty(Class::Workspace, dtype, &[n, inner]);
+        let mut out = device.empty(Class::Workspace, dtype, &[n, spec.heads * h]);
         let exact = match keep {
             Keep::Quantised(_) => false,
             Keep::Nothing => q.source.is_none(),
@@ -187,7 +200,7 @@ impl Tape<'_> {
         let held = |x: Var, s: &Sequences| {
             let kept = match (keep, x.source) {
                 (Keep::Quantised(bits), _) => {
-                    let format = Format { code: bits.code(), group: inner / spec.heads };
+                    let format = Format { code: bits.code(), group: h };
                     Kept::Quantised(quantised(&x.value, format, None))
                 }
                 (Keep::Nothing, Some(source)) => Kept::Rebuild(source),
@@ -263,7 +276,7 @@ mod tests {
     use crate::testing::{check_gradients, check_precision, leaf, random_params, training};
 
     fn attend(heads: usize, dropout: f32) -> Attend {
-        Attend { heads, scale: 0.7, causal: false, first_position: 0, dropout, bias: None }
+        Attend { dropout, ..Attend::new(heads, 0.7) }
     }
 
     /// Sequences of one token, of more than one tile of 64 rows, and of a few.
@@ -316,6 +329,29 @@ mod tests {
                 check_gradients(&mut params, &mode, n * m, f).unwrap();
                 check_precision(&mut params, &mode, n * m, f).unwrap();
             }
+        }
+    }
+
+    /// Heads of q that share keys and values, with and without a window; more than one tile of rows, dropout and a bias too.
+    #[test]
+    fn gradients_of_grouped_heads_in_windows() {
+        let device = Device::cpu();
+        let (heads, kv_heads, h, n) = (6, 2, 2, 75);
+        let sequences = Sequences::new(&device, &[0, 3, 74, 75]);
+        let shapes: [(&str, &[usize]); 2] = [("qkv", &[n, (heads + 2 * kv_heads) * h]), ("bias", &[8, heads])];
+        let (mut params, [x, bias_param]) = random_params(&device, DType::F64, shapes);
+        let buckets = Buckets { count: 8, max_distance: 20, bidirectional: false };
+        for (window, p, biased) in [(None, 0.0, false), (Some(4), 0.0, false), (Some(66), 0.3, true)] {
+            let bias = biased.then_some((bias_param, buckets));
+            let attend = Attend { kv_heads, causal: true, window, bias, ..attend(heads, p) };
+            let mode = training(Key::new(2), true, Policy::exact(), None);
+            let f = |tape: &mut Tape<'_>| {
+                let qkv = leaf(tape, x);
+                tape.attention("attention", &attend, (qkv, &sequences), None)
+            };
+            params[bias_param].trainable = biased;
+            check_gradients(&mut params, &mode, n * n, f).unwrap();
+            check_precision(&mut params, &mode, n * n, f).unwrap();
         }
     }
 

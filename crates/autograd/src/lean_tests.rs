@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, Coded, DType, Device, Estimator, Format, Gelu, Stored};
+use colrow_tensor::{Activation, Class, Coded, DType, Device, Estimator, Format, Stored};
 
 use crate::compress::{GROUP, quantised};
 use crate::testing::{check_unbiased, leaf, random_params, rounding, run, training};
@@ -49,9 +49,9 @@ fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
 fn an_activation_differentiates_at_what_it_keeps() {
     let device = Device::cpu();
     let apply: [fn(&mut Tape<'_>, Var) -> Var; 3] = [
-        |tape, x| tape.gelu("act", Gelu::Erf, x),
-        |tape, x| tape.gelu("act", Gelu::Tanh, x),
-        |tape, x| tape.gated_gelu("act", Gelu::Tanh, x),
+        |tape, x| tape.activate("act", Activation::Gelu, x),
+        |tape, x| tape.activate("act", Activation::GeluTanh, x),
+        |tape, x| tape.gated("act", Activation::GeluTanh, x),
     ];
     for (apply, bits) in apply.into_iter().flat_map(|f| ALL_BITS.map(|b| (f, b))) {
         let (params, [x]) = random_params(&device, DType::F64, [("x", &[9, 140])]);
@@ -141,7 +141,7 @@ struct Attention {
 }
 
 fn attentions(device: &Device) -> Vec<Attention> {
-    let attend = Attend { heads: 2, scale: 0.7, causal: false, first_position: 0, dropout: 0.2, bias: None };
+    let attend = Attend { dropout: 0.2, ..Attend::new(2, 0.7) };
     let case = |causal, cross| Attention {
         sequences: Sequences::new(device, &[0, 3, 70, 71]),
         others: Sequences::new(device, &[0, 5, 6, 74]),
@@ -230,9 +230,9 @@ fn rebuilt_rows_are_rows_of_the_rebuilt_whole() {
         if keep == Keep::Exact {
             assert_eq!(whole, z.value.to_f64(), "the same as in the forward pass");
         }
-        let u = tape.gelu("gelu", Gelu::Erf, z.clone());
+        let u = tape.activate("gelu", Activation::Gelu, z.clone());
         same("gelu", &source(&u), 71, 0.0);
-        let u = tape.gated_gelu("gated", Gelu::Tanh, z.clone());
+        let u = tape.gated("gated", Activation::GeluTanh, z.clone());
         same("gated", &source(&u), 71, 0.0);
         if keep != Keep::Exact {
             let u = tape.relu("relu", z, 0.1);
@@ -269,7 +269,7 @@ fn late_draws_of_rebuilt_inputs_are_unbiased() {
     ];
     let (params, [x, g, b, up, down, qkv, out]) = random_params(&device, DType::F64, shapes);
     let sequences = Sequences::new(&device, &[0, 9, n as u32]);
-    let attend = Attend { heads: 1, scale: 0.7, causal: false, first_position: 0, dropout: 0.0, bias: None };
+    let attend = Attend::new(1, 0.7);
     let feed_forward = |tape: &mut Tape<'_>| {
         let x = leaf(tape, x);
         let y = tape.layer_norm("norm", &x, g, b, 1e-5);

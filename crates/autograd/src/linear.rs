@@ -105,7 +105,7 @@ mod tests {
     use std::sync::Arc;
 
     use colrow_tensor::rng::Key;
-    use colrow_tensor::{DType, Device, Estimator, Gelu};
+    use colrow_tensor::{Activation, DType, Device, Estimator};
 
     use super::*;
     use crate::sample::row_norms;
@@ -162,12 +162,12 @@ mod tests {
     }
 
     /// Layer norm, linear, GELU, linear: both linears' inputs can be rebuilt, unless `sources` is off.
-    fn stack(tape: &mut Tape<'_>, [x, g, b, w1, b1, w2]: [ParamId; 6], form: Gelu, sources: bool) -> Var {
+    fn stack(tape: &mut Tape<'_>, [x, g, b, w1, b1, w2]: [ParamId; 6], form: Activation, sources: bool) -> Var {
         let given = |y: Var| Var { source: y.source.clone().filter(|_| sources), ..y };
         let x = leaf(tape, x);
         let y = given(tape.layer_norm("norm", &x, g, b, 1e-12));
         let y = tape.linear("up", &y, w1, Some(b1));
-        let y = given(tape.gelu("gelu", form, y));
+        let y = given(tape.activate("gelu", form, y));
         tape.linear("down", &y, w2, None)
     }
 
@@ -177,7 +177,9 @@ mod tests {
     #[test]
     fn rebuilt_inputs_give_the_same_bits() {
         let device = Device::cpu();
-        for (dtype, form) in [DType::F32, DType::F64].into_iter().flat_map(|t| [(t, Gelu::Erf), (t, Gelu::Tanh)]) {
+        for (dtype, form) in
+            [DType::F32, DType::F64].into_iter().flat_map(|t| [(t, Activation::Gelu), (t, Activation::GeluTanh)])
+        {
             let (mut params, ids) = random_params(&device, dtype, STACK);
             let f = |tape: &mut Tape<'_>| stack(tape, ids, form, true);
             let all_rows = ESTIMATORS.into_iter().flat_map(|e| SOURCES.map(|s| rows(e, s, 1.0)));
@@ -206,7 +208,7 @@ mod tests {
             let mut once = Vec::new();
             for pass in 0..2 {
                 let mut tape = Tape::new(&params, mode(keep));
-                let y = stack(&mut tape, ids, Gelu::Erf, true);
+                let y = stack(&mut tape, ids, Activation::Gelu, true);
                 tape.backward(y, 1.0, &mut grads).unwrap();
                 let now: Vec<_> = ids.iter().map(|&id| grads.of(id).unwrap().to_f64()).collect();
                 if pass == 0 {

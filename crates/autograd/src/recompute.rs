@@ -85,7 +85,7 @@ impl Op for Recompute {
 #[cfg(test)]
 mod tests {
     use colrow_tensor::rng::Key;
-    use colrow_tensor::{DType, Device, Format, Gelu};
+    use colrow_tensor::{Activation, DType, Device, Format};
 
     use super::*;
     use crate::compress::{Bits, GROUP, quantised};
@@ -107,7 +107,7 @@ mod tests {
             tape.block("block", vec![x, c], move |tape, inputs| {
                 let [x, c] = &inputs[..] else { unreachable!("two inputs") };
                 let h = tape.linear("a", x, w, None);
-                let h = tape.gelu("gelu", Gelu::Erf, h);
+                let h = tape.activate("gelu", Activation::Gelu, h);
                 let h = tape.dropout("dropout", h, 0.3);
                 let h = tape.linear("b", &h, frozen, None);
                 let h = tape.add("sum", h, c);

@@ -296,7 +296,7 @@ impl Recorded {
 
 #[cfg(test)]
 mod tests {
-    use colrow_tensor::{Bytes, DType, Estimator, Gelu};
+    use colrow_tensor::{Activation, Bytes, DType, Estimator};
 
     use super::*;
     use crate::Form;
@@ -370,7 +370,7 @@ mod tests {
             let x = tape.layer_norm("embeddings.norm", &x, id(2), id(3), 1e-12);
             let mut x = tape.dropout("embeddings.dropout", x, 0.1);
             let sequences = Sequences { bounds: bounds.clone(), longest: 9 };
-            let attend = Attend { heads: 2, scale: 0.6, causal: false, first_position: 0, dropout: 0.1, bias: None };
+            let attend = Attend { dropout: 0.1, ..Attend::new(2, 0.6) };
             for layer in 0..LAYERS {
                 let at = |name: &str| format!("layer.{layer}.{name}");
                 let id = |i: usize| self.ids[4 + 12 * layer + i];
@@ -381,7 +381,7 @@ mod tests {
                 let s = tape.add(&at("out.residual"), o, &x);
                 x = tape.layer_norm(&at("norm1"), &s, id(4), id(5), 1e-12);
                 let u = tape.linear(&at("up"), &x, id(6), Some(id(7)));
-                let u = tape.gelu(&at("gelu"), Gelu::Erf, u);
+                let u = tape.activate(&at("gelu"), Activation::Gelu, u);
                 let o = tape.linear(&at("down"), &u, id(8), Some(id(9)));
                 let o = tape.dropout(&at("down.dropout"), o, 0.1);
                 let s = tape.add(&at("down.residual"), o, &x);

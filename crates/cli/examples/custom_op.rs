@@ -10,7 +10,7 @@ use std::sync::Arc;
 use colrow_autograd::testing::{check_gradients, leaf, random_params, training};
 use colrow_autograd::{Bits, Grads, Keep, Kept, Op, Policy, Rebuild, Tape, Var, VarId};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, DType, Device, Gelu, Result, Rows, Tensor};
+use colrow_tensor::{Activation, Class, DType, Device, Result, Rows, Tensor};
 
 /// What the op keeps: its input, of which its output and its derivative are functions.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ fn apply(device: &Device, x: &Rows<'_>) -> Tensor {
     let mut sum = device.empty(Class::Workspace, x.of.dtype(), &[x.len(), x.of.cols()]);
     let mut gelu = sum.empty_like();
     kernels.read_rows(x, None, &mut sum);
-    kernels.gelu(Gelu::Erf, Some(x), &mut gelu);
+    kernels.activate(Activation::Gelu, Some(x), &mut gelu);
     kernels.add(&gelu, &mut sum);
     sum
 }
@@ -71,7 +71,7 @@ impl Op for ResidualGelu {
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         let kernels = dy.device().kernels();
         let mut dx = dy.copied();
-        kernels.gelu_backward(Gelu::Erf, &self.input.0.stored(), &mut dx);
+        kernels.activate_backward(Activation::Gelu, &self.input.0.stored(), &mut dx);
         kernels.add(&dy, &mut dx);
         grads.add(self.x, dx);
         Ok(())

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use colrow_autograd::{Bits, Grads, Keep, Mode, NormSource, ParamId, Params, Policy, Sampling, Tape, Var};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, DType, Device, Estimator, Gelu, Result, Tensor};
+use colrow_tensor::{Activation, Class, DType, Device, Estimator, Result, Tensor};
 use colrow_train::step::{Hyperparameters, Optimizer, States, Update, When};
 
 const ROWS: usize = 256;
@@ -42,7 +42,7 @@ impl Mlp {
     /// Every op has a name, its site, by which the policy knows it.
     fn loss(&self, tape: &mut Tape<'_>, x: &Var, labels: &Tensor) -> Var {
         let x = tape.linear("up", x, self.up[0], Some(self.up[1]));
-        let x = tape.gelu("gelu", Gelu::Erf, x);
+        let x = tape.activate("gelu", Activation::Gelu, x);
         let x = tape.linear("down", &x, self.down[0], Some(self.down[1]));
         tape.cross_entropy("loss", &x, labels)
     }

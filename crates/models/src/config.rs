@@ -224,7 +224,7 @@ fn unnamed(labels: usize) -> Vec<String> {
 mod tests {
     use proptest::prelude::*;
 
-    use colrow_tensor::Gelu;
+    use colrow_tensor::Activation;
 
     use super::*;
     use crate::families::bert::BertConfig;
@@ -262,7 +262,7 @@ mod tests {
         assert_eq!((config.max_position_embeddings, config.type_vocab_size, config.pad_token_id), (512, 2, 0));
         assert_eq!((config.layer_norm_eps, config.initializer_range), (1e-12, 0.02));
         assert_eq!((config.hidden_dropout_prob, config.classifier_dropout), (0.1, 0.1));
-        assert_eq!((config.hidden_act, all.problem_type), (Gelu::Erf, None));
+        assert_eq!((config.hidden_act, all.problem_type), (Activation::Gelu, None));
         assert_eq!((all.labels.join(" "), config.head_size()), ("LABEL_0 LABEL_1".to_string(), 12));
     }
 
@@ -282,7 +282,7 @@ mod tests {
             json[key] = value;
         }
         let (config, all) = (bert(&json), read(&json).unwrap());
-        assert_eq!((config.hidden_act, all.problem_type), (Gelu::Tanh, Some(ProblemType::Regression)));
+        assert_eq!((config.hidden_act, all.problem_type), (Activation::GeluTanh, Some(ProblemType::Regression)));
         assert_eq!((config.hidden_dropout_prob, config.classifier_dropout), (0.0, 0.25));
         assert_eq!((config.layer_norm_eps, config.pad_token_id), (1e-5, 3));
         assert_eq!(all.labels, ["no", "yes", "perhaps"]);

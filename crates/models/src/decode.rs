@@ -169,7 +169,9 @@ mod tests {
 
     const WIDTH: usize = 8;
     const WORDS: usize = 23;
-    const ATTEND: Attend = Attend { heads: 2, scale: 0.5, causal: true, first_position: 0, dropout: 0.0, bias: None };
+    fn attend() -> Attend {
+        Attend { causal: true, ..Attend::new(2, 0.5) }
+    }
 
     /// A decoder of two layers behind a prompt, without an encoder.
     struct PromptOnly {
@@ -198,13 +200,13 @@ mod tests {
             &self,
             tape: &mut Tape<'_>,
             tokens: &[u32],
-            mut attend: impl FnMut(&mut Tape<'_>, usize, Var) -> Var,
+            mut attends: impl FnMut(&mut Tape<'_>, usize, Var) -> Var,
         ) -> Var {
             let ids = tape.device().tensor(Class::Workspace, &[tokens.len()], tokens);
             let mut x = tape.embedding("words", &[(&ids, self.words)]);
             for (i, &qkv) in self.qkv.iter().enumerate() {
                 let qkv = tape.linear("qkv", &x, qkv, None);
-                let h = attend(tape, i, qkv);
+                let h = attends(tape, i, qkv);
                 x = tape.add("residual", h, &x);
             }
             x
@@ -221,7 +223,7 @@ mod tests {
         }
 
         fn step(&self, tape: &mut Tape<'_>, tokens: &[u32], cache: &mut Cache) -> Var {
-            self.hidden(tape, tokens, |tape, layer, qkv| cache.attend(tape, "attention", layer, &ATTEND, &qkv))
+            self.hidden(tape, tokens, |tape, layer, qkv| cache.attend(tape, "attention", layer, &attend(), &qkv))
         }
     }
 
@@ -233,7 +235,7 @@ mod tests {
                 let mut tape = Tape::new(params, Mode::Inference);
                 let sequences = Sequences::new(params.device(), &[0, all.len() as u32]);
                 let x = model.hidden(&mut tape, &all, |tape, _, qkv| {
-                    tape.attention("attention", &ATTEND, (qkv, &sequences), None)
+                    tape.attention("attention", &attend(), (qkv, &sequences), None)
                 });
                 all.push(*most_likely(&tape, model.head(), x.value).last().unwrap());
             }

@@ -20,7 +20,7 @@ pub enum SiteKind {
     /// Attention: q, k and v.
     Attention,
     /// A GELU, gated or not: its input.
-    Gelu,
+    Activation,
     /// A ReLU: signs, or its output.
     Relu,
     /// A block of ops: its input, if it is to run again.

@@ -64,10 +64,10 @@ use crate::profile::Profile;
 ///     # fn add(&self, x: &Tensor, y: &mut Tensor) { self.host.add(x, y) }
 ///     # fn add_column_sum(&self, x: &Tensor, y: &mut Tensor) { self.host.add_column_sum(x, y) }
 ///     # fn row_norms(&self, x: &Tensor, y: &mut Tensor) { self.host.row_norms(x, y) }
-///     # fn gelu(&self, form: Gelu, x: Option<&Rows<'_>>, y: &mut Tensor) { self.host.gelu(form, x, y) }
-///     # fn gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &mut Tensor) { self.host.gelu_backward(form, x, dy) }
-///     # fn gated_gelu(&self, form: Gelu, x: &Rows<'_>, y: &mut Tensor) { self.host.gated_gelu(form, x, y) }
-///     # fn gated_gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &Tensor, dx: &mut Tensor) { self.host.gated_gelu_backward(form, x, dy, dx) }
+///     # fn activate(&self, form: Activation, x: Option<&Rows<'_>>, y: &mut Tensor) { self.host.activate(form, x, y) }
+///     # fn activate_backward(&self, form: Activation, x: &Stored<'_>, dy: &mut Tensor) { self.host.activate_backward(form, x, dy) }
+///     # fn gated(&self, form: Activation, x: &Rows<'_>, y: &mut Tensor) { self.host.gated(form, x, y) }
+///     # fn gated_backward(&self, form: Activation, x: &Stored<'_>, dy: &Tensor, dx: &mut Tensor) { self.host.gated_backward(form, x, dy, dx) }
 ///     # fn relu(&self, dropout: Option<Dropout>, x: &mut Tensor, bits: Option<&mut Tensor>) { self.host.relu(dropout, x, bits) }
 ///     # fn relu_backward(&self, dropout: Option<Dropout>, above: &Tensor, dy: &mut Tensor) { self.host.relu_backward(dropout, above, dy) }
 ///     # fn tanh(&self, x: &mut Tensor) { self.host.tanh(x) }
@@ -81,10 +81,12 @@ use crate::profile::Profile;
 ///     # fn read_rows(&self, x: &Rows<'_>, scale: Option<&Tensor>, y: &mut Tensor) { self.host.read_rows(x, scale, y) }
 ///     # fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor) { self.host.scatter_rows(x, index, y) }
 ///     # fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) { self.host.read_columns(x, first, y) }
+///     # fn write_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) { self.host.write_columns(x, first, y) }
 ///     # fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) { self.host.add_to_columns(x, first, y) }
 ///     # fn quantise(&self, key: Option<Key>, x: &Tensor, coded: &mut Coded) { self.host.quantise(key, x, coded) }
 ///     # fn attention(&self, spec: &Attention, input: &AttentionInput<'_>, index: Option<&Tensor>, scratch: &mut Tensor, out: &mut Tensor, lse: Option<&mut Tensor>) { self.host.attention(spec, input, index, scratch, out, lse) }
 ///     # fn attention_backward(&self, spec: &Attention, input: &AttentionInput<'_>, lse: Option<&Tensor>, dout: &Tensor, scratch: &mut Tensor, gradients: AttentionGradients<'_>) { self.host.attention_backward(spec, input, lse, dout, scratch, gradients) }
+///     # fn rotate(&self, rotation: &Rotation<'_>, x: &mut Tensor) { self.host.rotate(rotation, x) }
 ///     # fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor) { self.host.cross_entropy(logits, labels, loss, dlogits) }
 ///     # fn mean_squared_error(&self, x: &Tensor, target: &Tensor, loss: &mut Tensor, dx: &mut Tensor) { self.host.mean_squared_error(x, target, loss, dx) }
 ///     # fn importance(&self, h: &Tensor, dz: Option<&Tensor>, uniform: f64, p: &mut Tensor) { self.host.importance(h, dz, uniform, p) }

@@ -24,13 +24,15 @@ crate::named! {
 /// Elements of a parameter that share a scale in moments of eight bits.
 pub const MOMENT_BLOCK: usize = 256;
 
-/// The two forms of GELU.
+/// An activation that is smooth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gelu {
+pub enum Activation {
     /// x·Φ(x), by the error function.
-    Erf,
+    Gelu,
     /// ½x(1 + tanh(√(2/π)(x + 0.044715x³))).
-    Tanh,
+    GeluTanh,
+    /// x·σ(x) with the logistic function σ (Elfwing et al. 2018).
+    Silu,
 }
 
 /// Dropout: the mask is a function of `key` and the element's place.
@@ -45,12 +47,16 @@ pub struct Dropout {
 /// Attention within each sequence of a ragged batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
-    /// Number of heads; the head size h is the number of q's columns over it.
+    /// Number of heads of q.
     pub heads: usize,
+    /// Number of heads of k and v, a divisor of the former: as many neighbouring heads of q share one (Ainslie et al. 2023).
+    pub kv_heads: usize,
     /// Factor of q·k: 1/√h in BERT, 1 in T5.
     pub scale: f64,
     /// Whether a query sees no key after its own position.
     pub causal: bool,
+    /// Of the keys up to its own position a query sees so many, the last ones (Beltagy et al. 2020). For causal attention.
+    pub window: Option<usize>,
     /// Position of a sequence's first query row among its keys: 0 but where keys of earlier steps are cached.
     pub first_position: usize,
     /// Dropout of the attention probabilities.
@@ -88,12 +94,30 @@ impl Buckets {
     }
 }
 
+/// Rotary position embedding (Su et al. 2021): of each head's columns j and j + h/2 the one is turned towards the other, by an angle that is
+/// the row's position times a frequency.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a> {
+    /// Angles by position (1, h/2), or by sequence (b, h/2); f64.
+    pub frequencies: &'a Tensor,
+    /// What turned numbers are multiplied with: 1 but where positions are stretched (Peng et al. 2023, section 3.4).
+    pub factor: f64,
+    /// Heads that are turned, from the first column on.
+    pub heads: usize,
+    /// First rows of the sequences and the end (b+1, u32).
+    pub bounds: &'a Tensor,
+    /// Position of a sequence's first row.
+    pub first_position: usize,
+    /// Turns back what was turned, its factor too: the transpose, not the inverse.
+    pub transposed: bool,
+}
+
 /// What attention reads.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInput<'a> {
-    /// q, k, v side by side (n, 3·heads·h), or q alone (n, heads·h).
+    /// q, k, v side by side (n, (heads + 2·kv_heads)·h), or q alone (n, heads·h).
     pub q: Stored<'a>,
-    /// k, v side by side (m, 2·heads·h) and the first rows of their sequences and the end (b+1), where they are not beside q.
+    /// k, v side by side (m, 2·kv_heads·h) and the first rows of their sequences and the end (b+1), where they are not beside q.
     pub kv: Option<(Stored<'a>, &'a Tensor)>,
     /// First rows of the sequences of q and the end (b+1, u32).
     pub bounds: &'a Tensor,
@@ -102,9 +126,9 @@ pub struct AttentionInput<'a> {
 }
 
 impl AttentionInput<'_> {
-    /// Columns of q: heads·h.
-    pub fn inner(&self) -> usize {
-        if self.kv.is_some() { self.q.cols() } else { self.q.cols() / 3 }
+    /// Columns of a head: h.
+    pub fn head_size(&self, spec: &Attention) -> usize {
+        self.q.cols() / if self.kv.is_some() { spec.heads } else { spec.heads + 2 * spec.kv_heads }
     }
 }
 
@@ -169,14 +193,14 @@ pub trait Kernels {
     fn add_column_sum(&self, x: &Tensor, y: &mut Tensor);
     /// `y_i = ‖x_i‖₂`, x (n, d), y (n).
     fn row_norms(&self, x: &Tensor, y: &mut Tensor);
-    /// `y = gelu(x)`, x and y (n, d); without x, of y itself.
-    fn gelu(&self, form: Gelu, x: Option<&Rows<'_>>, y: &mut Tensor);
-    /// `dy *= gelu'(x)`.
-    fn gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &mut Tensor);
-    /// `y = gelu(x[:, ..f])⊙x[:, f..]`, x (n, 2f), y (n, f) (Shazeer 2020).
-    fn gated_gelu(&self, form: Gelu, x: &Rows<'_>, y: &mut Tensor);
-    /// `dx` (n, 2f) of [`Kernels::gated_gelu`] from dy (n, f).
-    fn gated_gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &Tensor, dx: &mut Tensor);
+    /// `y = f(x)`, x and y (n, d); without x, of y itself.
+    fn activate(&self, form: Activation, x: Option<&Rows<'_>>, y: &mut Tensor);
+    /// `dy *= f'(x)`.
+    fn activate_backward(&self, form: Activation, x: &Stored<'_>, dy: &mut Tensor);
+    /// `y = f(x[:, ..c])⊙x[:, c..]`, x (n, 2c), y (n, c) (Shazeer 2020).
+    fn gated(&self, form: Activation, x: &Rows<'_>, y: &mut Tensor);
+    /// `dx` (n, 2c) of [`Kernels::gated`] from dy (n, c).
+    fn gated_backward(&self, form: Activation, x: &Stored<'_>, dy: &Tensor, dx: &mut Tensor);
     /// `x = max(x, 0)`, then dropout; x (n, d). Bit c of row i of `bits` (n, ⌈d/8⌉, u8), lowest first, says whether the element is above 0 at the
     /// end.
     fn relu(&self, dropout: Option<Dropout>, x: &mut Tensor, bits: Option<&mut Tensor>);
@@ -216,6 +240,8 @@ pub trait Kernels {
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor);
     /// `y = x[:, first..first + c]`, x (n, d), y (n, c).
     fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
+    /// `y[:, first..first + c] = x`, x (n, c), y (n, d).
+    fn write_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
     /// `y[:, first..first + c] += x`, x (n, c), y (n, d).
     fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
     /// Writes x (n, d) in codes ([`Code`](crate::Code)), each group of columns with its own scale: rounded to one of the two
@@ -243,6 +269,8 @@ pub trait Kernels {
         scratch: &mut Tensor,
         gradients: AttentionGradients<'_>,
     );
+    /// Turns the first `heads` heads of each row of x (n, d), in place; angles and their sines are computed in f64.
+    fn rotate(&self, rotation: &Rotation<'_>, x: &mut Tensor);
     /// `loss (1) = mean_i −log softmax(logits_i)[labels_i]` and its gradient; logits, dlogits (b, c), labels (b) u32.
     fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor);
     /// `loss (1) = mean (x − target)²` and its gradient.

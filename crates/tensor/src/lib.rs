@@ -56,8 +56,8 @@ pub use device::{Device, HostBytes};
 pub use dtype::{DType, Element, Float};
 pub use error::{Error, Kind, Result};
 pub use kernels::{
-    AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Gelu, Kernels, MOMENT_BLOCK,
-    Norm,
+    Activation, AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Kernels,
+    MOMENT_BLOCK, Norm, Rotation,
 };
 pub use memory::{Memory, PAGE, Region};
 pub use meter::{Bytes, Class, Meter};

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::backend::{Backend, Target};
 use crate::codes::{Coded, Rows, Stored, StoredMut};
 use crate::error::Result;
-use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels, Norm};
+use crate::kernels::{
+    Activation, AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Kernels, Norm, Rotation,
+};
 use crate::pool::Buffer;
 use crate::profile::Profile;
 use crate::rng::Key;
@@ -83,10 +85,10 @@ impl Kernels for Meta {
     fn add(&self, _: In, _: Out) {}
     fn add_column_sum(&self, _: In, _: Out) {}
     fn row_norms(&self, _: In, _: Out) {}
-    fn gelu(&self, _: Gelu, _: Option<&Rows<'_>>, _: Out) {}
-    fn gelu_backward(&self, _: Gelu, _: &Stored<'_>, _: Out) {}
-    fn gated_gelu(&self, _: Gelu, _: &Rows<'_>, _: Out) {}
-    fn gated_gelu_backward(&self, _: Gelu, _: &Stored<'_>, _: In, _: Out) {}
+    fn activate(&self, _: Activation, _: Option<&Rows<'_>>, _: Out) {}
+    fn activate_backward(&self, _: Activation, _: &Stored<'_>, _: Out) {}
+    fn gated(&self, _: Activation, _: &Rows<'_>, _: Out) {}
+    fn gated_backward(&self, _: Activation, _: &Stored<'_>, _: In, _: Out) {}
     fn relu(&self, _: Option<Dropout>, _: Out, _: Option<Out>) {}
     fn relu_backward(&self, _: Option<Dropout>, _: In, _: Out) {}
     fn tanh(&self, _: Out) {}
@@ -100,10 +102,12 @@ impl Kernels for Meta {
     fn read_rows(&self, _: &Rows<'_>, _: Option<In>, _: Out) {}
     fn scatter_rows(&self, _: In, _: In, _: Out) {}
     fn read_columns(&self, _: In, _: usize, _: Out) {}
+    fn write_columns(&self, _: In, _: usize, _: Out) {}
     fn add_to_columns(&self, _: In, _: usize, _: Out) {}
     fn quantise(&self, _: Option<Key>, _: In, _: &mut Coded) {}
     fn attention(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: Out, _: Out, _: Option<Out>) {}
     fn attention_backward(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: In, _: Out, _: AttentionGradients<'_>) {}
+    fn rotate(&self, _: &Rotation<'_>, _: Out) {}
     fn cross_entropy(&self, _: In, _: In, _: Out, _: Out) {}
     fn mean_squared_error(&self, _: In, _: In, _: Out, _: Out) {}
     fn importance(&self, _: In, _: Option<In>, _: f64, _: Out) {}

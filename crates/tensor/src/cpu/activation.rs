@@ -6,37 +6,38 @@ use super::codes::Reader;
 use super::rowwise::{CHUNK, mask_row, rows_per_chunk, threshold};
 use super::vectorised;
 use crate::dtype::Float;
-use crate::kernels::{Dropout, Gelu};
+use crate::kernels::{Activation, Dropout};
 
 /// √(2/π) and the cubic's coefficient in the tanh form.
 const TANH_SCALE: f64 = 0.797_884_560_802_865_4;
 const TANH_CUBIC: f64 = 0.044_715;
 
 vectorised! {
-    fn gelu_chunk<T: Float>(form: Gelu, x: &mut [T]) {
+    fn activate_chunk<T: Float>(form: Activation, x: &mut [T]) {
         let half = T::of(0.5);
         match form {
-            Gelu::Erf => {
+            Activation::Gelu => {
                 let root = T::of(std::f64::consts::FRAC_1_SQRT_2);
                 x.iter_mut().for_each(|x| *x = half * *x * (T::ONE + (*x * root).erf()));
             }
-            Gelu::Tanh => {
+            Activation::GeluTanh => {
                 let (s, c) = (T::of(TANH_SCALE), T::of(TANH_CUBIC));
                 x.iter_mut().for_each(|x| *x = half * *x * (T::ONE + (s * (*x + c * *x * *x * *x)).tanh()));
             }
+            Activation::Silu => x.iter_mut().for_each(|x| *x = *x / (T::ONE + (T::ZERO - *x).exp())),
         }
     }
 
-    fn gelu_backward_chunk<T: Float>(form: Gelu, x: &[T], dy: &mut [T]) {
+    fn derivative_chunk<T: Float>(form: Activation, x: &[T], dy: &mut [T]) {
         let half = T::of(0.5);
         match form {
-            Gelu::Erf => {
+            Activation::Gelu => {
                 let (root, density) = (T::of(std::f64::consts::FRAC_1_SQRT_2), T::of(0.398_942_280_401_432_7));
                 dy.iter_mut().zip(x).for_each(|(dy, &x)| {
                     *dy *= half * (T::ONE + (x * root).erf()) + x * density * (-half * x * x).exp();
                 });
             }
-            Gelu::Tanh => {
+            Activation::GeluTanh => {
                 let (s, c) = (T::of(TANH_SCALE), T::of(TANH_CUBIC));
                 dy.iter_mut().zip(x).for_each(|(dy, &x)| {
                     let t = (s * (x + c * x * x * x)).tanh();
@@ -44,6 +45,10 @@ vectorised! {
                     *dy *= half * (T::ONE + t) + half * x * (T::ONE - t * t) * inner;
                 });
             }
+            Activation::Silu => dy.iter_mut().zip(x).for_each(|(dy, &x)| {
+                let share = T::ONE / (T::ONE + (T::ZERO - x).exp());
+                *dy *= share * (T::ONE + x * (T::ONE - share));
+            }),
         }
     }
 
@@ -63,18 +68,18 @@ fn with_rows<T: Float>(x: Reader<'_, T>, d: usize, y: &mut [T], body: impl Fn(&[
     );
 }
 
-pub(super) fn gelu<T: Float>(form: Gelu, x: Option<Reader<'_, T>>, y: &mut [T]) {
+pub(super) fn activate<T: Float>(form: Activation, x: Option<Reader<'_, T>>, y: &mut [T]) {
     match x {
-        None => y.par_chunks_mut(CHUNK).for_each(|y| gelu_chunk(form, y)),
+        None => y.par_chunks_mut(CHUNK).for_each(|y| activate_chunk(form, y)),
         Some(x) => with_rows(x, x.cols(), y, |x, y| {
             y.copy_from_slice(x);
-            gelu_chunk(form, y);
+            activate_chunk(form, y);
         }),
     }
 }
 
-pub(super) fn gelu_backward<T: Float>(form: Gelu, x: Reader<'_, T>, dy: &mut [T]) {
-    with_rows(x, x.cols(), dy, |x, dy| gelu_backward_chunk(form, x, dy));
+pub(super) fn activate_backward<T: Float>(form: Activation, x: Reader<'_, T>, dy: &mut [T]) {
+    with_rows(x, x.cols(), dy, |x, dy| derivative_chunk(form, x, dy));
 }
 
 pub(super) fn tanh<T: Float>(x: &mut [T]) {
@@ -120,16 +125,16 @@ vectorised! {
     }
 }
 
-pub(super) fn gated_gelu<T: Float>(form: Gelu, x: Reader<'_, T>, y: &mut [T]) {
+pub(super) fn gated<T: Float>(form: Activation, x: Reader<'_, T>, y: &mut [T]) {
     let f = x.cols() / 2;
     with_rows(x, f, y, |x, y| {
         y.copy_from_slice(&x[..f]);
-        gelu_chunk(form, y);
+        activate_chunk(form, y);
         multiply_chunk(&x[f..], y);
     });
 }
 
-pub(super) fn gated_gelu_backward<T: Float>(form: Gelu, x: Reader<'_, T>, dy: &[T], dx: &mut [T]) {
+pub(super) fn gated_backward<T: Float>(form: Activation, x: Reader<'_, T>, dy: &[T], dx: &mut [T]) {
     let f = x.cols() / 2;
     let rows = rows_per_chunk(2 * f);
     dx.par_chunks_mut(rows * 2 * f).zip(dy.par_chunks(rows * f)).enumerate().for_each_init(
@@ -139,11 +144,11 @@ pub(super) fn gated_gelu_backward<T: Float>(form: Gelu, x: Reader<'_, T>, dy: &[
                 let (gate, up) = x.row(chunk * rows + i, buffer).split_at(f);
                 let (dgate, dup) = dx.split_at_mut(f);
                 dup.copy_from_slice(gate);
-                gelu_chunk(form, dup);
+                activate_chunk(form, dup);
                 multiply_chunk(dy, dup);
                 dgate.copy_from_slice(dy);
                 multiply_chunk(up, dgate);
-                gelu_backward_chunk(form, gate, dgate);
+                derivative_chunk(form, gate, dgate);
             }
         },
     );

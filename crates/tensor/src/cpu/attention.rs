@@ -1,6 +1,8 @@
 //! Attention by sequence and head, in tiles of query rows. Probabilities live in a tile and die there: the backward pass
 //! rebuilds them from q and k. A bias by relative position is one line of numbers a head, never a matrix. q, k and v that are kept in codes are
-//! decoded head by head.
+//! decoded head by head. Heads of q that share keys and values follow one another on one thread where gradients of those are summed.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -107,14 +109,15 @@ pub(super) struct Input<'a, T> {
 impl<'a, T: Float> Input<'a, T> {
     pub(super) fn new(precision: Precision, spec: &Attention, input: &AttentionInput<'a>) -> Self {
         let AttentionInput { q, kv, bounds, bias } = *input;
-        let inner = input.inner();
+        let h = input.head_size(spec);
+        let (inner, kv_inner) = (spec.heads * h, spec.kv_heads * h);
         let bounds = bounds.as_slice();
         let q = Reader::new(&q.into());
         let (kv, kv_bounds, kv_columns) = match kv {
-            None => (q, bounds, [inner, 2 * inner]),
-            Some((kv, kv_bounds)) => (Reader::new(&kv.into()), kv_bounds.as_slice(), [0, inner]),
+            None => (q, bounds, [inner, inner + kv_inner]),
+            Some((kv, kv_bounds)) => (Reader::new(&kv.into()), kv_bounds.as_slice(), [0, kv_inner]),
         };
-        let (bias, h) = (bias.map(Tensor::as_slice), inner / spec.heads);
+        let bias = bias.map(Tensor::as_slice);
         Self { precision, q, kv, bounds, kv_bounds, bias, inner, h, kv_columns }
     }
 
@@ -127,16 +130,15 @@ impl<'a, T: Float> Input<'a, T> {
         unsafe { gemm(self.precision, alpha, a, b, beta, c, false) }
     }
 
-    /// Where a task's gradients of q, k and v stand.
-    fn offsets(&self, task: Task<'_>) -> [usize; 3] {
-        let [k, v] = self.kv_columns.map(|c| task.kv_start * self.kv.cols() + c + task.head * self.h);
-        [task.start * self.q.cols() + task.head * self.h, k, v]
+    /// Where a task's gradients of k and v stand.
+    fn kv_offsets(&self, task: Task<'_>) -> [usize; 2] {
+        self.kv_columns.map(|c| task.kv_start * self.kv.cols() + c + task.kv_head * self.h)
     }
 
     /// The task's k and v (kv_len, h): where they stand, or decoded into `panels`.
     fn keys_and_values(&self, task: Task<'_>, panels: &mut [T]) -> [View<*const T>; 2] {
         let (h, len) = (self.h, task.kv_len);
-        let columns = self.kv_columns.map(|c| c + task.head * h);
+        let columns = self.kv_columns.map(|c| c + task.kv_head * h);
         if let Some(kv) = self.kv.exact() {
             let stride = self.kv.cols();
             return columns.map(|c| View::new(kv[task.kv_start * stride + c..].as_ptr(), len, h, stride));
@@ -149,9 +151,9 @@ impl<'a, T: Float> Input<'a, T> {
         [k, v].map(|panel| View::new(panel.as_ptr(), len, h, h))
     }
 
-    /// The task's queries `first..first + rows` (rows, h): where they stand, or copied into `panel`.
-    fn queries(&self, task: Task<'_>, first: usize, rows: usize, panel: &mut [T]) -> View<*const T> {
-        let (h, c) = (self.h, task.head * self.h);
+    /// A head's queries `first..first + rows` (rows, h): where they stand, or copied into `panel`.
+    fn queries(&self, task: Task<'_>, head: usize, Tile { first, rows, .. }: &Tile, panel: &mut [T]) -> View<*const T> {
+        let (h, c, first, rows) = (self.h, head * self.h, *first, *rows);
         if let (Some(q), None) = (self.q.exact(), task.picked) {
             let stride = self.q.cols();
             return View::new(q[(task.start + first) * stride + c..].as_ptr(), rows, h, stride);
@@ -163,7 +165,7 @@ impl<'a, T: Float> Input<'a, T> {
     }
 }
 
-/// One sequence and head, and which of the sequence's query rows.
+/// One sequence, heads that share keys and values, and which of the sequence's query rows.
 #[derive(Clone, Copy)]
 struct Task<'a> {
     sequence: usize,
@@ -171,7 +173,10 @@ struct Task<'a> {
     len: usize,
     kv_start: usize,
     kv_len: usize,
+    /// The first of the heads, and their number.
     head: usize,
+    heads: usize,
+    kv_head: usize,
     /// Rows within the sequence, ascending, and the rows of the output that they belong to; `None` for all in their order.
     picked: Option<&'a [(usize, usize)]>,
 }
@@ -187,15 +192,12 @@ impl Task<'_> {
         self.picked.map_or((j, self.start + j), |picked| picked[j])
     }
 
-    /// Tiles of queries, last first: the first tile that runs sees every key, also where attention is causal. For each its first
-    /// query, their number, and the keys that they see.
-    fn tiles(self, spec: &Attention) -> impl Iterator<Item = (usize, usize, usize)> {
-        let (causal, position) = (spec.causal, spec.first_position);
+    /// Tiles of queries, last first: without a window the first tile that runs sees every key, also where attention is causal.
+    fn tiles(self, spec: Attention) -> impl Iterator<Item = Tile> {
         (0..self.count()).step_by(TILE).rev().map(move |first| {
             let rows = TILE.min(self.count() - first);
-            let last = self.query(first + rows - 1).0;
-            let keys = if causal { self.kv_len.min(position + last + 1) } else { self.kv_len };
-            (first, rows, keys)
+            let [start, end] = [first, first + rows - 1].map(|i| seen(&spec, self.query(i).0, self.kv_len));
+            Tile { first, rows, keys: start.start..end.end }
         })
     }
 
@@ -205,11 +207,29 @@ impl Task<'_> {
         (0..self.len + self.kv_len - 1).map_while(move |x| buckets.map(|b| b.of(x as i64 - offset)))
     }
 
-    /// The part of the bias line that query row `i` adds to its scores.
-    fn line_of(self, i: usize, keys: usize) -> std::ops::Range<usize> {
+    /// The part of the bias line that query row `i` adds to its scores of these keys.
+    fn line_of(self, i: usize, keys: &Range<usize>) -> Range<usize> {
         let first = self.len - 1 - i;
-        first..first + keys
+        first + keys.start..first + keys.end
     }
+}
+
+/// The keys, of so many, that query row `i` sees.
+fn seen(spec: &Attention, i: usize, keys: usize) -> Range<usize> {
+    if !spec.causal {
+        return 0..keys;
+    }
+    let end = keys.min(spec.first_position + i + 1);
+    spec.window.map_or(0, |window| end.saturating_sub(window))..end
+}
+
+/// Queries that are computed together.
+struct Tile {
+    first: usize,
+    /// Their number.
+    rows: usize,
+    /// The keys that one of them sees.
+    keys: Range<usize>,
 }
 
 /// What a thread works in.
@@ -236,11 +256,11 @@ fn by_sequence(bounds: &[u32], index: &[u32]) -> Vec<Vec<(usize, usize)>> {
     picked
 }
 
-/// Runs `body` for every sequence and head, with the queries that `index` names.
+/// Runs `body` for every sequence and, in turn, each `together` heads, with the queries that `index` names.
 fn for_each_head<T: Float>(
     spec: &Attention,
     input: &Input<'_, T>,
-    index: Option<&[u32]>,
+    (index, together): (Option<&[u32]>, usize),
     scratch: &mut [T],
     body: impl Fn(Task<'_>, Scratch<'_, T>) + Sync,
 ) {
@@ -251,7 +271,10 @@ fn for_each_head<T: Float>(
     let tasks: Vec<Task<'_>> = sequences
         .flat_map(|(sequence, ((start, len), (kv_start, kv_len)))| {
             let picked = picked.as_ref().map(|picked| &picked[sequence][..]);
-            (0..spec.heads).map(move |head| Task { sequence, start, len, kv_start, kv_len, head, picked })
+            (0..spec.heads).step_by(together).map(move |head| {
+                let kv_head = head / (spec.heads / spec.kv_heads);
+                Task { sequence, start, len, kv_start, kv_len, head, heads: together, kv_head, picked }
+            })
         })
         .filter(|t| t.count() > 0)
         .collect();
@@ -276,27 +299,33 @@ fn for_each_head<T: Float>(
     });
 }
 
-/// Rows `first..first + rows` of a view.
-fn tile<T>(v: View<*const T>, first: usize, rows: usize) -> View<*const T> {
-    v.part(first..first + rows, 0..v.cols)
+/// These rows of a view.
+fn tile<T>(v: View<*const T>, rows: &Range<usize>) -> View<*const T> {
+    v.part(rows.clone(), 0..v.cols)
 }
 
-/// Reads this head's bias line.
-fn read_line<T: Float>(spec: &Attention, input: &Input<'_, T>, task: Task<'_>, line: &mut [T]) {
+/// Reads a head's bias line.
+fn read_line<T: Float>(spec: &Attention, input: &Input<'_, T>, task: Task<'_>, head: usize, line: &mut [T]) {
     if let Some(bias) = input.bias {
-        line.iter_mut().zip(task.buckets(spec)).for_each(|(l, bucket)| *l = bias[bucket * spec.heads + task.head]);
+        line.iter_mut().zip(task.buckets(spec)).for_each(|(l, bucket)| *l = bias[bucket * spec.heads + head]);
     }
 }
 
-/// Turns products of query row `i` into scores: adds the bias, hides later keys.
-fn finish_scores<T: Float>(spec: &Attention, task: Task<'_>, i: usize, line: &[T], scores: &mut [T]) {
+/// Turns products of query row `i` with these keys into scores: adds the bias, hides what it does not see.
+fn finish_scores<T: Float>(
+    spec: &Attention,
+    task: Task<'_>,
+    i: usize,
+    keys: &Range<usize>,
+    line: &[T],
+    scores: &mut [T],
+) {
     if !line.is_empty() {
-        add(&line[task.line_of(i, scores.len())], scores);
+        add(&line[task.line_of(i, keys)], scores);
     }
-    if spec.causal {
-        let seen = scores.len().min(spec.first_position + i + 1);
-        scores[seen..].fill(T::NEG_INFINITY);
-    }
+    let seen = seen(spec, i, task.kv_len);
+    scores[..seen.start - keys.start].fill(T::NEG_INFINITY);
+    scores[seen.end - keys.start..].fill(T::NEG_INFINITY);
 }
 
 pub(super) fn forward<T: Float>(
@@ -310,39 +339,43 @@ pub(super) fn forward<T: Float>(
     let (heads, h, d) = (spec.heads, input.h, input.inner);
     let (out, lse) = (Shared(out.as_mut_ptr()), lse.map(|lse| Shared(lse.as_mut_ptr())));
     let (out, lse) = (&out, &lse);
-    for_each_head(spec, input, index, scratch, |task, Scratch { tiles, mask, panels, q, out: tile_out, line, .. }| {
+    for_each_head(spec, input, (index, 1), scratch, |task, scratch| {
+        let Scratch { tiles, mask, panels, q, out: tile_out, line, .. } = scratch;
         let [k, v] = input.keys_and_values(task, panels);
-        let dropout = HeadDropout::new(spec.dropout, task.head);
-        read_line(spec, input, task, line);
-        for (first, rows, keys) in task.tiles(spec) {
-            let q = input.queries(task, first, rows, q);
-            let scores = &mut tiles[..rows * keys];
-            let s = View::new(scores.as_mut_ptr(), rows, keys, keys);
+        let head = task.head;
+        let dropout = HeadDropout::new(spec.dropout, head);
+        read_line(spec, input, task, head, line);
+        for t in task.tiles(*spec) {
+            let q = input.queries(task, head, &t, q);
+            let Tile { first, rows, keys } = t;
+            let n = keys.len();
+            let scores = &mut tiles[..rows * n];
+            let s = View::new(scores.as_mut_ptr(), rows, n, n);
             // SAFETY: the views lie in q, k and in this thread's scratch.
-            unsafe { input.multiply(spec.scale, q, tile(k, 0, keys).t(), 0.0, s) };
-            for (j, s) in scores.chunks_exact_mut(keys).enumerate() {
+            unsafe { input.multiply(spec.scale, q, tile(k, &keys).t(), 0.0, s) };
+            for (j, s) in scores.chunks_exact_mut(n).enumerate() {
                 let (i, out_row) = task.query(first + j);
-                finish_scores(spec, task, i, line, s);
+                finish_scores(spec, task, i, &keys, line, s);
                 let row_lse = softmax(s);
                 if let Some(lse) = lse {
                     // SAFETY: this task's rows and head.
-                    unsafe { *lse.0.add(out_row * heads + task.head) = row_lse };
+                    unsafe { *lse.0.add(out_row * heads + head) = row_lse };
                 }
                 if let Some(dropout) = dropout {
-                    dropout.row(task.start + i, &mut mask[..keys]);
-                    multiply(&mask[..keys], s);
+                    dropout.row(task.start + i, &mut mask[..keys.end]);
+                    multiply(&mask[keys.clone()], s);
                 }
             }
-            let p = View::new(scores.as_ptr(), rows, keys, keys);
+            let p = View::new(scores.as_ptr(), rows, n, n);
             // SAFETY: this task's rows and columns of `out`.
-            let at = |row: usize| unsafe { out.0.add(row * d + task.head * h) };
+            let at = |row: usize| unsafe { out.0.add(row * d + head * h) };
             if task.picked.is_none() {
                 // SAFETY: as above.
-                unsafe { input.multiply(1.0, p, tile(v, 0, keys), 0.0, View::new(at(task.start + first), rows, h, d)) };
+                unsafe { input.multiply(1.0, p, tile(v, &keys), 0.0, View::new(at(task.start + first), rows, h, d)) };
                 continue;
             }
             // SAFETY: the tile is this thread's.
-            unsafe { input.multiply(1.0, p, tile(v, 0, keys), 0.0, View::new(tile_out.as_mut_ptr(), rows, h, h)) };
+            unsafe { input.multiply(1.0, p, tile(v, &keys), 0.0, View::new(tile_out.as_mut_ptr(), rows, h, h)) };
             for (j, row) in tile_out.chunks_exact(h).take(rows).enumerate() {
                 // SAFETY: as above; `row` is scratch.
                 unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), at(task.query(first + j).1), h) };
@@ -371,64 +404,83 @@ pub(super) fn backward<T: Float>(
     let dkv = Shared(gradients.dkv.map_or(dq.0, <[T]>::as_mut_ptr));
     let dbias = gradients.dbias.map(|dbias| Shared(dbias.as_mut_ptr()));
     let (dq, dkv, dbias) = (&dq, &dkv, &dbias);
-    for_each_head(spec, input, None, scratch, |task, Scratch { tiles, mask, panels, q, line, dline, .. }| {
+    let group = heads / spec.kv_heads;
+    for_each_head(spec, input, (None, group), scratch, |task, scratch| {
+        let Scratch { tiles, mask, panels, q, line, dline, .. } = scratch;
         let [k, v] = input.keys_and_values(task, panels);
-        let [dq_at, dk_at, dv_at] = input.offsets(task);
-        let dropout = HeadDropout::new(spec.dropout, task.head);
-        read_line(spec, input, task, line);
-        dline.fill(T::ZERO);
+        let [dk_at, dv_at] = input.kv_offsets(task);
         let (scores, dscores) = tiles.split_at_mut(tiles.len() / 2);
+        let stride = input.kv.cols();
+        // SAFETY: this task's rows and columns of the gradients.
+        let [dk, dv] = [dk_at, dv_at].map(|at| View::new(unsafe { dkv.0.add(at) }, task.kv_len, h, stride));
         let mut beta = 0.0;
-        for (first, rows, keys) in task.tiles(spec) {
-            let (scores, dscores) = (&mut scores[..rows * keys], &mut dscores[..rows * keys]);
-            let (qt, kt, vt) = (input.queries(task, first, rows, q), tile(k, 0, keys), tile(v, 0, keys));
-            let s = View::new(scores.as_mut_ptr(), rows, keys, keys);
-            let ds = View::new(dscores.as_mut_ptr(), rows, keys, keys);
-            // SAFETY: row and columns of this task inside `dout`.
-            let dot = unsafe { dout.as_ptr().add((task.start + first) * d + task.head * h) };
-            let dot = View::new(dot, rows, h, d);
-            // SAFETY: the views lie in q, k, v, `dout` and this thread's scratch.
-            unsafe {
-                input.multiply(spec.scale, qt, kt.t(), 0.0, s);
-                input.multiply(1.0, dot, vt.t(), 0.0, ds);
-            }
-            for (i, (s, ds)) in scores.chunks_exact_mut(keys).zip(dscores.chunks_exact_mut(keys)).enumerate() {
-                finish_scores(spec, task, first + i, line, s);
-                let row = task.start + first + i;
-                match lse {
-                    Some(lse) => softmax_by(lse[row * heads + task.head], s),
-                    None => drop(softmax(s)),
-                }
-                match dropout {
-                    Some(dropout) => {
-                        dropout.row(row, &mut mask[..keys]);
-                        backward_row(Some(&mask[..keys]), s, ds);
-                    }
-                    None => backward_row(None, s, ds),
-                }
-                if !dline.is_empty() {
-                    add(ds, &mut dline[task.line_of(first + i, keys)]);
+        if spec.window.is_some() {
+            // no tile sees all keys
+            for row in 0..task.kv_len {
+                for x in [dk, dv] {
+                    // SAFETY: as above.
+                    unsafe { std::slice::from_raw_parts_mut(x.at(row, 0), h) }.fill(T::ZERO);
                 }
             }
-            let p = View::new(scores.as_ptr(), rows, keys, keys);
-            let ds = View::new(dscores.as_ptr(), rows, keys, keys);
-            // SAFETY: this task's rows and columns of the gradients.
-            unsafe {
-                let grad = |at: *mut T, rows: usize, stride: usize| View::new(at, rows, h, stride);
-                let dq = grad(dq.0.add(dq_at + first * input.q.cols()), rows, input.q.cols());
-                input.multiply(spec.scale, ds, kt, 0.0, dq);
-                input.multiply(spec.scale, ds.t(), qt, beta, grad(dkv.0.add(dk_at), keys, input.kv.cols()));
-                input.multiply(1.0, p.t(), dot, beta, grad(dkv.0.add(dv_at), keys, input.kv.cols()));
-            }
-            // the tile that ran first wrote all of dk and dv, later ones add
             beta = 1.0;
         }
-        if let (Some(dbias), Some(buckets)) = (dbias, spec.buckets) {
-            let at = |bucket: usize| (task.sequence * buckets.count + bucket) * heads + task.head;
-            // SAFETY: this task's sequence and head.
-            unsafe {
-                (0..buckets.count).for_each(|bucket| *dbias.0.add(at(bucket)) = T::ZERO);
-                dline.iter().zip(task.buckets(spec)).for_each(|(&x, bucket)| *dbias.0.add(at(bucket)) += x);
+        for head in task.head..task.head + task.heads {
+            let dropout = HeadDropout::new(spec.dropout, head);
+            read_line(spec, input, task, head, line);
+            dline.fill(T::ZERO);
+            for t in task.tiles(*spec) {
+                let qt = input.queries(task, head, &t, q);
+                let Tile { first, rows, keys } = t;
+                let n = keys.len();
+                let (scores, dscores) = (&mut scores[..rows * n], &mut dscores[..rows * n]);
+                let (kt, vt) = (tile(k, &keys), tile(v, &keys));
+                let s = View::new(scores.as_mut_ptr(), rows, n, n);
+                let ds = View::new(dscores.as_mut_ptr(), rows, n, n);
+                // SAFETY: row and columns of this task inside `dout`.
+                let dot = unsafe { dout.as_ptr().add((task.start + first) * d + head * h) };
+                let dot = View::new(dot, rows, h, d);
+                // SAFETY: the views lie in q, k, v, `dout` and this thread's scratch.
+                unsafe {
+                    input.multiply(spec.scale, qt, kt.t(), 0.0, s);
+                    input.multiply(1.0, dot, vt.t(), 0.0, ds);
+                }
+                for (i, (s, ds)) in scores.chunks_exact_mut(n).zip(dscores.chunks_exact_mut(n)).enumerate() {
+                    finish_scores(spec, task, first + i, &keys, line, s);
+                    let row = task.start + first + i;
+                    match lse {
+                        Some(lse) => softmax_by(lse[row * heads + head], s),
+                        None => drop(softmax(s)),
+                    }
+                    match dropout {
+                        Some(dropout) => {
+                            dropout.row(row, &mut mask[..keys.end]);
+                            backward_row(Some(&mask[keys.clone()]), s, ds);
+                        }
+                        None => backward_row(None, s, ds),
+                    }
+                    if !dline.is_empty() {
+                        add(ds, &mut dline[task.line_of(first + i, &keys)]);
+                    }
+                }
+                let p = View::new(scores.as_ptr(), rows, n, n);
+                let ds = View::new(dscores.as_ptr(), rows, n, n);
+                // SAFETY: this task's rows and columns of the gradients.
+                unsafe {
+                    let dq = dq.0.add((task.start + first) * input.q.cols() + head * h);
+                    input.multiply(spec.scale, ds, kt, 0.0, View::new(dq, rows, h, input.q.cols()));
+                    input.multiply(spec.scale, ds.t(), qt, beta, dk.part(keys.clone(), 0..h));
+                    input.multiply(1.0, p.t(), dot, beta, dv.part(keys, 0..h));
+                }
+                // the tile that ran first wrote all of dk and dv, later ones add
+                beta = 1.0;
+            }
+            if let (Some(dbias), Some(buckets)) = (dbias, spec.buckets) {
+                let at = |bucket: usize| (task.sequence * buckets.count + bucket) * heads + head;
+                // SAFETY: this task's sequence and head.
+                unsafe {
+                    (0..buckets.count).for_each(|bucket| *dbias.0.add(at(bucket)) = T::ZERO);
+                    dline.iter().zip(task.buckets(spec)).for_each(|(&x, bucket)| *dbias.0.add(at(bucket)) += x);
+                }
             }
         }
     });
@@ -440,7 +492,16 @@ mod tests {
 
     fn spec(heads: usize, h: usize, dropout: Option<Dropout>) -> Attention {
         let scale = 1.0 / (h as f64).sqrt();
-        Attention { heads, scale, causal: false, first_position: 0, dropout, buckets: None }
+        Attention {
+            heads,
+            kv_heads: heads,
+            scale,
+            causal: false,
+            window: None,
+            first_position: 0,
+            dropout,
+            buckets: None,
+        }
     }
 
     fn random(device: &Device, seed: u64, shape: &[usize]) -> crate::Tensor {
@@ -476,6 +537,44 @@ mod tests {
                 }
                 assert!((lse.as_slice::<f64>()[i * heads + head] - total.ln()).abs() < 1e-12);
             }
+        }
+    }
+
+    /// Heads that share keys and values, keys of a window alone: equal to softmax by definition, by tiles and by picked rows.
+    #[test]
+    fn grouped_heads_and_windows_match_the_definition() {
+        let (device, heads, kv_heads, h) = (Device::cpu(), 6, 2, 3);
+        let (d, columns, bounds) = (heads * h, (heads + 2 * kv_heads) * h, [0_u32, 3, 203]);
+        let n = 203;
+        let qkv = random(&device, 1, &[n, columns]);
+        for window in [None, Some(1), Some(4), Some(70), Some(1000)] {
+            let spec = Attention { kv_heads, causal: true, window, ..spec(heads, h, None) };
+            let mut scratch =
+                device.empty(Class::Workspace, DType::F64, &[device.target().attention_scratch(&spec, h, 200, 200)]);
+            let b = device.tensor(Class::Workspace, &[3], &bounds);
+            let input = AttentionInput { q: (&qkv).into(), kv: None, bounds: &b, bias: None };
+            let mut out = device.empty(Class::Workspace, DType::F64, &[n, d]);
+            device.kernels().attention(&spec, &input, None, &mut scratch, &mut out, None);
+            let x = qkv.as_slice::<f64>();
+            let at = |row: usize, column: usize| x[row * columns + column];
+            for (i, head) in (0..n).flat_map(|i| (0..heads).map(move |head| (i, head))) {
+                let start = if i < 3 { 0 } else { 3 };
+                let (kv, first) = (head / 3, start.max((i + 1).saturating_sub(window.unwrap_or(n))));
+                let (k, v) = (d + kv * h, d + (kv_heads + kv) * h);
+                let score = |j| (0..h).map(|c| at(i, head * h + c) * at(j, k + c)).sum::<f64>() / (h as f64).sqrt();
+                let total: f64 = (first..=i).map(|j| score(j).exp()).sum();
+                for c in 0..h {
+                    let want: f64 = (first..=i).map(|j| score(j).exp() / total * at(j, v + c)).sum();
+                    assert!((out.as_slice::<f64>()[i * d + head * h + c] - want).abs() < 1e-12, "row {i}, {window:?}");
+                }
+            }
+            let picked = [0_u32, 2, 5, 100, 190, 202];
+            let index = device.tensor(Class::Workspace, &[picked.len()], &picked);
+            let mut rows = device.empty(Class::Workspace, DType::F64, &[picked.len(), d]);
+            device.kernels().attention(&spec, &input, Some(&index), &mut scratch, &mut rows, None);
+            let all = out.as_slice::<f64>();
+            let same = |(i, x): (usize, &f64)| (x - all[picked[i / d] as usize * d + i % d]).abs() < 1e-12;
+            assert!(rows.as_slice::<f64>().iter().enumerate().all(same), "{window:?}");
         }
     }
 

@@ -16,13 +16,21 @@ pub(super) fn read<T: Float>(x: &[T], d: usize, first: usize, c: usize, y: &mut 
     });
 }
 
+/// `y[:, first..first + c] = x`, y (n, d).
+pub(super) fn write<T: Float>(x: &[T], c: usize, d: usize, first: usize, y: &mut [T]) {
+    for_rows(x, c, d, first, y, |x, y| y.copy_from_slice(x));
+}
+
 /// `y[:, first..first + c] += x`, y (n, d).
 pub(super) fn add<T: Float>(x: &[T], c: usize, d: usize, first: usize, y: &mut [T]) {
+    for_rows(x, c, d, first, y, |x, y| y.iter_mut().zip(x).for_each(|(y, &x)| *y += x));
+}
+
+fn for_rows<T: Float>(x: &[T], c: usize, d: usize, first: usize, y: &mut [T], body: impl Fn(&[T], &mut [T]) + Sync) {
     assert!(first + c <= d, "columns of a matrix");
     y.par_chunks_mut(ROWS * d).zip(x.par_chunks(ROWS * c)).for_each(|(y, x)| {
-        for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(c)) {
-            y[first..first + c].iter_mut().zip(x).for_each(|(y, &x)| *y += x);
-        }
+        let rows = y.chunks_exact_mut(d).zip(x.chunks_exact(c));
+        rows.for_each(|(y, x)| body(x, &mut y[first..first + c]));
     });
 }
 
@@ -41,5 +49,9 @@ mod tests {
         let mut back = vec![0.0; n * c];
         read(&y, d, first, c, &mut back);
         assert!(back.iter().zip(&x).all(|(b, x)| *b == x + 1.0));
+        write(&x, c, d, first, &mut y);
+        read(&y, d, first, c, &mut back);
+        assert_eq!(back, x);
+        assert!((0..n * d).filter(|i| !(first..first + c).contains(&(i % d))).all(|i| y[i] == 1.0));
     }
 }

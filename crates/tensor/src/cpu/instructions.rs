@@ -82,7 +82,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::kernels::{Dropout, Gelu, Norm};
+    use crate::kernels::{Activation, Dropout, Norm};
     use crate::rng::Key;
     use crate::{Class, Code, Coded, DType, Device, Format, Stored, Tensor};
 
@@ -114,10 +114,10 @@ mod tests {
             let mut found: Vec<Vec<u64>> = Vec::new();
             for seed in [1, 2] {
                 let x = random(seed, &[n, d]);
-                for form in [Gelu::Erf, Gelu::Tanh] {
+                for form in [Activation::Gelu, Activation::GeluTanh] {
                     let (mut y, mut dy) = (random(seed, &[n, d]), random(3, &[n, d]));
-                    kernels.gelu(form, None, &mut y);
-                    kernels.gelu_backward(form, &(&x).into(), &mut dy);
+                    kernels.activate(form, None, &mut y);
+                    kernels.activate_backward(form, &(&x).into(), &mut dy);
                     found.extend([bits(&y), bits(&dy)]);
                 }
                 let (gamma, beta) = (random(4, &[d]), random(5, &[d]));

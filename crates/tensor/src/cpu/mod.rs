@@ -13,6 +13,7 @@ mod norm;
 mod optim;
 mod optim8;
 pub(crate) mod product;
+mod rotate;
 mod rows;
 mod rowwise;
 mod select;
@@ -21,7 +22,9 @@ mod view;
 use crate::backend::{Backend, Target};
 use crate::codes::{Coded, Rows, Stored, StoredMut};
 use crate::error::Result;
-use crate::kernels::{AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Gelu, Kernels, Norm};
+use crate::kernels::{
+    Activation, AdamW, Attention, AttentionGradients, AttentionInput, Dropout, Estimator, Kernels, Norm, Rotation,
+};
 use crate::memory::HostMemory;
 use crate::pool::{Buffer, Pool};
 use crate::profile::Profile;
@@ -232,20 +235,20 @@ impl Kernels for Host {
         by_float!(self, "row_norms", x, T => rowwise::row_norms::<T>(x.as_slice(), x.cols(), y.as_mut_slice()));
     }
 
-    fn gelu(&self, form: Gelu, x: Option<&Rows<'_>>, y: &mut Tensor) {
-        by_float!(self, "gelu", y, T => activation::gelu::<T>(form, x.map(Reader::new), y.as_mut_slice()));
+    fn activate(&self, form: Activation, x: Option<&Rows<'_>>, y: &mut Tensor) {
+        by_float!(self, "activation", y, T => activation::activate::<T>(form, x.map(Reader::new), y.as_mut_slice()));
     }
 
-    fn gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &mut Tensor) {
-        by_float!(self, "gelu_backward", x, T => activation::gelu_backward::<T>(form, Reader::new(&(*x).into()), dy.as_mut_slice()));
+    fn activate_backward(&self, form: Activation, x: &Stored<'_>, dy: &mut Tensor) {
+        by_float!(self, "activation_backward", x, T => activation::activate_backward::<T>(form, Reader::new(&(*x).into()), dy.as_mut_slice()));
     }
 
-    fn gated_gelu(&self, form: Gelu, x: &Rows<'_>, y: &mut Tensor) {
-        by_float!(self, "gated_gelu", y, T => activation::gated_gelu::<T>(form, Reader::new(x), y.as_mut_slice()));
+    fn gated(&self, form: Activation, x: &Rows<'_>, y: &mut Tensor) {
+        by_float!(self, "gated", y, T => activation::gated::<T>(form, Reader::new(x), y.as_mut_slice()));
     }
 
-    fn gated_gelu_backward(&self, form: Gelu, x: &Stored<'_>, dy: &Tensor, dx: &mut Tensor) {
-        by_float!(self, "gated_gelu_backward", dy, T => activation::gated_gelu_backward::<T>(
+    fn gated_backward(&self, form: Activation, x: &Stored<'_>, dy: &Tensor, dx: &mut Tensor) {
+        by_float!(self, "gated_backward", dy, T => activation::gated_backward::<T>(
             form, Reader::new(&(*x).into()), dy.as_slice(), dx.as_mut_slice(),
         ));
     }
@@ -329,6 +332,11 @@ impl Kernels for Host {
         by_float!(self, "read_columns", x, T => columns::read::<T>(x.as_slice(), d, first, c, y.as_mut_slice()));
     }
 
+    fn write_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) {
+        let (c, d) = (x.cols(), y.cols());
+        by_float!(self, "write_columns", x, T => columns::write::<T>(x.as_slice(), c, d, first, y.as_mut_slice()));
+    }
+
     fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) {
         let (c, d) = (x.cols(), y.cols());
         by_float!(self, "add_to_columns", x, T => columns::add::<T>(x.as_slice(), c, d, first, y.as_mut_slice()));
@@ -377,6 +385,11 @@ impl Kernels for Host {
             let given = (lse.map(Tensor::as_slice), dout.as_slice());
             attention::backward(spec, &input, given, scratch.as_mut_slice(), gradients);
         });
+    }
+
+    fn rotate(&self, rotation: &Rotation<'_>, x: &mut Tensor) {
+        let columns = x.cols();
+        by_float!(self, "rotate", x, T => rotate::rotate::<T>(rotation, columns, x.as_mut_slice()));
     }
 
     fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor) {

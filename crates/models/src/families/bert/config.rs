@@ -1,6 +1,6 @@
 //! The configuration of a BERT.
 
-use colrow_tensor::Gelu;
+use colrow_tensor::Activation;
 use serde_json::Value;
 
 use crate::fields::{Fields, POSITIVE, PROBABILITY};
@@ -23,7 +23,7 @@ pub struct BertConfig {
     /// Number of segments.
     pub type_vocab_size: usize,
     /// Between the feed-forward linears.
-    pub hidden_act: Gelu,
+    pub hidden_act: Activation,
     /// Added to the variance in layer norms.
     pub layer_norm_eps: f64,
     /// Dropout of embeddings and of each block's output.
@@ -95,13 +95,13 @@ impl BertConfig {
     }
 }
 
-fn hidden_act(f: &mut Fields<'_>) -> Gelu {
+fn hidden_act(f: &mut Fields<'_>) -> Activation {
     match f.get("hidden_act").map(Value::as_str) {
-        None | Some(Some("gelu")) => Gelu::Erf,
-        Some(Some("gelu_new" | "gelu_pytorch_tanh")) => Gelu::Tanh,
+        None | Some(Some("gelu")) => Activation::Gelu,
+        Some(Some("gelu_new" | "gelu_pytorch_tanh")) => Activation::GeluTanh,
         Some(_) => {
             f.problem("hidden_act", "\"gelu\", \"gelu_new\" or \"gelu_pytorch_tanh\"");
-            Gelu::Erf
+            Activation::Gelu
         }
     }
 }

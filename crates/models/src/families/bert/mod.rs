@@ -259,7 +259,7 @@ impl Layer {
         sites.extend(Site::of_dense(&self.attention_output, rows, true));
         sites.push(Site::new(self.attention_norm.site(), rows, SiteKind::Norm));
         sites.extend(Site::of_dense(&self.intermediate, rows, true));
-        sites.push(Site::new(&self.at("intermediate.activation"), rows, SiteKind::Gelu));
+        sites.push(Site::new(&self.at("intermediate.activation"), rows, SiteKind::Activation));
         sites.extend(Site::of_dense(&self.output, rows, true));
         sites.push(Site::new(self.output_norm.site(), rows, SiteKind::Norm));
     }
@@ -268,12 +268,8 @@ impl Layer {
     fn forward(&self, tape: &mut Tape, mut x: Var, sequences: &Sequences, pooled: &Pooled, c: &BertConfig) -> Var {
         let at = |part: &str| self.at(part);
         let attend = Attend {
-            heads: c.num_attention_heads,
-            scale: 1.0 / (c.head_size() as f64).sqrt(),
-            causal: false,
-            first_position: 0,
             dropout: c.attention_probs_dropout_prob as f32,
-            bias: None,
+            ..Attend::new(c.num_attention_heads, 1.0 / (c.head_size() as f64).sqrt())
         };
         let site = at("attention.self");
         // `h` is assigned rather than shadowed, so that what only the next op reads is dropped there
@@ -296,7 +292,7 @@ impl Layer {
         let x = self.attention_norm.forward(tape, &h);
         drop(h);
         let mut h = self.intermediate.forward(tape, &x);
-        h = tape.gelu(&at("intermediate.activation"), c.hidden_act, h);
+        h = tape.activate(&at("intermediate.activation"), c.hidden_act, h);
         h = self.output.forward(tape, &h);
         h = tape.dropout(&at("output.dropout"), h, c.hidden_dropout_prob as f32);
         h = tape.add(&at("output.residual"), h, &x);

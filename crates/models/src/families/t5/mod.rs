@@ -8,7 +8,7 @@ mod config;
 use std::sync::Arc;
 
 use colrow_autograd::{Attend, Head, ParamId, RowsOf, Sequences, Tape, Var};
-use colrow_tensor::{Class, Gelu};
+use colrow_tensor::{Activation, Class};
 use serde_json::{Map, Value, json};
 
 use crate::decode::{Cache, CacheSize, Decoder};
@@ -291,8 +291,7 @@ impl Stack {
         drop(ids);
         x = tape.dropout(&at("embed_tokens.dropout"), x, p);
         let encodes = matches!(attended, Attended::Own(_));
-        let encoder =
-            Attend { heads: c.num_heads, scale: 1.0, causal: false, first_position: 0, dropout: p, bias: None };
+        let encoder = Attend { dropout: p, ..Attend::new(c.num_heads, 1.0) };
         let own = Attend { causal: !encodes, bias: Some((self.bias, c.buckets(encodes))), ..encoder };
         let attends = Attends { own, encoder };
         for block in &self.blocks {
@@ -368,7 +367,7 @@ impl Block {
         let FeedForwardLayer { norm, wi, wo, .. } = &self.feed_forward;
         let kind = match self.config.feed_forward_proj {
             FeedForward::Relu => SiteKind::Relu,
-            FeedForward::GatedGelu => SiteKind::Gelu,
+            FeedForward::GatedGelu => SiteKind::Activation,
         };
         sites.push(Site::new(norm.site(), rows, SiteKind::Norm));
         sites.extend(Site::of_dense(wi, rows, true));
@@ -461,7 +460,7 @@ impl FeedForwardLayer {
         h = match c.feed_forward_proj {
             FeedForward::Relu => tape.relu(&self.act(), h, p),
             FeedForward::GatedGelu => {
-                h = tape.gated_gelu(&self.act(), Gelu::Tanh, h);
+                h = tape.gated(&self.act(), Activation::GeluTanh, h);
                 tape.dropout(&at("act.dropout"), h, p)
             }
         };
