@@ -124,7 +124,7 @@ impl Config {
     /// Labels that are not numbered from 0, more than one right label.
     pub fn check_head(&self) -> Result<()> {
         let problems: Vec<&str> = self.head_problems.iter().flatten().map(String::as_str).collect();
-        if problems.is_empty() || self.family().head == HeadKind::Language {
+        if problems.is_empty() || self.family().head != HeadKind::Classifier {
             return Ok(());
         }
         Err(Error::new(problems.join("\n"))

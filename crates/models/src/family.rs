@@ -14,8 +14,10 @@ use crate::registry::Registry;
 pub enum HeadKind {
     /// Logits of labels, or one number: the model answers with a label.
     Classifier,
-    /// Logits of tokens: the model answers in text.
+    /// Logits of tokens: the model answers in text to another text.
     Language,
+    /// Logits of tokens: the model goes on with a text.
+    Causal,
 }
 
 /// What is usual for [`Family::tokenizer_files`].

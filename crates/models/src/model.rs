@@ -6,6 +6,7 @@ use colrow_tensor::{DType, Device, Error, Result};
 
 use crate::config::Config;
 use crate::decode;
+use crate::family::HeadKind;
 use crate::layers::Dense;
 use crate::net::{Language, Net, Site, SiteKind};
 use crate::registry::Registry;
@@ -45,7 +46,11 @@ impl Model {
     /// Sites that keep something by a policy, in the order of the forward pass.
     pub fn sites(&self) -> Vec<Site> {
         let mut sites = self.net.sites();
-        sites.extend(self.net.language().map(|_| Site::new(HEAD, RowsOf::Targets, SiteKind::Head)));
+        let rows = match self.config.family().head {
+            HeadKind::Language => RowsOf::Targets,
+            HeadKind::Classifier | HeadKind::Causal => RowsOf::Tokens,
+        };
+        sites.extend(self.net.language().map(|_| Site::new(HEAD, rows, SiteKind::Head)));
         sites
     }
 
@@ -72,9 +77,22 @@ impl Model {
     /// # Errors
     /// A model that does not answer in text.
     pub fn text_loss(&self, tape: &mut Tape, tokens: &Tokens, targets: &Tokens) -> Result<Var> {
-        let language = self.language("expected labels, found texts as targets")?;
-        let x = language.hidden(tape, tokens, targets);
+        let refusal = "expected labels, found texts as targets";
+        let language = self.language(refusal)?;
+        let x = language.answer(tape, tokens, targets).ok_or_else(|| Error::usage(refusal))?;
         Ok(tape.head_loss(HEAD, &x, language.head(), &targets.ids, targets.weight.as_deref()))
+    }
+
+    /// The mean cross-entropy of `tokens`, each but the first of its sequence after those before it; they count by their weights.
+    ///
+    /// # Errors
+    /// A model that does not go on with texts.
+    pub fn next_token_loss(&self, tape: &mut Tape, tokens: &Tokens) -> Result<Var> {
+        let refusal = "expected a model that goes on with texts (a decoder), found another";
+        let language = self.language(refusal)?;
+        let x = language.continuation(tape, tokens).ok_or_else(|| Error::usage(refusal))?;
+        let (labels, weights) = tokens.next();
+        Ok(tape.head_loss(HEAD, &x, language.head(), &labels, Some(&weights)))
     }
 
     /// Greedy answers, at most `longest` tokens each: token ids up to the one that ends a text, which is left out.

@@ -68,7 +68,7 @@ pub trait Net: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The net as one that answers in text; `None` if it is none.
+    /// The net as one that writes text; `None` if it is none.
     fn language(&self) -> Option<&dyn Language> {
         None
     }
@@ -79,8 +79,17 @@ pub trait Language {
     /// The head, which reads hidden rows.
     fn head(&self) -> Head;
 
-    /// For each row of `targets` the hidden row (d) that predicts it from `tokens` and the rows before it in its sequence.
-    fn hidden(&self, tape: &mut Tape<'_>, tokens: &Tokens, targets: &Tokens) -> Var;
+    /// For each row of `targets` the hidden row (d) that predicts it from `tokens` and the rows before it in its sequence; `None` if the net
+    /// reads no other text than the one that it goes on with.
+    fn answer(&self, _tape: &mut Tape<'_>, _tokens: &Tokens, _targets: &Tokens) -> Option<Var> {
+        None
+    }
+
+    /// The hidden rows (n, d) of `tokens`, each of which predicts the next token of its sequence and sees none after itself; `None` if the
+    /// net answers to another text.
+    fn continuation(&self, _tape: &mut Tape<'_>, _tokens: &Tokens) -> Option<Var> {
+        None
+    }
 
     /// Reads `tokens`, so that answers to them can be decoded token by token.
     fn decoder<'n>(&'n self, tape: &mut Tape<'_>, tokens: &Tokens) -> Box<dyn Decoder + 'n>;

@@ -194,7 +194,7 @@ impl Language for T5 {
         self.head
     }
 
-    fn hidden(&self, tape: &mut Tape<'_>, tokens: &Tokens, targets: &Tokens) -> Var {
+    fn answer(&self, tape: &mut Tape<'_>, tokens: &Tokens, targets: &Tokens) -> Option<Var> {
         let device = tape.device().clone();
         let sources = Sequences::new(&device, &tokens.bounds);
         let memory = self.encode(tape, tokens, &sources);
@@ -206,7 +206,7 @@ impl Language for T5 {
         }
         let sequences = Sequences::new(&device, &targets.bounds);
         let mut attended = Attended::Earlier { sequences: &sequences, memory: &memory, sources: &sources };
-        self.decoder.forward(tape, self, &ids, &mut attended)
+        Some(self.decoder.forward(tape, self, &ids, &mut attended))
     }
 
     fn decoder<'n>(&'n self, tape: &mut Tape<'_>, tokens: &Tokens) -> Box<dyn Decoder + 'n> {
