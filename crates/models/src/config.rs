@@ -155,8 +155,10 @@ impl Config {
         let label2id: Map<_, _> = numbered().map(|(i, label)| (label.clone(), json!(i))).collect();
         json.insert("model_type".to_string(), json!(self.family.model_type));
         json.insert("architectures".to_string(), json!([self.family.saved_class]));
-        json.insert("id2label".to_string(), id2label.into());
-        json.insert("label2id".to_string(), label2id.into());
+        if self.family.head != HeadKind::Causal {
+            json.insert("id2label".to_string(), id2label.into());
+            json.insert("label2id".to_string(), label2id.into());
+        }
         match self.problem_type {
             Some(problem) => {
                 let name = ProblemType::ALL.iter().find(|(_, p)| *p == problem).map(|(name, _)| *name);
@@ -302,7 +304,7 @@ mod tests {
     fn another_family_is_named() {
         fails(
             &with("model_type", json!("gpt2")),
-            "config of another family: found model_type \"gpt2\"; supported: \"bert\" and \"t5\"",
+            "config of another family: found model_type \"gpt2\"; supported: \"bert\", \"t5\", \"llama\", \"mistral\", \"qwen2\", \"qwen3\" and \"smollm3\"",
         );
     }
 

@@ -59,8 +59,13 @@ impl Model {
         (self.net.linears_mut(), &mut self.registry)
     }
 
-    fn language(&self, otherwise: &'static str) -> Result<&dyn Language> {
-        self.net.language().ok_or_else(|| Error::usage(otherwise))
+    /// The layers as those of a model that writes text, if they are.
+    pub fn language(&self) -> Option<&dyn Language> {
+        self.net.language()
+    }
+
+    fn as_language(&self, otherwise: &'static str) -> Result<&dyn Language> {
+        self.language().ok_or_else(|| Error::usage(otherwise))
     }
 
     /// Logits (b, labels) of a classifier or regressor.
@@ -78,7 +83,7 @@ impl Model {
     /// A model that does not answer in text.
     pub fn text_loss(&self, tape: &mut Tape, tokens: &Tokens, targets: &Tokens) -> Result<Var> {
         let refusal = "expected labels, found texts as targets";
-        let language = self.language(refusal)?;
+        let language = self.as_language(refusal)?;
         let x = language.answer(tape, tokens, targets).ok_or_else(|| Error::usage(refusal))?;
         Ok(tape.head_loss(HEAD, &x, language.head(), &targets.ids, targets.weight.as_deref()))
     }
@@ -89,7 +94,7 @@ impl Model {
     /// A model that does not go on with texts.
     pub fn next_token_loss(&self, tape: &mut Tape, tokens: &Tokens) -> Result<Var> {
         let refusal = "expected a model that goes on with texts (a decoder), found another";
-        let language = self.language(refusal)?;
+        let language = self.as_language(refusal)?;
         let x = language.continuation(tape, tokens).ok_or_else(|| Error::usage(refusal))?;
         let (labels, weights) = tokens.next();
         Ok(tape.head_loss(HEAD, &x, language.head(), &labels, Some(&weights)))
@@ -100,7 +105,7 @@ impl Model {
     /// # Errors
     /// A model that does not answer in text.
     pub fn generate(&self, tokens: &Tokens, longest: usize) -> Result<Vec<Vec<u32>>> {
-        let language = self.language("expected a model that answers in text, found a classifier")?;
+        let language = self.as_language("expected a model that answers in text, found a classifier")?;
         let mut tape = Tape::new(&self.registry.params, Mode::Inference);
         let decoder = language.decoder(&mut tape, tokens);
         let (head, end) = (language.head(), self.config.architecture.end_token());

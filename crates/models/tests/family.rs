@@ -198,7 +198,7 @@ fn a_model_is_saved_by_module_and_read_again() {
     let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
     assert!(text.contains("GroupedForSequenceClassification") && text.contains("\"queries\": 6"), "{text}");
     let error = Config::open(&dir).unwrap_err().to_string();
-    assert!(error.contains("found model_type \"grouped\"; supported: \"bert\" and \"t5\""), "{error}");
+    assert!(error.contains("found model_type \"grouped\"; supported: \"bert\", \"t5\""), "{error}");
 }
 
 #[test]

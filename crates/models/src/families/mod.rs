@@ -1,12 +1,14 @@
 //! The families that there are, a folder each: configuration and net.
 
 pub mod bert;
+pub mod llama;
 pub mod t5;
 
 use crate::family::Family;
 
 /// All families. The first is that of a `config.json` without a `model_type`, as those of the first BERTs are.
-pub static FAMILIES: &[&Family] = &[&bert::FAMILY, &t5::FAMILY];
+pub static FAMILIES: &[&Family] =
+    &[&bert::FAMILY, &t5::FAMILY, &llama::LLAMA, &llama::MISTRAL, &llama::QWEN2, &llama::QWEN3, &llama::SMOLLM3];
 
 #[cfg(test)]
 mod tests {
