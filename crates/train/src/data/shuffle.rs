@@ -3,7 +3,7 @@
 //! The generator is splitmix64 (Steele, Lea and Flood, OOPSLA 2014) started from a hash of seed and purpose: draw `i` is
 //! a function of (seed, purpose, i) alone, so that any epoch's order is known without those before it, on every platform.
 
-use super::labels::{OTHER_COLUMN, in_rows};
+use super::label_map::{OTHER_COLUMN, in_rows};
 use super::{Examples, Labels};
 use colrow_tensor::{Error, Result};
 use std::mem::take;

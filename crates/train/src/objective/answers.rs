@@ -207,7 +207,7 @@ mod tests {
 
     use super::*;
     use crate::data::LabelMap;
-    use crate::data::tokenise::tests::{examples, load_files, model};
+    use crate::data::tokeniser::tests::{examples, load_files, model};
     use crate::metrics::Predictions;
     use crate::tasks::Task;
 
