@@ -3,7 +3,8 @@
 
 mod common;
 
-use colrow_models::checkpoint::safetensors::{Data, Saved, Weights, write};
+use colrow_models::checkpoint::safetensors::{Data, Saved, write};
+use colrow_models::checkpoint::weights::Weights;
 use common::{Place, config, npy, t5_config, tokenizer, tsv};
 use serde_json::json;
 

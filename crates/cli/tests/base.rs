@@ -3,8 +3,8 @@
 mod common;
 
 use colrow_models::checkpoint::load::{self, Anew};
-use colrow_models::checkpoint::safetensors::Weights;
 use colrow_models::checkpoint::save::save_model_folder;
+use colrow_models::checkpoint::weights::Weights;
 use colrow_models::config::Config;
 use colrow_tensor::{BaseWeights, DType, Device, Format, Weight};
 use common::{Place, config, rows, t5_config, tsv};

@@ -351,7 +351,7 @@ fn frozen_weights_stay() {
     assert!(frozen["kept_bytes"].as_u64() < free["kept_bytes"].as_u64());
     assert!(frozen["peak_bytes_by_class"]["optimizer"].as_u64() < free["peak_bytes_by_class"]["optimizer"].as_u64());
     let read = |folder: &str, name: &str| {
-        let weights = colrow_models::checkpoint::safetensors::Weights::open(&place.path(folder)).unwrap();
+        let weights = colrow_models::checkpoint::weights::Weights::open(&place.path(folder)).unwrap();
         let mut values = vec![0.0; weights.shape(name).unwrap().iter().product()];
         weights.read(name, &mut values).unwrap();
         values

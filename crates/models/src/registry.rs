@@ -8,7 +8,8 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{BaseWeights, DType, Device, Error, Result, Weight};
 use rayon::prelude::*;
 
-use crate::checkpoint::safetensors::{Data, Saved, Weights};
+use crate::checkpoint::safetensors::{Data, Saved};
+use crate::checkpoint::weights::Weights;
 
 /// The key of `config.json` for the dimension that depends on the task.
 pub const NUM_LABELS: &str = "num_labels";

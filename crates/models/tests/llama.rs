@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use colrow_autograd::{Grads, Mode, Policy, Tape, Var, testing};
 use colrow_models::checkpoint::load::{self, Anew};
-use colrow_models::checkpoint::safetensors::Weights;
+use colrow_models::checkpoint::weights::Weights;
 use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_models::tokens::Tokens;

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use colrow_autograd::{Ledger, Running};
 use colrow_models::atomic::{remove_dir_atomic, replace_dir_atomic, write_atomic};
-use colrow_models::checkpoint::safetensors::{self, Data, Saved, Weights};
+use colrow_models::checkpoint::safetensors::{self, Data, Saved};
+use colrow_models::checkpoint::weights::Weights;
 use colrow_models::files;
 use colrow_tensor::{Bytes, Class, DType, Error, Result};
 use serde::{Deserialize, Serialize};

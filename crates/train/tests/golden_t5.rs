@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use colrow_models::checkpoint::adapter;
 use colrow_models::checkpoint::load::{self, Anew};
-use colrow_models::checkpoint::safetensors::{Data, Saved, Weights, write};
+use colrow_models::checkpoint::safetensors::{Data, Saved, write};
 use colrow_models::checkpoint::save::save_model_folder;
+use colrow_models::checkpoint::weights::Weights;
 use colrow_models::config::Config;
 use colrow_models::families::FAMILIES;
 use colrow_models::lora;

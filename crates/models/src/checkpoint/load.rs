@@ -10,7 +10,7 @@ use super::hub::{self, Needs};
 pub use super::matching::Anew;
 use super::matching::{Tied, Wanted, match_keys};
 use super::names::{ADAPTER_CONFIG_FILE, CONFIG_FILE, TOKENIZER_FILE};
-use super::safetensors::Weights;
+use super::weights::Weights;
 use crate::config::Config;
 use crate::family::Family;
 use crate::lora;

@@ -10,3 +10,4 @@ pub mod matching;
 pub mod names;
 pub mod safetensors;
 pub mod save;
+pub mod weights;

@@ -147,7 +147,8 @@ pub fn check_replaceable(dir: &Path, family: &Family) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::safetensors::{Data, Weights};
+    use crate::checkpoint::safetensors::Data;
+    use crate::checkpoint::weights::Weights;
 
     fn config() -> Config {
         let json = br#"{"model_type":"bert","hidden_size":2,"num_hidden_layers":1,"num_attention_heads":1,

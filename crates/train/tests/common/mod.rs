@@ -7,7 +7,7 @@ use std::path::Path;
 use colrow_autograd::{Keep, ParamId, Policy};
 use colrow_models::checkpoint::load::{self, Anew};
 use colrow_models::checkpoint::names::TOKENIZER_FILE;
-use colrow_models::checkpoint::safetensors::Weights;
+use colrow_models::checkpoint::weights::Weights;
 use colrow_models::config::Config;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;

@@ -14,7 +14,8 @@ pub use config::{AdapterConfig, Base, config_from_json, read_config};
 pub use selection::Selection;
 
 use super::names::ADAPTER_WEIGHTS_FILE;
-use super::safetensors::{Saved, Weights};
+use super::safetensors::Saved;
+use super::weights::Weights;
 use crate::family::Family;
 use crate::files::{first_ten, shape_text};
 use crate::lora::{A, B, LoraConfig, is_a_key, is_adapter_key, is_saved_whole};

@@ -15,7 +15,7 @@ use ureq::Agent;
 use ureq::http::header::{AUTHORIZATION, CONTENT_RANGE, ETAG, LOCATION, RANGE};
 use ureq::http::{HeaderMap, Response, Uri};
 
-use super::Failure;
+use super::failure::Failure;
 
 /// An answer that leads to another address that leads to another …: the hub's own need two.
 const MOST_REDIRECTS: usize = 5;

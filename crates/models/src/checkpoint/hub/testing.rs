@@ -1,11 +1,15 @@
-//! Little hubs on this machine, for tests.
+//! Little hubs and model folders on this machine, for tests.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use colrow_tensor::Result;
+
 use super::client::Patience;
+use crate::checkpoint::names::CONFIG_FILE;
 
 /// What a test waits for a server that stands still.
 pub(super) const PATIENCE: Patience =
@@ -70,4 +74,33 @@ pub(super) fn serve_files(files: &'static [(&'static str, &'static str)], status
 
 pub(super) fn sha256(bytes: &[u8]) -> String {
     ring::digest::digest(&ring::digest::SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Asserts that the error has all of these texts.
+#[track_caller]
+pub(super) fn fails<T>(result: Result<T>, expected: &[&str]) {
+    let e = result.err().expect("an error").to_string();
+    for expected in expected {
+        assert!(e.contains(expected), "{e:?} does not contain {expected:?}");
+    }
+}
+
+/// Of a model of the smallest size.
+pub(super) const CONFIG: &str =
+    r#"{"hidden_size":2,"num_hidden_layers":1,"num_attention_heads":1,"intermediate_size":2,"vocab_size":3}"#;
+/// Of a family that is not known here.
+pub(super) const GPT2: &str = r#"{"model_type":"gpt2"}"#;
+
+/// A folder of files with these texts.
+pub(super) fn folder_of(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    dir
+}
+
+/// A folder of files of these names.
+pub(super) fn folder(files: &[&str]) -> tempfile::TempDir {
+    folder_of(&files.iter().map(|&name| (name, if name == CONFIG_FILE { CONFIG } else { "{}" })).collect::<Vec<_>>())
 }
