@@ -65,6 +65,19 @@ impl Attend {
     pub fn new(heads: usize, scale: f64) -> Self {
         Self { heads, kv_heads: heads, scale, causal: false, window: None, first_position: 0, dropout: 0.0, bias: None }
     }
+
+    fn spec(&self, dropout: Option<Dropout>) -> Attention {
+        Attention {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            scale: self.scale,
+            causal: self.causal,
+            window: self.window,
+            first_position: self.first_position,
+            dropout,
+            buckets: self.bias.map(|(_, buckets)| buckets),
+        }
+    }
 }
 
 /// Projections that attention reads: q, k, v side by side, or q alone, or k, v.
@@ -160,16 +173,7 @@ impl Tape<'_> {
         let device = self.device().clone();
         let kernels = device.kernels();
         let key = self.dropout_key(site).filter(|_| attend.dropout > 0.0);
-        let spec = Attention {
-            heads: attend.heads,
-            kv_heads: attend.kv_heads,
-            scale: attend.scale,
-            causal: attend.causal,
-            window: attend.window,
-            first_position: attend.first_position,
-            dropout: key.map(|key| Dropout { key, p: attend.dropout }),
-            buckets: attend.bias.map(|(_, buckets)| buckets),
-        };
+        let spec = attend.spec(key.map(|key| Dropout { key, p: attend.dropout }));
         let bias = attend.bias.map(|(id, _)| self.handle(id));
         let kv_longest = kv.as_ref().map_or(sequences.longest, |(_, s)| s.longest);
         let input = AttentionInput {
@@ -225,6 +229,31 @@ impl Tape<'_> {
     }
 }
 
+impl Tape<'_> {
+    /// Attention of `q` (n, heads·h) to keys and values (m, 2·kv_heads·h) that are not on the tape, such as those of earlier steps, as they
+    /// are or in fewer bits. Gives (n, heads·h), through which no gradient flows; probabilities are not dropped.
+    pub fn attention_to(
+        &mut self,
+        site: &str,
+        attend: &Attend,
+        (q, sequences): (&Tensor, &Sequences),
+        (kv, kv_sequences): (Stored<'_>, &Sequences),
+    ) -> Var {
+        let spec = attend.spec(None);
+        let bias = attend.bias.map(|(id, _)| self.param(id).value.dense());
+        let input =
+            AttentionInput { q: q.into(), kv: Some((kv, &kv_sequences.bounds)), bounds: &sequences.bounds, bias };
+        let device = self.device().clone();
+        let h = input.head_size(&spec);
+        let scratch = device.target().attention_scratch(&spec, h, sequences.longest, kv_sequences.longest);
+        let mut scratch = device.empty(Class::Workspace, q.dtype(), &[scratch]);
+        let mut out = device.empty(Class::Workspace, q.dtype(), &[q.rows(), spec.heads * h]);
+        device.kernels().attention(&spec, &input, None, &mut scratch, &mut out, None);
+        drop(scratch);
+        self.unrecorded(site, out)
+    }
+}
+
 impl Op for AttentionOp {
     fn name(&self) -> &'static str {
         "attention"
@@ -269,6 +298,7 @@ impl Op for AttentionOp {
 
 #[cfg(test)]
 mod tests {
+    use colrow_tensor::Code;
     use colrow_tensor::rng::Key;
 
     use super::*;
@@ -422,5 +452,41 @@ mod tests {
         let together = run(part(0, 8), &[0, 3, 8]);
         assert_eq!(together[..6], run(part(0, 3), &[0, 3]));
         assert_eq!(together[6..], run(part(3, 8), &[0, 5]));
+    }
+
+    /// Keys and values of earlier steps in fewer bits: with keys off by at most e_k an element, scores are off by δ ≤ scale·e_k·max Σ|q|,
+    /// probabilities by a factor within e^±2δ, and the output by at most (e^2δ − 1)·max |v| + e^2δ·e_v. An int8 number is off by at most half a
+    /// step, its group's largest/254; one in bf16 by 2⁻⁸ of itself at most.
+    #[test]
+    fn cached_keys_and_values_in_fewer_bits_are_within_their_bound() {
+        let device = Device::cpu();
+        let (heads, kv_heads, h, n, m) = (6, 2, 8, 3, 40);
+        let random = |name: &str, rows: usize, cols: usize| {
+            let key = Key::new(7).named(name);
+            let data: Vec<f64> = (0..(rows * cols) as u64).map(|i| key.normal(i)).collect();
+            device.tensor(Class::Workspace, &[rows, cols], &data)
+        };
+        let (q, kv) = (random("q", n, heads * h), random("kv", m, 2 * kv_heads * h));
+        let [rows, keys] = [n, m].map(|n| Sequences::new(&device, &[0, n as u32]));
+        let attend = Attend { kv_heads, causal: true, first_position: m - n, ..Attend::new(heads, 0.35) };
+        let params = crate::Params::new(&device, DType::F64);
+        let run = |kv: Stored<'_>| {
+            let mut tape = Tape::new(&params, crate::Mode::Inference);
+            tape.attention_to("attention", &attend, (&q, &rows), (kv, &keys)).value.to_f64()
+        };
+        let mut tape = Tape::new(&params, crate::Mode::Inference);
+        let (q_var, kv_var) = (tape.constant(q.clone()), tape.constant(kv.clone()));
+        let exact = tape.attention("attention", &attend, (q_var, &rows), Some((kv_var, &keys))).value.to_f64();
+        assert_eq!(run((&kv).into()), exact);
+        let largest = |x: &[f64]| x.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+        let sum = q.to_f64().chunks_exact(h).map(|q| q.iter().map(|q| q.abs()).sum()).fold(0.0, f64::max);
+        for (code, step) in [(Code::Int8, 1.0 / 254.0), (Code::Bf16, 1.0 / 256.0)] {
+            let coded = quantised(&kv, Format { code, group: h }, None);
+            let top = largest(&kv.to_f64());
+            let (error, delta) = (step * top, 0.35 * step * top * sum);
+            let bound = ((2.0 * delta).exp() - 1.0) * top + (2.0 * delta).exp() * error;
+            let off: Vec<f64> = run(Stored::Coded(&coded)).iter().zip(&exact).map(|(a, b)| a - b).collect();
+            assert!(largest(&off) > 0.0 && largest(&off) < bound, "{code:?}: {} of {bound}", largest(&off));
+        }
     }
 }

@@ -1,7 +1,9 @@
-//! Greedy decoding, with the keys and values of earlier rows cached.
+//! Decoding token by token, with the keys and values of earlier rows cached, as they are or in fewer bits.
 
 use colrow_autograd::{Attend, Head, Sequences, Tape, Var};
-use colrow_tensor::{Class, DType, Device, Tensor};
+use colrow_tensor::{Class, Code, Coded, DType, Device, Format, Tensor, Weight};
+
+use crate::choose::Choice;
 
 /// What decodes a batch of sequences step by step. All of them are at the same position.
 pub trait Decoder {
@@ -24,6 +26,8 @@ pub struct CacheSize {
     pub layers: usize,
     /// Columns of k and v together.
     pub columns: usize,
+    /// Columns of a head, which share a scale where they are in fewer bits.
+    pub head: usize,
 }
 
 /// Keys and values of a batch's decoder. Sequence s has the rows `s·longest..` of a layer's; attention stops at the rows that are being
@@ -33,7 +37,7 @@ pub struct Cache {
     device: Device,
     dtype: DType,
     /// By layer k and v (b·longest, columns) of the rows decoded so far.
-    layers: Vec<Tensor>,
+    layers: Vec<Weight>,
     columns: usize,
     /// The rows of a step.
     queries: Sequences,
@@ -50,15 +54,24 @@ fn bounds(sequences: usize, rows: usize) -> Vec<u32> {
 }
 
 impl Cache {
-    /// An empty cache for `sequences` of at most `longest` rows, `rows` of which come in the first step.
+    /// An empty cache for `sequences` of at most `longest` rows, `rows` of which come in the first step; as numbers are, or in codes.
     pub fn new(
         device: &Device,
-        dtype: DType,
-        CacheSize { layers, columns }: CacheSize,
+        (dtype, code): (DType, Option<Code>),
+        CacheSize { layers, columns, head }: CacheSize,
         [sequences, longest]: [usize; 2],
         rows: usize,
     ) -> Self {
-        let layer = |_| device.zeros(Class::Cache, dtype, &[sequences * longest, columns]);
+        let size = [sequences * longest, columns];
+        let layer = |_| match code {
+            None => Weight::Dense(device.zeros(Class::Cache, dtype, &size)),
+            Some(code) => {
+                let mut coded = Coded::empty(device, Class::Cache, dtype, size, Format { code, group: head });
+                device.kernels().zero(&mut coded.codes);
+                device.kernels().zero(&mut coded.scale);
+                Weight::Coded(coded)
+            }
+        };
         Self {
             device: device.clone(),
             dtype,
@@ -94,10 +107,19 @@ impl Cache {
         let row = |i: usize| i / step * self.longest + self.position + i % step;
         let rows: Vec<u32> = (0..n).map(|i| row(i) as u32).collect();
         let rows = self.device.tensor(Class::Workspace, &[n], &rows);
-        kernels.scatter_rows(&kv, &rows, &mut self.layers[layer]);
+        match &mut self.layers[layer] {
+            Weight::Dense(all) => kernels.scatter_rows(&kv, &rows, all),
+            Weight::Coded(all) => {
+                let mut coded = Coded::empty_like(&kv, all.format);
+                kernels.quantise(None, &kv, &mut coded);
+                kernels.scatter_rows(&coded.codes, &rows, &mut all.codes);
+                if !coded.scale.is_empty() {
+                    kernels.scatter_rows(&coded.scale, &rows, &mut all.scale);
+                }
+            }
+        }
         let attend = Attend { causal: true, first_position: self.position, ..*attend };
-        let (q, kv) = (tape.constant(q), tape.constant(self.layers[layer].clone()));
-        tape.attention(site, &attend, (q, &self.queries), Some((kv, &self.keys)))
+        tape.attention_to(site, &attend, (&q, &self.queries), (self.layers[layer].stored(), &self.keys))
     }
 
     /// Goes on behind a step of `rows` rows a sequence, to steps of one.
@@ -109,55 +131,88 @@ impl Cache {
     }
 }
 
-/// For each of the `sequences` the most likely next token again and again, until the token `end` comes or there are `longest`. Without
-/// `end`.
-pub fn greedy(
+/// How texts are decoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoding<'a> {
+    /// How a token is chosen.
+    pub choice: Choice,
+    /// Tokens that end a text.
+    pub ends: &'a [u32],
+    /// Most tokens of a text, the one that ends it included.
+    pub longest: usize,
+    /// How keys and values are cached: as numbers are, or in codes.
+    pub cache: Option<Code>,
+}
+
+/// A text that was decoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Text {
+    /// Its tokens, without the one that ended it.
+    pub tokens: Vec<u32>,
+    /// Whether one did.
+    pub ended: bool,
+}
+
+/// Goes on with each of the `sequences`, token by token, until one comes that ends a text or there are as many as there may be. `each` sees the
+/// number of a sequence and each of its tokens as it comes, and may stop everything by `false`.
+pub fn decode(
     tape: &mut Tape<'_>,
     decoder: &dyn Decoder,
     head: Head,
     sequences: usize,
-    end: Option<u32>,
-    longest: usize,
-) -> Vec<Vec<u32>> {
+    how: &Decoding<'_>,
+    each: &mut dyn FnMut(usize, u32) -> bool,
+) -> Vec<Text> {
     let device = tape.device().clone();
     let dtype = tape.param(head.weight).value.dtype();
     let mut last = decoder.first();
     let mut rows = last.len() / sequences.max(1);
-    let most = (longest + rows).saturating_sub(1);
-    let mut cache = Cache::new(&device, dtype, decoder.cached(), [sequences, most], rows);
-    let mut texts = vec![Vec::new(); sequences];
-    let mut ended = vec![false; sequences];
-    for _ in 0..longest {
+    let most = (how.longest + rows).saturating_sub(1);
+    let mut cache = Cache::new(&device, (dtype, how.cache), decoder.cached(), [sequences, most], rows);
+    let mut texts = vec![Text::default(); sequences];
+    for step in 0..how.longest {
         let mut x = decoder.step(tape, &last, &mut cache);
         if rows != 1 {
             let ends: Vec<u32> = bounds(sequences, rows)[1..].iter().map(|end| end - 1).collect();
             x = tape.rows("last", &x, &device.tensor(Class::Workspace, &[sequences], &ends));
         }
-        last = most_likely(tape, head, x.value);
+        last = next_tokens(tape, head, x.value, &how.choice, step);
         cache.advance(rows);
         rows = 1;
-        for (s, &token) in last.iter().enumerate() {
-            ended[s] |= Some(token) == end;
-            if !ended[s] {
-                texts[s].push(token);
+        let mut goes_on = true;
+        for (s, (text, &token)) in texts.iter_mut().zip(&last).enumerate().filter(|(_, (text, _))| !text.ended) {
+            text.ended = how.ends.contains(&token);
+            if !text.ended {
+                text.tokens.push(token);
+                goes_on &= each(s, token);
             }
         }
         // every position takes the same memory
-        if ended.iter().all(|&e| e) || device.is_meta() {
+        if !goes_on || texts.iter().all(|text| text.ended) || device.is_meta() {
             break;
         }
     }
     texts
 }
 
-/// The token with the largest logit for each row of x (b, d). The logits' factor is positive and changes nothing.
-fn most_likely(tape: &Tape<'_>, head: Head, x: Tensor) -> Vec<u32> {
+/// The next token for each row of x (b, d).
+fn next_tokens(tape: &Tape<'_>, head: Head, mut x: Tensor, choice: &Choice, step: usize) -> Vec<u32> {
     let (device, weight) = (tape.device(), tape.param(head.weight).value.stored());
     let mut logits = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
+    if choice.is_greedy() {
+        // the logits' factor is positive and changes nothing
+        device.kernels().linear(&x, &weight, None, &mut logits);
+        let mut tokens = device.empty(Class::Workspace, DType::U32, &[x.rows()]);
+        device.kernels().largest(&logits, &mut tokens);
+        return tokens.to_vec();
+    }
+    if head.scale != 1.0 {
+        x = x.into_owned();
+        device.kernels().scale(head.scale, None, &mut x);
+    }
     device.kernels().linear(&x, &weight, None, &mut logits);
-    let mut tokens = device.empty(Class::Workspace, DType::U32, &[x.rows()]);
-    device.kernels().largest(&logits, &mut tokens);
-    tokens.to_vec()
+    let numbers: Vec<f32> = logits.to_f64().into_iter().map(|x| x as f32).collect();
+    numbers.chunks_exact(weight.rows().max(1)).enumerate().map(|(s, row)| choice.of(row, s, step)).collect()
 }
 
 #[cfg(test)]
@@ -215,7 +270,7 @@ mod tests {
 
     impl Decoder for PromptOnly {
         fn cached(&self) -> CacheSize {
-            CacheSize { layers: self.qkv.len(), columns: 2 * WIDTH }
+            CacheSize { layers: self.qkv.len(), columns: 2 * WIDTH, head: WIDTH / 2 }
         }
 
         fn first(&self) -> Vec<u32> {
@@ -237,7 +292,7 @@ mod tests {
                 let x = model.hidden(&mut tape, &all, |tape, _, qkv| {
                     tape.attention("attention", &attend(), (qkv, &sequences), None)
                 });
-                all.push(*most_likely(&tape, model.head(), x.value).last().unwrap());
+                all.push(*next_tokens(&tape, model.head(), x.value, &Choice::greedy(), 0).last().unwrap());
             }
             all.split_off(prompt.len())
         };
@@ -250,8 +305,12 @@ mod tests {
         for prompts in [&[3, 7, 1, 20, 4, 4][..], &[2, 9]] {
             let model = PromptOnly::new(&mut params, prompts);
             let expected = slowly(&params, &model, 6);
-            let answers =
-                |end, longest| greedy(&mut Tape::new(&params, Mode::Inference), &model, model.head(), 2, end, longest);
+            let answers = |end: Option<u32>, longest| {
+                let how = Decoding { choice: Choice::greedy(), ends: end.as_slice(), longest, cache: None };
+                let mut tape = Tape::new(&params, Mode::Inference);
+                let texts = decode(&mut tape, &model, model.head(), 2, &how, &mut |_, _| true);
+                texts.into_iter().map(|text| text.tokens).collect::<Vec<_>>()
+            };
             assert_eq!(answers(None, 6), expected);
             assert!(expected[0] != expected[1] && answers(None, 0).concat().is_empty());
             // the first text ends where its third token comes first

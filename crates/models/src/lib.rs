@@ -32,6 +32,7 @@
 pub mod apart;
 pub mod atomic;
 pub mod checkpoint;
+pub mod choose;
 pub mod config;
 pub mod decode;
 pub mod families;

@@ -4,8 +4,9 @@ use colrow_autograd::{Mode, RowsOf, Tape, Var};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 
+use crate::choose::Choice;
 use crate::config::Config;
-use crate::decode;
+use crate::decode::{self, Decoding, Text};
 use crate::family::HeadKind;
 use crate::layers::Dense;
 use crate::net::{Language, Net, Site, SiteKind};
@@ -108,7 +109,28 @@ impl Model {
         let language = self.as_language("expected a model that answers in text, found a classifier")?;
         let mut tape = Tape::new(&self.registry.params, Mode::Inference);
         let decoder = language.decoder(&mut tape, tokens);
-        let (head, end) = (language.head(), self.config.architecture.end_token());
-        Ok(decode::greedy(&mut tape, &*decoder, head, tokens.sequences(), end, longest))
+        let end = self.config.architecture.end_token();
+        let how = Decoding { choice: Choice::greedy(), ends: end.as_slice(), longest, cache: None };
+        let texts = decode::decode(&mut tape, &*decoder, language.head(), tokens.sequences(), &how, &mut |_, _| true);
+        Ok(texts.into_iter().map(|text| text.tokens).collect())
+    }
+
+    /// Goes on with one text, as `how` says; `each` sees each token as it comes, and may stop by `false`.
+    ///
+    /// # Errors
+    /// A model that does not go on with texts; no token to go on from.
+    pub fn go_on(&self, prompt: &[u32], how: &Decoding<'_>, each: &mut dyn FnMut(u32) -> bool) -> Result<Text> {
+        let refusal = "expected a model that goes on with texts (a decoder), found another";
+        let language = self.as_language(refusal)?;
+        if self.config.family().head != HeadKind::Causal {
+            return Err(Error::usage(refusal));
+        }
+        if prompt.is_empty() {
+            return Err(Error::usage("expected a prompt of at least one token, found none"));
+        }
+        let mut tape = Tape::new(&self.registry.params, Mode::Inference);
+        let decoder = language.decoder(&mut tape, &Tokens::of([prompt]));
+        let texts = decode::decode(&mut tape, &*decoder, language.head(), 1, how, &mut |_, token| each(token));
+        Ok(texts.into_iter().next().unwrap_or_default())
     }
 }

@@ -236,7 +236,7 @@ pub trait Kernels {
     fn embed_backward(&self, ids: &Tensor, dy: &Tensor, dtable: &mut Tensor);
     /// `y_j = scale_j·x_j`, scale (k) or 1, x_j the rows named (k, d).
     fn read_rows(&self, x: &Rows<'_>, scale: Option<&Tensor>, y: &mut Tensor);
-    /// `y[index_j] = x_j`, other rows as they are; the indices are distinct.
+    /// `y[index_j] = x_j`, other rows as they are, any element type; the indices are distinct.
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor);
     /// `y = x[:, first..first + c]`, x (n, d), y (n, c).
     fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);

@@ -324,7 +324,15 @@ impl Kernels for Host {
     }
 
     fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor) {
-        by_float!(self, "scatter_rows", x, T => rows::scatter::<T>(x.as_slice(), x.cols(), index.as_slice(), y.as_mut_slice()));
+        fn scatter<T: Element>(x: &Tensor, index: &Tensor, y: &mut Tensor) {
+            rows::scatter::<T>(x.as_slice(), x.cols(), index.as_slice(), y.as_mut_slice());
+        }
+        match x.dtype() {
+            DType::F32 => scatter::<f32>(x, index, y),
+            DType::F64 => scatter::<f64>(x, index, y),
+            DType::U32 => scatter::<u32>(x, index, y),
+            DType::U8 => scatter::<u8>(x, index, y),
+        }
     }
 
     fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) {

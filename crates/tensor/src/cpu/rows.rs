@@ -45,7 +45,7 @@ pub(super) fn embed_backward<T: Float>(ids: &[u32], dy: &[T], d: usize, dtable: 
     });
 }
 
-pub(super) fn scatter<T: Float>(x: &[T], d: usize, index: &[u32], y: &mut [T]) {
+pub(super) fn scatter<T: Copy>(x: &[T], d: usize, index: &[u32], y: &mut [T]) {
     for (x, &i) in x.chunks_exact(d).zip(index) {
         y[i as usize * d..][..d].copy_from_slice(x);
     }

@@ -250,7 +250,8 @@ struct GoingOn<'n> {
 
 impl Decoder for GoingOn<'_> {
     fn cached(&self) -> CacheSize {
-        CacheSize { layers: self.llama.blocks.len(), columns: 2 * self.llama.config.kv_inner() }
+        let c = &self.llama.config;
+        CacheSize { layers: self.llama.blocks.len(), columns: 2 * c.kv_inner(), head: c.head_dim }
     }
 
     fn first(&self) -> Vec<u32> {

@@ -236,7 +236,8 @@ struct Encoded {
 
 impl Decoder for Answering<'_> {
     fn cached(&self) -> CacheSize {
-        CacheSize { layers: self.t5.decoder.blocks.len(), columns: 2 * self.t5.config.inner() }
+        let c = &self.t5.config;
+        CacheSize { layers: self.t5.decoder.blocks.len(), columns: 2 * c.inner(), head: c.d_kv }
     }
 
     fn first(&self) -> Vec<u32> {
