@@ -184,6 +184,7 @@ impl<const ROUNDED: bool> Format for F32<ROUNDED> {
     const PANEL: usize = PANEL_ROWS;
     const TILE_ROWS: usize = 6;
     const TILE_VECTORS: usize = 2;
+    const STRIDE: usize = 32;
 
     #[inline(always)]
     unsafe fn of_row(read: impl Fn(usize) -> __m256) -> __m256i {

@@ -67,6 +67,8 @@ pub(super) trait Format {
     const TILE_ROWS: usize;
     /// Vectors of columns in a tile, at most three.
     const TILE_VECTORS: usize;
+    /// Steps of a tile between which it fetches something. What was fastest, measured.
+    const STRIDE: usize = 16;
 
     /// The words of one row; `read(i)` has its i-th next vector of columns.
     unsafe fn of_row(read: impl Fn(usize) -> Floats<Self>) -> Words<Self>;
@@ -302,9 +304,6 @@ struct Ahead {
     words: usize,
 }
 
-/// Steps of a tile between which it fetches something.
-const STRIDE: usize = 16;
-
 #[inline(always)]
 unsafe fn tile_of<F: Format, const ROWS: usize>(
     panels: [*const u32; 2],
@@ -343,7 +342,7 @@ unsafe fn tile<F: Format, const ROWS: usize, const N: usize>(
         let b: [_; N] = std::array::from_fn(|j| b.add(j * width / LANES * LANES * steps + j * width % LANES));
         let mut sums = [[F::Vector::zeros(); N]; ROWS];
         // fetched little by little: a processor waits when it is asked for too much at once
-        let turns = steps.div_ceil(STRIDE).max(1);
+        let turns = steps.div_ceil(F::STRIDE).max(1);
         let (rows_each, words_each) =
             ((ROWS * targets.len()).div_ceil(turns), ahead.words.div_ceil(turns).next_multiple_of(LANES));
         for turn in 0..turns {
@@ -356,12 +355,12 @@ unsafe fn tile<F: Format, const ROWS: usize, const N: usize>(
             for i in (0..words_each).step_by(LANES) {
                 prefetch::<_MM_HINT_T1>(ahead.next.wrapping_add(turn * words_each + i).cast());
             }
-            let step = turn * STRIDE;
+            let step = turn * F::STRIDE;
             F::multiply_words(
                 &mut sums,
                 a.add(step * F::PANEL),
                 b.map(|b| b.add(step * LANES)),
-                STRIDE.min(steps - step),
+                F::STRIDE.min(steps - step),
             );
         }
         for target in targets {
