@@ -1,6 +1,6 @@
 //! A saved model on the command line, and what its folder says of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use colrow_models::checkpoint::hub::{self, Needs};
 use colrow_models::checkpoint::load::{self, Anew, Loaded};
@@ -24,16 +24,10 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// The model with its adapter, if it is one's folder. Its products multiply what `precision` says, or what it was trained with.
     pub(crate) fn load(&self, precision: Option<Precision>) -> Result<Used> {
-        let device = |usage: &Option<Usage>| {
-            let trained = usage.as_ref().map(|usage| usage.precision);
-            Device::cpu_with(precision.or(trained).unwrap_or(Precision::F32))
-        };
+        let device = |usage: &Option<Usage>| device(precision, usage);
         let folder = hub::of_run(&self.model);
         if folder.join(ADAPTER_CONFIG_FILE).exists() {
-            let usage = Usage::open(&folder)?;
-            let relabel = |config: &mut Config| usage.iter().for_each(|usage| usage.relabel(config));
-            let loaded = load::adapted(&folder, self.base.as_deref(), FAMILIES, relabel, &device(&usage), DType::F32)?;
-            return Used::new(folder, usage, loaded);
+            return adapted(folder, self.base.as_deref(), device);
         }
         if self.base.is_some() {
             return Err(Error::usage(format!("--base: expected an adapter, found no {ADAPTER_CONFIG_FILE}"))
@@ -45,6 +39,31 @@ impl ModelArgs {
         let loaded = load::model(&dir, Config::open(&dir)?, &device(&usage), DType::F32, 0, Anew::default())?;
         Used::new(dir, usage, loaded)
     }
+
+    /// The model as the base of an adapter.
+    pub(crate) fn with_adapter(&self, adapter: &Path) -> Result<Used> {
+        let folder = hub::of_run(adapter);
+        if !folder.join(ADAPTER_CONFIG_FILE).exists() {
+            return Err(Error::usage(format!(
+                "--adapter: expected the folder of an adapter, found no {ADAPTER_CONFIG_FILE}"
+            ))
+            .at(adapter.display()));
+        }
+        adapted(folder, Some(&self.model.to_string_lossy()), |usage| device(None, usage))
+    }
+}
+
+/// Multiplies what `precision` says, or what the model was trained with.
+fn device(precision: Option<Precision>, usage: &Option<Usage>) -> Device {
+    let trained = usage.as_ref().map(|usage| usage.precision);
+    Device::cpu_with(precision.or(trained).unwrap_or(Precision::F32))
+}
+
+fn adapted(folder: PathBuf, base: Option<&str>, device: impl Fn(&Option<Usage>) -> Device) -> Result<Used> {
+    let usage = Usage::open(&folder)?;
+    let relabel = |config: &mut Config| usage.iter().for_each(|usage| usage.relabel(config));
+    let loaded = load::adapted(&folder, base, FAMILIES, relabel, &device(&usage), DType::F32)?;
+    Used::new(folder, usage, loaded)
 }
 
 /// A model, its folder, and what its run was told, if the folder says it.

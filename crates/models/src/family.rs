@@ -180,9 +180,9 @@ pub trait Architecture: Compared + Any + fmt::Debug + Send + Sync {
         None
     }
 
-    /// The token that ends a text, of a model that answers in text.
-    fn end_token(&self) -> Option<u32> {
-        None
+    /// The tokens that end a text, of a model that writes text; the first is the one that it learns to write.
+    fn end_tokens(&self) -> Vec<u32> {
+        Vec::new()
     }
 
     /// Sets every dropout probability.

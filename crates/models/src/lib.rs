@@ -40,6 +40,7 @@ pub mod family;
 pub mod fields;
 pub mod files;
 pub mod foreign;
+pub mod generation;
 pub mod layers;
 pub mod lora;
 pub mod model;

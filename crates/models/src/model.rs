@@ -109,8 +109,8 @@ impl Model {
         let language = self.as_language("expected a model that answers in text, found a classifier")?;
         let mut tape = Tape::new(&self.registry.params, Mode::Inference);
         let decoder = language.decoder(&mut tape, tokens);
-        let end = self.config.architecture.end_token();
-        let how = Decoding { choice: Choice::greedy(), ends: end.as_slice(), longest, cache: None };
+        let ends = self.config.architecture.end_tokens();
+        let how = Decoding { choice: Choice::greedy(), ends: &ends, longest, cache: None };
         let texts = decode::decode(&mut tape, &*decoder, language.head(), tokens.sequences(), &how, &mut |_, _| true);
         Ok(texts.into_iter().map(|text| text.tokens).collect())
     }

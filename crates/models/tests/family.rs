@@ -264,5 +264,8 @@ fn the_configuration_of_any_family_is_cloned_and_compared() {
     other.architecture.set_dropout(0.5);
     assert_ne!(one, other);
     assert_eq!(other.architecture.downcast_ref::<Grouped>().unwrap().dropout, 0.5);
-    assert_eq!((one.family().name, one.architecture.longest(), one.architecture.end_token()), ("Grouped", None, None));
+    assert_eq!(
+        (one.family().name, one.architecture.longest(), one.architecture.end_tokens()),
+        ("Grouped", None, vec![])
+    );
 }

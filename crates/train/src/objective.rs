@@ -221,7 +221,7 @@ pub fn of_task(
     longest: usize,
 ) -> Result<Arc<dyn Objective>> {
     let task = scorer.task();
-    let Some(end) = config.architecture.end_token() else { return Ok(of_classifier(scorer)) };
+    let Some(end) = config.architecture.end_tokens().first().copied() else { return Ok(of_classifier(scorer)) };
     let answers = Answers::new(Wording::new(task, map), tokeniser.clone(), end, longest)?;
     Ok(Arc::new(TextToText::new(scorer, answers)))
 }

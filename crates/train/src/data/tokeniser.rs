@@ -101,6 +101,14 @@ impl Tokeniser {
         Ok(self.guarded(|t| t.decode(ids, true))?.trim().to_owned())
     }
 
+    /// The text of token ids that are a part of a text, without special tokens.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn part(&self, ids: &[u32]) -> Result<String> {
+        self.guarded(|t| t.decode(ids, true))
+    }
+
     /// The tokens of a text or a pair, at most `max_length`; `line` is its place in its file, by which dropout draws.
     pub(super) fn tokens(&self, text: &str, pair: Option<&str>, max_length: usize, line: u64) -> Result<Encoded> {
         let room = max_length.saturating_sub(self.added(pair.is_some()));

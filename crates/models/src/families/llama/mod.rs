@@ -115,8 +115,8 @@ impl Architecture for LlamaConfig {
         self.vocab_size
     }
 
-    fn end_token(&self) -> Option<u32> {
-        self.eos_token_ids.first().copied()
+    fn end_tokens(&self) -> Vec<u32> {
+        self.eos_token_ids.clone()
     }
 
     fn set_dropout(&mut self, p: f64) {

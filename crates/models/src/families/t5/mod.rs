@@ -80,8 +80,8 @@ impl Architecture for T5Config {
         self.vocab_size
     }
 
-    fn end_token(&self) -> Option<u32> {
-        Some(self.eos_token_id as u32)
+    fn end_tokens(&self) -> Vec<u32> {
+        vec![self.eos_token_id as u32]
     }
 
     fn set_dropout(&mut self, p: f64) {

@@ -1,0 +1,280 @@
+//! `colrow generate`: texts that a model goes on with, token by token.
+
+use std::fs;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use colrow_models::choose::Choice;
+use colrow_models::decode::Decoding;
+use colrow_models::family::HeadKind;
+use colrow_models::generation;
+use colrow_tensor::printable::printable;
+use colrow_tensor::rng::Key;
+use colrow_tensor::{Code, Error, Result};
+use colrow_train::data::Tokeniser;
+use serde::{Deserialize, Serialize};
+
+use crate::arguments::whole;
+use crate::output::{self, write_out};
+use crate::saved::{ModelArgs, Used};
+use crate::signals;
+
+/// Go on with a text, or with each of a file.
+///
+/// On a terminal the text appears as it is made. Tokens that end it are those of the model's generation_config.json.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Folder of an adapter, on top of --model.
+    #[arg(long, value_name = "DIR", conflicts_with = "base")]
+    adapter: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: Prompt,
+    /// Most tokens of a text.
+    #[arg(long, value_name = "N", default_value = "256", value_parser = whole(1..=1 << 20))]
+    max_tokens: usize,
+    /// Divides the logits before a token is drawn; with 0 the most likely token is taken.
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = number(0.0, 100.0))]
+    temperature: f64,
+    /// Draw only among the most likely tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = number(0.0, 1.0))]
+    top_p: f64,
+    /// Draw only among so many of the most likely tokens; all with 0.
+    #[arg(long, value_name = "K", default_value = "0", value_parser = whole(0..=1 << 24))]
+    top_k: usize,
+    /// Seed of what is drawn.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Text that ends an answer, and is left out; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// How keys and values of earlier tokens are held.
+    #[arg(long, value_name = "FORMAT", default_value = "f32", value_parser = ["f32", "bf16", "int8"])]
+    cache: String,
+    /// Print a JSON line for each text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Prompt {
+    /// The text to go on with, or - for standard input.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// File of prompts: a line each, or JSON lines with a field `prompt`.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+}
+
+fn number(least: f64, most: f64) -> impl Fn(&str) -> std::result::Result<f64, String> + Clone + Send + Sync {
+    move |text| {
+        let found = text.parse().ok().filter(|x| (least..=most).contains(x));
+        found.ok_or_else(|| format!("expected a number from {least} to {most}"))
+    }
+}
+
+#[derive(Deserialize)]
+struct PromptLine {
+    prompt: String,
+}
+
+impl Prompt {
+    /// The texts to go on with, in their order.
+    fn read(&self) -> Result<Vec<String>> {
+        if let Some(path) = &self.prompts {
+            let text =
+                fs::read_to_string(path).map_err(|e| Error::new(format!("cannot read: {e}")).at(path.display()))?;
+            let is_json = path.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson");
+            let prompt = |(i, line): (usize, &str)| {
+                if !is_json {
+                    return Ok(line.to_owned());
+                }
+                let parsed: std::result::Result<PromptLine, _> = serde_json::from_str(line);
+                parsed.map(|line| line.prompt).map_err(|e| {
+                    Error::new(format!("expected an object with a text `prompt`: {e}")).at(format!(
+                        "{}, line {}",
+                        path.display(),
+                        i + 1
+                    ))
+                })
+            };
+            let prompts: Vec<String> = text
+                .lines()
+                .enumerate()
+                .filter(|(_, line)| !line.trim().is_empty())
+                .map(prompt)
+                .collect::<Result<_>>()?;
+            if prompts.is_empty() {
+                return Err(Error::new("expected prompts, found none").at(path.display()));
+            }
+            return Ok(prompts);
+        }
+        match self.prompt.as_deref() {
+            Some("-") => {
+                let mut text = String::new();
+                std::io::stdin()
+                    .read_to_string(&mut text)
+                    .map_err(|e| Error::new(format!("cannot read standard input: {e}")))?;
+                Ok(vec![text.trim_end_matches(['\r', '\n']).to_owned()])
+            }
+            Some(text) => Ok(vec![text.to_owned()]),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+/// A text and how it came to its end.
+#[derive(Serialize)]
+struct Generated<'a> {
+    prompt: &'a str,
+    text: &'a str,
+    /// Tokens of the text.
+    tokens: usize,
+    /// `stop` by a token or text that ends it, `length` by --max-tokens.
+    finish: &'static str,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let prompts = args.prompt.read()?;
+    let Used { dir, loaded, .. } = match &args.adapter {
+        Some(adapter) => args.model.with_adapter(adapter)?,
+        None => args.model.load(None)?,
+    };
+    loaded.warnings.iter().for_each(|w| output::warn(w));
+    let model = loaded.model;
+    if model.config.family().head != HeadKind::Causal {
+        let name = model.config.family().name;
+        return Err(Error::usage(format!(
+            "--model: expected a model that goes on with texts (a decoder), found a {name}"
+        ))
+        .at(dir.display())
+        .hint("colrow predict answers with it"));
+    }
+    let tokeniser = Tokeniser::load(&loaded.tokenizer_dir, &model.config)?;
+    tokeniser.notes().iter().for_each(|w| output::warn(w));
+    let ends = generation::end_tokens(&loaded.tokenizer_dir, &model.config)?;
+    let choice = Choice {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        key: Key::new(args.seed).named("generate"),
+    };
+    let cache = match args.cache.as_str() {
+        "bf16" => Some(Code::Bf16),
+        "int8" => Some(Code::Int8),
+        _ => None,
+    };
+    let stop = signals::catch()?;
+    stop.in_good_order("stopping");
+    for (i, prompt) in prompts.iter().enumerate() {
+        let choice = Choice { key: choice.key.child(i as u64), ..choice };
+        let how = Decoding { choice, ends: &ends, longest: args.max_tokens, cache };
+        let ids = tokeniser.texts(std::slice::from_ref(prompt))?.swap_remove(0);
+        let mut written = Written { show: !args.json, ..Written::new(&tokeniser, &args.stop) };
+        let text = model.go_on(&ids, &how, &mut |token| written.push(token) && !stop.flag().load(Ordering::SeqCst))?;
+        written.finish()?;
+        let ended = text.ended || written.stopped;
+        if args.json {
+            let finish = if ended { "stop" } else { "length" };
+            let line = Generated { prompt, text: &written.text, tokens: written.ids.len(), finish };
+            write_out(|out| {
+                serde_json::to_writer(&mut *out, &line)?;
+                writeln!(out)
+            })?;
+        } else {
+            write_out(|out| writeln!(out))?;
+        }
+        if let Some(signal) = stop.signal() {
+            return Err(Error::stopped(signal, "stopped before the end of the text"));
+        }
+    }
+    Ok(())
+}
+
+/// A text as its tokens come.
+struct Written<'a> {
+    tokeniser: &'a Tokeniser,
+    stops: &'a [String],
+    show: bool,
+    ids: Vec<u32>,
+    /// The tokens whose text is known, and from where on they are decoded: neighbours say whether there is a space.
+    known: usize,
+    first: usize,
+    text: String,
+    shown: usize,
+    stopped: bool,
+    failure: Option<Error>,
+}
+
+impl<'a> Written<'a> {
+    fn new(tokeniser: &'a Tokeniser, stops: &'a [String]) -> Self {
+        let (ids, text) = (Vec::new(), String::new());
+        Self { tokeniser, stops, show: false, ids, known: 0, first: 0, text, shown: 0, stopped: false, failure: None }
+    }
+
+    /// Whether the text goes on.
+    fn push(&mut self, token: u32) -> bool {
+        self.ids.push(token);
+        let result = self.decode(false).and_then(|()| self.show(false));
+        self.failure = result.err();
+        self.failure.is_none() && !self.stopped
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        if !self.stopped {
+            self.decode(true)?;
+        }
+        self.show(true)
+    }
+
+    /// Takes up the text of the last tokens, unless it ends within a character.
+    fn decode(&mut self, all: bool) -> Result<()> {
+        let before = self.tokeniser.part(&self.ids[self.first..self.known])?;
+        let after = self.tokeniser.part(&self.ids[self.first..])?;
+        if after.len() <= before.len() || !all && after.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(());
+        }
+        self.text.push_str(after.get(before.len()..).unwrap_or_default());
+        (self.first, self.known) = (self.known, self.ids.len());
+        if let Some(at) = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|stop| self.text.find(stop)).min() {
+            self.text.truncate(at);
+            self.stopped = true;
+        }
+        Ok(())
+    }
+
+    /// Shows what is new, but for what may become a text that ends it.
+    fn show(&mut self, all: bool) -> Result<()> {
+        let begun = |stop: &String| {
+            (1..stop.len()).rev().find(|&n| stop.is_char_boundary(n) && self.text.ends_with(&stop[..n]))
+        };
+        let held = if all { 0 } else { self.stops.iter().filter_map(begun).max().unwrap_or(0) };
+        let end = self.text.len() - held;
+        if self.show && end > self.shown {
+            let piece = printable(&self.text[self.shown..end]);
+            write_out(|out| out.write_all(piece.as_bytes()))?;
+        }
+        self.shown = self.shown.max(end);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_checked() {
+        let p = number(0.0, 1.0);
+        assert_eq!((p("0.5"), p("1")), (Ok(0.5), Ok(1.0)));
+        for bad in ["-0.1", "2", "NaN", "x"] {
+            assert_eq!(p(bad).unwrap_err(), "expected a number from 0 to 1");
+        }
+    }
+}
