@@ -10,7 +10,7 @@ use colrow_models::tokens::Tokens;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Estimator};
 use colrow_train::keeping;
-use colrow_train::recipe::{Keeping, PolicyName};
+use colrow_train::recipe::{Keeping, PolicyName, Ratio};
 use serde_json::json;
 
 const D: usize = 256;
@@ -94,23 +94,20 @@ fn distance(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
     (off / squares(&mut b.iter().flatten().copied())).sqrt()
 }
 
-/// The loss is the same to the bit; gradients of what is only rounded to 8 bits are near, and rows that are all kept change nothing more.
+/// The loss is the same to the bit. With all rows, gradients are off by what eight bits take; with drawn ones by more.
 #[test]
 fn gradients_of_what_is_kept_in_fewer_bits_are_near() {
     let model = model(2, DType::F32);
     let exact = gradients(&model, policy(&model, PolicyName::Exact));
-    for (name, limit) in [(PolicyName::Recompute, 0.02), (PolicyName::Lean, 0.5), (PolicyName::Leanest, 0.5)] {
-        let found = gradients(&model, policy(&model, name));
-        // a block that runs again runs on its rounded input, its loss is that of the first pass
-        assert_eq!(found.0.to_bits(), exact.0.to_bits(), "{name:?}");
-        let off = distance(&found.1, &exact.1);
-        assert!(off > 0.0 && off < limit, "{name:?}: gradients are off by {off}");
+    for name in [PolicyName::Recompute, PolicyName::Lean, PolicyName::Leanest] {
+        for (ratio, range) in [(1.0, 0.0..0.02), (0.3, 0.02..0.5)] {
+            let keep = Keeping { policy: name, ratio: Ratio::Fixed(ratio), ..Keeping::default() };
+            let found = gradients(&model, keeping::policy(&keep, &model.sites()).unwrap());
+            assert_eq!(found.0.to_bits(), exact.0.to_bits(), "{name:?}");
+            let off = distance(&found.1, &exact.1);
+            assert!(off > 0.0 && range.contains(&off), "{name:?} at {ratio}: gradients are off by {off}");
+        }
     }
-    let all =
-        Keeping { policy: PolicyName::Lean, ratio: colrow_train::recipe::Ratio::Fixed(1.0), ..Keeping::default() };
-    let all = gradients(&model, keeping::policy(&all, &model.sites()).unwrap());
-    let off = distance(&all.1, &exact.1);
-    assert!(off < 0.02, "with all rows gradients are off by {off}");
 }
 
 /// Adapters whose A reads drawn rows have an unbiased gradient.
