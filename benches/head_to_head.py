@@ -29,7 +29,7 @@ def arguments():
     parser.add_argument("names", nargs="*", default=["exact", "torch"], metavar="NAME", help="what runs (default: exact torch)")
     parser.add_argument("--reference", action="append", metavar="NAME",
                         help="what the others are compared with; may be repeated (default: the first of PyTorch)")
-    parser.add_argument("--model-config", required=True, help="config.json of a BERT or T5")
+    parser.add_argument("--model-config", required=True, help="config.json of a BERT, a T5 or a decoder")
     parser.add_argument("--batch", type=positive, required=True, help="sequences a step")
     parser.add_argument("--seq", type=positive, required=True, help="tokens of the longest sequence")
     parser.add_argument("--target", type=positive, default=8, help="tokens of each target, for T5")

@@ -41,6 +41,7 @@ BENCH_FLAGS = {
     "lora.rank": "--lora-rank",
     "optim.states": "--optimizer-states",
     "optim.update": "--update",
+    "model.base": "--base",
 }
 
 # arguments that pytorch_step.py and pytorch_epoch.py share

@@ -16,7 +16,7 @@ def add_arguments(parser):
     parser.add_argument("--compile", action="store_true", help="torch.compile, whose compiler for processors needs g++")
     parser.add_argument("--checkpointing", action="store_true", help="layers keep their input alone and run again in the backward pass")
     parser.add_argument("--method", choices=["full", "lora"], default="full",
-                        help="full: all weights are trained; lora: adapters on q, k, v and the classifier, by peft")
+                        help="full: all weights are trained; lora: adapters by peft on q, k, v and the classifier, of a decoder on all linears")
     parser.add_argument("--lora-rank", type=int, default=8)
     parser.add_argument("--optimizer", choices=["fused", "foreach", "loop"], default="fused",
                         help="implementation of AdamW; the transformers trainer uses the fused one")
@@ -39,12 +39,11 @@ def prepared(model, args):
     """The model in training mode, with adapters and checkpointing if they are asked for."""
     if args.method == "lora":
         import peft
-        text_to_text = model.config.is_encoder_decoder
-        model = peft.get_peft_model(model, peft.LoraConfig(
-            task_type=peft.TaskType.SEQ_2_SEQ_LM if text_to_text else peft.TaskType.SEQ_CLS,
-            target_modules=["q", "k", "v"] if text_to_text else ["query", "key", "value"],
-            r=args.lora_rank, lora_alpha=8,
-        ))
+        task, targets = {
+            "bert": (peft.TaskType.SEQ_CLS, ["query", "key", "value"]),
+            "t5": (peft.TaskType.SEQ_2_SEQ_LM, ["q", "k", "v"]),
+        }.get(model.config.model_type, (peft.TaskType.CAUSAL_LM, "all-linear"))
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type=task, target_modules=targets, r=args.lora_rank, lora_alpha=8))
     if args.checkpointing:
         if args.method == "lora":
             # the first layer's input has no gradient otherwise, and a segment without one is not run again
@@ -55,7 +54,7 @@ def prepared(model, args):
 
 
 def is_without_decay(name):
-    return name.endswith(".bias") or "LayerNorm" in name or "layer_norm" in name
+    return name.endswith(".bias") or "LayerNorm" in name or name.endswith("norm.weight")
 
 
 def adamw(model, args, lr):

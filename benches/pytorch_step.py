@@ -1,4 +1,4 @@
-"""One training step of a BERT classifier or a T5 in PyTorch: seconds, bytes kept for the backward pass, peak memory.
+"""One training step of a BERT classifier, a T5 or a decoder in PyTorch: seconds, bytes kept for the backward pass, peak memory.
 
     python benches/pytorch_step.py --model-config benches/bert-base.json --batch 32 --seq 128 --steps 5
 
@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, BertForSequenceClassification, BertModel, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, BertForSequenceClassification, BertModel, T5ForConditionalGeneration
 
 import pytorch_common as common
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model-config", required=True, help="config.json of a BERT or T5")
+    parser.add_argument("--model-config", required=True, help="config.json of a BERT, a T5 or a decoder")
     parser.add_argument("--batch", type=int, default=32, help="sequences a step")
     parser.add_argument("--seq", type=int, default=128, help="tokens of each sequence")
     parser.add_argument("--target", type=int, default=8, help="tokens of each target, for T5")
@@ -64,11 +64,18 @@ class Given(torch.nn.Module):
 
 def whole_step(args, config):
     """The model, the two halves of a whole step, the padded and the real tokens of its batch."""
-    family = {"bert": BertForSequenceClassification, "t5": T5ForConditionalGeneration}[config.model_type]
-    model = common.prepared(family._from_config(config, **common.attention(args)), args)
+    family = {"bert": BertForSequenceClassification, "t5": T5ForConditionalGeneration}.get(config.model_type)
+    built = family._from_config if family else AutoModelForCausalLM.from_config
+    if family is None:
+        # a cache of keys and values is of no use to a training step
+        config.use_cache = False
+    model = common.prepared(built(config, **common.attention(args)), args)
     ids, mask, tokens = draw_batch(args, config)
     if config.model_type == "t5":
         labels = torch.randint(2, config.vocab_size, (len(ids), args.target))
+    elif family is None:
+        # every token is a label, padding is none
+        labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
     else:
         labels = torch.randint(config.num_labels, (len(ids),))
     optimizer = common.adamw(model, args, lr=2e-5)
