@@ -15,6 +15,7 @@ use colrow_tensor::{Error, Result};
 use serde_json::Value;
 
 use crate::recipe::{Difference, Recipe};
+use crate::tensorboard::EventFile;
 
 const METRICS: &str = "metrics.jsonl";
 const SUMMARY: &str = "summary.json";
@@ -22,9 +23,12 @@ const MODEL: &str = "model";
 const CHECKPOINTS: &str = "checkpoints";
 const NORMS: &str = "norms.bin";
 const REPORT: &str = "report.html";
+/// Where event files go.
+const TENSORBOARD: &str = "tensorboard";
 
 /// Keys that change nothing of what is learned, nor which model is the best.
-const FREE: [&str; 5] = ["keep.cache", "output", "train.keep_checkpoints", "train.log_every", "train.save_every"];
+const FREE: [&str; 6] =
+    ["keep.cache", "output", "train.keep_checkpoints", "train.log", "train.log_every", "train.save_every"];
 /// Keys by which a run may be made longer.
 const LENGTH: [&str; 2] = ["train.epochs", "train.steps"];
 
@@ -33,6 +37,7 @@ const LENGTH: [&str; 2] = ["train.epochs", "train.steps"];
 pub struct RunFolder {
     path: PathBuf,
     metrics: File,
+    events: Option<EventFile>,
     _lock: File,
 }
 
@@ -123,7 +128,7 @@ impl RunFolder {
             write_recipe(path, recipe)?;
         }
         let metrics = create(METRICS)?;
-        Ok(Self { path: path.to_owned(), metrics, _lock: lock })
+        Ok(Self { path: path.to_owned(), metrics, events: None, _lock: lock })
     }
 
     /// The folder.
@@ -145,13 +150,27 @@ impl RunFolder {
         if written == recipe.to_toml() { Ok(()) } else { write_recipe(&self.path, recipe) }
     }
 
-    /// Appends one line to `metrics.jsonl`.
+    /// From now on the log also goes to a new event file, which voids what earlier ones say of steps from `first` on.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn log_events(&mut self, first: u64) -> Result<()> {
+        let folder = self.path.join(TENSORBOARD);
+        let cannot = |e: std::io::Error| Error::new(format!("cannot write event files: {e}")).at(folder.display());
+        fs::create_dir_all(&folder).map_err(cannot)?;
+        self.events = Some(EventFile::new(&folder, first).map_err(cannot)?);
+        Ok(())
+    }
+
+    /// Appends one line to `metrics.jsonl`, and its numbers to the event file if there is one.
     ///
     /// # Errors
     /// A full disk.
     pub fn log(&mut self, line: &Value) -> Result<()> {
         let text = format!("{line}\n");
-        self.metrics.write_all(text.as_bytes()).map_err(|e| self.cannot_log(&e))
+        self.metrics.write_all(text.as_bytes()).map_err(|e| self.cannot_log(&e))?;
+        let Some(events) = &mut self.events else { return Ok(()) };
+        events.log(line).map_err(|e| Error::new(format!("cannot write events: {e}")).at(events.path().display()))
     }
 
     fn cannot_log(&self, e: &std::io::Error) -> Error {

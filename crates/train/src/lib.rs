@@ -59,6 +59,7 @@ pub mod schedule;
 pub mod score;
 pub mod step;
 pub mod tasks;
+mod tensorboard;
 pub mod trained;
 pub mod trainer;
 mod unknown;

@@ -23,7 +23,7 @@ use crate::odd::{self, ABSURD, Losses};
 use crate::plan::{self, Plan};
 use crate::prepare::model_config;
 use crate::ratios::Ratios;
-use crate::recipe::{Every, Recipe};
+use crate::recipe::{Every, Logger, Recipe};
 use crate::resume::{check_length, resume_from};
 use crate::score::Evaluation;
 use crate::step::{Engine, StepStats};
@@ -108,6 +108,9 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
             State { data: Some(job.fingerprints()), frozen, ..State::default() }
         }
     };
+    if job.recipe.train.log.contains(&Logger::TensorBoard) {
+        folder.log_events(state.step + 1)?;
+    }
     let steps_before = state.step;
     // whether the newest checkpoint is good shows in the first loss of its weights
     let unproven = Some(state.step).filter(|&step| step > 0 && state.good != Some(step));

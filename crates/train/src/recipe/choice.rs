@@ -17,6 +17,16 @@ named! {
 }
 
 named! {
+    /// Where the log of a run goes beside `metrics.jsonl`, which is always there: reports and resumed runs read it.
+    Logger {
+        /// To that file alone.
+        Jsonl = "jsonl",
+        /// To event files in the folder `tensorboard`.
+        TensorBoard = "tensorboard",
+    }
+}
+
+named! {
     /// What the learning rate does after the warm-up.
     Schedule {
         /// Falls in a straight line to 0 at the last step.

@@ -23,7 +23,7 @@ use serde::{Serialize, Serializer};
 
 use crate::step::{Hyperparameters, States, When};
 
-pub use choice::{CacheIn, Estimate, Method, PolicyName, Schedule, SiteKeep};
+pub use choice::{CacheIn, Estimate, Logger, Method, PolicyName, Schedule, SiteKeep};
 pub use difference::Difference;
 pub(crate) use parse::HELD_IF_FROZEN;
 pub use rules::parse_bytes;
@@ -183,6 +183,8 @@ pub struct Train {
     pub freeze: Vec<String>,
     /// Optimizer steps between two lines of the log; at least 1.
     pub log_every: u64,
+    /// Who gets the log.
+    pub log: Vec<Logger>,
 }
 
 impl Default for Train {
@@ -202,6 +204,7 @@ impl Default for Train {
             patience: None,
             freeze: Vec::new(),
             log_every: 10,
+            log: vec![Logger::Jsonl],
         }
     }
 }
@@ -536,6 +539,7 @@ mod tests {
         patience = 3
         freeze = ["embeddings.*", "quote\"d"]
         log_every = 1
+        log = ["jsonl", "tensorboard"]
         [lora]
         rank = 32
         alpha = 16

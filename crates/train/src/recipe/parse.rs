@@ -154,6 +154,7 @@ fn train(t: &mut Table<'_, '_>) -> Train {
         patience: t.get("patience", whole_number(1..=MOST_STEPS)),
         freeze: t.list("freeze", glob).unwrap_or(d.freeze),
         log_every: t.get("log_every", whole_number(1..=MOST_STEPS)).unwrap_or(d.log_every),
+        log: t.list("log", choice).unwrap_or(d.log),
     }
 }
 
