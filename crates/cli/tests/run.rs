@@ -440,9 +440,20 @@ fn completions_and_help() {
     let place = Place::new();
     assert!(place.ok(&["completions", "bash"]).contains("_colrow()"));
     let help = place.ok(&["--help"]);
-    for command in
-        ["quickstart", "train", "eval", "predict", "merge", "plan", "bench", "estimate", "report", "paper-memory"]
-    {
+    for command in [
+        "quickstart",
+        "train",
+        "eval",
+        "predict",
+        "merge",
+        "import",
+        "export",
+        "plan",
+        "bench",
+        "estimate",
+        "report",
+        "paper-memory",
+    ] {
         assert!(help.contains(command), "{command}");
         assert!(place.ok(&[command, "--help"]).contains("Usage: colrow"), "{command}");
     }

@@ -4,7 +4,9 @@ pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod estimate;
 pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod generate;
+pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod merge;
@@ -17,8 +19,10 @@ pub(crate) mod train;
 
 use std::path::PathBuf;
 
+use colrow_models::checkpoint::gguf::blocks::Format;
 use colrow_tensor::Result;
 use colrow_train::recipe::Recipe;
+use serde_json::{Value, json};
 
 use crate::arguments::{keys, offering};
 
@@ -42,4 +46,9 @@ impl RecipeArgs {
         let sets = self.sets.iter().map(|s| format!(" --set '{s}'")).collect::<String>();
         format!("{}{sets}", self.recipe.display())
     }
+}
+
+/// How many tensors of a GGUF file are stored how, as JSON.
+fn formats(counts: &[(Format, usize)]) -> Value {
+    counts.iter().map(|(format, n)| json!({"type": format.name(), "bits": format.bits(), "count": n})).collect()
 }

@@ -136,7 +136,7 @@ fn other_format(start: &[u8]) -> Option<(&'static str, &'static str)> {
         (b"PK\x03\x04", "a zip archive, as torch.save writes it", CONVERT),
         (b"\x80\x02", "a Python pickle, as torch.save writes it", CONVERT),
         (b"\x89HDF", "an HDF5 file", CONVERT),
-        (b"GGUF", "a GGUF file", "use the original checkpoint instead"),
+        (b"GGUF", "a GGUF file", "make a folder of it: colrow import FILE --out DIR"),
     ];
     let known = known.into_iter().find(|(magic, ..)| start.starts_with(magic)).map(|(_, found, hint)| (found, hint));
     known.or_else(|| foreign(start).map(|other| (other.what, other.hint)))

@@ -55,9 +55,12 @@ pub fn resolve_of(families: &[&'static Family], model: &str, revision: &str, nee
         return Ok(path);
     }
     if path.exists() {
-        return Err(Error::new("expected a model folder, found a file")
-            .at(path.display())
-            .hint("pass the folder that holds config.json, model.safetensors and tokenizer.json"));
+        return Err(Error::new("expected a model folder, found a file").at(path.display()).hint(
+            match folder::is_gguf(model) {
+                true => folder::IMPORT,
+                false => "pass the folder that holds config.json, model.safetensors and tokenizer.json",
+            },
+        ));
     }
     if model.starts_with(['.', '/', '~']) || model.split('/').count() > 2 || model.contains('\\') {
         return Err(Error::new(format!("no such folder: {model}")));
@@ -131,6 +134,10 @@ mod tests {
             resolve(dir.path().join("a file").to_str().unwrap(), "main", Needs::Weights),
             &["expected a model folder, found a file"],
         );
+        let dir = folder(&["x.Q4_K_M.gguf"]);
+        for path in [dir.path().to_owned(), dir.path().join("x.Q4_K_M.gguf")] {
+            fails(resolve(path.to_str().unwrap(), "main", Needs::Weights), &["colrow import FILE --out DIR"]);
+        }
     }
 
     #[test]

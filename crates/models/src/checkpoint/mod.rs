@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod elsewhere;
+pub mod gguf;
 pub mod header;
 pub mod hub;
 pub mod index;

@@ -1,9 +1,13 @@
 //! Writing safetensors files. Reading them is `weights`'s.
 
+use std::cmp::Reverse;
+use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 
 use colrow_tensor::{Coded, DType, Element, Error, Result, Tensor};
+use half::{bf16, f16};
+use safetensors::Dtype;
 use serde_json::{Map, json};
 
 use super::weights::{CHUNK, Weights};
@@ -46,6 +50,15 @@ pub enum Data<'a> {
         /// Its elements.
         len: usize,
     },
+    /// What is read or made piece by piece.
+    Pieces {
+        /// What gives the pieces.
+        from: &'a dyn Pieces,
+        /// Their elements, all together.
+        len: usize,
+        /// F32, F16 or BF16: as they are written.
+        dtype: Dtype,
+    },
     /// The numbers of a matrix in codes, from row `first` on.
     Coded {
         /// The matrix.
@@ -57,20 +70,33 @@ pub enum Data<'a> {
     },
 }
 
+/// The numbers of a tensor, handed on piece by piece, so that they need not be held.
+pub trait Pieces: fmt::Debug {
+    /// Hands all elements in row-major order to `each`, as few or many at a time as suits.
+    ///
+    /// # Errors
+    /// What `each` gives, and then nothing more is handed on; elements that cannot be read.
+    fn pieces(&self, each: &mut dyn FnMut(&[f32]) -> io::Result<()>) -> io::Result<()>;
+}
+
 impl Data<'_> {
     fn len(&self) -> usize {
         match self {
             Data::F32(x) => x.len(),
             Data::U8(x) => x.len(),
-            Data::On { len, .. } | Data::Stored { len, .. } | Data::Coded { len, .. } => *len,
+            Data::On { len, .. } | Data::Stored { len, .. } | Data::Coded { len, .. } | Data::Pieces { len, .. } => {
+                *len
+            }
         }
     }
 
-    fn is_wide(&self) -> bool {
+    fn dtype(&self) -> Dtype {
         match self {
-            Data::F32(_) | Data::Stored { .. } | Data::Coded { .. } => true,
-            Data::U8(_) => false,
-            Data::On { of, .. } => of.dtype() != DType::U8,
+            Data::F32(_) | Data::Stored { .. } | Data::Coded { .. } => Dtype::F32,
+            Data::U8(_) => Dtype::U8,
+            Data::On { of, .. } if of.dtype() == DType::U8 => Dtype::U8,
+            Data::On { .. } => Dtype::F32,
+            Data::Pieces { dtype, .. } => *dtype,
         }
     }
 }
@@ -98,10 +124,11 @@ fn layout<'a>(tensors: &[Saved<'a>], metadata: &[(&str, &str)]) -> Result<(Vec<u
     texts.extend(metadata.iter().map(|(key, text)| (key.to_string(), json!(text))));
     header.insert("__metadata__".to_string(), texts.into());
     // The widest elements first, so that each is aligned when the file is mapped.
-    let (wide, bytes): (Vec<_>, Vec<_>) = tensors.iter().partition(|t| t.data.is_wide());
+    let mut sorted: Vec<_> = tensors.iter().collect();
+    sorted.sort_by_key(|t| Reverse(t.data.dtype().bitsize()));
     let mut order = Vec::with_capacity(tensors.len());
     let mut offset = 0;
-    for Saved { name, shape, data } in wide.into_iter().chain(bytes) {
+    for Saved { name, shape, data } in sorted {
         let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
         if elements != Some(data.len()) {
             return Err(Error::new(format!(
@@ -110,9 +137,9 @@ fn layout<'a>(tensors: &[Saved<'a>], metadata: &[(&str, &str)]) -> Result<(Vec<u
                 shape_text(shape)
             )));
         }
-        let (dtype, size) = if data.is_wide() { ("F32", 4) } else { ("U8", 1) };
-        let end = offset + data.len() * size;
-        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
+        let dtype = data.dtype();
+        let end = offset + data.len() * (dtype.bitsize() / 8);
+        let entry = json!({"dtype": dtype.to_string(), "shape": shape, "data_offsets": [offset, end]});
         if header.insert(name.clone(), entry).is_some() {
             return Err(Error::new(format!("tensor {name:?} is to be written twice")));
         }
@@ -129,29 +156,36 @@ fn layout<'a>(tensors: &[Saved<'a>], metadata: &[(&str, &str)]) -> Result<(Vec<u
 fn write_to(out: &mut impl Write, header: &[u8], order: &[Data<'_>]) -> io::Result<()> {
     out.write_all(header)?;
     let mut bytes = Vec::with_capacity(CHUNK);
-    let mut write = |out: &mut dyn Write, x: &[f32]| {
+    let mut write_as = |out: &mut dyn Write, x: &[f32], dtype: Dtype| {
         bytes.clear();
-        bytes.extend(x.iter().flat_map(|x| x.to_le_bytes()));
+        match dtype {
+            Dtype::F16 => bytes.extend(x.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+            Dtype::BF16 => bytes.extend(x.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
+            _ => bytes.extend(x.iter().flat_map(|x| x.to_le_bytes())),
+        }
         out.write_all(&bytes)
     };
     for data in order {
         match *data {
             Data::U8(x) => out.write_all(x)?,
-            Data::F32(x) => x.chunks(CHUNK / 4).try_for_each(|x| write(out, x))?,
+            Data::F32(x) => x.chunks(CHUNK / 4).try_for_each(|x| write_as(out, x, Dtype::F32))?,
             Data::On { of, first, len } if of.dtype() == DType::U8 => {
                 on_device(of, first, len, CHUNK, |x: &[u8]| out.write_all(x))?;
             }
-            Data::On { of, first, len } => on_device(of, first, len, CHUNK / 4, |x: &[f32]| write(out, x))?,
+            Data::On { of, first, len } => {
+                on_device(of, first, len, CHUNK / 4, |x: &[f32]| write_as(out, x, Dtype::F32))?
+            }
             Data::Stored { weights, name, len } => {
                 let mut written = Ok(());
                 let each = |_, x: &[f32]| {
                     if written.is_ok() {
-                        written = write(out, x);
+                        written = write_as(out, x, Dtype::F32);
                     }
                 };
                 weights.read_parts(name, len, each).map_err(|e| io::Error::other(e.to_string()))?;
                 written?;
             }
+            Data::Pieces { from, dtype, .. } => from.pieces(&mut |x| write_as(out, x, dtype))?,
             Data::Coded { of, first, len } => {
                 let rows = len / of.cols;
                 let most = (CHUNK / 4 / of.cols).max(1);
@@ -159,7 +193,7 @@ fn write_to(out: &mut impl Write, header: &[u8], order: &[Data<'_>]) -> io::Resu
                 for start in (0..rows).step_by(most) {
                     let part = &mut part[..most.min(rows - start) * of.cols];
                     of.read_rows(first + start, part);
-                    write(out, part)?;
+                    write_as(out, part, Dtype::F32)?;
                 }
             }
         }
@@ -190,7 +224,6 @@ pub(super) mod tests {
     use std::time::SystemTime;
 
     use proptest::prelude::*;
-    use safetensors::Dtype;
 
     use super::super::header::parse_header;
     use super::super::names::WEIGHTS_FILE;

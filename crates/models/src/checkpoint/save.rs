@@ -110,7 +110,7 @@ fn check_inside(name: &str, source: &Path) -> Result<()> {
 }
 
 /// Copies a file of the folder `from` to the folder `to`, which will be `target`; its mode is that of any new file.
-fn copy(name: &str, from: &Path, to: &Path, target: &Path) -> Result<()> {
+pub(crate) fn copy(name: &str, from: &Path, to: &Path, target: &Path) -> Result<()> {
     check_inside(name, from)?;
     let source = from.join(name);
     let copied =

@@ -48,12 +48,22 @@ pub(super) fn check(families: &[&'static Family], dir: &Path, needs: Needs) -> R
     let entries = std::fs::read_dir(dir).map_err(|e| io_error("cannot read the model folder", &e, dir))?;
     let mut present: Vec<_> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     present.sort();
+    if present.iter().any(|name| is_gguf(name)) {
+        hint.get_or_insert_with(|| IMPORT.to_string());
+    }
     let present = if present.is_empty() { "nothing".to_string() } else { first_ten(&present) };
     let error = Error::new(format!("expected {}, found {present}", missing.join(" and "))).at(dir.display());
     Err(match hint {
         Some(hint) => error.hint(hint),
         None => error.hint("a model folder holds config.json, model.safetensors and tokenizer.json"),
     })
+}
+
+/// What to do with a GGUF file.
+pub(super) const IMPORT: &str = "make a model folder of the GGUF file: colrow import FILE --out DIR";
+
+pub(super) fn is_gguf(name: &str) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 #[cfg(test)]
