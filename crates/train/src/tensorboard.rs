@@ -12,7 +12,7 @@ use colrow_models::files;
 use serde_json::Value;
 
 /// How names of event files begin.
-pub const PREFIX: &str = "events.out.tfevents.";
+const PREFIX: &str = "events.out.tfevents.";
 
 /// Field numbers of an event, and of what it holds.
 mod field {
