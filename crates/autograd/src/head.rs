@@ -66,7 +66,17 @@ impl Chunks {
         self.list.iter().map(move |chunk| (chunk.share, self.compute(chunk, &x)))
     }
 
-    fn compute(&self, Chunk { rows, labels, .. }: &Chunk, x: impl Fn(&Tensor) -> Tensor) -> Computed {
+    fn compute(&self, chunk: &Chunk, x: impl Fn(&Tensor) -> Tensor) -> Computed {
+        self.compute_with(chunk, x, |_| ())
+    }
+
+    /// The same, and `see` sees the logits (c, v).
+    fn compute_with(
+        &self,
+        Chunk { rows, labels, .. }: &Chunk,
+        x: impl Fn(&Tensor) -> Tensor,
+        see: impl FnOnce(&Tensor),
+    ) -> Computed {
         let weight = self.weight.value.stored();
         let (device, dtype) = (self.weight.value.device(), weight.dtype());
         let kernels = device.kernels();
@@ -75,6 +85,7 @@ impl Chunks {
         kernels.scale(self.scale, None, &mut x);
         let mut logits = device.empty(Class::Workspace, dtype, &[rows.len(), weight.rows()]);
         kernels.linear(&x, &weight, None, &mut logits);
+        see(&logits);
         let mut dlogits = logits.empty_like();
         let mut loss = device.empty(Class::Workspace, dtype, &[1]);
         kernels.cross_entropy(&logits, labels.exact(), &mut loss, &mut dlogits);
@@ -98,10 +109,40 @@ fn by_weight(n: usize, weights: Option<&[f32]>) -> Vec<(f64, Vec<u32>)> {
     groups
 }
 
+/// What a head makes of rows that nothing is learned from.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HeadScores {
+    /// The mean cross-entropy, by the rows' weights.
+    pub loss: f64,
+    /// Rows that count.
+    pub labels: usize,
+    /// Those of them whose label has the largest logit, the first of equals.
+    pub right: usize,
+}
+
 impl Tape<'_> {
-    /// The mean cross-entropy of `labels` (n) given x (n, d), by `weights` (n, finite, at least 0) if there are any: one number, 0 where
-    /// nothing counts.
-    pub fn head_loss(&mut self, site: &str, x: &Var, head: Head, labels: &[u32], weights: Option<&[f32]>) -> Var {
+    /// Loss and number of right predictions of the rows that count: [`Tape::head_loss`] without a gradient.
+    pub fn head_scores(&self, x: &Var, head: Head, labels: &[u32], weights: Option<&[f32]>) -> HeadScores {
+        let device = self.device().clone();
+        let kernels = device.kernels();
+        let chunks = self.chunks(head, labels, weights);
+        let mut total = device.zeros(Class::Workspace, DType::F64, &[1]);
+        let mut scores = HeadScores::default();
+        for chunk in &chunks.list {
+            let mut largest = device.empty(Class::Workspace, DType::U32, &[chunk.rows.len()]);
+            let see = |logits: &Tensor| kernels.largest(logits, &mut largest);
+            let Computed { loss, .. } = chunks.compute_with(chunk, |index| gather(&x.value, index, None), see);
+            kernels.accumulate(chunk.share, &loss, 0, &mut total);
+            let truth = chunk.rows.iter().map(|&row| labels[row as usize]);
+            scores.right += largest.to_vec::<u32>().into_iter().zip(truth).filter(|(a, b)| a == b).count();
+            scores.labels += chunk.rows.len();
+        }
+        scores.loss = total.scalar();
+        scores
+    }
+
+    /// The chunks of the rows that count.
+    fn chunks(&self, head: Head, labels: &[u32], weights: Option<&[f32]>) -> Chunks {
         let device = self.device().clone();
         let weight = self.handle(head.weight);
         let each = (CHUNK / weight.value.rows()).max(1);
@@ -115,7 +156,14 @@ impl Tape<'_> {
                 Chunk { rows: rows.to_vec(), labels, share: weight * rows.len() as f64 / all }
             }));
         }
-        let chunks = Chunks { list: chunks, weight, scale: head.scale };
+        Chunks { list: chunks, weight, scale: head.scale }
+    }
+
+    /// The mean cross-entropy of `labels` (n) given x (n, d), by `weights` (n, finite, at least 0) if there are any: one number, 0 where
+    /// nothing counts.
+    pub fn head_loss(&mut self, site: &str, x: &Var, head: Head, labels: &[u32], weights: Option<&[f32]>) -> Var {
+        let device = self.device().clone();
+        let chunks = self.chunks(head, labels, weights);
         let kernels = device.kernels();
         let mut total = device.zeros(Class::Workspace, DType::F64, &[1]);
         let computed = chunks.computed(|index| gather(&x.value, index, None));
@@ -262,6 +310,29 @@ mod tests {
         let none = run(&params, &mode, weighted(Some(vec![0.0; n]))).unwrap();
         assert_eq!(none.output, [0.0]);
         assert!(none.gradients.iter().flatten().flatten().all(|&g| g == 0.0));
+    }
+
+    /// The loss without a gradient is the loss, and right is what the largest logit says.
+    #[test]
+    fn scores_are_those_of_the_loss() {
+        let device = Device::cpu();
+        let (n, v) = (5, 11);
+        let (params, [x, w]) = random_params(&device, DType::F64, [("x", &[n, 5]), ("w", &[v, 5])]);
+        let mode = training(Key::new(1), false, Policy::exact(), None);
+        let mut tape = Tape::new(&params, mode);
+        let x = leaf(&mut tape, x);
+        let head = Head { weight: w, scale: 0.4 };
+        let logits = tape.linear("head", &x, w, None).value.to_f64();
+        let best = |row: &[f64]| (0..v).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
+        let mut labels: Vec<u32> = logits.chunks_exact(v).map(best).collect();
+        labels[2] = (labels[2] + 1) % v as u32;
+        let weights = [1.0, 0.0, 2.0, 1.0, 0.5];
+        let scores = tape.head_scores(&x, head, &labels, Some(&weights));
+        assert_eq!((scores.labels, scores.right), (4, 3));
+        let loss = tape.head_loss("head", &x, head, &labels, Some(&weights));
+        assert!((scores.loss - loss.value.scalar()).abs() < 1e-14);
+        let none = tape.head_scores(&x, head, &labels, Some(&[0.0; 5]));
+        assert_eq!((none.loss, none.labels, none.right), (0.0, 0, 0));
     }
 
     /// Behind a norm and dropout the input is made again, to the same bits, and none of it is kept; in fewer bits it is nearly the same.

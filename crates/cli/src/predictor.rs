@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use colrow_models::family::HeadKind;
 use colrow_tensor::{Error, Named, Precision, Result};
+use colrow_train::chat::TrainOn;
 use colrow_train::data::{BatchBy, Columns, Examples, LabelMap, Labels, TokenisedSet, Tokeniser, is_unnamed};
 use colrow_train::job;
 use colrow_train::objective;
-use colrow_train::recipe::{Optim, Recipe};
+use colrow_train::prepare::{self, TokenReading};
+use colrow_train::recipe::{Data, Optim, Recipe};
 use colrow_train::score::Scorer;
 use colrow_train::step::Engine;
 use colrow_train::step::Hyperparameters;
@@ -21,7 +23,8 @@ use crate::saved::{ModelArgs, Used};
 /// How a model is used. What is left out is as its folder's colrow.json says.
 #[derive(clap::Args)]
 pub(crate) struct UseArgs {
-    /// Task: cola, sst2, mrpc, qqp, mnli, qnli, rte, stsb, classify or regress [default: the model's, else classify].
+    /// Task: cola, sst2, mrpc, qqp, mnli, qnli, rte, stsb, classify, regress, chat or text [default: the model's, else classify, or chat of a
+    /// model that goes on with texts].
     #[arg(long, value_parser = offering(tasks), hide_possible_values = true)]
     task: Option<String>,
     /// Column of the text [default: the training data's, else the task's usual].
@@ -63,6 +66,7 @@ pub(crate) struct Predictor {
     /// What the folder says of it.
     pub(crate) usage: Option<Usage>,
     tokeniser: Tokeniser,
+    tokenizer_dir: PathBuf,
     max_length: usize,
     max_target_length: usize,
     batch_tokens: Option<usize>,
@@ -96,7 +100,8 @@ impl Predictor {
         model.registry.freeze(|_| true)?;
         let config = &model.config;
         let told = |get: fn(&Usage) -> Option<usize>| usage.as_ref().and_then(get);
-        let task = task.or(usage.as_ref().map(|usage| usage.task)).unwrap_or(Task::Classify);
+        let usual = if config.family().head == HeadKind::Causal { Task::Chat } else { Task::Classify };
+        let task = task.or(usage.as_ref().map(|usage| usage.task)).unwrap_or(usual);
         let in_text = config.family().head == HeadKind::Language;
         let names = match task.labels() {
             // a classifier's outputs are what its configuration says; text says itself what it means
@@ -133,12 +138,32 @@ impl Predictor {
             read_from,
             usage,
             tokeniser,
+            tokenizer_dir: loaded.tokenizer_dir,
             max_length,
             max_target_length,
             batch_tokens,
         };
         predictor.set_labels()?;
         Ok(predictor)
+    }
+
+    /// What is known of data whose tokens the loss is over: what the training's was called, and what counted, unless `train_on` says it.
+    pub(crate) fn token_data(&self, train_on: Option<TrainOn>) -> Data {
+        let told = self.usage.as_ref().filter(|usage| usage.task == self.task);
+        Data {
+            text: self.columns.text.clone().or(self.columns.known.as_ref().map(|names| names.text.clone())),
+            keys: told.and_then(|usage| usage.conversations.clone()).unwrap_or_default(),
+            train_on: train_on.or(told.and_then(|usage| usage.train_on)),
+            ..Data::default()
+        }
+    }
+
+    /// What reads such data.
+    ///
+    /// # Errors
+    /// A setting that the task has no use for.
+    pub(crate) fn token_reading<'a>(&self, data: &'a Data) -> Result<TokenReading<'a>> {
+        prepare::reading_of_tokens(self.task, data, &self.tokeniser, &self.tokenizer_dir)
     }
 
     /// Takes the labels of `examples` for those of a model that answers in text and whose folder does not tell them.

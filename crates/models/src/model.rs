@@ -1,6 +1,6 @@
 //! A model of any family: its parameters, its sites, what it makes of tokens.
 
-use colrow_autograd::{Mode, RowsOf, Tape, Var};
+use colrow_autograd::{Head, HeadScores, Mode, RowsOf, Tape, Var};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Error, Result};
 
@@ -94,11 +94,27 @@ impl Model {
     /// # Errors
     /// A model that does not go on with texts.
     pub fn next_token_loss(&self, tape: &mut Tape, tokens: &Tokens) -> Result<Var> {
+        let (x, head) = self.continuation(tape, tokens)?;
+        let (labels, weights) = tokens.next();
+        Ok(tape.head_loss(HEAD, &x, head, &labels, Some(&weights)))
+    }
+
+    /// The same loss without its gradient, and of how many tokens that count each is the most likely.
+    ///
+    /// # Errors
+    /// A model that does not go on with texts.
+    pub fn next_token_scores(&self, tokens: &Tokens) -> Result<HeadScores> {
+        let mut tape = Tape::new(&self.registry.params, Mode::Inference);
+        let (x, head) = self.continuation(&mut tape, tokens)?;
+        let (labels, weights) = tokens.next();
+        Ok(tape.head_scores(&x, head, &labels, Some(&weights)))
+    }
+
+    fn continuation(&self, tape: &mut Tape, tokens: &Tokens) -> Result<(Var, Head)> {
         let refusal = "expected a model that goes on with texts (a decoder), found another";
         let language = self.as_language(refusal)?;
         let x = language.continuation(tape, tokens).ok_or_else(|| Error::usage(refusal))?;
-        let (labels, weights) = tokens.next();
-        Ok(tape.head_loss(HEAD, &x, language.head(), &labels, Some(&weights)))
+        Ok((x, language.head()))
     }
 
     /// Greedy answers, at most `longest` tokens each: token ids up to the one that ends a text, which is left out.

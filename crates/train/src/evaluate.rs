@@ -34,7 +34,10 @@ pub fn evaluate(
     by: BatchBy,
     mut done: impl FnMut(usize) -> Result<()>,
 ) -> Result<Evaluation> {
-    let Some(labels) = &set.labels else { return Err(Error::new("an evaluation needs labels")) };
+    // or tokens that count
+    if set.labels.is_none() && set.weight.is_none() {
+        return Err(Error::new("an evaluation needs labels"));
+    }
     let mut predictions = Predictions::default();
     let (mut loss, mut weight, mut examples) = (0.0, 0.0, 0);
     for batch in Sampler::new(set.lengths(), by, None)?.epoch(0) {
@@ -47,7 +50,11 @@ pub fn evaluate(
         examples += batch.len();
         done(examples)?;
     }
-    let mut evaluation = engine.objective.score(&predictions, labels)?;
-    evaluation.metrics.push((Metric::Loss, ratio(loss, weight)));
+    let mut evaluation = engine.objective.score(&predictions, set.labels.as_ref())?;
+    let loss = ratio(loss, weight);
+    if engine.objective.metrics().contains(&Metric::Perplexity) {
+        evaluation.metrics.push((Metric::Perplexity, loss.exp()));
+    }
+    evaluation.metrics.push((Metric::Loss, loss));
     Ok(Evaluation { examples, ..evaluation })
 }

@@ -35,6 +35,7 @@
 //! # Ok::<(), colrow_tensor::Error>(())
 //! ```
 
+pub mod chat;
 pub mod checkpoint;
 pub mod data;
 mod digests;
@@ -52,6 +53,7 @@ pub mod observer;
 pub mod odd;
 pub mod plan;
 pub mod prepare;
+pub mod preview;
 pub mod ratios;
 pub mod recipe;
 mod resume;

@@ -17,6 +17,10 @@ named! {
         Pearson = "pearson",
         /// Linear correlation of their ranks.
         Spearman = "spearman",
+        /// Share of the tokens that count which are the most likely after those before them.
+        TokenAccuracy = "token_accuracy",
+        /// e to the mean cross-entropy of a token.
+        Perplexity = "perplexity",
         /// Mean cross-entropy (natural logarithm), or mean squared error for regression.
         Loss = "loss",
     }
@@ -25,7 +29,7 @@ named! {
 impl Metric {
     /// Whether a higher value is better.
     pub fn higher_is_better(self) -> bool {
-        self != Metric::Loss
+        !matches!(self, Metric::Loss | Metric::Perplexity)
     }
 }
 
@@ -36,6 +40,23 @@ pub enum Predictions {
     Classes(Vec<u32>),
     /// Numbers.
     Values(Vec<f64>),
+    /// Of tokens, how many there are and how many are right.
+    Tokens(TokenCounts),
+}
+
+/// Tokens of examples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct TokenCounts {
+    /// Examples.
+    #[serde(skip)]
+    pub examples: usize,
+    /// All of them.
+    pub tokens: usize,
+    /// Those that count in the loss.
+    pub labels: usize,
+    /// Those among these that were predicted.
+    #[serde(skip)]
+    pub right: usize,
 }
 
 impl Default for Predictions {
@@ -50,6 +71,12 @@ impl Predictions {
         match (&mut *self, next) {
             (Self::Classes(all), Self::Classes(next)) => all.extend(next),
             (Self::Values(all), Self::Values(next)) => all.extend(next),
+            (Self::Tokens(all), Self::Tokens(next)) => {
+                all.examples += next.examples;
+                all.tokens += next.tokens;
+                all.labels += next.labels;
+                all.right += next.right;
+            }
             (_, next) => *self = next,
         }
     }
@@ -59,6 +86,7 @@ impl Predictions {
         match self {
             Predictions::Classes(classes) => classes.len(),
             Predictions::Values(values) => values.len(),
+            Predictions::Tokens(counts) => counts.examples,
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a model is trained for: how examples become tokens and targets, the loss, and what an evaluation measures.
 //!
-//! An objective reads a model's logits or its text loss and puts the tape's losses on them. Three are here; another crate may add its own:
+//! An objective reads a model's logits, its text loss or that of the next token, and puts the tape's losses on them. Four are here; another crate may add its own:
 //!
 //! ```
 //! use std::path::Path;
@@ -39,8 +39,11 @@
 //! ```
 
 mod answers;
+mod causal;
 mod classify;
+mod conversations;
 mod labelled_texts;
+mod plain_texts;
 mod regress;
 mod text_to_text;
 mod wording;
@@ -55,8 +58,11 @@ use colrow_models::model::Model;
 use colrow_tensor::{Error, Result};
 
 pub use answers::Answers;
+pub use causal::{Causal, Shown};
 pub use classify::Classify;
+pub use conversations::Conversations;
 pub use labelled_texts::LabelledTexts;
+pub use plain_texts::PlainTexts;
 pub use regress::Regress;
 pub use text_to_text::TextToText;
 pub use wording::Wording;
@@ -124,11 +130,11 @@ pub trait Objective: Debug + Send + Sync {
         &[]
     }
 
-    /// The metrics of the predictions of all examples.
+    /// The metrics of the predictions of all examples, whose labels are known if the objective has any.
     ///
     /// # Errors
     /// Predictions and labels that do not fit each other.
-    fn score(&self, _predictions: &Predictions, _labels: &Labels) -> Result<Evaluation> {
+    fn score(&self, _predictions: &Predictions, _labels: Option<&Labels>) -> Result<Evaluation> {
         Ok(Evaluation::default())
     }
 
@@ -212,7 +218,7 @@ fn logits(model: &Model, batch: &Batch) -> Result<Vec<f32>> {
 /// The objective of what `scorer` measures, for a model of this configuration; answers in text have at most `longest` tokens.
 ///
 /// # Errors
-/// A label that the tokenizer cannot read.
+/// A label that the tokenizer cannot read; a task that the model's head is not for.
 pub fn of_task(
     config: &Config,
     scorer: Scorer,
@@ -221,6 +227,10 @@ pub fn of_task(
     longest: usize,
 ) -> Result<Arc<dyn Objective>> {
     let task = scorer.task();
+    check_head(config, task)?;
+    if task.is_of_tokens() {
+        return Ok(Arc::new(Causal::of(config, tokeniser)));
+    }
     let Some(end) = config.architecture.end_tokens().first().copied() else { return Ok(of_classifier(scorer)) };
     let answers = Answers::new(Wording::new(task, map), tokeniser.clone(), end, longest)?;
     Ok(Arc::new(TextToText::new(scorer, answers)))
@@ -231,11 +241,36 @@ pub fn of_model(config: &Config, longest: usize) -> Arc<dyn Objective> {
     let task = if config.num_labels() == 1 { Task::Regress } else { Task::Classify };
     let names = if task.is_regression() { &[][..] } else { &config.labels };
     let scorer = Scorer::of(task, names);
-    if config.family().head == HeadKind::Classifier {
-        return of_classifier(scorer);
+    match config.family().head {
+        HeadKind::Classifier => return of_classifier(scorer),
+        HeadKind::Causal => return Arc::new(Causal::new(None)),
+        HeadKind::Language => {}
     }
     let wording = Wording::new(task, &LabelMap::of_model(task, names.to_vec()));
     Arc::new(TextToText::new(scorer, Answers::without_tokeniser(wording, longest)))
+}
+
+/// Whether a model of this configuration can do the task.
+///
+/// # Errors
+/// One whose head is for other tasks.
+pub fn check_head(config: &Config, task: Task) -> Result<()> {
+    let goes_on = config.family().head == HeadKind::Causal;
+    if goes_on == task.is_of_tokens() {
+        return Ok(());
+    }
+    let name = config.family().name;
+    Err(match goes_on {
+        false => Error::usage(format!("task {task} is for models that go on with a text, and {name} is none"))
+            .hint("choose a decoder, or another task"),
+        true => Error::usage(format!("task {task} is for models with labels, and {name} goes on with texts"))
+            .hint("choose the task chat or text; what is to be said of a text can be a conversation's answer"),
+    })
+}
+
+/// The labels of what is scored.
+fn known(labels: Option<&Labels>) -> Result<&Labels> {
+    labels.ok_or_else(|| Error::new("an evaluation needs labels"))
 }
 
 fn of_classifier(scorer: Scorer) -> Arc<dyn Objective> {

@@ -8,11 +8,13 @@ use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_tensor::{Error, Result};
 
-use crate::data::{self, Columns, Examples, LabelMap, Sampler, Split, Tokeniser};
+use crate::chat::{ChatTemplate, Moment, TrainOn};
+use crate::data::record::Reading;
+use crate::data::{self, Columns, Examples, LabelMap, Labels, Sampler, Split, Tokeniser};
 use crate::job::{DevSet, Job, batch_by};
 use crate::keeping::{auto_sites, check_auto, policy};
 use crate::machine::{self, Resident};
-use crate::objective::{self, LabelledTexts};
+use crate::objective::{self, Causal, Conversations, LabelledTexts, Objective, PlainTexts};
 use crate::odd;
 use crate::recipe::{self, Recipe};
 use crate::score::Scorer;
@@ -43,46 +45,91 @@ pub fn model_config(recipe: &Recipe, needs: Needs) -> Result<(PathBuf, Config)> 
     Ok((dir, config))
 }
 
+/// Training and development data of a recipe, the latter with prefixes of its metrics.
+struct Read {
+    train: Examples,
+    dev: Vec<(&'static str, Examples)>,
+}
+
+/// The recipe's development data, or a share of the training data, whose `labels` say what is alike.
 fn read_dev(
     recipe: &Recipe,
-    reading: &LabelledTexts,
-    map: &LabelMap,
+    reading: &dyn Reading,
     train: Examples,
-) -> Result<(Examples, Vec<(&'static str, Examples)>)> {
-    let task = reading.task;
+    labels: impl FnOnce(&Examples) -> Result<Labels>,
+) -> Result<Read> {
+    let task = reading.task();
     let path = recipe.data.train.as_deref().unwrap_or_default();
     let folder = Path::new(recipe.data.dev.as_deref().unwrap_or(path));
     let has_dev =
         recipe.data.dev.is_some() || folder.is_dir() && data::glue::split_file(folder, task, Split::Dev).is_some();
     if !has_dev {
-        let labels = map.resolve(&train)?;
+        let labels = labels(&train)?;
         let (train, dev) = train.hold_out(recipe.data.dev_share, recipe.seed, &labels)?;
-        return Ok((train, vec![("", dev)]));
+        return Ok(Read { train, dev: vec![("", dev)] });
     }
-    let mut sets = vec![("", data::read(folder, reading, Split::Dev)?)];
+    let mut dev = vec![("", data::read(folder, reading, Split::Dev)?)];
     if folder.is_dir() && data::glue::split_file(folder, task, Split::DevMismatched).is_some() {
-        sets.push(("mismatched_", data::read(folder, reading, Split::DevMismatched)?));
+        dev.push(("mismatched_", data::read(folder, reading, Split::DevMismatched)?));
     }
-    Ok((train, sets))
+    Ok(Read { train, dev })
 }
 
-/// Reads all of a recipe but the weights, which need not be there unless the job `needs` them.
+/// A recipe with its data read and its model looked at, before anything is made tokens.
+#[derive(Debug)]
+pub struct Sources {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Its task.
+    pub task: Task,
+    /// The model's folder.
+    pub model_dir: PathBuf,
+    /// The model's configuration, with this data's labels.
+    pub config: Config,
+    /// Training data.
+    pub train: Examples,
+    /// Development data; the first decides which model is best.
+    pub dev: Vec<(&'static str, Examples)>,
+    /// The labels, where the task has any.
+    pub map: Option<LabelMap>,
+    /// What the model is trained for.
+    pub objective: Arc<dyn Objective>,
+    /// What is written beside the model.
+    pub usage: Usage,
+    /// The model's tokenizer.
+    pub tokeniser: Tokeniser,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Reads a recipe's data.
 ///
 /// # Errors
 /// Anything that is wrong with recipe, model folder or data.
-pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
+pub fn sources(recipe: Recipe, needs: Needs) -> Result<Sources> {
     let task: Task = recipe.task.parse()?;
     let Some(path) = recipe.data.train.clone() else {
-        return Err(Error::usage("data.train: expected a file or a folder in GLUE's layout, found nothing"));
+        let folder = if task.is_of_tokens() { "a folder with a file train" } else { "a folder in GLUE's layout" };
+        return Err(Error::usage(format!("data.train: expected a file or {folder}, found nothing")));
     };
-    let (model_dir, mut config) = model_config(&recipe, needs)?;
+    let (model_dir, config) = model_config(&recipe, needs)?;
+    objective::check_head(&config, task)?;
+    let path = Path::new(&path);
+    match task.is_of_tokens() {
+        true => of_tokens(recipe, task, model_dir, config, path),
+        false => labelled(recipe, task, model_dir, config, path),
+    }
+}
+
+/// Texts with labels.
+fn labelled(recipe: Recipe, task: Task, model_dir: PathBuf, mut config: Config, path: &Path) -> Result<Sources> {
     let mut warnings = Vec::new();
     let columns = columns(&recipe.data);
     let reading = LabelledTexts { task, columns: &columns, labels_required: true };
     // of a file that is not used whole
     let train = match recipe.data.limit {
-        Some(_) => data::read_labels(Path::new(&path), &reading)?,
-        None => data::read(Path::new(&path), &reading, Split::Train)?,
+        Some(_) => data::read_labels(path, &reading)?,
+        None => data::read(path, &reading, Split::Train)?,
     };
     // of all rows, so that no class is unknown in what is held out
     let mut map = LabelMap::of(task, &train)?;
@@ -90,7 +137,7 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
         map = map.in_order_of(task, &config.labels, &train);
     }
     warnings.extend(map.warnings(&train));
-    let (mut train, dev) = read_dev(&recipe, &reading, &map, train)?;
+    let Read { mut train, dev } = read_dev(&recipe, &reading, train, |train| map.resolve(train))?;
     map.write_to(&mut config);
     let scorer = Scorer::new(task, map.names(), recipe.data.positive.as_deref(), "data.positive")?;
     let usage = Usage::new(&recipe, &config, &scorer, train.columns.clone());
@@ -111,10 +158,98 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
         return Err(fault);
     }
     warnings.extend(objective.warning());
+    let map = Some(map);
+    Ok(Sources { recipe, task, model_dir, config, train, dev, map, objective, usage, tokeniser, warnings })
+}
+
+/// What reads texts of whose tokens the loss is.
+///
+/// # Errors
+/// A setting that the task has no use for; a template that cannot be read.
+pub fn reading_of_tokens<'a>(
+    task: Task,
+    data: &'a recipe::Data,
+    tokeniser: &Tokeniser,
+    folder: &Path,
+) -> Result<TokenReading<'a>> {
+    if task == Task::Text {
+        if let Some(other) = data.train_on.filter(|&train_on| train_on != TrainOn::All) {
+            return Err(Error::usage(format!("data.train_on: task text counts everything, found \"{other}\""))
+                .hint("leave it out, or read conversations by task = \"chat\""));
+        }
+        return Ok(TokenReading::Texts(PlainTexts { text: data.text.as_deref() }));
+    }
+    let variables = tokeniser.named().iter().map(|(&name, text)| (name.to_owned(), text.clone().into())).collect();
+    let now = data.date.as_deref().and_then(Moment::of_day).unwrap_or_else(Moment::now);
+    let template = ChatTemplate::open(folder, variables, now);
+    let special = tokeniser.special();
+    Ok(TokenReading::Conversations(Conversations { keys: &data.keys, template, train_on: data.train_on, special }))
+}
+
+/// See [`reading_of_tokens`].
+#[derive(Debug)]
+pub enum TokenReading<'a> {
+    /// Conversations and completions.
+    Conversations(Conversations<'a>),
+    /// Plain texts.
+    Texts(PlainTexts<'a>),
+}
+
+impl TokenReading<'_> {
+    /// It as what readers of files ask.
+    pub fn reading(&self) -> &dyn Reading {
+        match self {
+            Self::Conversations(reading) => reading,
+            Self::Texts(reading) => reading,
+        }
+    }
+
+    /// Whether what was read depends on the day it was read.
+    pub fn is_dated(&self) -> bool {
+        matches!(self, Self::Conversations(Conversations { template: Ok(template), .. }) if template.is_dated())
+    }
+}
+
+/// Texts that a model goes on with.
+fn of_tokens(recipe: Recipe, task: Task, model_dir: PathBuf, config: Config, path: &Path) -> Result<Sources> {
+    let tokeniser = Tokeniser::load(&model_dir, &config)?;
+    let mut warnings = tokeniser.notes().to_vec();
+    let of_tokens = reading_of_tokens(task, &recipe.data, &tokeniser, &model_dir)?;
+    let reading = of_tokens.reading();
+    let train = data::read(path, reading, Split::Train)?;
+    // no example is like another
+    let Read { mut train, dev } =
+        read_dev(&recipe, reading, train, |train| Ok(Labels::Value(vec![0.0; train.rows.len()])))?;
+    if let Some(limit) = recipe.data.limit {
+        train = train.subset(limit, recipe.seed)?;
+    }
+    warnings.extend(train.warnings());
+    if recipe.data.dev.is_some() {
+        warnings.extend(dev.iter().flat_map(|(_, examples)| examples.warnings()));
+    }
+    if of_tokens.is_dated() && recipe.data.date.is_none() {
+        warnings.push(format!(
+            "the chat template writes today's date, and on another day the data is other data: data.date = \"{}\" fixes it",
+            Moment::now().day()
+        ));
+    }
+    let usage = Usage::of_tokens(&recipe, task);
+    let objective = Arc::new(Causal::of(&config, &tokeniser));
+    Ok(Sources { recipe, task, model_dir, config, train, dev, map: None, objective, usage, tokeniser, warnings })
+}
+
+/// Reads all of a recipe but the weights, which need not be there unless the job `needs` them.
+///
+/// # Errors
+/// Anything that is wrong with recipe, model folder or data.
+pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
+    let sources = sources(recipe, needs)?;
+    let Sources { recipe, task, model_dir, config, train, dev, map, objective, usage, tokeniser, mut warnings } =
+        sources;
     // takes the texts, so that they are gone when the next are tokenised
     let mut tokens = |examples: Examples, name: &str, tokeniser: &Tokeniser| -> Result<_> {
-        let labels = map.resolve(&examples)?;
-        let set = objective.tokenise(tokeniser, &examples, Some(labels), recipe.data.max_length)?;
+        let labels = map.as_ref().map(|map| map.resolve(&examples)).transpose()?;
+        let set = objective.tokenise(tokeniser, &examples, labels, recipe.data.max_length)?;
         warnings.extend(set.warnings.iter().map(|w| format!("{name}: {w}")));
         Ok(set)
     };

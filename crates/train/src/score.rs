@@ -1,7 +1,7 @@
 //! Scoring predictions against the labels: what is held grows with the examples and with the classes, not with their product.
 
 use crate::data::{LabelMap, Labels};
-use crate::metrics::{Metric, Predictions, accuracy, f1, matthews, pearson, ratio, spearman};
+use crate::metrics::{Metric, Predictions, TokenCounts, accuracy, f1, matthews, pearson, ratio, spearman};
 use crate::tasks::Task;
 use crate::unknown::unknown;
 use colrow_tensor::{Error, Named, Result};
@@ -20,8 +20,10 @@ pub struct Evaluation {
     pub examples: usize,
     /// The class that F1 is of, if F1 is among the metrics.
     pub positive: Option<String>,
-    /// How each class fares; `None` for regression.
+    /// How each class fares; `None` where there are no classes.
     pub classes: Option<ByClass>,
+    /// How many tokens there were, where they are what is predicted.
+    pub tokens: Option<TokenCounts>,
 }
 
 impl Evaluation {
@@ -31,9 +33,11 @@ impl Evaluation {
         listed.or_else(|| self.classes.as_ref().filter(|_| metric == Metric::MacroF1).map(|c| c.macro_f1))
     }
 
-    /// Metrics by name, each with `prefix` before it.
+    /// Metrics by name, and numbers of tokens, each with `prefix` before it.
     pub fn to_json(&self, prefix: &str) -> Map<String, Value> {
-        self.metrics.iter().map(|(m, x)| (format!("{prefix}{}", m.name()), json!(x))).collect()
+        let metrics = self.metrics.iter().map(|(m, x)| (format!("{prefix}{}", m.name()), json!(x)));
+        let counts = self.tokens.iter().flat_map(|counts| [("labels", counts.labels), ("tokens", counts.tokens)]);
+        metrics.chain(counts.map(|(name, n)| (format!("{prefix}{name}"), json!(n)))).collect()
     }
 
     /// Class by class: `positive`, the class that F1 is of; `macro_f1`; `classes` (name, precision, recall, f1, support); `confusion`, see
@@ -139,7 +143,7 @@ impl Scorer {
                     Metric::MacroF1 => Some(self.by_class(predicted, truth).macro_f1),
                     // an answer that is no label is a class of its own
                     Metric::Matthews => Some(matthews(predicted, truth, self.names.len() + 1)),
-                    Metric::Loss | Metric::Pearson | Metric::Spearman => None,
+                    _ => None,
                 };
                 Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
             }
@@ -148,7 +152,7 @@ impl Scorer {
                 let value = |metric| match metric {
                     Metric::Pearson => Some(pearson(x, &y)),
                     Metric::Spearman => Some(spearman(x, &y)),
-                    Metric::Loss | Metric::Accuracy | Metric::F1 | Metric::MacroF1 | Metric::Matthews => None,
+                    _ => None,
                 };
                 Ok(metrics.filter_map(|&metric| Some((metric, value(metric)?))).collect())
             }
@@ -174,6 +178,7 @@ impl Scorer {
             examples: predictions.len(),
             positive: self.positive().map(str::to_owned),
             classes: self.classes(predictions, labels),
+            tokens: None,
         })
     }
 

@@ -1,4 +1,4 @@
-//! The tasks that recipes name: the eight of GLUE, and any classification or regression. All that is known of one beside its data is a row of
+//! The tasks that recipes name: the eight of GLUE, any classification or regression, and texts that a model goes on with. All that is known of one beside its data is a row of
 //! one table.
 
 use std::fmt;
@@ -20,11 +20,13 @@ pub(crate) enum Answer {
     Class,
     /// A number.
     Number,
+    /// Its own tokens, each after those before it.
+    Tokens,
 }
 
 /// One of an example's texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Text {
+pub(crate) enum Which {
     First,
     Second,
 }
@@ -54,7 +56,7 @@ pub(crate) struct Spec {
     /// What the classes are called in words, as `datasets` names them, where that is not the label.
     pub(crate) words: Option<&'static [&'static str]>,
     /// What stands before each text where a model reads text, in this order; a lone text of a task that is not GLUE's stands for itself.
-    pub(crate) reads: &'static [(&'static str, Text)],
+    pub(crate) reads: &'static [(&'static str, Which)],
     /// Whether a number is put into words rounded to the nearest 0.2.
     pub(crate) fifths: bool,
     /// The metrics that are reported with so many labels: GLUE's own for its tasks.
@@ -83,7 +85,7 @@ const ANY: Spec = Spec {
     dev: &["dev.tsv"],
     labels: None,
     words: None,
-    reads: &[("sentence1", Text::First), ("sentence2", Text::Second)],
+    reads: &[("sentence1", Which::First), ("sentence2", Which::Second)],
     fifths: false,
     metrics: |_| &[Metric::Accuracy],
     main_metric: Metric::Accuracy,
@@ -94,7 +96,7 @@ const GLUE: Spec = Spec { glue: true, labels: Some(&["0", "1"]), ..ANY };
 
 /// One text.
 const SINGLE: Spec =
-    Spec { columns: &[("sentence", None), ("text", None)], reads: &[("sentence", Text::First)], ..GLUE };
+    Spec { columns: &[("sentence", None), ("text", None)], reads: &[("sentence", Which::First)], ..GLUE };
 
 /// A task about numbers.
 const NUMBER: Spec = Spec {
@@ -104,10 +106,44 @@ const NUMBER: Spec = Spec {
     ..ANY
 };
 
+/// Texts, each of whose tokens is predicted.
+const TOKENS: Spec = Spec {
+    answer: Answer::Tokens,
+    columns: &[("text", None)],
+    label_columns: &[],
+    train: &["train.jsonl", "train.ndjson", "train.json", "train.parquet", "train.csv", "train.tsv", "train.txt"],
+    dev: &[
+        "valid.jsonl",
+        "validation.jsonl",
+        "dev.jsonl",
+        "valid.ndjson",
+        "validation.ndjson",
+        "dev.ndjson",
+        "valid.json",
+        "validation.json",
+        "dev.json",
+        "valid.parquet",
+        "validation.parquet",
+        "dev.parquet",
+        "valid.csv",
+        "validation.csv",
+        "dev.csv",
+        "valid.tsv",
+        "validation.tsv",
+        "dev.tsv",
+        "valid.txt",
+        "validation.txt",
+        "dev.txt",
+    ],
+    metrics: |_| &[Metric::TokenAccuracy, Metric::Perplexity],
+    main_metric: Metric::Loss,
+    ..ANY
+};
+
 /// Declares the tasks, each with its row.
 macro_rules! tasks {
     ($($(#[$doc:meta])* $task:ident => $spec:expr,)+) => {
-        /// What is predicted from a text or a pair of texts.
+        /// What is predicted from a text or a pair of texts, or of a text.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Task { $($(#[$doc])* $task,)+ }
 
@@ -150,7 +186,7 @@ tasks! {
         label_columns: &["is_duplicate", "label"],
         ragged: true,
         words: Some(&["not_duplicate", "duplicate"]),
-        reads: &[("question1", Text::First), ("question2", Text::Second)],
+        reads: &[("question1", Which::First), ("question2", Which::Second)],
         metrics: |_| &[Metric::Accuracy, Metric::F1],
         main_metric: Metric::F1,
         ..GLUE
@@ -162,7 +198,7 @@ tasks! {
         label_columns: &["gold_label", "label"],
         dev: &["dev_matched.tsv", "dev.tsv"],
         labels: Some(&["entailment", "neutral", "contradiction"]),
-        reads: &[("hypothesis", Text::Second), ("premise", Text::First)],
+        reads: &[("hypothesis", Which::Second), ("premise", Which::First)],
         ..GLUE
     },
     /// Does a sentence answer a question?
@@ -170,7 +206,7 @@ tasks! {
         name: "qnli",
         columns: &[("question", Some("sentence")), SENTENCES, PAIR],
         labels: ENTAILMENT,
-        reads: &[("question", Text::First), ("sentence", Text::Second)],
+        reads: &[("question", Which::First), ("sentence", Which::Second)],
         ..GLUE
     },
     /// Does the first sentence entail the second?
@@ -200,6 +236,10 @@ tasks! {
     },
     /// Any regression to one number.
     Regress => Spec { name: "regress", label_columns: &["label", "score"], ..NUMBER },
+    /// What the assistant says in conversations, or what follows a prompt.
+    Chat => Spec { name: "chat", ..TOKENS },
+    /// Every token of a text.
+    Text => Spec { name: "text", ..TOKENS },
 }
 
 impl Task {
@@ -226,6 +266,11 @@ impl Task {
     /// Whether the label is a number and the loss the squared error.
     pub fn is_regression(self) -> bool {
         self.spec().answer == Answer::Number
+    }
+
+    /// Whether the loss is over the tokens of the texts themselves.
+    pub fn is_of_tokens(self) -> bool {
+        self.spec().answer == Answer::Tokens
     }
 
     /// Whether the task cannot do without a second text.
@@ -311,7 +356,7 @@ mod tests {
         assert_eq!(Task::Mnli.labels().unwrap(), ["entailment", "neutral", "contradiction"]);
         for task in Task::ALL {
             assert_eq!(task.is_regression(), task.metrics(1).contains(&Metric::Pearson));
-            assert!(task.metrics(2).contains(&task.main_metric()));
+            assert!(task.is_of_tokens() || task.metrics(2).contains(&task.main_metric()));
         }
     }
 }

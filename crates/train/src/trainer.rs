@@ -159,7 +159,8 @@ fn best_metric(job: &Job) -> Result<Metric> {
     let main = job.task.main_metric();
     let Some(name) = &job.recipe.train.best_metric else { return Ok(main) };
     let mut known = job.objective.metrics().to_vec();
-    if !job.task.is_regression() && !known.contains(&Metric::MacroF1) {
+    let has_classes = !job.task.is_regression() && !job.task.is_of_tokens();
+    if has_classes && !known.contains(&Metric::MacroF1) {
         known.push(Metric::MacroF1);
     }
     known.push(Metric::Loss);

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::chat::{Keys, TrainOn};
 use crate::data::{LabelMap, Names};
 use crate::recipe::{BatchSize, Recipe};
 use crate::score::Scorer;
@@ -19,12 +20,14 @@ use crate::tasks::Task;
 /// The layout that this program writes and reads.
 const VERSION: u64 = 1;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 12] = [
     "version",
     "task",
     "labels",
     "positive",
     "columns",
+    "conversations",
+    "train_on",
     "max_length",
     "max_target_length",
     "batch",
@@ -46,6 +49,12 @@ pub struct Usage {
     /// The columns of the training data, if it had columns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub columns: Option<Names>,
+    /// How the training data named what is in a conversation, for the task `chat`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conversations: Option<Keys>,
+    /// What counted in the loss, where the recipe said it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_on: Option<TrainOn>,
     /// Longer examples are cut to this many tokens.
     pub max_length: usize,
     /// Most tokens of an answer, for a model that answers in text.
@@ -68,8 +77,28 @@ impl Usage {
             labels: scorer.names().to_vec(),
             positive: scorer.positive().map(str::to_owned),
             columns,
+            conversations: None,
+            train_on: None,
             max_length: data.max_length,
             max_target_length: (config.family().head == HeadKind::Language).then_some(data.max_target_length),
+            batch: recipe.train.batch,
+            precision: recipe.train.precision,
+        }
+    }
+
+    /// What `recipe` says of a task whose loss is over tokens.
+    pub fn of_tokens(recipe: &Recipe, task: Task) -> Self {
+        let data = &recipe.data;
+        Self {
+            version: VERSION,
+            task,
+            labels: Vec::new(),
+            positive: None,
+            columns: data.text.clone().map(|text| Names { text, pair: None, label: None }),
+            conversations: (data.keys != Keys::default()).then(|| data.keys.clone()),
+            train_on: data.train_on,
+            max_length: data.max_length,
+            max_target_length: None,
             batch: recipe.train.batch,
             precision: recipe.train.precision,
         }
@@ -107,8 +136,9 @@ impl Usage {
         };
         let task: Task = required::<String>(&json, "task")?.parse().map_err(|e: Error| named("task", &e))?;
         let labels: Vec<String> = required(&json, "labels")?;
-        if labels.is_empty() != task.is_regression() || labels.len() == 1 {
-            let expected = if task.is_regression() { "none" } else { "at least two names" };
+        let has_none = task.is_regression() || task.is_of_tokens();
+        if labels.is_empty() != has_none || labels.len() == 1 {
+            let expected = if has_none { "none" } else { "at least two names" };
             return Err(Error::new(format!("labels: expected {expected} for task {task}, found {}", labels.len())));
         }
         let mut sorted: Vec<&String> = labels.iter().collect();
@@ -125,6 +155,13 @@ impl Usage {
             (None, Some(n)) => BatchSize::Tokens(n),
             _ => return Err(Error::new("batch: expected either batch or batch_tokens")),
         };
+        let train_on = optional::<String>(&json, "train_on")?.map(|name| {
+            TrainOn::find(&name).ok_or_else(|| {
+                let names: Vec<_> = TrainOn::ALL.iter().map(|t| t.name()).collect();
+                Error::new(format!("train_on: expected one of {}, found {name:?}", names.join(", ")))
+            })
+        });
+        let train_on = train_on.transpose()?;
         let precision: String = required(&json, "precision")?;
         let precision = Precision::find(&precision).ok_or_else(|| {
             let names: Vec<_> = Precision::ALL.iter().map(|p| p.name()).collect();
@@ -136,6 +173,8 @@ impl Usage {
             labels,
             positive,
             columns: optional(&json, "columns")?,
+            conversations: optional(&json, "conversations")?,
+            train_on,
             max_length: at_least("max_length", 1)?.ok_or_else(|| missing("max_length"))?,
             max_target_length: at_least("max_target_length", 2)?,
             batch,
@@ -145,6 +184,9 @@ impl Usage {
 
     /// Gives the configuration of an adapter's base model the adapter's labels.
     pub fn relabel(&self, config: &mut Config) {
+        if self.task.is_of_tokens() {
+            return;
+        }
         let map = if self.task.is_regression() { LabelMap::Value } else { LabelMap::from_names(self.labels.clone()) };
         map.write_to(config);
     }
@@ -154,6 +196,9 @@ impl Usage {
     /// # Errors
     /// The key that is not.
     pub fn check(&self, config: &Config, dir: &Path) -> Result<()> {
+        if self.task.is_of_tokens() {
+            return self.check_length(config, dir);
+        }
         let outputs = if self.task.is_regression() { 1 } else { self.labels.len() };
         let problem = if outputs != config.num_labels() {
             format!("labels: expected {}, as many as the model has outputs, found {outputs}", config.num_labels())
@@ -161,15 +206,23 @@ impl Usage {
             let first = self.labels.iter().zip(&config.labels).find(|(a, b)| a != b);
             let (here, there) = first.unwrap_or((&self.labels[0], &config.labels[0]));
             format!("labels: expected the names of config.json, there {there:?}, found {here:?}")
-        } else if let Some(longest) = config.architecture.longest().filter(|&longest| self.max_length > longest) {
-            format!(
-                "max_length: expected at most {longest} (max_position_embeddings of the model), found {}",
-                self.max_length
-            )
         } else {
-            return Ok(());
+            return self.check_length(config, dir);
         };
         Err(in_file(Error::new(problem), dir))
+    }
+
+    fn check_length(&self, config: &Config, dir: &Path) -> Result<()> {
+        match config.architecture.longest().filter(|&longest| self.max_length > longest) {
+            None => Ok(()),
+            Some(longest) => {
+                let found = self.max_length;
+                let what = format!(
+                    "max_length: expected at most {longest} (max_position_embeddings of the model), found {found}"
+                );
+                Err(in_file(Error::new(what), dir))
+            }
+        }
     }
 }
 
@@ -207,6 +260,8 @@ mod tests {
             labels: vec!["bad".into(), "good".into()],
             positive: Some("bad".into()),
             columns: Some(Names { text: "review".into(), pair: None, label: Some("mood".into()) }),
+            conversations: None,
+            train_on: None,
             max_length: 64,
             max_target_length: Some(8),
             batch: BatchSize::Sequences(8),
@@ -219,7 +274,16 @@ mod tests {
         let regression = Usage { task: Task::Stsb, labels: vec![], positive: None, ..usage() };
         let least =
             Usage { columns: None, max_target_length: None, batch: BatchSize::Tokens(512), ..regression.clone() };
-        for usage in [usage(), regression, least] {
+        let keys =
+            Keys { role: Some("who".into()), roles: [("bot".into(), "assistant".into())].into(), ..Keys::default() };
+        let chat = Usage {
+            task: Task::Chat,
+            conversations: Some(keys),
+            train_on: Some(TrainOn::Last),
+            max_target_length: None,
+            ..regression.clone()
+        };
+        for usage in [usage(), regression, least, chat] {
             assert_eq!(Usage::parse(usage.to_json().as_bytes()).unwrap(), usage);
         }
         let json: Value = serde_json::from_str(&usage().to_json()).unwrap();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use colrow_models::family::HeadKind;
 use colrow_tensor::printable::one_line;
 use colrow_tensor::{Error, Named, Result};
+use colrow_train::chat::TrainOn;
 use colrow_train::data::{self, Split};
 use colrow_train::evaluate::evaluate;
 use colrow_train::metrics::Metric;
@@ -30,6 +31,10 @@ pub(crate) struct Args {
     /// The label that F1 is of [default: the training's, else the second of two].
     #[arg(long, value_name = "LABEL")]
     positive: Option<String>,
+    /// What counts in the loss, of a model that goes on with texts: assistant, completion, last or all [default: as in training, else what is
+    /// usual for the form of the data].
+    #[arg(long, value_name = "WHAT")]
+    train_on: Option<String>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -37,6 +42,12 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut predictor = Predictor::new(&args.model, &args.usage)?;
+    if predictor.task.is_of_tokens() {
+        return of_tokens(args, &predictor);
+    }
+    if args.train_on.is_some() {
+        return Err(Error::usage(format!("--train-on: task {} has labels, and no tokens that count", predictor.task)));
+    }
     let (config, task) = (&predictor.engine.model.config, predictor.task);
     if config.family().head == HeadKind::Classifier && task.is_regression() != (config.num_labels() == 1) {
         return Err(Error::usage(format!(
@@ -69,8 +80,30 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     print(&text(&evaluation))
 }
 
+/// Loss and metrics of a model that goes on with texts.
+fn of_tokens(args: &Args, predictor: &Predictor) -> Result<()> {
+    let train_on = args.train_on.as_ref().map(|name| {
+        let names = || TrainOn::ALL.iter().map(|t| t.name()).collect::<Vec<_>>().join(", ");
+        TrainOn::find(name)
+            .ok_or_else(|| Error::usage(format!("--train-on: expected one of {}, found {name:?}", names())))
+    });
+    let data = predictor.token_data(train_on.transpose()?);
+    let reading = predictor.token_reading(&data)?;
+    let examples = data::read(&args.data, reading.reading(), Split::Dev).map_err(in_arguments)?;
+    examples.warnings().iter().for_each(|w| output::warn(w));
+    let set = predictor.tokens(&examples, None)?;
+    let evaluation = evaluate(&predictor.engine, &set, predictor.batches(&set), |_| Ok(()))?;
+    if !args.json {
+        return print(&text(&evaluation));
+    }
+    let mut result = evaluation.to_json("");
+    result.insert("examples".into(), json!(evaluation.examples));
+    print_json(&result)
+}
+
 fn text(evaluation: &Evaluation) -> String {
-    let line = |name: &str, value: f64, note: &str| format!("{name:<10} {value:.4}{note}");
+    let width = evaluation.metrics.iter().map(|(metric, _)| metric.name().len()).max().unwrap_or(0).max(10);
+    let line = |name: &str, value: f64, note: &str| format!("{name:<width$} {value:.4}{note}");
     let of = evaluation.positive.as_ref().map(|name| format!("  of {name:?}")).unwrap_or_default();
     let mut lines: Vec<String> = evaluation
         .metrics
@@ -89,7 +122,10 @@ fn text(evaluation: &Evaluation) -> String {
             None => lines.push(format!("{} classes: --json tells how each fares", classes.classes.len())),
         }
     } else {
-        lines.push(format!("{:<10} {}", "examples", evaluation.examples));
+        lines.push(format!("{:<width$} {}", "examples", evaluation.examples));
+        for (name, n) in evaluation.tokens.iter().flat_map(|c| [("labels", c.labels), ("tokens", c.tokens)]) {
+            lines.push(format!("{name:<width$} {n}"));
+        }
     }
     lines.join("\n").trim_end().to_owned()
 }

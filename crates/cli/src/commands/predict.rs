@@ -52,6 +52,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let beginnings: [&[u8]; 3] = [b"{\"index\":", b"index,row,", b"index\trow\t"];
     out.map(|out| check_file(out, &beginnings)).transpose()?;
     let predictor = Predictor::new(&args.model, &args.usage)?;
+    if predictor.task.is_of_tokens() {
+        return Err(Error::usage("colrow predict gives labels, and this model goes on with texts")
+            .at(predictor.dir.display())
+            .hint("colrow generate writes texts, and colrow eval measures its loss"));
+    }
     let reading = LabelledTexts { task: predictor.task, columns: &predictor.columns, labels_required: false };
     let examples = data::read(&args.data, &reading, Split::Dev).map_err(in_arguments)?;
     if let Some(out) = out {

@@ -102,6 +102,11 @@ impl Place {
         self.model_with(name, config, &t5_tokenizer());
     }
 
+    /// A random decoder.
+    pub fn decoder(&self, name: &str, config: &Value, tokenizer: &Value) {
+        self.model_with(name, config, tokenizer);
+    }
+
     fn model_with(&self, name: &str, config: &Value, tokenizer: &Value) {
         let config = Config::from_json(config.to_string().as_bytes(), Path::new("config.json")).unwrap();
         let mut model = Model::new(config, &Device::cpu(), DType::F32);

@@ -59,7 +59,7 @@ impl BpeDropout {
             let named = |(id, offsets)| Token::new(id, tokenizer.id_to_token(id).unwrap_or_default(), offsets);
             Ok(tokens.into_iter().map(named).collect())
         })?;
-        words.into_encoding(None, 0, OffsetType::None)
+        words.into_encoding(None, 0, OffsetType::Byte)
     }
 
     /// Merges neighbours, the best rank first. Each time, every merge that could be next is left out with the given probability.

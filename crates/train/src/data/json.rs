@@ -102,18 +102,27 @@ impl<'de> Visitor<'de> for &mut Elements<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let mut row = 0;
-        while let Some(found) = seq.next_element_seed(Values { whole: &[], inner: false })? {
+        loop {
+            // the first cannot be read again when it is known what is needed of it
+            let whole: Option<Vec<String>> = self
+                .records
+                .has_header()
+                .then(|| nested(self.records.columns()).map(|column| column.name.clone()).collect());
+            let whole: Option<Vec<&str>> = whole.as_ref().map(|names| names.iter().map(String::as_str).collect());
+            let whole = whole.as_deref().map_or(Whole::All, Whole::Of);
+            let Some(found) = seq.next_element_seed(Values { whole, inner: false })? else { break };
             row += 1;
             let read = match found {
-                Found::Row(found) if !self.records.has_header() => header(&mut self.records, &found)
-                    .and_then(|()| nested(self.records.columns()).next().map_or(Ok(()), |column| Err(in_lines(column))))
-                    .and_then(|()| push(&mut self.records, found, (row, row - 1))),
+                Found::Row(found) if !self.records.has_header() => header(&mut self.records, &found).and_then(|()| {
+                    let found = found.with_whole(self.records.columns());
+                    push(&mut self.records, found, (row, row - 1))
+                }),
                 Found::Row(found) => push(&mut self.records, found, (row, row - 1)),
                 other => Err(Error::new(format!("expected a JSON object, found {}", other.kind()))),
             };
             if let Err(e) = read {
                 self.problems.add(row, e);
-                if !self.records.has_header() || nested(self.records.columns()).next().is_some() {
+                if !self.records.has_header() {
                     return Err(serde::de::Error::custom("no columns"));
                 }
             }
@@ -127,8 +136,14 @@ const EXACT: f64 = (1_u64 << 53) as f64;
 
 /// Takes the header from the keys of the first object.
 fn header(records: &mut Records, first: &Row) -> Result<()> {
-    let names: Vec<&str> = first.0.iter().map(|(name, _)| name.as_str()).collect();
-    records.header(&names).map_err(|e| first.columnar().unwrap_or(e))
+    let mut names: Vec<&str> = first.0.iter().map(|(name, _)| name.as_str()).collect();
+    let plain = names.len();
+    let more: Vec<String> = records.sometimes().iter().map(|&name| name.to_owned()).collect();
+    names.extend(more.iter().map(String::as_str).filter(|name| !names[..plain].contains(name)).collect::<Vec<_>>());
+    // what is told is what is there
+    let read = records.header(&names).or_else(|_| records.header(&names[..plain]));
+    // records that are nested themselves look like tables
+    read.map_err(|e| if more.is_empty() { first.columnar().unwrap_or(e) } else { e })
 }
 
 fn push(records: &mut Records, row: Row, place: (u64, u64)) -> Result<()> {
@@ -142,22 +157,14 @@ fn push(records: &mut Records, row: Row, place: (u64, u64)) -> Result<()> {
 
 /// The columns of which all is read, whatever lies inside.
 fn nested(columns: &[Column]) -> impl Iterator<Item = &Column> {
-    columns.iter().filter(|column| column.kind == Kind::Json)
-}
-
-fn in_lines(column: &Column) -> Error {
-    Error::new(format!(
-        "column {:?}: lists and objects are read of JSON lines alone, found an array of rows",
-        column.name
-    ))
-    .hint("write one object a line: in pandas to_json(path, orient=\"records\", lines=True)")
+    columns.iter().filter(|column| matches!(column.kind, Kind::Json { .. }))
 }
 
 /// The values of a line's object, with what lies inside where `columns` are nested.
 fn values(line: &str, columns: &[Column]) -> serde_json::Result<Found> {
     let whole: Vec<&str> = nested(columns).map(|column| column.name.as_str()).collect();
     let mut reader = serde_json::Deserializer::from_str(line);
-    let found = Values { whole: &whole, inner: false }.deserialize(&mut reader)?;
+    let found = Values { whole: Whole::Of(&whole), inner: false }.deserialize(&mut reader)?;
     reader.end()?;
     Ok(found)
 }
@@ -190,15 +197,26 @@ impl Row {
         self.0.iter().rev().find(|(name, _)| name == key).map(|(_, found)| found)
     }
 
+    /// A row that was read whole, with what lies inside where `columns` are nested.
+    fn with_whole(self, columns: &[Column]) -> Self {
+        let is_nested = |name: &str| nested(columns).any(|column| column.name == name);
+        let reduced = |(name, found): (String, Found)| match found {
+            Found::Whole(value) if !is_nested(&name) => (name, Found::of(value)),
+            found => (name, found),
+        };
+        Self(self.0.into_iter().map(reduced).collect())
+    }
+
     /// What stands in a column.
     fn cell(&self, column: &Column) -> Result<Option<Cell>> {
         let key = &column.name;
         match column.kind {
             Kind::Text => self.string(key).map(Cell::Text).map(Some),
             Kind::Value { required, exact } => Ok(self.value(key, required, exact)?.map(Cell::Text)),
-            Kind::Json => match self.get(key) {
+            Kind::Json { required } => match self.get(key) {
                 Some(Found::Whole(value)) => Ok(Some(Cell::Json(value.clone()))),
-                _ => Err(self.lacks(key)),
+                _ if required => Err(self.lacks(key)),
+                _ => Ok(None),
             },
         }
     }
@@ -254,7 +272,10 @@ impl Row {
 
     /// The error of an object that holds the whole table.
     fn columnar(&self) -> Option<Error> {
-        let whole = |found: &Found| matches!(found, Found::Row(_) | Found::Array | Found::Whole(_));
+        let whole = |found: &Found| match found {
+            Found::Whole(value) => value.is_array() || value.is_object(),
+            other => matches!(other, Found::Row(_) | Found::Array),
+        };
         if self.0.is_empty() || !self.0.iter().all(|(_, found)| whole(found)) {
             return None;
         }
@@ -270,6 +291,19 @@ impl Row {
 }
 
 impl Found {
+    /// A value without what lies inside.
+    fn of(value: serde_json::Value) -> Self {
+        use serde_json::Value;
+        match value {
+            Value::Null => Found::Null,
+            Value::Bool(flag) => Found::Flag(flag),
+            Value::Number(number) => Found::Number(number),
+            Value::String(text) => Found::Text(text),
+            Value::Array(_) => Found::Array,
+            Value::Object(_) => Found::Row(Row(Vec::new())),
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self {
             Found::Text(_) => "a string",
@@ -278,16 +312,22 @@ impl Found {
             Found::Null => "null",
             Found::Array => "an array",
             Found::Row(_) => "an object",
-            Found::Whole(_) => "a JSON value",
+            Found::Whole(value) => Found::of(value.clone()).kind(),
         }
     }
 }
 
 /// Reads what is [`Found`]; an inner object keeps no keys.
 struct Values<'a> {
-    /// Keys of which all that lies inside is kept.
-    whole: &'a [&'a str],
+    whole: Whole<'a>,
     inner: bool,
+}
+
+/// Keys of which all that lies inside is kept.
+#[derive(Clone, Copy)]
+enum Whole<'a> {
+    All,
+    Of(&'a [&'a str]),
 }
 
 impl<'de> DeserializeSeed<'de> for Values<'_> {
@@ -344,9 +384,13 @@ impl<'de> Visitor<'de> for Values<'_> {
             while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
         } else {
             while let Some(key) = map.next_key::<String>()? {
-                let found = match self.whole.contains(&&*key) {
+                let is_whole = match self.whole {
+                    Whole::All => true,
+                    Whole::Of(names) => names.contains(&&*key),
+                };
+                let found = match is_whole {
                     true => Found::Whole(map.next_value()?),
-                    false => map.next_value_seed(Values { whole: &[], inner: true })?,
+                    false => map.next_value_seed(Values { whole: Whole::Of(&[]), inner: true })?,
                 };
                 row.0.push((key, found));
             }

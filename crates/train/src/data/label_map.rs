@@ -155,11 +155,10 @@ mod tests {
 
     pub(super) fn examples(labels: &[&str]) -> Examples {
         let row = |(i, label): (usize, &&str)| Example {
-            text: String::new(),
-            pair: None,
             label: (!label.is_empty()).then(|| label.to_string()),
             line: i as u64 + 2,
             row: i as u64,
+            ..Example::default()
         };
         Examples { rows: labels.iter().enumerate().map(row).collect(), source: "a.csv".into(), ..Examples::default() }
     }

@@ -13,6 +13,7 @@ mod labels;
 mod lengths;
 pub mod lines;
 pub(crate) mod missing;
+mod nested;
 mod pages;
 pub mod parquet;
 mod problems;
@@ -23,7 +24,7 @@ pub mod shuffle;
 mod stream;
 pub mod table;
 mod texts;
-mod tokenise;
+pub(crate) mod tokenise;
 mod tokenised_set;
 pub(crate) mod tokeniser;
 mod tokenizer_files;
@@ -48,6 +49,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Seek};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The path that stands for standard input.
@@ -66,6 +68,17 @@ pub struct Example {
     pub line: u64,
     /// Row of the data, from 0, as it stands in the file: blank rows and those that were left out count, a header does not.
     pub row: u64,
+    /// What of the text counts, where the loss is over its tokens.
+    pub counted: Option<Box<Counted>>,
+}
+
+/// What of a text counts in a loss over its tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// These bytes.
+    pub ranges: Vec<Range<usize>>,
+    /// Whether the text has all its special tokens; without them the tokenizer adds its own, and the one that ends a text counts.
+    pub whole: bool,
 }
 
 /// What [`Example::line`] counts.

@@ -12,17 +12,28 @@ pub(super) struct Watched<R> {
     inner: Arc<R>,
     /// The most bytes that a page may decode to; 0 once one would have decoded to more.
     most: Arc<AtomicU64>,
+    /// How many values pages may still claim together.
+    values: Arc<AtomicU64>,
 }
 
 impl<R> Watched<R> {
     /// A file of which no page is refused yet.
     pub(super) fn new(inner: R) -> Self {
-        Self { inner: Arc::new(inner), most: Arc::new(AtomicU64::new(u64::MAX)) }
+        Self {
+            inner: Arc::new(inner),
+            most: Arc::new(AtomicU64::new(u64::MAX)),
+            values: Arc::new(AtomicU64::new(u64::MAX)),
+        }
     }
 
     /// Refuses pages that decode to more bytes from here on.
     pub(super) fn refuse_beyond(&self, bytes: u64) {
         self.most.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Refuses pages that claim more values together from here on.
+    pub(super) fn limit_values(&self, values: u64) {
+        self.values.store(values, Ordering::Relaxed);
     }
 
     /// Whether a page was refused since, because it is too large.
@@ -33,7 +44,7 @@ impl<R> Watched<R> {
 
 impl<R> Clone for Watched<R> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), most: self.most.clone() }
+        Self { inner: self.inner.clone(), most: self.most.clone(), values: self.values.clone() }
     }
 }
 
@@ -56,6 +67,16 @@ impl<R: ChunkReader> ChunkReader for Watched<R> {
             if page.bytes > most {
                 self.most.store(0, Ordering::Relaxed);
                 return Err(ParquetError::General("a page is too large".into()));
+            }
+            let left = self.values.load(Ordering::Relaxed);
+            // the largest number is no limit
+            match left.checked_sub(page.values) {
+                _ if left == u64::MAX => {}
+                Some(rest) => self.values.store(rest, Ordering::Relaxed),
+                None => {
+                    self.most.store(0, Ordering::Relaxed);
+                    return Err(ParquetError::General("the pages claim too many values".into()));
+                }
             }
             // a value of a dictionary takes at least a byte, and room for as many as it claims is made before one is read
             if page.is_dictionary && page.values > page.bytes {

@@ -1,5 +1,6 @@
 //! Reader of Parquet files, within a memory budget: what a file claims and what it decodes to are the word of a stranger.
 
+use super::nested;
 use super::pages::Watched;
 use super::problems::Problems;
 use super::quietly::quietly;
@@ -101,6 +102,10 @@ fn read<R: ChunkReader + 'static>(input: R, reading: &dyn Reading, which: Which)
         Decoded { place, flag: is_value && *kind == DataType::Boolean, classes, column }
     }).collect();
     let mask = ProjectionMask::roots(metadata.parquet_schema(), kept.iter().copied());
+    if columns.iter().any(|column| column.place.is_some() && column.is_nested(schema)) {
+        // of a list the number of rows bounds nothing
+        input.limit_values(budget / nested::VALUE_BYTES);
+    }
     check_compression(metadata.metadata(), &mask)?;
 
     let mut taken = Taken { columns: &columns, records, problems: Problems::default(), bytes: 0, decoded: 0, budget };
@@ -198,7 +203,29 @@ struct Decoded {
     classes: Option<Vec<String>>,
 }
 
+/// The values of a batch in a column.
+enum Values {
+    Texts(StringArray),
+    Nested(ArrayRef),
+}
+
 impl Decoded {
+    fn is_nested(&self, schema: &Schema) -> bool {
+        schema.field(self.column.place).data_type().is_nested()
+    }
+
+    /// What stands in row `i` of a nested column.
+    fn nested(&self, array: &ArrayRef, i: usize) -> Result<Option<Cell>> {
+        match nested::value(array, i) {
+            None => Err(damaged(format!("a column of {} has no values", array.data_type()))),
+            Some(serde_json::Value::Null) if self.column.kind == (Kind::Json { required: true }) => {
+                Err(Error::new(format!("column {:?}: expected a value, found null", self.column.name)))
+            }
+            Some(serde_json::Value::Null) => Ok(None),
+            Some(value) => Ok(Some(Cell::Json(value))),
+        }
+    }
+
     /// What stands in row `i`.
     fn cell(&self, array: &StringArray, i: usize) -> Result<Option<Cell>> {
         let text = array.is_valid(i).then(|| array.value(i));
@@ -254,12 +281,20 @@ impl Taken<'_> {
         if !rows.clone().any(&is_chosen) {
             return Ok(());
         }
-        let array = |i: usize| batch.columns().get(i).ok_or_else(|| damaged("a column is missing")).and_then(strings);
+        let array = |column: &Decoded, i: usize| {
+            let array = batch.columns().get(i).ok_or_else(|| damaged("a column is missing"))?;
+            Ok(match column.column.kind {
+                Kind::Json { .. } => Values::Nested(array.clone()),
+                Kind::Text | Kind::Value { .. } => Values::Texts(strings(array)?),
+            })
+        };
         let columns = self.columns;
-        let arrays: Vec<_> = columns.iter().map(|c| c.place.map(array).transpose()).collect::<Result<_>>()?;
+        let arrays: Result<Vec<_>> = columns.iter().map(|c| c.place.map(|i| array(c, i)).transpose()).collect();
+        let arrays = arrays?;
         for (i, row) in rows.enumerate().filter(|(_, row)| is_chosen(*row)) {
-            let cell = |(column, array): (&Decoded, &Option<StringArray>)| match array {
-                Some(array) => column.cell(array, i),
+            let cell = |(column, array): (&Decoded, &Option<Values>)| match array {
+                Some(Values::Texts(array)) => column.cell(array, i),
+                Some(Values::Nested(array)) => column.nested(array, i),
                 None => Ok(None),
             };
             let mut bytes = size_of::<Example>();
@@ -286,7 +321,7 @@ impl Taken<'_> {
 fn size(cell: &Cell) -> usize {
     match cell {
         Cell::Text(text) => text.len(),
-        Cell::Json(_) => 0,
+        Cell::Json(value) => nested::size(value),
     }
 }
 
@@ -300,12 +335,7 @@ fn check_type(column: &Column, found: &DataType) -> Result<()> {
     let (expected, fits) = match column.kind {
         Kind::Text => ("strings", is_string(found)),
         Kind::Value { .. } => ("strings or numbers", is_value(found)),
-        Kind::Json => {
-            return Err(Error::new(format!(
-                "column {name:?}: lists and objects are read of JSON lines alone, found {found}"
-            ))
-            .hint("write it so: in pandas to_json(path, orient=\"records\", lines=True)"));
-        }
+        Kind::Json { .. } => ("lists, structs or strings", nested::is_read(found)),
     };
     if fits {
         return Ok(());

@@ -15,7 +15,7 @@
 //!     fn columns(&self, found: &[&str]) -> Result<Vec<Column>> {
 //!         let place = found.iter().position(|name| *name == "messages");
 //!         let place = place.ok_or_else(|| Error::new("expected a column messages"))?;
-//!         Ok(vec![Column::new("messages", found, place, Kind::Json)])
+//!         Ok(vec![Column::new("messages", found, place, Kind::Json { required: true })])
 //!     }
 //!
 //!     fn example(&self, mut record: Record, _notes: &mut Vec<String>) -> Result<Example> {
@@ -65,6 +65,11 @@ pub trait Reading {
     /// A text a line does not do.
     fn lines(&self) -> Result<Column> {
         Err(Error::new("expected records of named columns, found lines of text alone").hint(TABLE))
+    }
+
+    /// Columns that not every record of a file of JSON has, the first perhaps not either.
+    fn sometimes(&self) -> &[&str] {
+        &[]
     }
 
     /// Whether columns are asked for by name, so that there must be a header.
@@ -121,8 +126,11 @@ pub enum Kind {
         /// Whether numbers that differ in their last digit are two values.
         exact: bool,
     },
-    /// Any JSON, with all that lies inside. JSON lines alone give it.
-    Json,
+    /// Any JSON, with all that lies inside: of JSON, or of nested columns of Parquet. Of a table it is a text.
+    Json {
+        /// Whether a record must have something there.
+        required: bool,
+    },
 }
 
 /// What a record has in a column.
@@ -157,11 +165,11 @@ impl Record<'_> {
         }
     }
 
-    /// Takes the JSON in a column.
+    /// Takes the JSON in a column; a text is a string.
     pub fn json(&mut self, role: &str) -> Option<Value> {
         match self.take(role)? {
             Cell::Json(value) => Some(value),
-            Cell::Text(_) => None,
+            Cell::Text(text) => Some(Value::String(text)),
         }
     }
 
@@ -182,6 +190,11 @@ impl<'a> Records<'a> {
     /// No record yet of a file whose errors count in `unit`.
     pub(crate) fn new(reading: &'a dyn Reading, unit: Unit) -> Self {
         Self { reading, columns: None, examples: Examples { unit, ..Examples::default() } }
+    }
+
+    /// Columns that not every record has; see [`Reading::sometimes`].
+    pub(crate) fn sometimes(&self) -> &[&str] {
+        self.reading.sometimes()
     }
 
     /// Says what the file's columns are called.
@@ -290,7 +303,7 @@ mod tests {
 
     impl Reading for Whole {
         fn columns(&self, found: &[&str]) -> Result<Vec<Column>> {
-            Ok(vec![Column::new("whole", found, 0, Kind::Json)])
+            Ok(vec![Column::new("whole", found, 0, Kind::Json { required: true })])
         }
 
         fn example(&self, mut record: Record, _notes: &mut Vec<String>) -> Result<Example> {
@@ -300,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_values_come_whole_from_lines_of_json() {
+    fn nested_values_come_whole_from_json() {
         let read = |file: &str| {
             let examples = json::json(file.as_bytes(), &Whole).map_err(|e| e.to_string())?;
             Ok::<Vec<String>, String>(examples.rows.into_iter().map(|e| e.text).collect())
@@ -310,7 +323,11 @@ mod tests {
         assert_eq!(read(&lines).unwrap(), values);
         let message = read("{\"messages\": [1]}\n{\"other\": 2}\n").unwrap_err();
         assert_eq!(message, "expected the key \"messages\", found keys: other\n  in line 2");
-        let message = read("[{\"messages\": [1]}, {\"messages\": [2]}]").unwrap_err();
-        assert!(message.contains("are read of JSON lines alone, found an array of rows\n  in row 1\n"), "{message}");
+        let array = format!("[{}]", lines.trim().replace('\n', ","));
+        assert_eq!(read(&array).unwrap(), values);
+        let message = read("[{\"messages\": [1]}, {\"other\": [2]}]").unwrap_err();
+        assert_eq!(message, "expected the key \"messages\", found keys: other\n  in row 2");
+        let message = read("[{\"messages\": [1], \"messages\": [2]}]").unwrap_err();
+        assert!(message.starts_with("the key \"messages\" is there twice"), "{message}");
     }
 }

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     fn examples(n: u64) -> Examples {
-        let row = |line| Example { text: String::new(), pair: None, label: None, line, row: line - 1 };
+        let row = |line| Example { line, row: line - 1, ..Example::default() };
         Examples { rows: (1..=n).map(row).collect(), ..Examples::default() }
     }
 

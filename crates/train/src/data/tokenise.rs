@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use tokenizers::utils::truncation::TruncationDirection;
 
 /// Texts that are encoded at a time: encodings hold strings and offsets, many times the size of the ids.
-const CHUNK: usize = 4096;
+pub(crate) const CHUNK: usize = 4096;
 
 impl Tokeniser {
     /// Tokenises `examples` in parallel.
@@ -88,20 +88,20 @@ impl Tokeniser {
 
 /// How many examples are odd in some way, and the first.
 #[derive(Default)]
-struct Odd {
+pub(crate) struct Odd {
     number: usize,
     first: usize,
 }
 
 impl Odd {
-    fn count(&mut self, i: usize, is_odd: bool) {
+    pub(crate) fn count(&mut self, i: usize, is_odd: bool) {
         if is_odd && self.number == 0 {
             self.first = i;
         }
         self.number += usize::from(is_odd);
     }
 
-    fn warning(&self, how: &str, examples: &Examples) -> Option<String> {
+    pub(crate) fn warning(&self, how: &str, examples: &Examples) -> Option<String> {
         let all = examples.rows.len();
         (self.number > 0)
             .then(|| format!("{} of {all} examples {how}; the first is in {}", self.number, examples.line(self.first)))

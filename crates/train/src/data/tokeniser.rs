@@ -10,7 +10,9 @@ use colrow_models::config::Config;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Error, Result};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokenizers::{Encoding, PostProcessor};
@@ -32,6 +34,14 @@ impl fmt::Debug for Tokeniser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokeniser").field("source", &self.source).finish_non_exhaustive()
     }
+}
+
+/// The tokens of a text, and where each stands in it.
+pub(crate) struct Placed {
+    /// Token ids.
+    pub(crate) ids: Vec<u32>,
+    /// Bytes of the text; none of a token that the tokenizer added.
+    pub(crate) places: Vec<Range<usize>>,
 }
 
 /// The tokens of one example.
@@ -85,6 +95,49 @@ impl Tokeniser {
     /// Number of special tokens that are added to a text or to a pair.
     pub fn added(&self, pair: bool) -> usize {
         self.built.around.as_ref().map_or(0, |p| p.added_tokens(pair))
+    }
+
+    /// Special tokens that have a name, such as `eos_token`, in text.
+    pub fn named(&self) -> &BTreeMap<&'static str, String> {
+        &self.built.named
+    }
+
+    /// The token that ends a text, if the tokenizer's files name one.
+    pub fn end(&self) -> Option<u32> {
+        let text = self.built.named.get("eos_token")?;
+        quietly(|| self.built.tokenizer.token_to_id(text)).flatten()
+    }
+
+    /// The texts of all special tokens, in order.
+    pub fn special(&self) -> Vec<String> {
+        let tokens = quietly(|| self.built.tokenizer.get_added_tokens_decoder()).unwrap_or_default();
+        let mut texts: Vec<String> =
+            tokens.into_values().filter(|token| token.special).map(|token| token.content).collect();
+        texts.sort();
+        texts
+    }
+
+    /// A token's own text.
+    pub fn token(&self, id: u32) -> Option<String> {
+        quietly(|| self.built.tokenizer.id_to_token(id)).flatten()
+    }
+
+    /// The tokens of a text and their places; `around` says whether the tokenizer adds its special tokens, and `line` is the text's place in its
+    /// file, by which dropout draws.
+    ///
+    /// # Errors
+    /// A text that the tokenizer cannot read, or that has a token which the model does not have.
+    pub(crate) fn placed(&self, text: &str, around: bool, line: u64) -> Result<Placed> {
+        let encoding = self.guarded(|tokenizer| {
+            let encoding = match self.built.dropout.as_ref().zip(self.key) {
+                Some((dropout, key)) => dropout.encode(tokenizer, text, key.child(line).child(0))?,
+                None => tokenizer.encode(text, false)?,
+            };
+            if around { self.surround(encoding, None) } else { Ok(encoding) }
+        })?;
+        let places = encoding.get_offsets().iter().zip(encoding.get_special_tokens_mask());
+        let places = places.map(|(&(start, end), &special)| if special != 0 { 0..0 } else { start..end.max(start) });
+        Ok(Placed { places: places.collect(), ids: self.check(encoding.get_ids().to_vec())? })
     }
 
     /// The token ids of each text, with the special tokens that the tokenizer adds.

@@ -8,6 +8,7 @@ mod class;
 mod companions;
 mod rebuilt;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use colrow_models::checkpoint::names::TOKENIZER_FILE;
@@ -44,6 +45,8 @@ pub(super) struct Built {
     pub(super) unknown: Option<u32>,
     /// What leaves out merges in training.
     pub(super) dropout: Option<BpeDropout>,
+    /// Special tokens that have a name, such as `eos_token`.
+    pub(super) named: BTreeMap<&'static str, String>,
     /// What the user should know: which file decided.
     pub(super) notes: Vec<String>,
 }
@@ -112,7 +115,8 @@ pub(super) fn build(dir: &Path, model: &Config) -> Result<Built> {
     let dropout = guarded(|| without_dropout(&mut tokenizer)).map_err(at)?;
     let around = tokenizer.get_post_processor().cloned();
     tokenizer.with_post_processor(None::<PostProcessorWrapper>);
-    Ok(Built { tokenizer, around, side, types, longest, unknown, dropout, notes: settings.notes })
+    let named = settings.named.into_iter().map(|(name, token)| (name, token.content)).collect();
+    Ok(Built { tokenizer, around, side, types, longest, unknown, dropout, named, notes: settings.notes })
 }
 
 /// Runs the library; its errors and panics in words.

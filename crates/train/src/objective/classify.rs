@@ -4,7 +4,7 @@ use colrow_autograd::{Tape, Var};
 use colrow_models::model::Model;
 use colrow_tensor::{Class, Error, Result};
 
-use super::{HostBytes, LOGIT_BYTES, Objective, Outcome, logits};
+use super::{HostBytes, LOGIT_BYTES, Objective, Outcome, known, logits};
 use crate::data::{Batch, Labels, Lengths};
 use crate::metrics::{Metric, Predictions, argmax, cross_entropy};
 use crate::score::{Evaluation, Scorer};
@@ -62,8 +62,8 @@ impl Objective for Classify {
         self.scorer.metrics()
     }
 
-    fn score(&self, predictions: &Predictions, labels: &Labels) -> Result<Evaluation> {
-        self.scorer.evaluation(predictions, labels)
+    fn score(&self, predictions: &Predictions, labels: Option<&Labels>) -> Result<Evaluation> {
+        self.scorer.evaluation(predictions, known(labels)?)
     }
 
     fn batch_of_lengths(&self, lengths: &Lengths) -> Batch {
@@ -94,7 +94,7 @@ mod tests {
         for ((loss, weight), want) in losses.into_iter().zip(want) {
             assert!((loss - want).abs() < 1e-12 && weight == 1.0, "{loss} is not {want}");
         }
-        let evaluation = mrpc.score(&predictions, &Labels::Class(vec![1, 0, 1])).unwrap();
+        let evaluation = mrpc.score(&predictions, Some(&Labels::Class(vec![1, 0, 1]))).unwrap();
         assert_eq!(evaluation.metrics.len(), 2);
         let near = |metric, want: f64| (evaluation.get(metric).unwrap() - want).abs() < 1e-12;
         assert!(near(Metric::Accuracy, 2.0 / 3.0) && near(Metric::F1, 0.8));

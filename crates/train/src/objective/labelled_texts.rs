@@ -112,7 +112,14 @@ impl Reading for LabelledTexts<'_> {
             return Err(missing(label.unwrap_or_default()));
         }
         let text = record.text(Names::TEXT).unwrap_or_default();
-        Ok(Example { text, pair: record.text(Names::PAIR), label: there, line: record.line, row: record.row })
+        Ok(Example {
+            text,
+            pair: record.text(Names::PAIR),
+            label: there,
+            line: record.line,
+            row: record.row,
+            counted: None,
+        })
     }
 
     fn lines(&self) -> Result<Column> {

@@ -4,7 +4,7 @@ use colrow_autograd::{Tape, Var};
 use colrow_models::model::Model;
 use colrow_tensor::{Class, Error, Result};
 
-use super::{HostBytes, LOGIT_BYTES, Objective, Outcome, logits};
+use super::{HostBytes, LOGIT_BYTES, Objective, Outcome, known, logits};
 use crate::data::{Batch, Labels, Lengths};
 use crate::metrics::{Metric, Predictions};
 use crate::score::{Evaluation, Scorer};
@@ -58,8 +58,8 @@ impl Objective for Regress {
         self.scorer.metrics()
     }
 
-    fn score(&self, predictions: &Predictions, labels: &Labels) -> Result<Evaluation> {
-        self.scorer.evaluation(predictions, labels)
+    fn score(&self, predictions: &Predictions, labels: Option<&Labels>) -> Result<Evaluation> {
+        self.scorer.evaluation(predictions, known(labels)?)
     }
 
     fn batch_of_lengths(&self, lengths: &Lengths) -> Batch {
@@ -83,7 +83,7 @@ mod tests {
         let stsb = Regress::new(Scorer::new(Task::Stsb, &[], None, "").unwrap());
         let Outcome { predictions, losses } = stsb.read(&[1.0, 2.0, 4.0], &[1.0, 2.0, 3.0]).unwrap();
         assert_eq!(losses, [(0.0, 1.0), (0.0, 1.0), (1.0, 1.0)]);
-        let evaluation = stsb.score(&predictions, &Labels::Value(vec![1.0, 2.0, 3.0])).unwrap();
+        let evaluation = stsb.score(&predictions, Some(&Labels::Value(vec![1.0, 2.0, 3.0]))).unwrap();
         assert_eq!(evaluation.metrics.iter().map(|v| v.0.name()).collect::<Vec<_>>(), ["pearson", "spearman"]);
         assert!((evaluation.metrics[0].1 - 3.0 / (14.0_f64 / 3.0 * 2.0).sqrt()).abs() < 1e-12);
         assert!((evaluation.metrics[1].1 - 1.0).abs() < 1e-12);

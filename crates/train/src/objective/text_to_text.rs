@@ -4,7 +4,7 @@ use colrow_autograd::{Tape, Var};
 use colrow_models::model::Model;
 use colrow_tensor::{Error, Result};
 
-use super::{Answer, Answers, HostBytes, Objective, Outcome, Outputs};
+use super::{Answer, Answers, HostBytes, Objective, Outcome, Outputs, known};
 use crate::data::{Batch, Examples, Labels, TokenisedSet, Tokeniser};
 use crate::metrics::{Metric, Predictions};
 use crate::score::{Evaluation, Scorer};
@@ -62,8 +62,8 @@ impl Objective for TextToText {
         self.scorer.metrics()
     }
 
-    fn score(&self, predictions: &Predictions, labels: &Labels) -> Result<Evaluation> {
-        self.scorer.evaluation(predictions, labels)
+    fn score(&self, predictions: &Predictions, labels: Option<&Labels>) -> Result<Evaluation> {
+        self.scorer.evaluation(predictions, known(labels)?)
     }
 
     fn host_bytes(&self) -> HostBytes {

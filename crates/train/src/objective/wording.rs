@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::data::{Example, LabelMap, Labels};
 use crate::metrics::Predictions;
-use crate::tasks::{Task, Text};
+use crate::tasks::{Task, Which};
 
 /// What T5's evaluation takes for a number that was not given.
 const NO_NUMBER: f64 = -1.0;
@@ -31,8 +31,8 @@ impl Wording {
         }
         let name = Some(spec.name).filter(|_| spec.glue).map(str::to_owned);
         let texts = spec.reads.iter().map(|(key, which)| match which {
-            Text::First => format!("{key}: {}", example.text),
-            Text::Second => format!("{key}: {}", example.pair.as_deref().unwrap_or_default()),
+            Which::First => format!("{key}: {}", example.text),
+            Which::Second => format!("{key}: {}", example.pair.as_deref().unwrap_or_default()),
         });
         name.into_iter().chain(texts).collect::<Vec<_>>().join(" ")
     }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     fn example(text: &str, pair: Option<&str>) -> Example {
-        Example { text: text.into(), pair: pair.map(str::to_owned), label: None, line: 1, row: 0 }
+        Example { text: text.into(), pair: pair.map(str::to_owned), line: 1, ..Example::default() }
     }
 
     fn wording(task: Task) -> Wording {

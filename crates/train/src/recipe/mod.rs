@@ -21,6 +21,7 @@ use colrow_models::files;
 use colrow_tensor::{BaseWeights, Error, Estimator, Precision, Result};
 use serde::{Serialize, Serializer};
 
+use crate::chat::{Keys, TrainOn};
 use crate::step::{Hyperparameters, States, When};
 
 pub use choice::{CacheIn, Estimate, Logger, Method, PolicyName, Schedule, SiteKeep};
@@ -34,7 +35,7 @@ const MOST_BYTES: u64 = 4 << 20;
 /// Everything a run is told.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Recipe {
-    /// What is learned: a GLUE task's name (it brings its columns and metrics) or `classify`. Not checked here.
+    /// What is learned: a GLUE task's name (it brings its columns and metrics), `classify`, `regress`, `chat` or `text`. Not checked here.
     pub task: String,
     /// Fixes the run: data order, dropout, row samples and newly initialised weights all follow from it.
     pub seed: u64,
@@ -120,6 +121,15 @@ pub struct Data {
     /// The label that F1 is of, for `classify`; without it the second of two.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub positive: Option<String>,
+    /// How a file of conversations names things.
+    #[serde(flatten)]
+    pub keys: Keys,
+    /// What counts in the loss, for the tasks `chat` and `text`; without it what is usual for the form of the data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_on: Option<TrainOn>,
+    /// The day that chat templates take for today.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub date: Option<String>,
     /// Longer examples are cut to this many tokens, special tokens included; at least 1.
     pub max_length: usize,
     /// Most tokens of a target and of an answer, the one that ends it included; at least 2. For models that answer in text.
@@ -140,6 +150,9 @@ impl Default for Data {
             pair: None,
             label: None,
             positive: None,
+            keys: Keys::default(),
+            train_on: None,
+            date: None,
             max_length: 128,
             max_target_length: 32,
             limit: None,
@@ -520,6 +533,14 @@ mod tests {
         pair = "p"
         label = "l"
         positive = "yes"
+        messages = "m"
+        role = "who"
+        content = "said"
+        roles = { bot = "assistant" }
+        prompt = "p"
+        completion = "c"
+        train_on = "last"
+        date = "2026-11-28"
         max_length = 64
         max_target_length = 8
         limit = 10
@@ -584,7 +605,8 @@ mod tests {
     fn keys(text: &str) -> BTreeMap<String, toml::Value> {
         fn walk(table: &toml::Table, prefix: &str, out: &mut BTreeMap<String, toml::Value>) {
             for (key, value) in table {
-                let path = if prefix == "keep.sites." { format!("{prefix}*") } else { format!("{prefix}{key}") };
+                let of_any_name = prefix == "keep.sites." || prefix == "data.roles.";
+                let path = if of_any_name { format!("{prefix}*") } else { format!("{prefix}{key}") };
                 match value {
                     toml::Value::Table(inner) => walk(inner, &format!("{path}."), out),
                     value => drop(out.insert(path, value.clone())),

@@ -3,14 +3,17 @@
 //! Nothing stops at the first problem. A table reads the keys it knows; what is left over is unknown, and is explained
 //! at the end, when every known key has been asked for once.
 
+use std::collections::BTreeMap;
+
 use colrow_tensor::{BaseWeights, Result};
 use globset::Glob;
 
 use super::document::{At, Document, Entries, Node, Problem, Value, report};
 use super::rules::{
-    LIKE, MOST_STEPS, bytes, choice, every, flag, glob, label, number, ratio, text, whole_number, wrong,
+    LIKE, MOST_STEPS, bytes, choice, day, every, flag, glob, label, number, ratio, text, whole_number, wrong,
 };
 use super::{BatchSize, Data, Keeping, Lora, Method, Model, Optim, Recipe, SiteException, Train};
+use crate::chat::Keys;
 use crate::step::Hyperparameters;
 use crate::unknown::nearest;
 
@@ -35,7 +38,7 @@ pub(super) fn keys() -> Vec<String> {
     recipe(&mut walk, Entries::new(), false);
     let is_table = |path: &str| walk.known.iter().any(|(table, _)| table == path);
     let paths = walk.known.iter().map(|(table, key)| join(table, key));
-    paths.filter(|path| path != "keep.sites" && !is_table(path)).collect()
+    paths.filter(|path| !["keep.sites", "data.roles"].contains(&path.as_str()) && !is_table(path)).collect()
 }
 
 /// See [`Recipe::check_train`].
@@ -123,6 +126,16 @@ fn data(t: &mut Table<'_, '_>) -> Data {
         pair: t.get("pair", text),
         label: t.get("label", text),
         positive: t.get("positive", label),
+        keys: Keys {
+            messages: t.get("messages", text),
+            role: t.get("role", text),
+            content: t.get("content", text),
+            roles: t.table("roles", roles),
+            prompt: t.get("prompt", text),
+            completion: t.get("completion", text),
+        },
+        train_on: t.get("train_on", choice),
+        date: t.get("date", day),
         max_length: t.get("max_length", whole_number(1..=MOST_LENGTH)).unwrap_or(d.max_length),
         max_target_length: t
             .get("max_target_length", whole_number(2..=MOST_TARGET_LENGTH))
@@ -130,6 +143,12 @@ fn data(t: &mut Table<'_, '_>) -> Data {
         limit: t.get("limit", whole_number(1..=MOST_STEPS)),
         dev_share: t.get("dev_share", number("a number in (0, 1)", |x| x > 0.0 && x < 1.0)).unwrap_or(d.dev_share),
     }
+}
+
+/// The role that each name stands for.
+fn roles(t: &mut Table<'_, '_>) -> BTreeMap<String, String> {
+    let entries = std::mem::take(&mut t.entries);
+    entries.into_iter().filter_map(|(name, node)| t.judge(&name, &node, text).map(|role| (name, role))).collect()
 }
 
 fn train(t: &mut Table<'_, '_>) -> Train {

@@ -7,6 +7,7 @@ use globset::Glob;
 
 use super::document::{At, Node, Value};
 use super::{Every, Ratio};
+use crate::chat::Moment;
 use crate::unknown::nearest;
 
 /// How a recipe writes [`Every::Epoch`].
@@ -111,6 +112,17 @@ pub(super) fn text(node: &Node) -> Result<String, String> {
         }
         Value::Flag(flag) if matches!(node.at, At::Set(_)) => Ok(flag.to_string()),
         _ => wrong("a string that is not empty", node),
+    }
+}
+
+/// A day, as a text or a date of TOML's.
+pub(super) fn day(node: &Node) -> Result<String, String> {
+    let (Value::Text(day) | Value::Other { raw: day }) = &node.value else {
+        return wrong("a day such as \"2026-11-28\"", node);
+    };
+    match Moment::of_day(day) {
+        Some(_) => Ok(day.clone()),
+        None => wrong("a day such as \"2026-11-28\"", node),
     }
 }
 
