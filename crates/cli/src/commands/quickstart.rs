@@ -18,6 +18,7 @@ use colrow_train::recipe::{BatchSize, Estimate, Keeping, PolicyName, Recipe};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::quickstart_chat;
 use crate::output::{self, print, print_json};
 use crate::report::{self, Run};
 use crate::setup::Setup;
@@ -31,20 +32,24 @@ use crate::{fetch, units};
 pub(crate) struct Args {
     /// Model folder or hub id instead of the fetched model.
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    model: Option<String>,
+    pub(super) model: Option<String>,
     /// Labelled file (CSV, TSV, JSON lines, Parquet) or folder in GLUE's layout instead of the fetched data, its columns found as by
     /// `colrow init`; a tenth of a file is held out.
     #[arg(long, value_name = "FILE")]
-    data: Option<PathBuf>,
+    pub(super) data: Option<PathBuf>,
     /// Folder for the runs and the report [default: the first free of runs/quickstart, runs/quickstart-2, …].
     #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
+    /// Tune a decoder on conversations instead, by adapters: with all kept, and with blocks that run again (fetches 100 MB; --data is then a
+    /// folder with train.jsonl and valid.jsonl).
+    #[arg(long)]
+    chat: bool,
     /// A run of under a minute.
     #[arg(long)]
-    quick: bool,
+    pub(super) quick: bool,
     /// Print JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Training examples of a default and of a quick run.
@@ -89,6 +94,9 @@ struct Room {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.chat {
+        return quickstart_chat::run(args);
+    }
     let stop = signals::catch()?;
     let out = args.out.clone().unwrap_or_else(|| folder::free("runs/quickstart").into());
     let paper = |estimator| Keeping {
@@ -155,7 +163,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.json { print_json(&table) } else { print(&text(&table)) }
 }
 
-fn recipe_file(out: &Path, name: &str) -> PathBuf {
+pub(super) fn recipe_file(out: &Path, name: &str) -> PathBuf {
     out.join(format!("{name}.toml"))
 }
 
@@ -198,7 +206,7 @@ fn base_recipe(args: &Args, out: &Path) -> Result<Recipe> {
 }
 
 /// Runs `colrow train` as a process of its own, so that its peak memory is its own too.
-fn train(recipe: &Path, stop: &Stop) -> Result<()> {
+pub(super) fn train(recipe: &Path, stop: &Stop) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| Error::new(format!("cannot run colrow train: {e}"));
     let program = std::env::current_exe().map_err(|e| failed(&e))?;
     let mut command = Command::new(program);

@@ -104,8 +104,7 @@ impl Tokeniser {
 
     /// The token that ends a text, if the tokenizer's files name one.
     pub fn end(&self) -> Option<u32> {
-        let text = self.built.named.get("eos_token")?;
-        quietly(|| self.built.tokenizer.token_to_id(text)).flatten()
+        self.id(self.built.named.get("eos_token")?)
     }
 
     /// The texts of all special tokens, in order.
@@ -115,6 +114,19 @@ impl Tokeniser {
             tokens.into_values().filter(|token| token.special).map(|token| token.content).collect();
         texts.sort();
         texts
+    }
+
+    /// The token of this text.
+    pub fn id(&self, text: &str) -> Option<u32> {
+        quietly(|| self.built.tokenizer.token_to_id(text)).flatten()
+    }
+
+    /// The token ids of a text that a template has made, which has its special tokens already.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub fn rendered(&self, text: &str) -> Result<Vec<u32>> {
+        self.placed(text, false, 0).map(|placed| placed.ids)
     }
 
     /// A token's own text.
