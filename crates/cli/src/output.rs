@@ -9,7 +9,7 @@
 #![allow(clippy::disallowed_methods, reason = "the one place that writes to the standard streams")]
 
 use std::fs::File;
-use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufWriter, ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +47,11 @@ pub(crate) fn write_out(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) ->
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|e| Error::new(format!("cannot write the result: {e}"))),
     }
+}
+
+/// Whether standard output is a terminal that shows colours (no-color.org).
+pub(crate) fn takes_colours() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Whether `path` stands for standard output.

@@ -183,14 +183,15 @@ pub fn reading_of_tokens<'a>(
     let now = data.date.as_deref().and_then(Moment::of_day).unwrap_or_else(Moment::now);
     let template = ChatTemplate::open(folder, variables, now);
     let special = tokeniser.special();
-    Ok(TokenReading::Conversations(Conversations { keys: &data.keys, template, train_on: data.train_on, special }))
+    let reading = Conversations { keys: &data.keys, template, train_on: data.train_on, special };
+    Ok(TokenReading::Conversations(Box::new(reading)))
 }
 
 /// See [`reading_of_tokens`].
 #[derive(Debug)]
 pub enum TokenReading<'a> {
     /// Conversations and completions.
-    Conversations(Conversations<'a>),
+    Conversations(Box<Conversations<'a>>),
     /// Plain texts.
     Texts(PlainTexts<'a>),
 }
@@ -199,14 +200,14 @@ impl TokenReading<'_> {
     /// It as what readers of files ask.
     pub fn reading(&self) -> &dyn Reading {
         match self {
-            Self::Conversations(reading) => reading,
+            Self::Conversations(reading) => &**reading,
             Self::Texts(reading) => reading,
         }
     }
 
     /// Whether what was read depends on the day it was read.
     pub fn is_dated(&self) -> bool {
-        matches!(self, Self::Conversations(Conversations { template: Ok(template), .. }) if template.is_dated())
+        matches!(self, Self::Conversations(reading) if reading.template.as_ref().is_ok_and(ChatTemplate::is_dated))
     }
 }
 

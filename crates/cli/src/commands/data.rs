@@ -1,7 +1,5 @@
 //! `colrow data`: a recipe's first examples as the model gets them.
 
-use std::io::{IsTerminal, stdout};
-
 use colrow_models::checkpoint::hub::Needs;
 use colrow_tensor::Result;
 use colrow_tensor::printable::printable;
@@ -42,8 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             })
         });
     }
-    let coloured = stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let around = if coloured { COLOURS } else { SIGNS };
+    let around = if output::takes_colours() { COLOURS } else { SIGNS };
     let mut text: String = examples.iter().map(|example| shown(example, around)).collect();
     if sources.task.is_of_tokens() {
         let max_length = sources.recipe.data.max_length;
