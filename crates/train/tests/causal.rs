@@ -136,7 +136,7 @@ fn bigrams() -> Engine {
     row(2, 2, 1.0);
     let identity = (0..WORDS * WORDS).map(|i| if i % (WORDS + 1) == 0 { 1.0 } else { 0.0 });
     let Registry { params, entries, .. } = &mut model.registry;
-    params[entries[0].param].value.dense_mut().write_f64(rows.into_iter());
+    params[entries[0].param].value.dense_mut().write_f64(rows);
     params[entries[1].param].value.dense_mut().write_f64(identity);
     Engine::new(model, settings())
 }
@@ -232,7 +232,7 @@ fn the_plan_is_the_meters_peak() {
         policy: policy.clone(),
         auto: &[],
         micros: &[lengths.clone(), lengths.clone()],
-        evaluated: &[lengths.clone()],
+        evaluated: std::slice::from_ref(&lengths),
         cached_tokens: 0,
         threads,
         resident: Resident::default(),
