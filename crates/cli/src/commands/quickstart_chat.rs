@@ -19,11 +19,11 @@ use crate::signals::{self, Stop};
 use crate::{fetch, units};
 
 /// Steps of a default and of a quick run.
-const STEPS: [u64; 2] = [24, 4];
+const STEPS: [u64; 2] = [20, 4];
 /// Tokens of a step.
 const TOKENS: usize = 1024;
 /// Conversations that are held out.
-const HELD_OUT: [usize; 2] = [32, 4];
+const HELD_OUT: [usize; 2] = [24, 4];
 /// What is asked before and after, and how long an answer may be.
 const QUESTION: &str = "Hi! What did you do this weekend?";
 const ANSWER: usize = 40;
