@@ -260,7 +260,7 @@ fn bad_conversations_are_refused() {
     std::fs::remove_file(place.path("decoder/chat_template.jinja")).unwrap();
     let ran = run(&[]);
     assert!(ran.err.contains("error: expected a chat template, found neither chat_template.jinja nor chat_template in tokenizer_config.json"), "{}", ran.err);
-    let ran = run(&["model.path=./model"]);
+    let ran = run(&["model.path=./model", "data.max_length=32"]);
     assert_eq!(ran.code, Some(2));
     assert!(ran.err.contains("task chat is for models that go on with a text, and BERT is none"), "{}", ran.err);
     let ran = run(&["task=classify", "data.train=train.tsv", "data.dev=dev.tsv"]);
