@@ -7,9 +7,6 @@ use colrow_tensor::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::spans::{Rendered, TrainOn, rendered};
-use super::template::ChatTemplate;
-
 /// What a recipe says of how a file names things; the usual names are found without.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,14 +114,6 @@ impl Conversation {
     /// Its tools, if it has any.
     pub fn tools(&self) -> Option<&Value> {
         self.tools.as_ref()
-    }
-
-    /// Its text by `template`, and what of that counts in a loss; `special` are the texts of the tokenizer's special tokens.
-    ///
-    /// # Errors
-    /// What the template refuses; a turn that cannot be found in the text.
-    pub fn render(&self, template: &ChatTemplate, train_on: TrainOn, special: &[String]) -> Result<Rendered> {
-        rendered(self, template, train_on, special)
     }
 
     fn checked(messages: Vec<Value>, prompt: usize) -> Result<Self> {

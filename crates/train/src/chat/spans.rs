@@ -41,6 +41,16 @@ pub struct Rendered {
     pub open: bool,
 }
 
+impl Conversation {
+    /// Its text by `template`, and what of that counts in a loss; `special` are the texts of the tokenizer's special tokens.
+    ///
+    /// # Errors
+    /// What the template refuses; a turn that cannot be found in the text.
+    pub fn render(&self, template: &ChatTemplate, train_on: TrainOn, special: &[String]) -> Result<Rendered> {
+        rendered(self, template, train_on, special)
+    }
+}
+
 /// What a turn's content is replaced by: no text has these characters, of Unicode's last private plane.
 fn marker(i: usize) -> String {
     format!("\u{10ffe0}{i}\u{10ffe1}")
