@@ -23,6 +23,7 @@ mod predictor;
 mod progress;
 mod report;
 mod reviews;
+mod runs;
 mod saved;
 mod setup;
 mod signals;

@@ -1,9 +1,6 @@
 //! `colrow quickstart`: the main job on a real model and real text, exactly and with sampled rows, side by side.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::Duration;
 
 use colrow_autograd::NormSource;
 use colrow_models::apart;
@@ -18,11 +15,12 @@ use colrow_train::recipe::{BatchSize, Estimate, Keeping, PolicyName, Recipe};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::quickstart_chat;
+use super::quickstart_chat::{self, Chat};
 use crate::output::{self, print, print_json};
 use crate::report::{self, Run};
+use crate::runs::{check_new, recipe_file, train};
 use crate::setup::Setup;
-use crate::signals::{self, Stop};
+use crate::signals;
 use crate::{fetch, units};
 
 /// Fine-tune a small real model four times, exactly and with sampled rows, and compare accuracy, memory and time.
@@ -32,24 +30,24 @@ use crate::{fetch, units};
 pub(crate) struct Args {
     /// Model folder or hub id instead of the fetched model.
     #[arg(long, value_name = "DIR_OR_HUB_ID")]
-    pub(super) model: Option<String>,
+    model: Option<String>,
     /// Labelled file (CSV, TSV, JSON lines, Parquet) or folder in GLUE's layout instead of the fetched data, its columns found as by
     /// `colrow init`; a tenth of a file is held out.
     #[arg(long, value_name = "FILE")]
-    pub(super) data: Option<PathBuf>,
+    data: Option<PathBuf>,
     /// Folder for the runs and the report [default: the first free of runs/quickstart, runs/quickstart-2, …].
     #[arg(long, value_name = "DIR")]
-    pub(super) out: Option<PathBuf>,
+    out: Option<PathBuf>,
     /// Tune a decoder on conversations instead, by adapters: with all kept, and with blocks that run again (fetches 100 MB; --data is then a
     /// folder with train.jsonl and valid.jsonl).
     #[arg(long)]
     chat: bool,
     /// A run of under a minute.
     #[arg(long)]
-    pub(super) quick: bool,
+    quick: bool,
     /// Print JSON.
     #[arg(long)]
-    pub(super) json: bool,
+    json: bool,
 }
 
 /// Training examples of a default and of a quick run.
@@ -95,7 +93,9 @@ struct Room {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.chat {
-        return quickstart_chat::run(args);
+        let (model, data) = (args.model.clone(), args.data.clone());
+        let out = args.out.clone();
+        return quickstart_chat::run(Chat { model, data, out, quick: args.quick, json: args.json });
     }
     let stop = signals::catch()?;
     let out = args.out.clone().unwrap_or_else(|| folder::free("runs/quickstart").into());
@@ -113,11 +113,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ];
     let report = out.join("report.html");
     let writes = variants.iter().flat_map(|(name, _)| [out.join(name), recipe_file(&out, name)]);
-    if let Some(there) = writes.chain([report.clone()]).find(|path| path.symlink_metadata().is_ok()) {
-        return Err(Error::new("this exists already, and would be written over")
-            .at(there.display())
-            .hint("choose another folder by --out, or remove this"));
-    }
+    check_new(writes.chain([report.clone()]))?;
     let base = base_recipe(args, &out)?;
     let new = !out.exists();
     std::fs::create_dir_all(&out).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(out.display()))?;
@@ -163,10 +159,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.json { print_json(&table) } else { print(&text(&table)) }
 }
 
-pub(super) fn recipe_file(out: &Path, name: &str) -> PathBuf {
-    out.join(format!("{name}.toml"))
-}
-
 fn base_recipe(args: &Args, out: &Path) -> Result<Recipe> {
     let say = output::say;
     let give = |e: Error| e.hint("or pass --model DIR_OR_HUB_ID and --data FILE");
@@ -203,33 +195,6 @@ fn base_recipe(args: &Args, out: &Path) -> Result<Recipe> {
     recipe.optim.lr = 1e-4;
     recipe.optim.warmup = 0.1;
     Ok(recipe)
-}
-
-/// Runs `colrow train` as a process of its own, so that its peak memory is its own too.
-pub(super) fn train(recipe: &Path, stop: &Stop) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| Error::new(format!("cannot run colrow train: {e}"));
-    let program = std::env::current_exe().map_err(|e| failed(&e))?;
-    let mut command = Command::new(program);
-    command.arg("--threads").arg(rayon::current_num_threads().to_string());
-    command.arg("train").arg(recipe).stdin(Stdio::null()).stdout(Stdio::null());
-    let mut child = command.spawn().map_err(|e| failed(&e))?;
-    let status = loop {
-        if let Some(status) = child.try_wait().map_err(|e| failed(&e))? {
-            break status;
-        }
-        if stop.signal().is_some() {
-            // half a comparison is of no use to anybody, and a run survives this
-            let _ = child.kill();
-        }
-        thread::sleep(Duration::from_millis(20));
-    };
-    if let Some(signal) = stop.signal() {
-        return Err(Error::stopped(signal, "stopped").at(recipe.display()));
-    }
-    if !status.success() {
-        return Err(Error::new(format!("the run failed ({status})")).at(recipe.display()));
-    }
-    Ok(())
 }
 
 /// What the recipe's step of [`BATCH`] sequences of full length takes, and how many fit into `memory`, or into what that step takes.

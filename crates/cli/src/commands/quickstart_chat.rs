@@ -12,9 +12,9 @@ use colrow_train::recipe::{BatchSize, Every, Keeping, Method, PolicyName, Ratio,
 use serde::Serialize;
 use serde_json::Value;
 
-use super::quickstart::{Args, recipe_file, train};
 use crate::output::{self, print, print_json};
 use crate::report::{self, Run};
+use crate::runs::{check_new, recipe_file, train};
 use crate::signals::{self, Stop};
 use crate::{fetch, units};
 
@@ -56,26 +56,32 @@ struct Table {
     notes: Vec<String>,
 }
 
-pub(super) fn run(args: &Args) -> Result<()> {
+/// What `colrow quickstart` was told.
+pub(super) struct Chat {
+    pub(super) model: Option<String>,
+    /// A folder with `train.jsonl` and `valid.jsonl`.
+    pub(super) data: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
+    pub(super) quick: bool,
+    pub(super) json: bool,
+}
+
+pub(super) fn run(args: Chat) -> Result<()> {
     let stop = signals::catch()?;
-    let out = args.out.clone().unwrap_or_else(|| folder::free("runs/quickstart-chat").into());
+    let out = args.out.unwrap_or_else(|| folder::free("runs/quickstart-chat").into());
     let variants = [("exact", PolicyName::Exact), ("recompute", PolicyName::Recompute)];
     let (report, held_out) = (out.join("report.html"), out.join("held-out.jsonl"));
     let writes = variants.iter().flat_map(|(name, _)| [out.join(name), recipe_file(&out, name)]);
-    if let Some(there) = writes.chain([report.clone(), held_out.clone()]).find(|path| path.symlink_metadata().is_ok()) {
-        return Err(Error::new("this exists already, and would be written over")
-            .at(there.display())
-            .hint("choose another folder by --out, or remove this"));
-    }
+    check_new(writes.chain([report.clone(), held_out.clone()]))?;
     let say = output::say;
     let give =
         |e: Error| e.hint("or pass --model DIR_OR_HUB_ID and --data DIR, with train.jsonl and valid.jsonl in it");
-    let model = match &args.model {
-        Some(model) => model.clone(),
+    let model = match args.model {
+        Some(model) => model,
         None => fetch::fetch_decoder(&fetch::default_cache()?, &say).map_err(give)?.to_string_lossy().into_owned(),
     };
-    let data = match &args.data {
-        Some(folder) => folder.clone(),
+    let data = match args.data {
+        Some(folder) => folder,
         None => fetch::fetch_conversations(&fetch::default_cache()?, &say).map_err(give)?,
     };
     let dir = hub::resolve(&model, "main", Needs::Weights)?;
