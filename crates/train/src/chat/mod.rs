@@ -18,7 +18,7 @@
 //! ```
 
 mod conversation;
-mod generation;
+mod marks;
 mod python;
 mod spans;
 mod template;

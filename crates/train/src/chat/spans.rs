@@ -13,7 +13,7 @@ use colrow_tensor::{Error, Result, named};
 use serde_json::{Value, json};
 
 use super::conversation::{ASSISTANT, Conversation, calls_tools, content, message, role};
-use super::generation;
+use super::marks;
 use super::template::{ChatTemplate, Given};
 
 named! {
@@ -111,7 +111,7 @@ impl Work<'_> {
         }
         let (messages, tools) = (self.messages, self.tools);
         let given = Given { messages, tools, documents: None, add_generation_prompt: false };
-        let marked = generation::read(&self.template.run(&given, true)?);
+        let marked = marks::read(&self.template.run(&given, true)?);
         let marked = marked.filter(|(other, ranges)| other == text && ranges.len() == said.len());
         Ok(marked.map(|(_, ranges)| {
             let ranges = said.iter().zip(ranges).filter(|(turn, range)| turns.contains(turn) && !range.is_empty());

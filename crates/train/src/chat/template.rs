@@ -13,7 +13,7 @@ use minijinja::value::{Kwargs, Rest, Serde};
 use minijinja::{AutoEscape, Environment, ErrorKind, Value as Jinja};
 use serde_json::{Map, Value};
 
-use super::generation;
+use super::marks;
 use super::python::{Dumps, Moment};
 
 /// The file of its own that a template may have.
@@ -113,10 +113,10 @@ impl ChatTemplate {
         let at = |e: Error| if path.as_os_str().is_empty() { e } else { e.at(path.display()) };
         let only = default.or_else(|| tool_use.clone()).unwrap_or_default();
         let tools = tool_use.unwrap_or_else(|| only.clone());
-        let marks_generation = generation::is_marked(&only);
-        let plain = generation::without_marks;
+        let marks_generation = marks::is_marked(&only);
+        let plain = marks::without_marks;
         for (name, text) in
-            [(TEMPLATE, plain(&only)), (TOOL_TEMPLATE, plain(&tools)), (MARKED, generation::with_marks(&only))]
+            [(TEMPLATE, plain(&only)), (TOOL_TEMPLATE, plain(&tools)), (MARKED, marks::with_marks(&only))]
         {
             environment.add_template_owned(name, text).map_err(|e| {
                 let line = e.line().map_or(String::new(), |line| format!(" in its line {line}"));

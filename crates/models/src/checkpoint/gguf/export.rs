@@ -9,7 +9,7 @@ use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value as Json};
 
 use super::blocks::Format;
-use super::decoder::Decoder;
+use super::sizes::Sizes;
 use super::tensors::{Place, places};
 use super::value::Metadata;
 use super::vocabulary::Vocabulary;
@@ -56,14 +56,14 @@ pub fn export(dir: &Path, out: &Path, format: Format, tell: &mut dyn FnMut(u64, 
     }
     let config: Map<String, Json> = serde_json::from_slice(&read_json_bytes(&path)?)
         .map_err(|e| Error::new(format!("expected an object: {e}")).at(path.display()))?;
-    let (decoder, unsaid) = Decoder::from_json(&config).map_err(|e| e.at(path.display()))?;
+    let (sizes, unsaid) = Sizes::from_json(&config, &path)?;
     let weights = Weights::open(dir)?;
-    let places = found(&weights, &decoder).map_err(|e| e.at(dir.display()))?;
-    let vocabulary = Vocabulary::of_folder(dir, &config, decoder.vocab)?;
+    let places = found(&weights, &sizes).map_err(|e| e.at(dir.display()))?;
+    let vocabulary = Vocabulary::of_folder(dir, &config, sizes.vocab)?;
 
     let mut metadata = Metadata::default();
-    decoder.put_into(&mut metadata);
-    vocabulary.put_into(&mut metadata, decoder.vocab);
+    sizes.put_into(&mut metadata);
+    vocabulary.put_into(&mut metadata, sizes.vocab);
     metadata.set("general.type", "model");
     if let Some(name) = apart::seen(dir).file_name() {
         metadata.set("general.name", &*name.to_string_lossy());
@@ -91,19 +91,19 @@ pub fn export(dir: &Path, out: &Path, format: Format, tell: &mut dyn FnMut(u64, 
     let mut tensors: Vec<_> = (places.iter().zip(&read))
         .map(|(place, from)| Written { name: &place.gguf, shape: &place.shape, format: stored(place), from })
         .collect();
-    let divisors = decoder.divisors().map(Numbers);
+    let divisors = sizes.divisors().map(Numbers);
     let shape = divisors.as_ref().map(|divisors| [divisors.0.len()]);
     if let (Some(divisors), Some(shape)) = (&divisors, &shape) {
         tensors.push(Written { name: rope::FACTORS, shape, format: Format::F32, from: divisors });
     }
     let bytes = write(out, &metadata, &tensors)?;
     let formats = count(tensors.iter().map(|tensor| tensor.format));
-    Ok(Exported { architecture: decoder.architecture.name(), formats, parameters, bytes, unsaid })
+    Ok(Exported { architecture: sizes.architecture.name(), formats, parameters, bytes, unsaid })
 }
 
 /// The tensors of a decoder, all of which the checkpoint has.
-fn found(weights: &Weights, decoder: &Decoder) -> Result<Vec<Place>> {
-    let places = places(decoder);
+fn found(weights: &Weights, sizes: &Sizes) -> Result<Vec<Place>> {
+    let places = places(sizes);
     let mut missing = Vec::new();
     for place in &places {
         match weights.shape(&place.key) {
@@ -125,7 +125,7 @@ fn found(weights: &Weights, decoder: &Decoder) -> Result<Vec<Place>> {
     if weights.names().count() > places.len() {
         let others: Vec<_> = weights.names().filter(|key| !ours(key)).collect();
         if !others.is_empty() {
-            let name = decoder.architecture.name();
+            let name = sizes.architecture.name();
             return Err(Error::new(format!("tensors that no model of type {name} has: {}", first_ten(&others))));
         }
     }

@@ -10,10 +10,10 @@ use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value as Json};
 
 use super::blocks::Format;
-use super::decoder::Decoder;
 use super::header::Stored;
+use super::sizes::Sizes;
 use super::tensors::{Order, Place, places};
-use super::tokenizer::{GENERATION_CONFIG, TEMPLATE_FILE, TOKENIZER_CONFIG, tokenizer_file};
+use super::tokenizer::{TEMPLATE_FILE, TOKENIZER_CONFIG, tokenizer_file};
 use super::value::Metadata;
 use super::vocabulary::{Vocabulary, too_large};
 use super::{Gguf, PIECE, Told, rope};
@@ -23,10 +23,11 @@ use crate::checkpoint::safetensors::{Data, Pieces, Saved, write};
 use crate::checkpoint::save::copy;
 use crate::checkpoint::weights::Dtype;
 use crate::files::{first_ten, io_error, shape_text};
+use crate::generation::GENERATION_CONFIG_FILE;
 
 /// How a file is imported.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wanted<'a> {
+pub struct ImportOptions<'a> {
     /// How numbers are written: `F32` or `BF16`. Without it f16 and bf16 stay as they are, and what has fewer bits becomes f32.
     pub dtype: Option<Dtype>,
     /// A folder whose tokenizer is taken in the place of the file's own.
@@ -50,7 +51,7 @@ pub struct Imported {
 const TOKENIZER_FILES: [&str; 7] = [
     TOKENIZER_FILE,
     TOKENIZER_CONFIG,
-    GENERATION_CONFIG,
+    GENERATION_CONFIG_FILE,
     TEMPLATE_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
@@ -62,17 +63,17 @@ const TOKENIZER_FILES: [&str; 7] = [
 ///
 /// # Errors
 /// A file that is no GGUF file of a model that is read here; a folder that holds something, or cannot be written.
-pub fn import(file: &Path, out: &Path, wanted: Wanted<'_>, tell: &mut dyn FnMut(u64, u64)) -> Result<Imported> {
+pub fn import(file: &Path, out: &Path, wanted: ImportOptions<'_>, tell: &mut dyn FnMut(u64, u64)) -> Result<Imported> {
     check_empty(out)?;
     let gguf = Gguf::open(file)?;
-    let decoder = Decoder::from_gguf(&gguf.header, divisors(&gguf)?.as_deref()).map_err(|e| e.at(file.display()))?;
-    let places = found(&gguf, &decoder).map_err(|e| e.at(file.display()))?;
+    let sizes = Sizes::from_gguf(&gguf.header, divisors(&gguf)?.as_deref()).map_err(|e| e.at(file.display()))?;
+    let places = found(&gguf, &sizes).map_err(|e| e.at(file.display()))?;
     let metadata = &gguf.header.metadata;
     let files = match wanted.tokenizer {
-        None => Files::of_metadata(metadata, &decoder).map_err(|e| {
+        None => Files::of_metadata(metadata, &sizes).map_err(|e| {
             e.at(file.display()).or_hint("bring the files of the original model's tokenizer: --tokenizer DIR")
         })?,
-        Some(dir) => Files::of_folder(metadata, &decoder, dir)?,
+        Some(dir) => Files::of_folder(metadata, &sizes, dir)?,
     };
     let quantised = gguf.header.tensors.values().any(|stored| stored.format.is_quantised());
     let dtype = |stored: &Stored| match (wanted.dtype, stored.format) {
@@ -93,7 +94,7 @@ pub fn import(file: &Path, out: &Path, wanted: Wanted<'_>, tell: &mut dyn FnMut(
         })
         .collect();
     replace_dir_atomic(out, |new| {
-        let mut config = decoder.to_json(dtype_name(most));
+        let mut config = sizes.to_json(dtype_name(most));
         config.extend(files.ids.clone());
         write_atomic(&new.join(CONFIG_FILE), pretty(&config.into()))?;
         if let Some(dir) = wanted.tokenizer {
@@ -106,7 +107,7 @@ pub fn import(file: &Path, out: &Path, wanted: Wanted<'_>, tell: &mut dyn FnMut(
         }
         write(&new.join(WEIGHTS_FILE), &tensors, &[])
     })?;
-    Ok(Imported { architecture: decoder.architecture.name(), formats: gguf.formats(), parameters, dtype: most })
+    Ok(Imported { architecture: sizes.architecture.name(), formats: gguf.formats(), parameters, dtype: most })
 }
 
 /// Refuses a folder that holds something.
@@ -154,9 +155,9 @@ fn divisors(gguf: &Gguf) -> Result<Option<Vec<f32>>> {
 }
 
 /// The tensors of a decoder, each with its place in the file.
-fn found<'a>(gguf: &'a Gguf, decoder: &Decoder) -> Result<Vec<(Place, &'a Stored)>> {
+fn found<'a>(gguf: &'a Gguf, sizes: &Sizes) -> Result<Vec<(Place, &'a Stored)>> {
     let (mut found, mut missing) = (Vec::new(), Vec::new());
-    for place in places(decoder) {
+    for place in places(sizes) {
         match gguf.header.tensors.get(&place.gguf) {
             Some(stored) if stored.shape == place.shape => found.push((place, stored)),
             Some(stored) => {
@@ -174,7 +175,7 @@ fn found<'a>(gguf: &'a Gguf, decoder: &Decoder) -> Result<Vec<(Place, &'a Stored
     let ours = |name: &str| name == rope::FACTORS || found.iter().any(|(place, _)| place.gguf == name);
     if found.len() + usize::from(gguf.header.tensors.contains_key(rope::FACTORS)) < gguf.header.tensors.len() {
         let others: Vec<_> = gguf.header.tensors.keys().filter(|name| !ours(name)).collect();
-        let name = decoder.architecture.name();
+        let name = sizes.architecture.name();
         return Err(Error::new(format!("tensors that no model of type {name} has: {}", first_ten(&others))));
     }
     Ok(found)
@@ -187,35 +188,35 @@ struct Files {
 }
 
 impl Files {
-    fn of_metadata(metadata: &Metadata, decoder: &Decoder) -> Result<Self> {
-        let vocabulary = Vocabulary::from_metadata(metadata, decoder.vocab, decoder.architecture.name())?;
+    fn of_metadata(metadata: &Metadata, sizes: &Sizes) -> Result<Self> {
+        let vocabulary = Vocabulary::from_metadata(metadata, sizes.vocab, sizes.architecture.name())?;
         let ids = vocabulary.ids();
         let mut own = vec![
             (TOKENIZER_FILE, vocabulary.tokenizer_json()),
-            (TOKENIZER_CONFIG, vocabulary.tokenizer_config(decoder.context())),
+            (TOKENIZER_CONFIG, vocabulary.tokenizer_config(sizes.context())),
         ];
         if !ids.is_empty() {
-            own.push((GENERATION_CONFIG, ids.clone().into()));
+            own.push((GENERATION_CONFIG_FILE, ids.clone().into()));
         }
         Ok(Self { own, ids })
     }
 
     /// Of a tokenizer of another folder, checked against the embedding.
-    fn of_folder(metadata: &Metadata, decoder: &Decoder, dir: &Path) -> Result<Self> {
+    fn of_folder(metadata: &Metadata, sizes: &Sizes, dir: &Path) -> Result<Self> {
         let (path, json) = tokenizer_file(dir)?;
         let vocab = json.get("model").and_then(|model| model.get("vocab")).and_then(Json::as_object);
         let ids = vocab.into_iter().flat_map(|vocab| vocab.values());
         let added = json.get("added_tokens").and_then(Json::as_array).into_iter().flatten();
         let largest = ids.chain(added.filter_map(|token| token.get("id"))).filter_map(Json::as_u64).max();
-        if let Some(largest) = largest.filter(|&id| id >= decoder.vocab as u64) {
-            return Err(too_large(largest as usize + 1, decoder.vocab).at(path.display()));
+        if let Some(largest) = largest.filter(|&id| id >= sizes.vocab as u64) {
+            return Err(too_large(largest as usize + 1, sizes.vocab).at(path.display()));
         }
         let mut ids = Map::new();
         for (key, name) in [("bos_token_id", "bos"), ("eos_token_id", "eos"), ("pad_token_id", "padding")] {
             let id = metadata.count(&format!("tokenizer.ggml.{name}_token_id"))?;
             id.into_iter().for_each(|id| drop(ids.insert(key.to_string(), id.into())));
         }
-        let own = if ids.is_empty() { Vec::new() } else { vec![(GENERATION_CONFIG, ids.clone().into())] };
+        let own = if ids.is_empty() { Vec::new() } else { vec![(GENERATION_CONFIG_FILE, ids.clone().into())] };
         Ok(Self { own, ids })
     }
 }

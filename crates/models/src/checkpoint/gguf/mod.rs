@@ -1,19 +1,20 @@
 //! GGUF, the one-file format of ggml and llama.cpp: from it to a folder of Hugging Face's layout, and back.
 //!
 //! A file is a [`header`] of [`value`]s and of where each tensor lies, then the tensors, in [`blocks`] of one of several [`Format`]s.
-//! [`import`] and [`export`] are the two ways. Between them stand what both formats say in their own words: the [`decoder`]'s sizes and positions, the
+//! [`import`] and [`export`] are the two ways. Between them stand what both formats say in their own words: a decoder's [`sizes`] and positions, the
 //! [`tensors`] that follow from them, and the [`vocabulary`].
 //!
 //! The layouts are those of ggml's `gguf.md` and `ggml-quants.c`. Numbers are little-endian.
 
 pub mod blocks;
-pub mod decoder;
+
 pub mod export;
 pub mod header;
 pub mod import;
 mod pieces;
 mod pre;
 mod rope;
+pub mod sizes;
 pub mod tensors;
 mod tokenizer;
 pub mod value;

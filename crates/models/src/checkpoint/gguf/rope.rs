@@ -3,6 +3,8 @@
 use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value as Json, json};
 
+use crate::families::llama::{Rope, Scaling};
+
 use super::value::{Metadata, Value, needed};
 
 /// The tensor that holds what each frequency is divided by.
@@ -10,7 +12,7 @@ pub(super) const FACTORS: &str = "rope_freqs.weight";
 
 /// `rope_scaling` of `config.json`.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Scaling {
+pub(super) enum Reach {
     None,
     Linear {
         factor: f64,
@@ -37,19 +39,11 @@ pub(super) struct Llama3 {
 impl Llama3 {
     /// What each of the `head_dim / 2` frequencies is divided by.
     pub(super) fn divisors(&self, theta: f64, head_dim: usize) -> Vec<f32> {
-        let divisor = |i: usize| {
-            let wave = 2.0 * std::f64::consts::PI * theta.powf(2.0 * i as f64 / head_dim as f64);
-            let original = self.original as f64;
-            if wave < original / self.high {
-                return 1.0;
-            }
-            if wave > original / self.low {
-                return self.factor as f32;
-            }
-            let smooth = (original / wave - self.low) / (self.high - self.low);
-            (1.0 / ((1.0 - smooth) / self.factor + smooth)) as f32
-        };
-        (0..head_dim / 2).map(divisor).collect()
+        let Self { factor, low, high, original } = *self;
+        let scaling = Scaling::Llama3 { factor, high, low, original: original as f64 };
+        let frequencies = |scaling| Rope { theta, scaling }.frequencies(head_dim, 0);
+        let pairs = frequencies(Scaling::None).into_iter().zip(frequencies(scaling));
+        pairs.map(|(plain, scaled)| (plain / scaled) as f32).collect()
     }
 
     /// The scaling with these divisors: its factor is the largest; the rest is tried, of what models have.
@@ -71,7 +65,7 @@ impl Llama3 {
     }
 }
 
-impl Scaling {
+impl Reach {
     /// By the metadata of an architecture, and the divisors if the file has them.
     pub(super) fn from_metadata(metadata: &Metadata, arch: &str, divisors: Option<&[f32]>, theta: f64) -> Result<Self> {
         let key = |name: &str| format!("{arch}.rope.scaling.{name}");
@@ -192,18 +186,18 @@ mod tests {
         assert_eq!(Llama3::of_divisors(&divisors, 500_000.0).unwrap(), llama3);
         let e = Llama3::of_divisors(&[1.0, 2.0, 1.5, 7.0], 500_000.0).unwrap_err();
         assert!(e.what().contains("rope_freqs.weight"), "{e}");
-        let yarn = Scaling::Yarn { factor: 4.0, original: 32768, beta_fast: Some(16.0), beta_slow: None };
+        let yarn = Reach::Yarn { factor: 4.0, original: 32768, beta_fast: Some(16.0), beta_slow: None };
         for (scaling, divisors) in [
-            (Scaling::None, None),
-            (Scaling::Linear { factor: 2.5 }, None),
+            (Reach::None, None),
+            (Reach::Linear { factor: 2.5 }, None),
             (yarn, None),
-            (Scaling::Llama3(llama3), Some(&divisors[..])),
+            (Reach::Llama3(llama3), Some(&divisors[..])),
         ] {
             let mut metadata = Metadata::default();
             scaling.put_into(&mut metadata, "llama");
-            assert_eq!(Scaling::from_metadata(&metadata, "llama", divisors, 500_000.0).unwrap(), scaling);
+            assert_eq!(Reach::from_metadata(&metadata, "llama", divisors, 500_000.0).unwrap(), scaling);
             if let Json::Object(json) = scaling.to_json() {
-                assert_eq!(Scaling::from_json(&json).unwrap(), scaling);
+                assert_eq!(Reach::from_json(&json).unwrap(), scaling);
             }
         }
     }
@@ -219,15 +213,15 @@ mod tests {
                 "no words for \"mscale\"",
             ),
         ] {
-            let e = Scaling::from_json(&json(text)).unwrap_err();
+            let e = Reach::from_json(&json(text)).unwrap_err();
             assert!(e.what().contains(expected), "{e}");
         }
         let mut metadata = Metadata::default();
         metadata.set("llama.rope.scaling.type", "longrope");
-        let e = Scaling::from_metadata(&metadata, "llama", None, 1e4).unwrap_err();
+        let e = Reach::from_metadata(&metadata, "llama", None, 1e4).unwrap_err();
         assert!(e.what().contains("found \"longrope\""), "{e}");
         metadata.set("llama.rope.scaling.attn_factor", Value::F32(1.5));
-        let e = Scaling::from_metadata(&metadata, "llama", None, 1e4).unwrap_err();
+        let e = Reach::from_metadata(&metadata, "llama", None, 1e4).unwrap_err();
         assert!(e.what().contains("llama.rope.scaling.attn_factor"), "{e}");
     }
 }

@@ -1,6 +1,6 @@
 //! Which tensors a decoder has, what either format calls them, and in which order GGUF has the rows of q and k.
 
-use super::decoder::{Architecture, Decoder};
+use super::sizes::{Architecture, Sizes};
 
 /// A tensor in both formats.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,10 +58,10 @@ impl Order {
 }
 
 /// All tensors of a decoder.
-pub fn places(decoder: &Decoder) -> Vec<Place> {
-    let &Decoder { hidden, heads, kv_heads, head_dim, intermediate, vocab, .. } = decoder;
+pub fn places(sizes: &Sizes) -> Vec<Place> {
+    let &Sizes { hidden, heads, kv_heads, head_dim, intermediate, vocab, .. } = sizes;
     let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-    let pairs = match decoder.architecture {
+    let pairs = match sizes.architecture {
         Architecture::Llama => Order::Pairs(head_dim),
         Architecture::Qwen2 | Architecture::Qwen3 => Order::Same,
     };
@@ -70,7 +70,7 @@ pub fn places(decoder: &Decoder) -> Vec<Place> {
         all.push(Place { gguf, key, shape: shape.to_vec(), order });
     };
     add("token_embd.weight".into(), "model.embed_tokens.weight".into(), &[vocab, hidden], Order::Same);
-    for n in 0..decoder.layers {
+    for n in 0..sizes.layers {
         let mut part = |name: &str, key: &str, shape: &[usize], order, bias: bool| {
             let (name, key) = (format!("blk.{n}.{name}"), format!("model.layers.{n}.{key}"));
             if bias {
@@ -78,23 +78,23 @@ pub fn places(decoder: &Decoder) -> Vec<Place> {
             }
             add(format!("{name}.weight"), format!("{key}.weight"), shape, order);
         };
-        let bias = decoder.attention_bias;
+        let bias = sizes.attention_bias;
         part("attn_norm", "input_layernorm", &[hidden], Order::Same, false);
         part("attn_q", "self_attn.q_proj", &[q, hidden], pairs, bias);
         part("attn_k", "self_attn.k_proj", &[kv, hidden], pairs, bias);
         part("attn_v", "self_attn.v_proj", &[kv, hidden], Order::Same, bias);
-        part("attn_output", "self_attn.o_proj", &[hidden, q], Order::Same, decoder.output_bias);
-        if decoder.architecture == Architecture::Qwen3 {
+        part("attn_output", "self_attn.o_proj", &[hidden, q], Order::Same, sizes.output_bias);
+        if sizes.architecture == Architecture::Qwen3 {
             part("attn_q_norm", "self_attn.q_norm", &[head_dim], Order::Same, false);
             part("attn_k_norm", "self_attn.k_norm", &[head_dim], Order::Same, false);
         }
         part("ffn_norm", "post_attention_layernorm", &[hidden], Order::Same, false);
-        part("ffn_gate", "mlp.gate_proj", &[intermediate, hidden], Order::Same, decoder.mlp_bias);
-        part("ffn_up", "mlp.up_proj", &[intermediate, hidden], Order::Same, decoder.mlp_bias);
-        part("ffn_down", "mlp.down_proj", &[hidden, intermediate], Order::Same, decoder.mlp_bias);
+        part("ffn_gate", "mlp.gate_proj", &[intermediate, hidden], Order::Same, sizes.mlp_bias);
+        part("ffn_up", "mlp.up_proj", &[intermediate, hidden], Order::Same, sizes.mlp_bias);
+        part("ffn_down", "mlp.down_proj", &[hidden, intermediate], Order::Same, sizes.mlp_bias);
     }
     add("output_norm.weight".into(), "model.norm.weight".into(), &[hidden], Order::Same);
-    if !decoder.tied {
+    if !sizes.tied {
         add("output.weight".into(), "lm_head.weight".into(), &[vocab, hidden], Order::Same);
     }
     all

@@ -10,11 +10,11 @@ use super::pre::Pre;
 use super::vocabulary::{Kind, Model, Vocabulary, too_large};
 use crate::checkpoint::names::TOKENIZER_FILE;
 use crate::files::{io_error, read, read_json_bytes};
+use crate::generation::GENERATION_CONFIG_FILE;
 
 /// What `transformers` makes of a tokenizer beside `tokenizer.json`.
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// How the model answers unless told otherwise.
-pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 /// A chat template in a file of its own.
 pub(super) const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -37,12 +37,12 @@ impl Vocabulary {
             .collect();
         let mut model = json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false});
-        let (normalizer, pre_tokenizer, decoder, merges) = match &self.model {
+        let (normalizer, pre_tokenizer, sizes, merges) = match &self.model {
             Model::Bytes { pre, merges } => {
                 model["ignore_merges"] = pre.ignores_merges().into();
-                let decoder =
+                let sizes =
                     json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
-                (pre.normalizer(), pre.to_json(), decoder, merges.clone())
+                (pre.normalizer(), pre.to_json(), sizes, merges.clone())
             }
             Model::Pieces { scores, space_prefix } => {
                 model["unk_token"] = self.unknown.and_then(|id| self.text(id)).into();
@@ -55,7 +55,7 @@ impl Vocabulary {
         model["vocab"] = vocab.into();
         model["merges"] = merges.into();
         json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer,
-            "pre_tokenizer": pre_tokenizer, "post_processor": self.around(), "decoder": decoder, "model": model})
+            "pre_tokenizer": pre_tokenizer, "post_processor": self.around(), "decoder": sizes, "model": model})
     }
 
     fn is_added(&self, kind: Kind) -> bool {
@@ -142,7 +142,7 @@ impl Vocabulary {
     pub(super) fn of_folder(dir: &Path, config: &Map<String, Json>, rows: usize) -> Result<Self> {
         let (path, tokenizer) = tokenizer_file(dir)?;
         let settings = object(&dir.join(TOKENIZER_CONFIG))?;
-        let generation = object(&dir.join(GENERATION_CONFIG))?;
+        let generation = object(&dir.join(GENERATION_CONFIG_FILE))?;
         let template = dir.join(TEMPLATE_FILE);
         let mut own = Vec::new();
         if template.exists() {

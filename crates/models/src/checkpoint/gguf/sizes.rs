@@ -1,11 +1,15 @@
 //! What a decoder is, by the metadata of a GGUF file and by `config.json`.
 
+use std::path::Path;
+
 use colrow_tensor::{Error, Result};
 use serde_json::{Map, Value as Json, json};
 
 use super::header::Header;
-use super::rope::{self, Scaling};
+use super::rope::{self, Reach};
 use super::value::{Metadata, Value, needed};
+use crate::config::Config;
+use crate::families::llama::LlamaConfig;
 use crate::files::shape_text;
 
 /// An architecture that both formats know.
@@ -46,7 +50,7 @@ impl Architecture {
 
 /// Sizes and positions of a decoder.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Decoder {
+pub struct Sizes {
     /// Which.
     pub architecture: Architecture,
     /// Blocks.
@@ -74,7 +78,7 @@ pub struct Decoder {
     context: usize,
     epsilon: f64,
     theta: f64,
-    pub(super) scaling: Scaling,
+    pub(super) scaling: Reach,
 }
 
 /// Keys of metadata that would change what is computed, and what they speak of.
@@ -89,7 +93,7 @@ const REFUSED: [(&str, &str); 8] = [
     ("embedding_scale", "a scale of the embedding"),
 ];
 
-impl Decoder {
+impl Sizes {
     /// By the header of a file; `divisors` are the numbers of `rope_freqs.weight`, if it is there.
     ///
     /// # Errors
@@ -184,7 +188,7 @@ impl Decoder {
             context: size("context_length")?,
             epsilon: needed(&epsilon, metadata.number(&epsilon)?)?,
             theta,
-            scaling: Scaling::from_metadata(metadata, name, divisors, theta)?,
+            scaling: Reach::from_metadata(metadata, name, divisors, theta)?,
         }
         .checked()
     }
@@ -216,7 +220,7 @@ impl Decoder {
     /// The divisors of the frequencies, if GGUF says the scaling by them.
     pub(super) fn divisors(&self) -> Option<Vec<f32>> {
         match &self.scaling {
-            Scaling::Llama3(scaling) => Some(scaling.divisors(self.theta, self.head_dim)),
+            Reach::Llama3(scaling) => Some(scaling.divisors(self.theta, self.head_dim)),
             _ => None,
         }
     }
@@ -245,13 +249,12 @@ impl Decoder {
         self.scaling.put_into(metadata, arch);
     }
 
-    /// By `config.json`; and what of it GGUF has no words for, in words.
+    /// By `config.json`, the text of `file`; and what of it GGUF has no words for, in words.
     ///
     /// # Errors
-    /// Another family; what is missing or absurd; what would be computed differently.
-    pub fn from_json(json: &Map<String, Json>) -> Result<(Self, Vec<String>)> {
-        let model_type = json.get("model_type").and_then(Json::as_str).unwrap_or_default();
-        let architecture = match model_type {
+    /// Another family; those of [`Config::from_json`]; positions that GGUF has no words for.
+    pub fn from_json(json: &Map<String, Json>, file: &Path) -> Result<(Self, Vec<String>)> {
+        let architecture = match json.get("model_type").and_then(Json::as_str).unwrap_or_default() {
             "llama" | "mistral" => Architecture::Llama,
             "qwen2" => Architecture::Qwen2,
             "qwen3" => Architecture::Qwen3,
@@ -259,71 +262,43 @@ impl Decoder {
                 return Err(Error::new(format!(
                     "model_type: expected llama, mistral, qwen2 or qwen3, found {other:?}"
                 ))
+                .at(file.display())
                 .hint("other families are not written as GGUF"));
             }
         };
-        let there = |key: &str| json.get(key).filter(|value| !value.is_null());
-        let count = |key: &str| match there(key) {
-            None => Ok(None),
-            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
-                Some(n @ 1..=0x8000_0000) => Ok(Some(n)),
-                _ => Err(Error::new(format!("{key}: expected a whole number above 0, found {value}"))),
-            },
+        let config = Config::from_json(Json::Object(json.clone()).to_string().as_bytes(), file)?;
+        let Some(config) = config.architecture.downcast_ref::<LlamaConfig>() else {
+            return Err(Error::new("expected a decoder of the Llama type").at(file.display()));
         };
-        let size = |key: &str| needed(key, count(key)?);
-        let flag = |key: &str| there(key).and_then(Json::as_bool);
-        if let Some(act) = there("hidden_act").filter(|act| act.as_str() != Some("silu")) {
-            return Err(Error::new(format!("hidden_act: expected silu, found {act}")));
-        }
-        if let Some(part) = there("partial_rotary_factor").filter(|part| part.as_f64() != Some(1.0)) {
-            return Err(Error::new(format!("partial_rotary_factor: expected 1, found {part}")));
-        }
-        let (hidden, heads) = (size("hidden_size")?, size("num_attention_heads")?);
-        let context = size("max_position_embeddings")?;
-        let rope = ["rope_scaling", "rope_parameters"].iter().find_map(|key| there(key)?.as_object());
-        let theta = there("rope_theta").or_else(|| rope?.get("rope_theta")).and_then(Json::as_f64);
-        let scaling = rope.map_or(Ok(Scaling::None), Scaling::from_json)?;
-        let mut unsaid = Vec::new();
-        let windowed = match architecture {
-            Architecture::Llama => model_type == "mistral",
-            _ => flag("use_sliding_window") == Some(true),
-        };
-        if let Some(window) = count("sliding_window")?.filter(|&window| windowed && window < context) {
-            unsaid.push(format!(
+        let rope = ["rope_scaling", "rope_parameters"].iter().find_map(|key| json.get(*key)?.as_object());
+        let scaling = rope.map_or(Ok(Reach::None), Reach::from_json).map_err(|e| e.at(file.display()))?;
+        let context = config.max_position_embeddings;
+        let window = config.windows.iter().flatten().filter(|&&window| window < context).min();
+        let unsaid = window.map(|window| {
+            format!(
                 "sliding_window = {window}: GGUF has no word for it, and its programs attend to all {context} tokens"
-            ));
-        }
-        let attention_bias = flag("attention_bias").unwrap_or(false);
-        let kv_heads = count("num_key_value_heads")?.unwrap_or(heads);
-        let decoder = Self {
+            )
+        });
+        let [attention_bias, output_bias] = config.attention_bias;
+        let sizes = Self {
             architecture,
-            layers: size("num_hidden_layers")?,
-            hidden,
-            heads,
-            kv_heads,
-            head_dim: count("head_dim")?.unwrap_or(if architecture == Architecture::Qwen3 {
-                128
-            } else {
-                hidden / heads
-            }),
-            intermediate: size("intermediate_size")?,
-            vocab: size("vocab_size")?,
-            tied: flag("tie_word_embeddings").unwrap_or(false),
-            attention_bias: attention_bias || architecture == Architecture::Qwen2,
-            output_bias: attention_bias && architecture != Architecture::Qwen2,
-            mlp_bias: flag("mlp_bias").unwrap_or(false),
+            layers: config.num_hidden_layers,
+            hidden: config.hidden_size,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            intermediate: config.intermediate_size,
+            vocab: config.vocab_size,
+            tied: config.tie_word_embeddings,
+            attention_bias,
+            output_bias,
+            mlp_bias: config.mlp_bias,
             context,
-            epsilon: there("rms_norm_eps").and_then(Json::as_f64).unwrap_or(1e-6),
-            theta: theta.unwrap_or(10_000.0),
+            epsilon: config.rms_norm_eps,
+            theta: config.rope.theta,
             scaling,
         };
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(Error::new(format!("num_key_value_heads: expected a divisor of {heads}, found {kv_heads}")));
-        }
-        if decoder.head_dim == 0 || !decoder.head_dim.is_multiple_of(2) {
-            return Err(Error::new(format!("head_dim: expected an even size, found {}", decoder.head_dim)));
-        }
-        Ok((decoder.checked()?, unsaid))
+        Ok((sizes, unsaid.into_iter().collect()))
     }
 
     /// The keys of `config.json`.
@@ -369,7 +344,8 @@ mod tests {
     }
 
     const LEAST: &str = r#"{"model_type": "qwen3", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 12,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, "rope_theta": 1e6}"#;
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64, "rope_theta": 1e6,
+        "num_key_value_heads": 2, "max_window_layers": 0}"#;
 
     fn with(key: &str, value: Json) -> Map<String, Json> {
         let mut json = json(LEAST);
@@ -377,13 +353,17 @@ mod tests {
         json
     }
 
+    fn read(json: &Map<String, Json>) -> Result<(Sizes, Vec<String>)> {
+        Sizes::from_json(json, Path::new("config.json"))
+    }
+
     #[test]
     fn a_configuration_is_the_same_both_ways() {
         for model_type in ["llama", "mistral", "qwen2", "qwen3"] {
-            let (decoder, unsaid) = Decoder::from_json(&with("model_type", model_type.into())).unwrap();
+            let (sizes, unsaid) = read(&with("model_type", model_type.into())).unwrap();
             assert!(unsaid.is_empty());
-            assert_eq!(decoder.head_dim, if model_type == "qwen3" { 128 } else { 4 });
-            assert_eq!(Decoder::from_json(&decoder.to_json("float32")).unwrap().0, decoder);
+            assert_eq!(sizes.head_dim, if model_type == "qwen3" { 128 } else { 4 });
+            assert_eq!(read(&sizes.to_json("float32")).unwrap().0, sizes);
         }
     }
 
@@ -391,26 +371,30 @@ mod tests {
     fn both_spellings_of_rope_are_read() {
         let mut json = with("rope_parameters", json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}));
         json.remove("rope_theta");
-        let decoder = Decoder::from_json(&json).unwrap().0;
-        assert_eq!((decoder.theta, decoder.scaling), (5e5, Scaling::Linear { factor: 2.0 }));
+        let sizes = read(&json).unwrap().0;
+        assert_eq!((sizes.theta, sizes.scaling), (5e5, Reach::Linear { factor: 2.0 }));
     }
 
     #[test]
     fn what_gguf_cannot_say_is_refused_or_told() {
         for (key, value, expected) in [
             ("model_type", json!("gemma2"), "found \"gemma2\""),
-            ("hidden_act", json!("gelu"), "hidden_act: expected silu"),
-            ("hidden_size", json!(0), "hidden_size: expected a whole number above 0, found 0"),
-            ("num_key_value_heads", json!(3), "num_key_value_heads: expected a divisor of 2, found 3"),
+            ("hidden_act", json!("gelu"), "hidden_act: expected \"silu\""),
+            ("hidden_size", json!(0), "hidden_size: expected a whole number from 1 to 65536, found 0"),
+            (
+                "num_key_value_heads",
+                json!(3),
+                "num_key_value_heads: expected a divisor of num_attention_heads = 2, found 3",
+            ),
             ("partial_rotary_factor", json!(0.5), "partial_rotary_factor: expected 1"),
-            ("mlp_bias", json!(true), "biases on ffn_down"),
+            ("num_experts", json!(4), "num_experts: expected nothing (a mixture of experts"),
         ] {
-            let e = Decoder::from_json(&with(key, value)).unwrap_err().to_string();
+            let e = read(&with(key, value)).unwrap_err().to_string();
             assert!(e.contains(expected), "{e}");
         }
         let mut json = with("sliding_window", json!(16));
-        assert!(Decoder::from_json(&json).unwrap().1.is_empty());
+        assert!(read(&json).unwrap().1.is_empty());
         json.insert("use_sliding_window".into(), true.into());
-        assert!(Decoder::from_json(&json).unwrap().1[0].starts_with("sliding_window = 16"));
+        assert!(read(&json).unwrap().1[0].starts_with("sliding_window = 16"));
     }
 }
