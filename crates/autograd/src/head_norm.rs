@@ -6,12 +6,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use colrow_tensor::{Class, Coded, Format, Norm, Result, StoredMut, Tensor};
+use colrow_tensor::{Class, Norm, Result, StoredMut, Tensor};
 
-use crate::compress::GROUP;
 use crate::kept::{Kept, Rebuild};
 use crate::param::{Handle, ParamId};
-use crate::policy::Keep;
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
 /// Neighbouring heads of the rows of a matrix, their norm's scale γ (h) and epsilon.
@@ -93,23 +91,10 @@ impl Tape<'_> {
             let y = heads.normalise(x.value, None);
             return Var { source, ..self.unrecorded(site, y) };
         }
-        let device = self.device().clone();
-        let dtype = x.value.dtype();
         let size = [x.value.rows() * heads.range.len(), heads.size()];
-        let mut r = device.empty(Class::Workspace, dtype, &size[..1]);
-        let (y, z) = match self.keep(site) {
-            Keep::Quantised(bits) => {
-                let format = Format { code: bits.code(), group: GROUP };
-                let mut z = Coded::empty(&device, Class::Workspace, dtype, size, format);
-                let kept = StoredMut::Coded(self.rounding_key(site), &mut z);
-                (heads.normalise(x.value, Some((kept, &mut r))), Kept::Quantised(z))
-            }
-            _ => {
-                let mut z = device.empty(Class::Workspace, dtype, &size);
-                (heads.normalise(x.value, Some((StoredMut::Exact(&mut z), &mut r))), Kept::Exact(z))
-            }
-        };
-        let y = self.output(site, y, learns, || HeadNorm { x: x.id, heads, z, r: Kept::Exact(r) });
+        let dtype = x.value.dtype();
+        let (y, z, r) = self.normalised(site, (size, dtype), |kept| heads.normalise(x.value, Some(kept)));
+        let y = self.output(site, y, learns, || HeadNorm { x: x.id, heads, z, r });
         Var { source, ..y }
     }
 }
@@ -149,7 +134,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{check_gradients, check_precision, leaf, random_params, training};
-    use crate::{Bits, Policy};
+    use crate::{Bits, Keep, Policy};
 
     #[test]
     fn gradients_of_input_and_scale() {

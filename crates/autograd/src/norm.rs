@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use colrow_tensor::{Class, Coded, Format, Norm, Result, Rows, StoredMut, Tensor};
+use colrow_tensor::{Class, Coded, DType, Format, Norm, Result, Rows, StoredMut, Tensor};
 
 use crate::compress::GROUP;
 use crate::kept::{Kept, Rebuild};
@@ -59,6 +59,31 @@ impl Tape<'_> {
         self.norm(site, x, gamma, Some(beta), eps)
     }
 
+    /// What `run` gives, which writes ẑ of so many rows and columns, as the site keeps it, and 1/σ; and those.
+    pub(crate) fn normalised<R>(
+        &self,
+        site: &str,
+        ([rows, cols], dtype): ([usize; 2], DType),
+        run: impl FnOnce((StoredMut<'_>, &mut Tensor)) -> R,
+    ) -> (R, Kept, Kept) {
+        let device = self.device();
+        let mut r = device.empty(Class::Workspace, dtype, &[rows]);
+        let (done, z) = match self.keep(site) {
+            Keep::Quantised(bits) => {
+                let format = Format { code: bits.code(), group: GROUP };
+                let mut z = Coded::empty(device, Class::Workspace, dtype, [rows, cols], format);
+                let done = run((StoredMut::Coded(self.rounding_key(site), &mut z), &mut r));
+                (done, Kept::Quantised(z))
+            }
+            _ => {
+                let mut z = device.empty(Class::Workspace, dtype, &[rows, cols]);
+                let done = run((StoredMut::Exact(&mut z), &mut r));
+                (done, Kept::Exact(z))
+            }
+        };
+        (done, z, Kept::Exact(r))
+    }
+
     /// Root mean square norm of the rows of `x`, with σ² = mean x² + `eps`.
     pub fn rms_norm(&mut self, site: &str, x: &Var, gamma: ParamId, eps: f64) -> Var {
         self.norm(site, x, gamma, None, eps)
@@ -74,21 +99,11 @@ impl Tape<'_> {
             device.kernels().layer_norm(&x.value, &norm, &mut y, None);
             return self.unrecorded(site, y);
         }
-        let mut r = device.empty(Class::Workspace, x.value.dtype(), &[x.value.rows()]);
-        let z = match self.keep(site) {
-            Keep::Quantised(bits) => {
-                let mut z = Coded::empty_like(&x.value, Format { code: bits.code(), group: GROUP });
-                let kept = StoredMut::Coded(self.rounding_key(site), &mut z);
-                device.kernels().layer_norm(&x.value, &norm, &mut y, Some((kept, &mut r)));
-                Kept::Quantised(z)
-            }
-            _ => {
-                let mut z = x.value.empty_like();
-                device.kernels().layer_norm(&x.value, &norm, &mut y, Some((StoredMut::Exact(&mut z), &mut r)));
-                Kept::Exact(z)
-            }
-        };
-        let held = Arc::new(Held { z, r: Kept::Exact(r), gamma, beta, eps });
+        let size = [x.value.rows(), x.value.cols()];
+        let ((), z, r) = self.normalised(site, (size, x.value.dtype()), |kept| {
+            device.kernels().layer_norm(&x.value, &norm, &mut y, Some(kept));
+        });
+        let held = Arc::new(Held { z, r, gamma, beta, eps });
         let op = LayerNorm { x: x.id, held: held.clone() };
         let y = self.output(site, y, learns, || op);
         Var { source: Some(held), ..y }

@@ -91,3 +91,18 @@ fn shells_offer_tasks_and_keys() {
     place.train(&["train.steps=1", "keep.sites.'*'.ratio=0.5", "output=other"]);
     place.ok(&["eval", "--model", "other", "--task", "SST-2", "--data", "dev.tsv"]);
 }
+
+/// Conversations get a recipe of their own, and a model that cannot learn them is refused by it.
+#[test]
+fn conversations_get_a_recipe_of_their_own() {
+    let place = Place::new();
+    let talk = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    place.write("talk.jsonl", talk);
+    let text = place.ok(&["init", "--data", "talk.jsonl"]);
+    for needle in ["task = \"chat\"", "output = \"runs/talk\"", "method = \"lora\"", "docs/chat.md"] {
+        assert!(text.contains(needle), "{needle}: {text}");
+    }
+    let ran = place.run(&["init", "--data", "talk.jsonl", "--model", "model"]);
+    assert_eq!(ran.code, Some(2), "{}", ran.err);
+    assert!(ran.err.contains("expected a decoder for these conversations, found a BERT"), "{}", ran.err);
+}

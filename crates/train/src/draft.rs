@@ -1,5 +1,6 @@
 //! A first recipe for data and a model that somebody has: what can be seen in the file is filled in, and said.
 
+mod conversations;
 mod seen;
 
 use std::fmt::Write as _;
@@ -26,40 +27,15 @@ const SMALL: usize = 512;
 /// # Errors
 /// Data that cannot be read, with no column of text, or without labels; a model that cannot be found.
 pub fn draft(data: Option<&Path>, model: Option<&str>) -> Result<String> {
+    if let Some(data) = data.filter(|data| conversations::is_in(data)) {
+        return conversations::draft(data, model);
+    }
     let found = data.map(look_at).transpose()?;
     let dir = model.map(|model| hub::resolve(model, "main", Needs::ConfigAndTokenizer)).transpose()?;
-    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let name = data.and_then(Path::file_stem).map_or("run".into(), |stem| stem.to_string_lossy().into_owned());
-    let mut lines: Vec<(String, String)> = Vec::new();
-    let mut line = |key: String, comment: &str| lines.push((key, comment.replace(['\n', '\r'], " ")));
     let task = found.as_ref().map_or(Task::Classify, |found| found.task);
     let labels = found.as_ref().map_or("", |found| found.labels.as_str());
-    line(format!("task = {}", quoted(task.name())), labels);
-    line(
-        format!("output = {}", quoted(&folder::free(&format!("runs/{name}")))),
-        "the run folder: model, checkpoints, metrics, report",
-    );
-    line("\n[model]".into(), "");
-    let path = model.unwrap_or("bert-base-uncased");
-    line(
-        format!("path = {}", quoted(path)),
-        if model.is_some() { "" } else { "a folder in Hugging Face layout, or a hub id" },
-    );
-    line("\n[data]".into(), "");
-    let train = data.map_or("train.csv".into(), |data| data.display().to_string());
-    line(format!("train = {}", quoted(&train)), "");
-    let folder = data.is_some_and(Path::is_dir);
-    if !folder {
-        match data.and_then(dev_beside) {
-            Some(dev) => line(format!("dev = {}", quoted(&dev)), "lies beside it"),
-            None => {
-                let extension =
-                    data.and_then(Path::extension).map_or("csv".into(), |e| e.to_string_lossy().into_owned());
-                let dev = quoted(&format!("dev.{extension}"));
-                line(format!("# dev = {dev}"), "without it a tenth of the examples is held out");
-            }
-        }
-    }
+    let mut lines = Lines::new((task, labels), data, (model, "bert-base-uncased"));
+    let mut line = |key: String, comment: &str| lines.add(key, comment);
     if let Some(found) = &found {
         let columns = format!("columns of the file: {}", found.columns.join(", "));
         let named = [("text", &found.text), ("pair", &found.pair), ("label", &found.label)];
@@ -84,18 +60,68 @@ pub fn draft(data: Option<&Path>, model: Option<&str>) -> Result<String> {
     line("warmup = 0.1".into(), "share of all steps");
     line("\n[keep]".into(), "");
     line("policy = \"exact\"".into(), "\"lean\" keeps a tenth; colrow plan RECIPE --memory 8GiB says what fits");
-    let mut text = String::from(
-        "# colrow plan RECIPE says what this needs, colrow train RECIPE runs it; docs/recipe.md has all keys.\n",
-    );
-    let width = lines.iter().filter(|(_, comment)| !comment.is_empty()).map(|(key, _)| key.len()).max().unwrap_or(0);
-    for (key, comment) in lines {
-        match comment.is_empty() {
-            true => writeln!(text, "{key}"),
-            false => writeln!(text, "{key:width$}  # {comment}"),
+    Ok(lines.text())
+}
+
+/// A recipe's lines, each with a comment if there is one.
+struct Lines(Vec<(String, String)>);
+
+impl Lines {
+    /// Those of the task and why it is that, of the run folder, the model or another of its kind, and the files of data.
+    fn new((task, why): (Task, &str), data: Option<&Path>, (model, usual): (Option<&str>, &str)) -> Self {
+        let mut lines = Self(Vec::new());
+        let name = data.and_then(Path::file_stem).map_or("run".into(), |stem| stem.to_string_lossy().into_owned());
+        lines.add(format!("task = {}", quoted(task.name())), why);
+        lines.add(
+            format!("output = {}", quoted(&folder::free(&format!("runs/{name}")))),
+            "the run folder: model, checkpoints, metrics, report",
+        );
+        lines.add("\n[model]".into(), "");
+        lines.add(
+            format!("path = {}", quoted(model.unwrap_or(usual))),
+            if model.is_some() { "" } else { "a folder in Hugging Face layout, or a hub id" },
+        );
+        lines.add("\n[data]".into(), "");
+        let train = data.map_or("train.csv".into(), |data| data.display().to_string());
+        lines.add(format!("train = {}", quoted(&train)), "");
+        if data.is_some_and(Path::is_dir) {
+            return lines;
         }
-        .expect("a string takes all that is written");
+        match data.and_then(dev_beside) {
+            Some(dev) => lines.add(format!("dev = {}", quoted(&dev)), "lies beside it"),
+            None => {
+                let extension =
+                    data.and_then(Path::extension).map_or("csv".into(), |e| e.to_string_lossy().into_owned());
+                let dev = quoted(&format!("dev.{extension}"));
+                lines.add(format!("# dev = {dev}"), "without it a tenth of the examples is held out");
+            }
+        }
+        lines
     }
-    Ok(text.trim_end().to_owned())
+
+    fn add(&mut self, key: String, comment: &str) {
+        self.0.push((key, comment.replace(['\n', '\r'], " ")));
+    }
+
+    fn text(self) -> String {
+        let mut text = String::from(
+            "# colrow plan RECIPE says what this needs, colrow train RECIPE runs it; docs/recipe.md has all keys.\n",
+        );
+        let commented = self.0.iter().filter(|(_, comment)| !comment.is_empty());
+        let width = commented.map(|(key, _)| key.len()).max().unwrap_or(0);
+        for (key, comment) in self.0 {
+            match comment.is_empty() {
+                true => writeln!(text, "{key}"),
+                false => writeln!(text, "{key:width$}  # {comment}"),
+            }
+            .expect("a string takes all that is written");
+        }
+        text.trim_end().to_owned()
+    }
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
 }
 
 /// A file of development data with the name of the training data's, in the same folder.

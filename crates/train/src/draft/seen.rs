@@ -232,7 +232,7 @@ fn counts(examples: &Examples) -> BTreeMap<&str, usize> {
 }
 
 /// Names of a file's columns; none of a folder, whose layout says them, and of a list of texts.
-fn columns_of(path: &Path) -> Result<Vec<String>> {
+pub(super) fn columns_of(path: &Path) -> Result<Vec<String>> {
     let failed =
         |e: &dyn std::fmt::Display| Error::new(format!("cannot read the names of the columns: {e}")).at(path.display());
     if path.is_dir() {
