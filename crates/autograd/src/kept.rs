@@ -69,7 +69,7 @@ impl Kept {
             Self::Nothing | Self::Rebuild(_) => vec![],
             Self::Exact(t) => vec![t],
             Self::Rows { rows, sample } => vec![rows, &sample.index, &sample.scale],
-            Self::Quantised(q) => vec![&q.codes, &q.scale],
+            Self::Quantised(q) => q.tensors().collect(),
         }
     }
 
@@ -127,7 +127,7 @@ impl Kept {
             Self::Rows { .. } => Form::Rows,
             Self::Quantised(q) => match q.format.code {
                 Code::Int8 | Code::Positive8 => Form::Int8,
-                Code::Int4 => Form::Int4,
+                Code::Int4 | Code::Nf4 => Form::Int4,
                 Code::Bf16 => Form::Bf16,
             },
             Self::Rebuild(_) => Form::Rebuild,

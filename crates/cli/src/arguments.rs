@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
 
-use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
-use colrow_tensor::Error;
+use clap::builder::{PossibleValue, PossibleValuesParser, StringValueParser, TypedValueParser};
+use colrow_tensor::{Error, Named};
 use colrow_train::recipe;
 use colrow_train::tasks::Task;
 
@@ -18,6 +18,12 @@ pub(crate) fn whole(range: RangeInclusive<u64>) -> impl TypedValueParser<Value =
         let value = text.parse().ok().filter(|n| range.contains(n)).and_then(|n| usize::try_from(n).ok());
         value.ok_or_else(|| format!("expected a whole number from {} to {}", range.start(), range.end()))
     })
+}
+
+/// The names of a recipe's choice, as values of an argument.
+pub(crate) fn choice<T: Named + Send + Sync>() -> impl TypedValueParser<Value = T> {
+    let names = PossibleValuesParser::new(T::ALL.iter().map(|c| c.name()));
+    names.try_map(|name| T::find(&name).ok_or("no such name"))
 }
 
 /// Any text, of which shells offer some.

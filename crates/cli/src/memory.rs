@@ -30,7 +30,7 @@ pub(crate) fn table(fits: &[Fit], memory: usize) -> String {
     let size = |n: usize| units::bytes(n as u64);
     if fits.is_empty() {
         return format!(
-            "nothing fits into {}: not adapters (train.method=lora) over frozen weights in codes (model.base=int8) under the \
+            "nothing fits into {}: not adapters (train.method=lora) over frozen weights in codes (model.base=nf4) under the \
              leanest policy, a short sequence at a time; a smaller model needs less",
             size(memory)
         );

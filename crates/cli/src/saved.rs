@@ -7,7 +7,7 @@ use colrow_models::checkpoint::load::{self, Anew, Loaded};
 use colrow_models::checkpoint::names::ADAPTER_CONFIG_FILE;
 use colrow_models::config::Config;
 use colrow_models::families::FAMILIES;
-use colrow_tensor::{DType, Device, Error, Precision, Result};
+use colrow_tensor::{BaseWeights, DType, Device, Error, Precision, Result};
 use colrow_train::usage::Usage;
 
 /// A fine-tuned model as commands take it.
@@ -24,10 +24,15 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// The model with its adapter, if it is one's folder. Its products multiply what `precision` says, or what it was trained with.
     pub(crate) fn load(&self, precision: Option<Precision>) -> Result<Used> {
+        self.load_onto(BaseWeights::F32, precision)
+    }
+
+    /// As [`ModelArgs::load`]; an adapter's base model has the numbers that its codes mean.
+    pub(crate) fn load_onto(&self, codes: BaseWeights, precision: Option<Precision>) -> Result<Used> {
         let device = |usage: &Option<Usage>| device(precision, usage);
         let folder = hub::of_run(&self.model);
         if folder.join(ADAPTER_CONFIG_FILE).exists() {
-            return adapted(folder, self.base.as_deref(), device);
+            return adapted(codes, folder, self.base.as_deref(), device);
         }
         if self.base.is_some() {
             return Err(Error::usage(format!("--base: expected an adapter, found no {ADAPTER_CONFIG_FILE}"))
@@ -49,7 +54,7 @@ impl ModelArgs {
             ))
             .at(adapter.display()));
         }
-        adapted(folder, Some(&self.model.to_string_lossy()), |usage| device(None, usage))
+        adapted(BaseWeights::F32, folder, Some(&self.model.to_string_lossy()), |usage| device(None, usage))
     }
 }
 
@@ -59,10 +64,15 @@ fn device(precision: Option<Precision>, usage: &Option<Usage>) -> Device {
     Device::cpu_with(precision.or(trained).unwrap_or(Precision::F32))
 }
 
-fn adapted(folder: PathBuf, base: Option<&str>, device: impl Fn(&Option<Usage>) -> Device) -> Result<Used> {
+fn adapted(
+    codes: BaseWeights,
+    folder: PathBuf,
+    base: Option<&str>,
+    device: impl Fn(&Option<Usage>) -> Device,
+) -> Result<Used> {
     let usage = Usage::open(&folder)?;
     let relabel = |config: &mut Config| usage.iter().for_each(|usage| usage.relabel(config));
-    let loaded = load::adapted(&folder, base, FAMILIES, relabel, &device(&usage), DType::F32)?;
+    let loaded = load::adapted_onto(codes, &folder, base, FAMILIES, relabel, &device(&usage), DType::F32)?;
     Used::new(folder, usage, loaded)
 }
 

@@ -6,7 +6,7 @@ use colrow_models::checkpoint::load::{self, Anew};
 use colrow_models::checkpoint::save::save_model_folder;
 use colrow_models::checkpoint::weights::Weights;
 use colrow_models::config::Config;
-use colrow_tensor::{BaseWeights, DType, Device, Format, Weight};
+use colrow_tensor::{BaseWeights, DType, Device, Format, Named, Weight};
 use common::{Place, config, rows, t5_config, tsv};
 use serde_json::Value;
 
@@ -65,6 +65,8 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
         ("t5", BaseWeights::Bf16, "lora"),
         ("t5", BaseWeights::Int8, "lora-fa"),
         ("bert", BaseWeights::Int8, "bitfit"),
+        ("bert", BaseWeights::Nf4, "lora"),
+        ("t5", BaseWeights::Nf4, "lora"),
     ] {
         let name = format!("{model}-{base}-{method}");
         let path = format!("model.path=./{model}");
@@ -109,7 +111,14 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
 
         let saved = if adapter {
             let out = format!("{name}-merged");
-            place.ok(&["merge", "--model", &format!("{whole}/model"), "--out", &out]);
+            let merge = |more: &[&str], out: &str| {
+                let ran = place.run(&[&["merge", "--model", &format!("{whole}/model"), "--out", out], more].concat());
+                assert_eq!(ran.code, Some(0), "{}", ran.err);
+                ran.err
+            };
+            let said = merge(&[], &out);
+            assert!(said.contains(&format!("note: merged onto the checkpoint's weights as they are; the adapter was trained over the numbers that they are in {base}: --onto {base}")), "{said}");
+            assert_eq!(merge(&["--onto", base.name()], &format!("{name}-onto")), "");
             out
         } else {
             format!("{whole}/model")
@@ -128,7 +137,17 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
         // the saved model has the checkpoint's numbers, the run had those of their codes
         let as_run = format!("{name}-as-run");
         with_the_numbers_of_codes(&place, model, &saved, base.format().unwrap(), &as_run);
-        let eval = place.ok_json(&["eval", "--model", &as_run, "--data", "dev.tsv", "--task", "sst2", "--json"]);
+        if adapter {
+            let [onto, as_run] =
+                [format!("{name}-onto"), as_run.clone()].map(|folder| format!("{folder}/model.safetensors"));
+            for key in untouched {
+                assert!(numbers(&place, &onto, key) == numbers(&place, &as_run, key), "{name} {key}");
+                assert!(numbers(&place, &onto, key) != numbers(&place, &source, key), "{name} {key}");
+            }
+            assert!(!place.text(&format!("{name}-onto/colrow.json")).contains("base"));
+        }
+        let eval_of = if adapter { format!("{name}-onto") } else { as_run };
+        let eval = place.ok_json(&["eval", "--model", &eval_of, "--data", "dev.tsv", "--task", "sst2", "--json"]);
         let (loss, trained) = (eval["loss"].as_f64().unwrap(), run["final"]["loss"].as_f64().unwrap());
         // sums in f32 in another order, through layers whose random matrices stretch by about two
         assert!((loss - trained).abs() < 1e-4 * trained.max(0.1), "{name}: {loss} {trained}");
@@ -139,7 +158,7 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
 #[test]
 fn other_frozen_weights_are_no_resume() {
     let place = place();
-    for (base, method) in [("f32", "lora"), ("int8", "lora"), ("int8", "bitfit"), ("f32", "bitfit")] {
+    for (base, method) in [("f32", "lora"), ("int8", "lora"), ("int8", "bitfit"), ("f32", "bitfit"), ("nf4", "lora")] {
         let run = format!("{base}-{method}");
         let sets = [format!("model.base={base}"), format!("train.method={method}"), format!("output={run}")];
         let sets = ["model.path=./bert", "train.steps=2"].into_iter().chain(sets.iter().map(String::as_str));
@@ -167,7 +186,10 @@ fn a_base_without_frozen_matrices_is_refused() {
     for (sets, needles) in [
         (&["model.base=int8"][..], &["`model.base` = \"int8\" is for what is not trained", "train.freeze"][..]),
         (&["model.base=bf16", "train.freeze=['*LayerNorm*']"], &["model.base: \"bf16\" is for matrices", "\"lora\""]),
-        (&["model.base=int4"], &["model.base: expected one of \"f32\", \"bf16\", \"int8\", found the string \"int4\""]),
+        (
+            &["model.base=int4"],
+            &["model.base: expected one of \"f32\", \"bf16\", \"int8\", \"nf4\", found the string \"int4\""],
+        ),
     ] {
         let sets = sets.iter().flat_map(|s| ["--set", s]);
         let ran = place

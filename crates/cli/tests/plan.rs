@@ -159,7 +159,7 @@ fn random_recipe(place: &Place, seed: u64, most: usize) -> (Vec<String>, String)
         _ => {}
     }
     if sets.last().is_some_and(|set| set.starts_with("train.method=")) {
-        sets.push(format!("model.base={}", one(&["f32", "bf16", "int8"], pick(3))));
+        sets.push(format!("model.base={}", one(&["f32", "bf16", "int8", "nf4"], pick(4))));
     }
     if pick(5) == 0 && sets[1] != "keep.policy=exact" {
         sets.push("keep.ratio=auto".into());

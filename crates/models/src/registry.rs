@@ -200,6 +200,25 @@ impl Registry {
         any
     }
 
+    /// Gives every matrix the numbers that its codes mean, if `base` has any.
+    pub(crate) fn round_to(&mut self, base: BaseWeights) {
+        let Some(format) = base.format() else { return };
+        for (_, param) in self.params.iter_mut().filter(|(_, p)| p.matrix) {
+            let Weight::Coded(coded) = param.value.coded(format) else { continue };
+            let dense = param.value.dense_mut();
+            if dense.device().is_meta() {
+                continue;
+            }
+            let most = (PIECE / coded.cols.max(1)).max(1);
+            let mut piece = vec![0.0; most.min(dense.rows()) * coded.cols];
+            for first in (0..dense.rows()).step_by(most) {
+                let piece = &mut piece[..most.min(dense.rows() - first) * coded.cols];
+                coded.read_rows(first, piece);
+                dense.write_range(first * coded.cols, piece);
+            }
+        }
+    }
+
     /// Whether anything is held in codes.
     pub fn holds_codes(&self) -> bool {
         self.params.iter().any(|(_, p)| matches!(p.value, Weight::Coded(_)))

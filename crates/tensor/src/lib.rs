@@ -48,7 +48,7 @@ mod weight;
 
 pub use backend::{Backend, Target};
 pub use certain::certain_rows;
-pub use codes::{Code, Coded, Format, Rows, Stored, StoredMut};
+pub use codes::{Code, Coded, Format, Nested, Rows, Stored, StoredMut};
 pub use cpu::instructions::check_environment;
 pub use cpu::product::gemm::instructions;
 pub use cpu::{Host, HostTarget};

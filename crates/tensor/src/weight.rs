@@ -1,7 +1,8 @@
 //! A weight: its numbers, or a matrix in fewer bits that nothing changes.
 
-use crate::codes::{Code, Coded, Format, Stored};
+use crate::codes::{Code, Coded, Format, Pending, Stored};
 use crate::cpu::codes::{decoded, encoded};
+use crate::cpu::nf4::{self, Scales};
 use crate::tensor::Tensor;
 use crate::{Class, DType, Device, Float};
 
@@ -14,6 +15,9 @@ crate::named! {
         Bf16 = "bf16",
         /// Whole multiples, −127…127, of a scale that 64 neighbours of a row share, largest/127: a byte, and 4/64 for the scale.
         Int8 = "int8",
+        /// NF4: one of 16 levels times a scale, the largest, that 64 neighbours of a row share: half a byte, 1/64 for the scale's own code, and
+        /// 4 bytes for 256 scales.
+        Nf4 = "nf4",
     }
 }
 
@@ -24,6 +28,7 @@ impl BaseWeights {
             Self::F32 => return None,
             Self::Bf16 => Code::Bf16,
             Self::Int8 => Code::Int8,
+            Self::Nf4 => Code::Nf4,
         };
         Some(Format { code, group: 64 })
     }
@@ -92,7 +97,7 @@ impl Weight {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Dense(x) => x.bytes(),
-            Self::Coded(x) => x.codes.bytes() + x.scale.bytes(),
+            Self::Coded(x) => x.bytes(),
         }
     }
 
@@ -142,6 +147,9 @@ impl Weight {
 impl Coded {
     /// Writes whole rows from the host, from row `first` on, as the nearest codes.
     pub fn write_rows(&mut self, first: usize, rows: &[f32]) {
+        if rows.is_empty() {
+            return;
+        }
         match self.scale.dtype() {
             DType::F64 => self.encode(first, &rows.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
             _ => self.encode(first, rows),
@@ -151,7 +159,18 @@ impl Coded {
     fn encode<T: Float>(&mut self, first: usize, rows: &[T]) {
         let (codes, scale) = encoded(self.format, self.cols, rows);
         self.codes.write_range(first * self.format.bytes(self.cols), &codes);
-        self.scale.write_range(first * self.format.groups(self.cols), &scale);
+        let at = first * self.format.groups(self.cols);
+        let Some(nested) = &mut self.nested else { return self.scale.write_range(at, &scale) };
+        let pending = nested.pending.get_or_insert_with(|| Pending::new(nested.codes.len()));
+        pending.note(at, scale.iter().map(|&x| x.f64() as f32));
+        if pending.missing == 0 {
+            let scales: Vec<T> = pending.scales.iter().map(|&x| T::of(f64::from(x))).collect();
+            let (mut codes, mut blocks) = (vec![0; scales.len()], vec![T::ZERO; self.scale.len()]);
+            nf4::nest(&scales, &mut codes, &mut blocks);
+            nested.codes.write_range(0, &codes);
+            self.scale.write_range(0, &blocks);
+            nested.pending = None;
+        }
     }
 
     /// Reads whole rows to the host, from row `first` on; does nothing on the shape-only device.
@@ -169,10 +188,24 @@ impl Coded {
     fn decode<T: Float>(&self, first: usize, rows: &mut [T]) {
         let (bytes, groups) = (self.format.bytes(self.cols), self.format.groups(self.cols));
         let count = rows.len() / self.cols;
-        let (mut codes, mut scale) = (vec![0_u8; count * bytes], vec![T::ZERO; count * groups]);
+        let mut codes = vec![0_u8; count * bytes];
         self.codes.read_range(first * bytes, &mut codes);
-        self.scale.read_range(first * groups, &mut scale);
-        decoded(self.format, self.cols, (&codes, &scale), rows);
+        let Some(nested) = &self.nested else {
+            let mut scale = vec![T::ZERO; count * groups];
+            self.scale.read_range(first * groups, &mut scale);
+            return decoded(self.format, self.cols, &codes, Scales::Plain(&scale), rows);
+        };
+        nested.check_whole();
+        let (mut scale, mut blocks) = (vec![0_u8; count * groups], vec![T::ZERO; self.scale.len()]);
+        nested.codes.read_range(first * groups, &mut scale);
+        self.scale.read_range(0, &mut blocks);
+        decoded(
+            self.format,
+            self.cols,
+            &codes,
+            Scales::Nested { codes: &scale, first: first * groups, blocks: &blocks },
+            rows,
+        );
     }
 }
 
@@ -225,7 +258,7 @@ mod tests {
         let device = Device::cpu();
         for (rows, cols) in [(7, 150), (300, 64), (1, 3), (5, 1)] {
             let all = numbers(rows * cols);
-            for format in [BaseWeights::Bf16, BaseWeights::Int8].map(|base| base.format().unwrap()) {
+            for format in [BaseWeights::Bf16, BaseWeights::Int8, BaseWeights::Nf4].map(|base| base.format().unwrap()) {
                 let dense = Weight::Dense(device.tensor(Class::Weights, &[rows, cols], &all));
                 let Weight::Coded(want) = dense.coded(format) else { panic!("codes") };
                 for piece in [1, 7, cols, 2 * cols + 1, rows * cols] {
@@ -238,6 +271,8 @@ mod tests {
                     let Weight::Coded(got) = weight else { panic!("codes") };
                     assert_eq!(got.codes.to_vec::<u8>(), want.codes.to_vec::<u8>(), "{rows} {cols} {piece}");
                     assert_eq!(got.scale.to_vec::<f32>(), want.scale.to_vec::<f32>());
+                    let scales = [&got, &want].map(|x| x.nested.as_ref().map(|nested| nested.codes.to_vec::<u8>()));
+                    assert_eq!(scales[0], scales[1]);
                     let mut back = vec![0.0; 2 * cols.min(rows * cols / 2)];
                     let first = rows.saturating_sub(2);
                     back.resize((rows - first) * cols, 0.0);
@@ -250,15 +285,29 @@ mod tests {
         }
     }
 
-    /// 4, 2 and 1 + 4/64 bytes a weight, on the meter as in the sum; half a step at most between a weight and its code.
+    /// How far a weight may be from its code: half a step, or half of the largest gap between levels and what the scale is off, in steps of
+    /// the dynamic map 0.9/128 of the largest distance of a scale from the mean, at most the largest scale.
+    fn bound(base: BaseWeights, x: f32, largest: f32, most: f32) -> f32 {
+        match base {
+            BaseWeights::F32 => 0.0,
+            BaseWeights::Bf16 => x.abs() / 256.0,
+            BaseWeights::Int8 => largest / 254.0 * 1.0001,
+            BaseWeights::Nf4 => (largest * 0.152 + most * 0.9 / 128.0) * 1.0001,
+        }
+    }
+
+    /// 4, 2, 1 + 4/64 and ½ + 1/64 bytes a weight, and of the last 4 for 256 scales and 4 for their mean, on the meter as in the sum; a weight is as near to its code as it should.
     #[test]
     fn bytes_and_bounds() {
         let device = Device::cpu();
         let (rows, cols) = (6, 128);
         let all = numbers(rows * cols);
-        for (base, bytes) in
-            [(BaseWeights::F32, 4 * 768), (BaseWeights::Bf16, 2 * 768), (BaseWeights::Int8, 768 + 768 / 16)]
-        {
+        for (base, bytes) in [
+            (BaseWeights::F32, 4 * 768),
+            (BaseWeights::Bf16, 2 * 768),
+            (BaseWeights::Int8, 768 + 768 / 16),
+            (BaseWeights::Nf4, 768 / 2 + 768 / 64 + 4 + 4),
+        ] {
             let dense = Weight::Dense(device.tensor(Class::Weights, &[rows, cols], &all));
             let weight = match base.format() {
                 Some(format) => dense.coded(format),
@@ -268,16 +317,30 @@ mod tests {
             assert_eq!((weight.bytes(), device.meter().live().weights), (bytes, bytes), "{base}");
             assert_eq!((weight.shape(), weight.len()), (vec![rows, cols], rows * cols));
             let Weight::Coded(coded) = &weight else { continue };
+            let most = all.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
             let mut back = vec![0.0; rows * cols];
             coded.read_rows(0, &mut back);
             for (group, read) in all.chunks(64).zip(back.chunks(64)) {
                 let largest = group.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
                 for (x, y) in group.iter().zip(read) {
-                    let bound = if base == BaseWeights::Int8 { largest / 254.0 * 1.0001 } else { x.abs() / 256.0 };
-                    assert!((x - y).abs() <= bound, "{base}: {x} {y}");
+                    assert!((x - y).abs() <= bound(base, *x, largest, most), "{base}: {x} {y}");
                 }
             }
         }
+    }
+
+    /// A large matrix has 4 bits a weight, 8 for the scale of 64, and 32 for those of 256: 4.127.
+    #[test]
+    fn nf4_takes_four_and_an_eighth_bits() {
+        let weight = |rows, cols| {
+            let format = BaseWeights::Nf4.format().unwrap();
+            Coded::empty(&Device::meta(1), Class::Weights, DType::F32, [rows, cols], format)
+        };
+        let bytes = weight(4096, 4096).bytes();
+        assert_eq!(bytes, (1 << 23) + (1 << 18) + (1 << 12) + 4);
+        assert!((bytes as f64 * 8.0 / 4096.0 / 4096.0 - 4.127).abs() < 1e-4);
+        // rows of 33 bytes and two groups, of which 14 are one block
+        assert_eq!(weight(7, 65).bytes(), 7 * (33 + 2) + 4 + 4);
     }
 
     /// A linear of codes is off by at most Σ|x|·|ΔW|, and what two sums of f32 round.
@@ -289,7 +352,8 @@ mod tests {
         let x: Vec<f32> = (0..(n * cols) as u64).map(|i| Key::new(3).normal(i) as f32).collect();
         let input = device.tensor(Class::Workspace, &[n, cols], &x);
         let dense = Weight::Dense(device.tensor(Class::Weights, &[rows, cols], &all));
-        for base in [BaseWeights::Bf16, BaseWeights::Int8] {
+        let most = all.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+        for base in [BaseWeights::Bf16, BaseWeights::Int8, BaseWeights::Nf4] {
             let outputs = [&dense, &dense.coded(base.format().unwrap())].map(|weight| {
                 let mut y = device.zeros(Class::Workspace, DType::F32, &[n, rows]);
                 device.kernels().linear(&input, &weight.stored(), None, &mut y);
@@ -297,17 +361,16 @@ mod tests {
             });
             for (i, (exact, coded)) in outputs[0].iter().zip(&outputs[1]).enumerate() {
                 let (x, w) = (&x[i / rows * cols..][..cols], &all[i % rows * cols..][..cols]);
-                let (mut bound, mut sum) = (0.0, 0.0);
+                let (mut off, mut sum) = (0.0, 0.0);
                 for (x, w) in x.chunks(64).zip(w.chunks(64)) {
                     let largest = w.iter().fold(0.0, |max: f32, w| max.max(w.abs()));
                     for (x, w) in x.iter().zip(w) {
-                        let step = if base == BaseWeights::Int8 { largest / 254.0 * 1.0001 } else { w.abs() / 256.0 };
-                        bound += f64::from(x.abs() * step);
+                        off += f64::from(x.abs() * bound(base, *w, largest, most));
                         sum += f64::from((x * w).abs());
                     }
                 }
-                bound += 2.0 * (cols + 1) as f64 * f64::from(f32::EPSILON) * sum;
-                assert!(f64::from((exact - coded).abs()) <= bound, "{base}: {exact} {coded} {bound}");
+                off += 2.0 * (cols + 1) as f64 * f64::from(f32::EPSILON) * sum;
+                assert!(f64::from((exact - coded).abs()) <= off, "{base}: {exact} {coded} {off}");
                 assert!(exact != coded, "{base}: what has no error proves nothing");
             }
         }

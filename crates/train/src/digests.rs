@@ -57,17 +57,24 @@ pub(crate) fn of_frozen(params: &Params) -> Option<String> {
         match &param.value {
             Weight::Dense(numbers) => add_numbers(&mut hash, numbers),
             Weight::Coded(matrix) => {
-                let mut codes = vec![0_u8; PIECE];
-                for first in (0..matrix.codes.len()).step_by(PIECE) {
-                    let piece = &mut codes[..PIECE.min(matrix.codes.len() - first)];
-                    matrix.codes.read_range(first, piece);
-                    hash.write(piece);
-                }
+                add_codes(&mut hash, &matrix.codes);
                 add_numbers(&mut hash, &matrix.scale);
+                if let Some(nested) = &matrix.nested {
+                    add_codes(&mut hash, &nested.codes);
+                }
             }
         }
     }
     Some(hex(&hash))
+}
+
+fn add_codes(hash: &mut XxHash64, codes: &Tensor) {
+    let mut piece = vec![0_u8; PIECE.min(codes.len())];
+    for first in (0..codes.len()).step_by(PIECE) {
+        let piece = &mut piece[..PIECE.min(codes.len() - first)];
+        codes.read_range(first, piece);
+        hash.write(piece);
+    }
 }
 
 fn add_numbers(hash: &mut XxHash64, numbers: &Tensor) {

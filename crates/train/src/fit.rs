@@ -144,9 +144,9 @@ fn lora(recipe: &Recipe) -> Recipe {
 }
 
 /// With what is frozen in codes.
-fn coded(recipe: &Recipe) -> Recipe {
+fn coded(recipe: &Recipe, base: BaseWeights) -> Recipe {
     let mut recipe = recipe.clone();
-    recipe.model.base = BaseWeights::Int8;
+    recipe.model.base = base;
     recipe
 }
 
@@ -207,8 +207,18 @@ pub fn search(
     if search.found.is_empty() {
         let (least, is_full) = (*batches.start(), recipe.train.method == Method::Full);
         let frozen = if is_full { lora(recipe) } else { recipe.clone() };
-        if !(is_full && search.at_any_price(Found::Lora, &frozen, least)?) && coded(&frozen) != frozen {
-            search.at_any_price(Found::CodedBase, &coded(&frozen), least)?;
+        let is_found = is_full && search.at_any_price(Found::Lora, &frozen, least)?;
+        // in fewer bits than the recipe asks for, the most first
+        let fewer = match recipe.model.base {
+            _ if is_found => &[][..],
+            BaseWeights::F32 | BaseWeights::Bf16 => &[BaseWeights::Int8, BaseWeights::Nf4],
+            BaseWeights::Int8 => &[BaseWeights::Nf4],
+            BaseWeights::Nf4 => &[],
+        };
+        for base in fewer {
+            if search.at_any_price(Found::CodedBase, &coded(&frozen, *base), least)? {
+                break;
+            }
         }
     }
     search.found.sort_by(|(a, costs_a), (b, costs_b)| {
@@ -377,7 +387,11 @@ impl Fit {
             ),
             (
                 model.base != recipe.model.base,
-                "model.base=int8: weights that are not trained are rounded to eight bits".to_owned(),
+                format!(
+                    "model.base={}: weights that are not trained are rounded to {} bits",
+                    model.base,
+                    if model.base == BaseWeights::Nf4 { "four" } else { "eight" }
+                ),
             ),
         ];
         let said = |list: &[(bool, String)]| list.iter().filter(|(is, _)| *is).map(|(_, text)| text.clone()).collect();
@@ -425,12 +439,16 @@ mod tests {
         let moments = if recipe.optim.states == States::EightBit { 1 } else { 5 };
         let gradients = if recipe.optim.update == When::InBackward { 0 } else { 2 };
         let learned = if recipe.train.method == Method::Full { moments + gradients } else { 0 };
-        let weights = if recipe.model.base == BaseWeights::Int8 { 1 } else { 3 };
+        let weights = match recipe.model.base {
+            BaseWeights::Nf4 => 0,
+            BaseWeights::Int8 => 1,
+            _ => 3,
+        };
         let fixed = weights + learned;
         let bytes = fixed + (n as f64 * each).round() as usize;
         Ok(Plan {
             kept_bytes: 0,
-            peak_bytes: bytes - 1,
+            peak_bytes: bytes.saturating_sub(1),
             peak_bytes_by_class: Bytes::default(),
             evaluation_peak_bytes: 0,
             process_bytes: bytes,
@@ -450,7 +468,7 @@ mod tests {
         for fit in &fits {
             let again = Recipe::parse("model.path = 'm'", "test", &[sets.clone(), fit.set.clone()].concat()).unwrap();
             assert_eq!(plan(&again).unwrap().process_bytes, fit.process_bytes);
-            assert!(fit.process_bytes <= memory && fit.peak_bytes + 1 == fit.process_bytes);
+            assert!(fit.process_bytes <= memory && fit.peak_bytes == fit.process_bytes.saturating_sub(1));
         }
         fits.into_iter().map(|fit| (fit.found, fit.process_bytes, fit.set)).collect()
     }
@@ -539,8 +557,10 @@ mod tests {
         assert_eq!(found(&["train.batch=100"], 2), [fit(CodedBase, 2, &coded)]);
         let shorter = ["model.base=int8", "keep.policy=recompute", "train.batch=1", "data.max_length=58"];
         assert_eq!(found(&["train.batch=100", "train.method=lora"], 1), [fit(CodedBase, 1, &shorter)]);
-        assert_eq!(found(&["train.batch=100", "train.method=lora", "model.base=int8"], 0), []);
-        assert_eq!(found(&["train.batch=100"], 0), []);
+        let fewest = ["model.base=nf4", "keep.policy=recompute", "train.batch=1", "data.max_length=58"];
+        let lora = ["train.batch=100", "train.method=lora"];
+        assert_eq!(found(&lora, 0), [fit(CodedBase, 0, &fewest)]);
+        assert_eq!(found(&[&lora[..], &["model.base=int8"]].concat(), 0), [fit(CodedBase, 0, &fewest)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use colrow_models::checkpoint::names::USAGE_FILE;
 use colrow_models::checkpoint::save::usage_text;
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
-use colrow_tensor::{Error, Named, Precision, Result};
+use colrow_tensor::{BaseWeights, Error, Named, Precision, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -20,7 +20,7 @@ use crate::tasks::Task;
 /// The layout that this program writes and reads.
 const VERSION: u64 = 1;
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "version",
     "task",
     "labels",
@@ -33,6 +33,7 @@ const KEYS: [&str; 12] = [
     "batch",
     "batch_tokens",
     "precision",
+    "base",
 ];
 
 /// What a model's run was told.
@@ -65,6 +66,13 @@ pub struct Usage {
     pub batch: BatchSize,
     /// What matrix products multiply.
     pub precision: Precision,
+    /// How the matrices that were not trained were held.
+    #[serde(skip_serializing_if = "is_f32")]
+    pub base: BaseWeights,
+}
+
+fn is_f32(base: &BaseWeights) -> bool {
+    *base == BaseWeights::F32
 }
 
 impl Usage {
@@ -83,6 +91,7 @@ impl Usage {
             max_target_length: (config.family().head == HeadKind::Language).then_some(data.max_target_length),
             batch: recipe.train.batch,
             precision: recipe.train.precision,
+            base: recipe.model.base,
         }
     }
 
@@ -101,7 +110,14 @@ impl Usage {
             max_target_length: None,
             batch: recipe.train.batch,
             precision: recipe.train.precision,
+            base: recipe.model.base,
         }
+    }
+
+    /// What is said of the model that the adapter is merged into.
+    #[must_use]
+    pub fn of_merged(self) -> Self {
+        Self { base: BaseWeights::F32, ..self }
     }
 
     /// The text of the file.
@@ -167,6 +183,13 @@ impl Usage {
             let names: Vec<_> = Precision::ALL.iter().map(|p| p.name()).collect();
             Error::new(format!("precision: expected {}, found {precision:?}", names.join(" or ")))
         })?;
+        let base = optional::<String>(&json, "base")?.map(|name| {
+            BaseWeights::find(&name).ok_or_else(|| {
+                let names: Vec<_> = BaseWeights::ALL.iter().map(|b| b.name()).collect();
+                Error::new(format!("base: expected one of {}, found {name:?}", names.join(", ")))
+            })
+        });
+        let base = base.transpose()?;
         Ok(Self {
             version,
             task,
@@ -179,6 +202,7 @@ impl Usage {
             max_target_length: at_least("max_target_length", 2)?,
             batch,
             precision,
+            base: base.unwrap_or(BaseWeights::F32),
         })
     }
 
@@ -266,14 +290,20 @@ mod tests {
             max_target_length: Some(8),
             batch: BatchSize::Sequences(8),
             precision: Precision::Bf16,
+            base: BaseWeights::Nf4,
         }
     }
 
     #[test]
     fn what_is_written_reads_back_the_same() {
         let regression = Usage { task: Task::Stsb, labels: vec![], positive: None, ..usage() };
-        let least =
-            Usage { columns: None, max_target_length: None, batch: BatchSize::Tokens(512), ..regression.clone() };
+        let least = Usage {
+            columns: None,
+            max_target_length: None,
+            base: BaseWeights::F32,
+            batch: BatchSize::Tokens(512),
+            ..regression.clone()
+        };
         let keys =
             Keys { role: Some("who".into()), roles: [("bot".into(), "assistant".into())].into(), ..Keys::default() };
         let chat = Usage {
@@ -291,7 +321,7 @@ mod tests {
             json,
             json!({"version": 1, "task": "classify", "labels": ["bad", "good"], "positive": "bad",
                 "columns": {"text": "review", "label": "mood"}, "max_length": 64, "max_target_length": 8, "batch": 8,
-                "precision": "bf16"})
+                "precision": "bf16", "base": "nf4"})
         );
         let all: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
         assert!(all.iter().all(|key| KEYS.contains(key)));
@@ -323,6 +353,7 @@ mod tests {
             ("batch", json!(0), "batch: expected at least 1, found 0"),
             ("batch_tokens", json!(5), "batch: expected either batch or batch_tokens"),
             ("precision", json!("f16"), "precision: expected f32 or bf16, found \"f16\""),
+            ("base", json!("nf3"), "base: expected one of f32, bf16, int8, nf4, found \"nf3\""),
             ("max_lenght", json!(5), "max_lenght: unknown key"),
         ] {
             let error = with(key, value.clone());

@@ -95,19 +95,21 @@ fn a_model_in_codes_trains_as_the_model_of_its_numbers() {
             ("bf16", METHODS[1], "lean"),
             ("int8", METHODS[2], "recompute"),
             ("bf16", METHODS[2], "exact"),
+            ("nf4", METHODS[0], "lean"),
+            ("nf4", METHODS[2], "leanest"),
         ] {
             let (base, keep) = (format!("model.base={base}"), format!("keep.policy={policy}"));
             let sets = [&[base.as_str(), &keep, "keep.norms=current"], method].concat();
             let coded = model(&config, &recipe(&sets));
             let mut dense = model(&config, &recipe(&sets[1..]));
-            let mut codes = 0;
+            let (mut codes, most) = (0, if base == "model.base=nf4" { 0.5 } else { 0.02 });
             for ((_, from), (_, to)) in coded.registry.params.iter().zip(dense.registry.params.iter_mut()) {
                 assert_eq!((&from.name, from.trainable), (&to.name, to.trainable));
                 let Weight::Coded(from) = &from.value else { continue };
                 let mut numbers = vec![0.0; to.value.len()];
                 from.read_rows(0, &mut numbers);
                 let before = to.value.dense().to_vec::<f32>();
-                assert!(before != numbers && before.iter().zip(&numbers).all(|(a, b)| (a - b).abs() < 0.02));
+                assert!(before != numbers && before.iter().zip(&numbers).all(|(a, b)| (a - b).abs() < most));
                 to.value.dense_mut().write(&numbers);
                 codes += 1;
             }
@@ -132,7 +134,7 @@ fn a_checkpoint_is_read_into_codes() {
         whole.init(7);
         let saved = whole.registry.saved(|e| !e.key.contains("pooler"));
         save_model_folder(&folder, &whole.config, &saved, &source, None).unwrap();
-        for base in ["int8", "bf16"] {
+        for base in ["int8", "bf16", "nf4"] {
             let recipe = recipe(&["train.method=lora", "train.modules_to_save=[]", &format!("model.base={base}")]);
             let device = Device::cpu();
             let mut blank = trained::meta_model(config.clone(), &recipe).unwrap();
@@ -145,13 +147,20 @@ fn a_checkpoint_is_read_into_codes() {
             let (mut coded, mut bytes, mut numbers) = (0, 0, 0);
             for ((_, p), (_, dense)) in model.registry.params.iter().zip(dense.registry.params.iter()) {
                 let Weight::Coded(codes) = &p.value else { continue };
-                let Weight::Coded(want) = dense.value.coded(codes.format) else { panic!("codes") };
+                let want = dense.value.coded(codes.format);
+                let Weight::Coded(want) = &want else { panic!("codes") };
                 assert_eq!(codes.codes.to_vec::<u8>(), want.codes.to_vec::<u8>(), "{}", p.name);
                 assert_eq!(codes.scale.to_vec::<f32>(), want.scale.to_vec::<f32>(), "{}", p.name);
+                let scales = [codes, want].map(|x| x.nested.as_ref().map(|nested| nested.codes.to_vec::<u8>()));
+                assert_eq!(scales[0], scales[1], "{}", p.name);
                 (coded, bytes, numbers) = (coded + 1, bytes + p.value.bytes(), numbers + p.value.len());
             }
             // rows of 72 and 136 columns have a group that is not whole
-            let most = if base == "int8" { 1.0 + 4.0 * 2.0 / 72.0 } else { 2.0 };
+            let most = match base {
+                "int8" => 1.0 + 4.0 * 2.0 / 72.0,
+                "nf4" => 0.5 + 2.0 / 72.0 + 0.01,
+                _ => 2.0,
+            };
             assert!(coded >= 8 && bytes as f64 <= most * numbers as f64, "{bytes} of {numbers}");
         }
     }
@@ -172,8 +181,9 @@ fn only_frozen_matrices_of_products_and_tables_are_coded() {
             let model = trained::meta_model(config.clone(), &with(&format!("model.base={base}"))).unwrap();
             model.registry.params.iter().map(|(_, p)| p.value.bytes()).sum::<usize>()
         };
-        let [f32, bf16, int8] = [BaseWeights::F32, BaseWeights::Bf16, BaseWeights::Int8].map(bytes);
-        assert!(int8 < bf16 && bf16 < f32, "{f32} {bf16} {int8}");
+        let [f32, bf16, int8, nf4] =
+            [BaseWeights::F32, BaseWeights::Bf16, BaseWeights::Int8, BaseWeights::Nf4].map(bytes);
+        assert!(nf4 < int8 && int8 < bf16 && bf16 < f32, "{f32} {bf16} {int8} {nf4}");
     }
     let nothing =
         trained::meta_model(configs().remove(0), &recipe(&["model.base=int8", "train.freeze=['*LayerNorm*']"]));

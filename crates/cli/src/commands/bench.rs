@@ -4,14 +4,13 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use colrow_autograd::{CachePlace, NormSource};
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
 use colrow_models::files;
 use colrow_models::lora;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{BaseWeights, Cost, Device, Error, Named, Precision, Result};
+use colrow_tensor::{BaseWeights, Cost, Device, Error, Precision, Result};
 use colrow_train::data::Lengths;
 use colrow_train::machine;
 use colrow_train::plan::Plan;
@@ -22,7 +21,7 @@ use colrow_train::trained;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::arguments::{MOST_LENGTH, whole};
+use crate::arguments::{MOST_LENGTH, choice, whole};
 use crate::output::{print, print_json};
 use crate::setup::{MOST_SEQUENCES, MOST_TOKENS, Setup};
 use crate::{memory, units};
@@ -108,12 +107,6 @@ pub(crate) struct Args {
 enum Spread {
     Equal,
     Uniform,
-}
-
-/// The names of a recipe's choice, as values of an argument.
-fn choice<T: Named + Send + Sync>() -> impl TypedValueParser<Value = T> {
-    let names = PossibleValuesParser::new(T::ALL.iter().map(|c| c.name()));
-    names.try_map(|name| T::find(&name).ok_or("no such name"))
 }
 
 impl Args {

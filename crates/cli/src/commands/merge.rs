@@ -7,9 +7,10 @@ use colrow_models::checkpoint::names::ADAPTER_CONFIG_FILE;
 use colrow_models::checkpoint::save::save_model_folder;
 use colrow_models::lora;
 use colrow_models::{apart, atomic};
-use colrow_tensor::{Error, Precision, Result};
+use colrow_tensor::{BaseWeights, Error, Precision, Result};
 
-use crate::output::print;
+use crate::arguments::choice;
+use crate::output::{print, say};
 use crate::saved::{ModelArgs, Used};
 
 /// Merge an adapter into its base model's weights, and write the model that results.
@@ -17,6 +18,9 @@ use crate::saved::{ModelArgs, Used};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// What the adapter is added to: the numbers of the base model's checkpoint, or what they are in the codes that its run held them in.
+    #[arg(long, value_name = "CODES", value_parser = choice::<BaseWeights>(), default_value = "f32")]
+    onto: BaseWeights,
     /// Folder to write: a model in Hugging Face layout.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -33,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     // before minutes of reading
     atomic::check_dir(&args.out)?;
-    let Used { dir, usage, loaded } = args.model.load(Some(Precision::F32))?;
+    let Used { dir, usage, loaded } = args.model.load_onto(args.onto, Some(Precision::F32))?;
     if !dir.join(ADAPTER_CONFIG_FILE).exists() {
         return Err(Error::usage(format!("--model: expected an adapter, found no {ADAPTER_CONFIG_FILE}"))
             .at(dir.display())
@@ -42,9 +46,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for folder in &loaded.read_from {
         apart::check_folder(&args.out, "the adapter or its base model", folder)?;
     }
+    let held = usage.as_ref().map_or(BaseWeights::F32, |usage| usage.base);
+    // an adapter that says nothing may have been trained over anything
+    if held != BaseWeights::F32 && held != args.onto {
+        let [onto, trained] = [args.onto, held].map(numbers);
+        say(&format!(
+            "note: merged onto {onto}; the adapter was trained over {trained}: --onto {held} merges onto those"
+        ));
+    }
     let mut model = loaded.model;
     lora::merge(&mut model);
-    let usage = usage.map(|usage| usage.to_json());
+    let usage = usage.map(|usage| usage.of_merged().to_json());
     save_model_folder(&args.out, &model.config, &model.registry.saved(|_| true), &loaded.tokenizer_dir, usage)?;
     print(&format!("the model is in {}", args.out.display()))
+}
+
+/// What weights are, in words.
+fn numbers(base: BaseWeights) -> String {
+    match base {
+        BaseWeights::F32 => "the checkpoint's weights as they are".to_owned(),
+        codes => format!("the numbers that they are in {codes}"),
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use colrow_tensor::rng::Key;
-use colrow_tensor::{DType, Device, Error, Result};
+use colrow_tensor::{BaseWeights, DType, Device, Error, Result};
 
 use super::adapter::{self, AdapterConfig, AdapterWeights};
 use super::hub::{self, Needs};
@@ -94,6 +94,22 @@ pub fn adapted(
     device: &Device,
     dtype: DType,
 ) -> Result<Loaded> {
+    adapted_onto(BaseWeights::F32, dir, base, families, relabel, device, dtype)
+}
+
+/// As [`adapted`], where the base model's matrices have the numbers that their codes mean: those that an adapter was trained over.
+///
+/// # Errors
+/// Those of [`adapted`].
+pub fn adapted_onto(
+    codes: BaseWeights,
+    dir: &Path,
+    base: Option<&str>,
+    families: &[&'static Family],
+    relabel: impl FnOnce(&mut Config),
+    device: &Device,
+    dtype: DType,
+) -> Result<Loaded> {
     let AdapterConfig { lora: mut settings, base: named, selection } = adapter::read_config(dir)?;
     let tensors = AdapterWeights::open(dir)?;
     let modules = tensors.modules()?;
@@ -124,6 +140,7 @@ pub fn adapted(
     }
     config.check_head().map_err(|e| e.at(dir.display()))?;
     let mut loaded = model(&base, config, device, dtype, 0, Anew { head: true, body: false })?;
+    loaded.model.registry.round_to(codes);
     lora::adapt(&mut loaded.model, &settings, 0).map_err(|e| {
         Error::new(format!("the adapter does not fit its base model: {}", e.what()))
             .at(dir.display())

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::nf4::{self, Scales};
 use super::rowwise::{largest, random_row, rows_per_chunk, sum};
 use super::vectorised;
 use crate::codes::{Code, Coded, Format, Rows, Stored};
@@ -83,6 +84,7 @@ vectorised! {
         by_group!(group, x, u, codes, scale, positive_group);
     }
 
+    /// The first of two in the low half.
     fn pack(nibbles: &[u8], codes: &mut [u8]) {
         for (code, pair) in codes.iter_mut().zip(nibbles.chunks(2)) {
             *code = pair[0] | pair.get(1).map_or(0, |high| high << 4);
@@ -134,6 +136,7 @@ pub(super) fn encode_row<T: Float>(format: Format, x: &[T], u: &[T], codes: &mut
             signed_codes(format.group, x, u, ZERO_4, &mut nibbles, scale);
             pack(&nibbles, codes);
         }
+        Code::Nf4 => nf4::row_codes(format.group, x, codes, scale),
     }
 }
 
@@ -200,6 +203,19 @@ pub(super) fn quantise<T: Float>(key: Option<Key>, d: usize, x: &[T], target: Co
     );
 }
 
+/// Writes a matrix of `d` columns in codes; see [`crate::Kernels::quantise`].
+pub(super) fn quantise_whole<T: Float>(key: Option<Key>, d: usize, x: &[T], coded: &mut Coded) {
+    if coded.nested.is_none() {
+        return quantise(key, d, x, CodesMut::new(coded));
+    }
+    let Coded { format, codes, scale: blocks, nested, .. } = coded;
+    let mut scale = vec![T::ZERO; x.len() / d.max(1) * format.groups(d)];
+    quantise(key, d, x, CodesMut { format: *format, codes: codes.as_mut_slice(), scale: &mut scale });
+    if let Some(nested) = nested {
+        nf4::nest(&scale, nested.codes.as_mut_slice(), blocks.as_mut_slice());
+    }
+}
+
 /// The nearest codes, and scales, of rows of `d` numbers.
 pub(crate) fn encoded<T: Float>(format: Format, d: usize, rows: &[T]) -> (Vec<u8>, Vec<T>) {
     let n = rows.len() / d.max(1);
@@ -211,10 +227,10 @@ pub(crate) fn encoded<T: Float>(format: Format, d: usize, rows: &[T]) -> (Vec<u8
 }
 
 /// The numbers of rows of `d` of them.
-pub(crate) fn decoded<T: Float>(format: Format, d: usize, (codes, scale): (&[u8], &[T]), rows: &mut [T]) {
+pub(crate) fn decoded<T: Float>(format: Format, d: usize, codes: &[u8], scales: Scales<'_, T>, rows: &mut [T]) {
     let (bytes, groups) = (format.bytes(d), format.groups(d));
     for (i, y) in rows.chunks_exact_mut(d).enumerate() {
-        decode(format, &codes[i * bytes..][..bytes], &scale[i * groups..][..groups], 0, y);
+        decode(format, &codes[i * bytes..][..bytes], |group| scales.at(i * groups + group), 0, y);
     }
 }
 
@@ -229,16 +245,14 @@ pub(super) struct Reader<'a, T> {
 #[derive(Clone, Copy)]
 enum Source<'a, T> {
     Exact(&'a [T]),
-    Coded { format: Format, codes: &'a [u8], scale: &'a [T] },
+    Coded { format: Format, codes: &'a [u8], scales: Scales<'a, T> },
 }
 
 impl<'a, T: Float> Reader<'a, T> {
     pub(super) fn new(rows: &Rows<'a>) -> Self {
         let source = match rows.of {
             Stored::Exact(x) => Source::Exact(x.as_slice()),
-            Stored::Coded(x) => {
-                Source::Coded { format: x.format, codes: x.codes.as_slice(), scale: x.scale.as_slice() }
-            }
+            Stored::Coded(x) => Source::Coded { format: x.format, codes: x.codes.as_slice(), scales: Scales::of(x) },
         };
         Self { source, index: rows.index.map(Tensor::as_slice), d: rows.of.cols() }
     }
@@ -271,15 +285,16 @@ impl<'a, T: Float> Reader<'a, T> {
     pub(super) fn read(&self, at: usize, first: usize, y: &mut [T]) {
         match self.source {
             Source::Exact(x) => y.copy_from_slice(&x[at * self.d + first..][..y.len()]),
-            Source::Coded { format, codes, scale } => {
+            Source::Coded { format, codes, scales } => {
                 let (bytes, groups) = (format.bytes(self.d), format.groups(self.d));
-                decode(format, &codes[at * bytes..][..bytes], &scale[at * groups..][..groups], first, y);
+                decode(format, &codes[at * bytes..][..bytes], |group| scales.at(at * groups + group), first, y);
             }
         }
     }
 }
 
-fn decode<T: Float>(format: Format, codes: &[u8], scale: &[T], first: usize, y: &mut [T]) {
+/// Columns `first..` of a row; `scale` gives that of a group.
+fn decode<T: Float>(format: Format, codes: &[u8], scale: impl Fn(usize) -> T, first: usize, y: &mut [T]) {
     if format.code == Code::Bf16 {
         return decode_brain(&codes[2 * first..], y);
     }
@@ -289,15 +304,16 @@ fn decode<T: Float>(format: Format, codes: &[u8], scale: &[T], first: usize, y: 
         let group = c / format.group;
         let (part, after) = rest.split_at_mut(rest.len().min((group + 1) * format.group - c));
         match format.code {
-            Code::Int8 => decode_signed(&codes[c..], scale[group], ZERO_8, part),
-            Code::Positive8 => decode_positive(&codes[c..], scale[group], part),
+            Code::Int8 => decode_signed(&codes[c..], scale(group), ZERO_8, part),
+            Code::Positive8 => decode_positive(&codes[c..], scale(group), part),
+            Code::Nf4 => nf4::decode(codes, c, scale(group), part),
             _ => {
                 let mut nibbles = [0; 66];
                 for (j, part) in part.chunks_mut(64).enumerate() {
                     let (c, odd) = (c + 64 * j, c % 2);
                     let nibbles = &mut nibbles[..odd + part.len()];
                     unpack(&codes[c / 2..], nibbles);
-                    decode_signed(&nibbles[odd..], scale[group], ZERO_4, part);
+                    decode_signed(&nibbles[odd..], scale(group), ZERO_4, part);
                 }
             }
         }
@@ -428,8 +444,8 @@ mod tests {
 
         /// Some columns of some rows are the same numbers as those of the whole matrix.
         #[test]
-        fn parts_are_parts_of_the_whole((d, x) in numbers(), which in 0_usize..4, group in 1_usize..70, cut in any::<(prop::sample::Index, prop::sample::Index)>()) {
-            let code = [Code::Int8, Code::Int4, Code::Positive8, Code::Bf16][which];
+        fn parts_are_parts_of_the_whole((d, x) in numbers(), which in 0_usize..5, group in 1_usize..70, cut in any::<(prop::sample::Index, prop::sample::Index)>()) {
+            let code = [Code::Int8, Code::Int4, Code::Positive8, Code::Bf16, Code::Nf4][which];
             let (device, coded) = coded(Format { code, group }, None, d, &x);
             let whole = read(&device, &coded, None, None);
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();

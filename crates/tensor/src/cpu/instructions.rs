@@ -139,7 +139,7 @@ mod tests {
                 kernels.relu(Some(dropout), &mut y, None);
                 kernels.tanh_backward(&x, &mut y);
                 found.push(bits(&y));
-                for code in [Code::Int8, Code::Int4, Code::Bf16, Code::Positive8] {
+                for code in [Code::Int8, Code::Int4, Code::Bf16, Code::Positive8, Code::Nf4] {
                     let (mut coded, mut y) = (Coded::empty_like(&x, Format { code, group: 64 }), random(3, &[n, d]));
                     kernels.quantise(Some(Key::new(8)), &x, &mut coded);
                     kernels.read_rows(&Stored::Coded(&coded).into(), None, &mut y);

@@ -238,7 +238,8 @@ mod tests {
         weight
     }
 
-    const CODES: [(Code, usize); 4] = [(Code::Int8, 64), (Code::Bf16, 64), (Code::Int4, 40), (Code::Positive8, 64)];
+    const CODES: [(Code, usize); 5] =
+        [(Code::Int8, 64), (Code::Bf16, 64), (Code::Int4, 40), (Code::Positive8, 64), (Code::Nf4, 64)];
 
     /// Every kernel that reads a weight in codes does to the bit what it does with the weight's numbers.
     #[test]

@@ -9,6 +9,7 @@ mod columns;
 pub(crate) mod instructions;
 mod loss;
 pub(crate) mod matmul;
+pub(crate) mod nf4;
 mod norm;
 mod optim;
 mod optim8;
@@ -352,7 +353,7 @@ impl Kernels for Host {
 
     fn quantise(&self, key: Option<Key>, x: &Tensor, coded: &mut Coded) {
         let d = x.cols();
-        by_float!(self, "quantise", x, T => codes::quantise::<T>(key, d, x.as_slice(), codes::CodesMut::new(coded)));
+        by_float!(self, "quantise", x, T => codes::quantise_whole::<T>(key, d, x.as_slice(), coded));
     }
 
     fn attention(

@@ -243,7 +243,14 @@ fn products_of_quarters_add_what_they_are_told_to() {
 fn factors_in_codes_are_their_numbers() {
     let device = Device::cpu();
     for size in [[37, 23, 65], [21, COLUMNS + 51, 2 * DEPTH + 7], [385, 401, 790], [3, 70, 1]] {
-        for (transposed, code) in [(false, Code::Int8), (true, Code::Int8), (true, Code::Bf16), (false, Code::Int4)] {
+        for (transposed, code) in [
+            (false, Code::Int8),
+            (true, Code::Int8),
+            (true, Code::Bf16),
+            (false, Code::Int4),
+            (true, Code::Nf4),
+            (false, Code::Nf4),
+        ] {
             let case = Case { size, transposed: [false, transposed], gap: 0, alpha: 0.75, beta: 0.5 };
             let [a, b, c] = case.operands();
             let mut weight = device.tensor(Class::Workspace, &[b.rows, b.cols], &b.data);
