@@ -97,7 +97,9 @@ pub(crate) fn excess(plan: &Plan, limit: Limit) -> Option<String> {
 /// The refusal; those of further plans.
 pub(crate) fn check(job: &Job, plan: &Plan, limit: Limit) -> Result<()> {
     let Some(what) = excess(plan, limit) else { return Ok(()) };
-    let fits = table(&job.fits(limit.bytes)?, limit.bytes).replace('\n', "\n    ");
+    // what a process can have changes from start to start, and what is advised shall start
+    let room = limit.bytes - limit.bytes / 16;
+    let fits = table(&job.fits(room)?, room).replace('\n', "\n    ");
     Err(Error::new(what)
         .hint(format!("what would fit, by the plan (--ignore-memory starts the run all the same):\n    {fits}")))
 }
