@@ -49,12 +49,12 @@ impl Grads {
 
     /// The gradient of a parameter to write to, and the factor (0 or 1) of what stands there.
     pub fn param(&mut self, param: &Handle) -> (&mut Tensor, f64) {
-        let (id, like) = (param.id, param.value.dense());
+        let (id, like) = (param.id, &param.value);
         assert!(!self.taken[id.0], "an op holds a parameter as long as it may add to its gradient");
         self.present.insert(id);
         let slot = &mut self.params[id.0];
         let beta = if slot.is_some() { 1.0 } else { 0.0 };
-        let new = || self.device.empty(Class::Gradients, like.dtype(), like.shape());
+        let new = || self.device.empty(Class::Gradients, like.dtype(), &like.shape());
         (slot.get_or_insert_with(new), beta)
     }
 
@@ -70,9 +70,9 @@ impl Grads {
 
     /// As [`Grads::param_sum`], taken out, to be put back by [`Grads::put_sum`].
     pub(crate) fn take_sum(&mut self, param: &Handle) -> Tensor {
-        let like = param.value.dense();
+        let like = &param.value;
         self.present.remove(&param.id);
-        let zeros = || self.device.zeros(Class::Gradients, like.dtype(), like.shape());
+        let zeros = || self.device.zeros(Class::Gradients, like.dtype(), &like.shape());
         self.params[param.id.0].take().unwrap_or_else(zeros)
     }
 

@@ -24,7 +24,7 @@ pub struct Param {
     pub name: String,
     /// Its numbers.
     pub value: Weight,
-    /// Whether it is read as the weight of a linear or as a table, and so may be in codes where it is frozen.
+    /// Whether it is read as the weight of a linear or as a table, and so may be in codes.
     pub matrix: bool,
     /// Whether it is learned; a frozen parameter gets no gradient and keeps nothing for one.
     pub trainable: bool,

@@ -149,6 +149,15 @@ impl Config {
     /// The text of `config.json` for the model as it is now saved: all that was in the file read, with the labels, the problem type, the
     /// architecture and the number type (f32) of what is written.
     pub fn to_json(&self) -> String {
+        self.json_of("float32")
+    }
+
+    /// As [`Config::to_json`], of a model some of whose tensors are saved in bf16.
+    pub(crate) fn to_json_of_bf16(&self) -> String {
+        self.json_of("bfloat16")
+    }
+
+    fn json_of(&self, number: &str) -> String {
         let mut json = self.original.clone();
         let numbered = || self.labels.iter().enumerate();
         let id2label: Map<_, _> = numbered().map(|(i, label)| (i.to_string(), json!(label))).collect();
@@ -171,9 +180,14 @@ impl Config {
         for key in ["num_labels", "_num_labels"] {
             json.shift_remove(key);
         }
-        for key in ["torch_dtype", "dtype"] {
-            if let Some(dtype) = json.get_mut(key) {
-                *dtype = json!("float32");
+        let names = ["torch_dtype", "dtype"];
+        // a file that names none is of f32
+        if number != "float32" && !names.iter().any(|&name| json.contains_key(name)) {
+            json.insert("torch_dtype".to_owned(), json!(number));
+        }
+        for name in names {
+            if let Some(dtype) = json.get_mut(name) {
+                *dtype = json!(number);
             }
         }
         format!("{:#}\n", Value::Object(json))

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use colrow_autograd::{ParamId, Params};
 use colrow_tensor::rng::Key;
-use colrow_tensor::{BaseWeights, DType, Device, Error, Result, Weight};
+use colrow_tensor::{BaseWeights, DType, Device, Error, Format, Result, TrainedWeights, Weight};
 use rayon::prelude::*;
 
 use crate::checkpoint::safetensors::{Data, Saved};
-use crate::checkpoint::weights::Weights;
+use crate::checkpoint::weights::{Dtype, Weights};
 
 /// The key of `config.json` for the dimension that depends on the task.
 pub const NUM_LABELS: &str = "num_labels";
@@ -72,7 +72,7 @@ pub struct Registry {
     pub params: Params,
     /// The checkpoint's tensors, in the order of the model.
     pub entries: Vec<Entry>,
-    /// Where what is held in codes was read from.
+    /// Where what is frozen in codes was read from.
     pub(crate) origin: Option<Origin>,
 }
 
@@ -167,31 +167,42 @@ impl Registry {
         }
     }
 
-    /// The f32 tensors of the entries that are `chosen`, as a checkpoint stores them.
+    /// The tensors of the entries that are `chosen`, as a checkpoint stores them: in bf16 what is trained in it, the others in f32.
     pub fn saved(&self, chosen: impl Fn(&Entry) -> bool) -> Vec<Saved<'_>> {
         let saved =
             |entry: &Entry| Saved { name: entry.key.clone(), shape: entry.shape.clone(), data: self.data(entry) };
         self.entries.iter().filter(|e| chosen(e)).map(saved).collect()
     }
 
-    /// The numbers of an entry. Those of what is held in codes are the checkpoint's own; where it has none, those of the codes.
+    /// The numbers of an entry. Those of what is frozen in codes are the checkpoint's own; where it has none, those of the codes.
     fn data(&self, entry: &Entry) -> Data<'_> {
-        let range = entry.range();
-        match (&self.params[entry.param].value, &self.origin) {
+        let (range, param) = (entry.range(), &self.params[entry.param]);
+        let coded = |of, dtype| Data::Coded { of, first: entry.first, len: range.len(), dtype };
+        match (&param.value, &self.origin) {
             (Weight::Dense(of), _) => Data::On { of, first: range.start, len: range.len() },
+            (Weight::Coded(of), _) if param.trainable => coded(of, Dtype::BF16),
             (Weight::Coded(of), Some(Origin { weights, names })) => match names.get(&entry.key) {
                 Some(name) => Data::Stored { weights, name, len: range.len() },
-                None => Data::Coded { of, first: entry.first, len: range.len() },
+                None => coded(of, Dtype::F32),
             },
-            (Weight::Coded(of), None) => Data::Coded { of, first: entry.first, len: range.len() },
+            (Weight::Coded(of), None) => coded(of, Dtype::F32),
         }
     }
 
     /// Holds every matrix that is frozen in codes, if `base` has any. Whether there is one.
     pub fn hold_frozen(&mut self, base: BaseWeights) -> bool {
-        let Some(format) = base.format() else { return false };
+        self.hold(base.format(), false)
+    }
+
+    /// Holds every matrix that is trained as `weights` says; adapters stay as they are. Whether there is one in codes.
+    pub fn hold_trained(&mut self, weights: TrainedWeights) -> bool {
+        self.hold(weights.format(), true)
+    }
+
+    fn hold(&mut self, format: Option<Format>, trainable: bool) -> bool {
+        let Some(format) = format else { return false };
         let mut any = false;
-        for (_, param) in self.params.iter_mut().filter(|(_, p)| p.matrix && !p.trainable) {
+        for (_, param) in self.params.iter_mut().filter(|(_, p)| p.matrix && p.trainable == trainable) {
             if let Weight::Dense(_) = param.value {
                 param.value = param.value.coded(format);
             }
@@ -219,9 +230,9 @@ impl Registry {
         }
     }
 
-    /// Whether anything is held in codes.
-    pub fn holds_codes(&self) -> bool {
-        self.params.iter().any(|(_, p)| matches!(p.value, Weight::Coded(_)))
+    /// Whether anything that is frozen is held in codes.
+    pub fn holds_frozen_codes(&self) -> bool {
+        self.params.iter().any(|(_, p)| !p.trainable && matches!(p.value, Weight::Coded(_)))
     }
 
     /// Whether an entry is learned.

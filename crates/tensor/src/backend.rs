@@ -95,8 +95,8 @@ use crate::profile::Profile;
 ///     # fn accumulate(&self, factor: f64, x: &Tensor, slot: usize, sums: &mut Tensor) { self.host.accumulate(factor, x, slot, sums) }
 ///     # fn sum_squares(&self, x: &Tensor, slot: usize, sums: &mut Tensor) { self.host.sum_squares(x, slot, sums) }
 ///     # fn clip(&self, sums: &Tensor, most: f64, factor: &mut Tensor) { self.host.clip(sums, most, factor) }
-///     # fn adamw(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor) { self.host.adamw(step, factor, g, w, m, v) }
-///     # fn adamw_8bit(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: &mut Tensor, m: [&mut Tensor; 2], v: [&mut Tensor; 2]) { self.host.adamw_8bit(step, factor, g, w, m, v) }
+///     # fn adamw(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: StoredMut<'_>, m: &mut Tensor, v: &mut Tensor) { self.host.adamw(step, factor, g, w, m, v) }
+///     # fn adamw_8bit(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: StoredMut<'_>, m: [&mut Tensor; 2], v: [&mut Tensor; 2]) { self.host.adamw_8bit(step, factor, g, w, m, v) }
 /// }
 ///
 /// let backend = std::sync::Arc::new(Counting { host: Host::default(), products: AtomicUsize::new(0) });

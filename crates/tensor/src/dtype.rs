@@ -89,6 +89,9 @@ pub trait Float:
     fn of_bf16(bits: u16) -> Self;
     /// Rounds to the nearest bfloat16, ties to even.
     fn to_bf16(self) -> u16;
+    /// Rounds to one of the two neighbouring bfloat16: with `random` uniform over all its values, the mean of the results is the number (as an
+    /// f32), and one that is a bfloat16 stays what it is.
+    fn to_bf16_by(self, random: u16) -> u16;
     /// Square root.
     fn sqrt(self) -> Self;
     /// eˣ; f32: within 2 ulp, 0 below −87.3.
@@ -127,6 +130,9 @@ impl Float for f64 {
     }
     fn to_bf16(self) -> u16 {
         (self as f32).to_bf16()
+    }
+    fn to_bf16_by(self, random: u16) -> u16 {
+        (self as f32).to_bf16_by(random)
     }
     fn sqrt(self) -> Self {
         self.sqrt()
@@ -182,6 +188,12 @@ impl Float for f32 {
         let even = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
         // rounding must not turn a NaN into an infinity
         if self.is_nan() { (bits >> 16 | 0x40) as u16 } else { even as u16 }
+    }
+    #[inline(always)]
+    fn to_bf16_by(self, random: u16) -> u16 {
+        // the lower 16 bits are the share of the way to the neighbour farther from 0, in 2⁻¹⁶
+        let rounded = self.to_bits().wrapping_add(u32::from(random)) >> 16;
+        if self.is_finite() { rounded as u16 } else { self.to_bf16() }
     }
     #[inline(always)]
     fn sqrt(self) -> Self {

@@ -290,8 +290,10 @@ pub trait Kernels {
     /// What the step's gradients are to be multiplied with, `factor` (1) f64, by `sums` (k) f64: the loss, then Σg² of each. With a `most` above 0
     /// `min(1, most/(√Σ_{j>0} sums_j + 1e-6))`, as in `torch.nn.utils.clip_grad_norm_`, else 1. NaN if one of the sums is not finite.
     fn clip(&self, sums: &Tensor, most: f64, factor: &mut Tensor);
-    /// One step of weights `w` by gradient `g`, times `factor` (1) f64, with moments `m`, `v`. Where the factor is NaN, nothing changes.
-    fn adamw(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor);
+    /// One step of weights `w` by gradient `g`, times `factor` (1) f64, with moments `m`, `v`. Where the factor is NaN, nothing changes. Weights in
+    /// codes are in bfloat16 and have a stream: each is written back as one of the two neighbours of its new number, by random numbers
+    /// that depend on the stream and its place, so that the mean is that number.
+    fn adamw(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: StoredMut<'_>, m: &mut Tensor, v: &mut Tensor);
     /// The same with moments in eight bits: codes (u8, like w) and scales (⌈n/[`MOMENT_BLOCK`]⌉), all zero at first. `m = ±scale·(c/127)⁴`
     /// with the sign in the highest bit of the code, and `√v = scale·(c/255)⁴`. The step sees the new moments before they are rounded: m to
     /// the nearest code; √v up or down in turns that depend on step and place, so that its running average follows v. Moments beyond
@@ -301,7 +303,7 @@ pub trait Kernels {
         step: &AdamW,
         factor: &Tensor,
         g: &Tensor,
-        w: &mut Tensor,
+        w: StoredMut<'_>,
         m: [&mut Tensor; 2],
         v: [&mut Tensor; 2],
     );

@@ -66,4 +66,4 @@ pub use pool::{Buffer, Pool};
 pub use precision::Precision;
 pub use profile::{Cost, Profile};
 pub use tensor::Tensor;
-pub use weight::{BaseWeights, Weight, Writer};
+pub use weight::{BaseWeights, TrainedWeights, Weight, Writer};

@@ -116,6 +116,6 @@ impl Kernels for Meta {
     fn accumulate(&self, _: f64, _: In, _: usize, _: Out) {}
     fn sum_squares(&self, _: In, _: usize, _: Out) {}
     fn clip(&self, _: In, _: f64, _: Out) {}
-    fn adamw(&self, _: &AdamW, _: In, _: In, _: Out, _: Out, _: Out) {}
-    fn adamw_8bit(&self, _: &AdamW, _: In, _: In, _: Out, _: [Out; 2], _: [Out; 2]) {}
+    fn adamw(&self, _: &AdamW, _: In, _: In, _: StoredMut<'_>, _: Out, _: Out) {}
+    fn adamw_8bit(&self, _: &AdamW, _: In, _: In, _: StoredMut<'_>, _: [Out; 2], _: [Out; 2]) {}
 }

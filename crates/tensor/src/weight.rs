@@ -1,8 +1,9 @@
-//! A weight: its numbers, or a matrix in fewer bits that nothing changes.
+//! A weight: its numbers, or a matrix in fewer bits.
 
-use crate::codes::{Code, Coded, Format, Pending, Stored};
+use crate::codes::{Code, Coded, Format, Pending, Stored, StoredMut};
 use crate::cpu::codes::{decoded, encoded};
 use crate::cpu::nf4::{self, Scales};
+use crate::rng::Key;
 use crate::tensor::Tensor;
 use crate::{Class, DType, Device, Float};
 
@@ -18,6 +19,26 @@ crate::named! {
         /// NF4: one of 16 levels times a scale, the largest, that 64 neighbours of a row share: half a byte, 1/64 for the scale's own code, and
         /// 4 bytes for 256 scales.
         Nf4 = "nf4",
+    }
+}
+
+crate::named! {
+    /// How matrices that are trained are held.
+    TrainedWeights {
+        /// As they are: 4 bytes a weight.
+        F32 = "f32",
+        /// In bfloat16, updated by stochastic rounding: 2 bytes.
+        Bf16 = "bf16",
+    }
+}
+
+impl TrainedWeights {
+    /// Their codes, if they have any.
+    pub fn format(self) -> Option<Format> {
+        match self {
+            Self::F32 => None,
+            Self::Bf16 => BaseWeights::Bf16.format(),
+        }
     }
 }
 
@@ -49,6 +70,14 @@ impl Weight {
         match self {
             Self::Dense(x) => Stored::Exact(x),
             Self::Coded(x) => Stored::Coded(x),
+        }
+    }
+
+    /// As the optimizer updates it: what is in codes is rounded by random numbers of the stream `key`.
+    pub fn stored_mut(&mut self, key: Key) -> StoredMut<'_> {
+        match self {
+            Self::Dense(x) => StoredMut::Exact(x),
+            Self::Coded(x) => StoredMut::Coded(Some(key), x),
         }
     }
 
@@ -101,7 +130,7 @@ impl Weight {
         }
     }
 
-    /// The numbers of what is trained, or no matrix: that is never in codes.
+    /// The numbers of a vector, an adapter, or what is known not to be in codes.
     pub fn dense(&self) -> &Tensor {
         match self {
             Self::Dense(x) => x,
@@ -209,7 +238,7 @@ impl Coded {
     }
 }
 
-const DENSE: &str = "what is trained, or read as a tensor, is not in codes";
+const DENSE: &str = "what is read as a tensor is not in codes";
 
 /// Writes the numbers of a [`Weight`] in pieces of any length. What becomes codes is rounded row by row, to the same codes however it comes.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use colrow_models::atomic::{remove_dir_atomic, replace_dir_atomic, write_atomic}
 use colrow_models::checkpoint::safetensors::{self, Data, Saved};
 use colrow_models::checkpoint::weights::Weights;
 use colrow_models::files;
-use colrow_tensor::{Bytes, Class, DType, Error, Result};
+use colrow_tensor::{Bytes, Class, Coded, DType, Error, Result, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::data::Fingerprint;
@@ -79,6 +79,8 @@ const STATE: &str = "state.json";
 const WEIGHTS: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const NORMS: &str = "norms.safetensors";
+/// Elements of the rows that are read of a matrix in codes at once.
+const ROWS: usize = 1 << 16;
 
 /// Checkpoints of a folder by step, newest last; none if there is no folder.
 ///
@@ -149,11 +151,15 @@ fn learned(engine: &Engine) -> Vec<Saved<'_>> {
 pub fn not_finite(engine: &Engine) -> Option<String> {
     let params = &engine.model.registry.params;
     let mut sums = params.device().zeros(Class::Workspace, DType::F64, &[params.len().max(1)]);
+    let mut finite = true;
     for (id, param) in params.iter().filter(|(_, p)| p.trainable) {
-        params.device().kernels().sum_squares(param.value.dense(), id.index(), &mut sums);
+        match &param.value {
+            Weight::Dense(numbers) => params.device().kernels().sum_squares(numbers, id.index(), &mut sums),
+            Weight::Coded(matrix) => finite &= is_finite(matrix, 0, matrix.codes.rows()),
+        }
     }
     let sums = sums.to_f64();
-    if sums.iter().all(|sum| sum.is_finite()) {
+    if finite && sums.iter().all(|sum| sum.is_finite()) {
         return None;
     }
     // of a weight that stacks several tensors, which
@@ -163,9 +169,20 @@ pub fn not_finite(engine: &Engine) -> Option<String> {
             of.read_range(first, &mut numbers);
             numbers.iter().all(|x| x.is_finite())
         }
+        Data::Coded { of, first, len, .. } => is_finite(of, first, len / of.cols),
         _ => true,
     };
     learned(engine).into_iter().find(|saved| !sound(saved)).map(|saved| saved.name)
+}
+
+fn is_finite(matrix: &Coded, first: usize, rows: usize) -> bool {
+    let most = (ROWS / matrix.cols).max(1);
+    let mut piece = vec![0.0; most.min(rows) * matrix.cols];
+    (0..rows).step_by(most).all(|start| {
+        let piece = &mut piece[..most.min(rows - start) * matrix.cols];
+        matrix.read_rows(first + start, piece);
+        piece.iter().all(|x| x.is_finite())
+    })
 }
 
 fn moments(engine: &Engine) -> Vec<Saved<'_>> {

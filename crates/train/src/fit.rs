@@ -16,7 +16,7 @@
 use std::ops::RangeInclusive;
 
 use colrow_autograd::NormSource;
-use colrow_tensor::{BaseWeights, Result};
+use colrow_tensor::{BaseWeights, Result, TrainedWeights};
 use serde::Serialize;
 
 use crate::plan::Plan;
@@ -140,6 +140,8 @@ fn in_backward(recipe: &Recipe) -> Recipe {
 fn lora(recipe: &Recipe) -> Recipe {
     let mut recipe = recipe.clone();
     recipe.train.method = Method::Lora;
+    // adapters stay in f32
+    recipe.train.weights = TrainedWeights::F32;
     recipe
 }
 
@@ -364,6 +366,7 @@ impl Fit {
         let norms = keep.norms.map_or_else(String::new, |norms| format!("keep.norms={norms}"));
         let set = [
             (train.method != recipe.train.method, format!("train.method={}", train.method)),
+            (train.weights != recipe.train.weights, format!("train.weights={}", train.weights)),
             (model.base != recipe.model.base, format!("model.base={}", model.base)),
             (keep.policy != recipe.keep.policy, format!("keep.policy={}", keep.policy)),
             (keep.estimator != recipe.keep.estimator, format!("keep.estimator={}", keep.estimator)),

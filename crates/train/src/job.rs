@@ -346,6 +346,7 @@ impl Job {
         engine.gradient.ratios = ratios;
         engine.gradient.key = Key::new(self.recipe.seed).named("run");
         engine.gradient.dropout = true;
+        engine.update.key = Key::new(self.recipe.seed).named("rounding");
         Ok(engine)
     }
 }

@@ -5,7 +5,7 @@ use colrow_models::config::Config;
 use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::Model;
 use colrow_models::registry::NUM_LABELS;
-use colrow_tensor::{BaseWeights, DType, Device, Error, Result};
+use colrow_tensor::{BaseWeights, DType, Device, Error, Result, TrainedWeights};
 
 use crate::recipe::{self, HELD_IF_FROZEN, Method, Recipe};
 
@@ -46,11 +46,11 @@ fn is_frozen(train: &recipe::Train, whole: &[String], key: &str) -> bool {
     !learned && !lora::is_saved_whole(whole, key) || train.is_frozen(key)
 }
 
-/// Gives the model the recipe's adapters, freezes what the recipe does not train, and holds the matrices among that as `model.base` says.
+/// Gives the model the recipe's adapters, freezes what the recipe does not train, and holds matrices as `model.base` and `train.weights` say.
 ///
 /// # Errors
 /// A pattern that names no linear, module or parameter, or a part of a stacked weight; patterns that freeze all parameters; a
-/// `model.base` for which nothing is frozen.
+/// `model.base` for which nothing is frozen, or a `train.weights` for which nothing is trained.
 pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
     let train = &recipe.train;
     let entries = &model.registry.entries;
@@ -95,6 +95,16 @@ pub fn choose_trained(model: &mut Model, recipe: &Recipe) -> Result<()> {
     if !model.registry.hold_frozen(base) && base != BaseWeights::F32 {
         return Err(Error::usage(format!("model.base: \"{base}\" is for matrices that are not trained, and all are"))
             .hint(HELD_IF_FROZEN));
+    }
+    if let Some(refusal) = train.weights_refusal() {
+        return Err(Error::usage(refusal));
+    }
+    if !model.registry.hold_trained(train.weights) && train.weights != TrainedWeights::F32 {
+        return Err(Error::usage(format!(
+            "train.weights: \"{}\" is for matrices that are trained, and all are frozen",
+            train.weights
+        ))
+        .hint("leave it out, or freeze less in train.freeze"));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use colrow_models::lora::{self, LoraConfig};
 use colrow_models::model::Model;
 use colrow_models::tokens::Tokens;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{BaseWeights, DType, Device, Estimator, Result};
+use colrow_tensor::{BaseWeights, DType, Device, Estimator, Result, TrainedWeights};
 use colrow_train::data::{Batch, Labels, Lengths};
 use colrow_train::keeping;
 use colrow_train::machine::Resident;
@@ -359,8 +359,13 @@ fn trained(config: &Config) -> Vec<Trained> {
         model.registry.freeze(|key| !lora::is_adapter_key(key))
     };
     let freeze = |which: fn(&str) -> bool| move |model: &mut Model| model.registry.freeze(which);
+    let all_in_bf16 = |model: &mut Model| {
+        assert!(model.registry.hold_trained(TrainedWeights::Bf16));
+        Ok(())
+    };
     vec![
         ("all", Rc::new(freeze(|_| false))),
+        ("all, in bf16", Rc::new(all_in_bf16)),
         ("all but the first layer", Rc::new(freeze(|key| key.contains(".0.")))),
         ("adapters", Rc::new(adapted.clone())),
         ("adapters on int8", Rc::new(held(BaseWeights::Int8, adapted))),

@@ -10,7 +10,7 @@ use colrow_models::family::HeadKind;
 use colrow_models::files;
 use colrow_models::lora;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{BaseWeights, Cost, Device, Error, Precision, Result};
+use colrow_tensor::{BaseWeights, Cost, Device, Error, Precision, Result, TrainedWeights};
 use colrow_train::data::Lengths;
 use colrow_train::machine;
 use colrow_train::plan::Plan;
@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// How the matrices that are not trained are held.
     #[arg(long, value_parser = choice::<BaseWeights>(), default_value = "f32")]
     base: BaseWeights,
+    /// How the matrices that are trained are held.
+    #[arg(long, value_parser = choice::<TrainedWeights>(), default_value = "f32")]
+    weights: TrainedWeights,
     /// Rank of adapters.
     #[arg(long, value_name = "R", default_value_t = 8, value_parser = whole(1..=1 << 16))]
     lora_rank: usize,
@@ -195,7 +198,8 @@ impl<'a> Bench<'a> {
             norms: args.norms,
             ..recipe::Keeping::default()
         };
-        let train = recipe::Train { method: args.method, precision: args.precision, ..recipe::Train::default() };
+        let (method, precision, weights) = (args.method, args.precision, args.weights);
+        let train = recipe::Train { method, precision, weights, ..recipe::Train::default() };
         let lora = recipe::Lora { rank: args.lora_rank, ..recipe::Lora::default() };
         let model = recipe::Model { base: args.base, ..recipe::Model::default() };
         let recipe = Recipe { model, train, lora, keep, optim: args.optim(), seed: args.seed, ..Recipe::default() };
@@ -304,6 +308,7 @@ impl<'a> Bench<'a> {
             "keep": setup.recipe.keep.policy,
             "method": args.method,
             "base": args.base,
+            "weights": args.weights,
             "profile": profile,
             "optimizer_states": args.optimizer_states,
             "update": args.update,

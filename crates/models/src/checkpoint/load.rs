@@ -71,7 +71,7 @@ pub fn read(dir: &Path, mut model: Model, seed: u64, anew: Anew) -> Result<Loade
             None => model.registry.init(i, Key::new(seed).named("init")),
         }
     }
-    if model.registry.holds_codes() {
+    if model.registry.holds_frozen_codes() {
         let names = wanted.into_iter().zip(&matched.keys).filter_map(|(w, name)| Some((w.key, name.clone()?)));
         let names = names.collect();
         model.registry.origin = Some(Origin { weights, names });

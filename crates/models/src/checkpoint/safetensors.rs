@@ -67,6 +67,8 @@ pub enum Data<'a> {
         first: usize,
         /// Their number.
         len: usize,
+        /// F32 or BF16: as they are written.
+        dtype: Dtype,
     },
 }
 
@@ -90,13 +92,13 @@ impl Data<'_> {
         }
     }
 
-    fn dtype(&self) -> Dtype {
+    pub(super) fn dtype(&self) -> Dtype {
         match self {
-            Data::F32(_) | Data::Stored { .. } | Data::Coded { .. } => Dtype::F32,
+            Data::F32(_) | Data::Stored { .. } => Dtype::F32,
             Data::U8(_) => Dtype::U8,
             Data::On { of, .. } if of.dtype() == DType::U8 => Dtype::U8,
             Data::On { .. } => Dtype::F32,
-            Data::Pieces { dtype, .. } => *dtype,
+            Data::Pieces { dtype, .. } | Data::Coded { dtype, .. } => *dtype,
         }
     }
 }
@@ -186,14 +188,14 @@ fn write_to(out: &mut impl Write, header: &[u8], order: &[Data<'_>]) -> io::Resu
                 written?;
             }
             Data::Pieces { from, dtype, .. } => from.pieces(&mut |x| write_as(out, x, dtype))?,
-            Data::Coded { of, first, len } => {
+            Data::Coded { of, first, len, dtype } => {
                 let rows = len / of.cols;
                 let most = (CHUNK / 4 / of.cols).max(1);
                 let mut part = vec![0.0; most.min(rows) * of.cols];
                 for start in (0..rows).step_by(most) {
                     let part = &mut part[..most.min(rows - start) * of.cols];
                     of.read_rows(first + start, part);
-                    write_as(out, part, Dtype::F32)?;
+                    write_as(out, part, dtype)?;
                 }
             }
         }

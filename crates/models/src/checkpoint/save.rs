@@ -8,6 +8,7 @@ use colrow_tensor::{Error, Result};
 
 use super::names::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE, USAGE_FILE, WEIGHTS_FILE};
 use super::safetensors::{Saved, write};
+use super::weights::Dtype;
 use crate::atomic::{replace_dir_atomic, write_atomic};
 use crate::config::Config;
 use crate::families::FAMILIES;
@@ -23,7 +24,9 @@ pub fn save_model_folder(
     tokenizer_source: &Path,
     usage: Option<String>,
 ) -> Result<()> {
-    let files = [(CONFIG_FILE, Some(config.to_json())), (USAGE_FILE, usage)];
+    let in_bf16 = tensors.iter().any(|tensor| tensor.data.dtype() == Dtype::BF16);
+    let config_json = if in_bf16 { config.to_json_of_bf16() } else { config.to_json() };
+    let files = [(CONFIG_FILE, Some(config_json)), (USAGE_FILE, usage)];
     save(dir, config.family(), files, (WEIGHTS_FILE, tensors), tokenizer_source)
 }
 

@@ -97,6 +97,13 @@ vectorised! {
         }
     }
 
+    /// See [`Float::to_bf16_by`].
+    pub(super) fn brain_codes_by<T: Float>(x: &[T], random: &[u16], codes: &mut [u8]) {
+        for ((code, &x), &random) in codes.chunks_exact_mut(2).zip(x).zip(random) {
+            code.copy_from_slice(&x.to_bf16_by(random).to_le_bytes());
+        }
+    }
+
     /// Random numbers with 16 bits in ±½, in the middle of their cells: their mean is 0, and a whole number stays what it is.
     fn centred<T: Float>(random: &[u16], u: &mut [T]) {
         let shift = T::of(0.5 - 0.5_f64.powi(17));
@@ -111,7 +118,7 @@ vectorised! {
         y.iter_mut().zip(codes).for_each(|(y, &c)| *y = T::of_int((i32::from(c) - 1).max(0)) * scale);
     }
 
-    fn decode_brain<T: Float>(codes: &[u8], y: &mut [T]) {
+    pub(super) fn decode_brain<T: Float>(codes: &[u8], y: &mut [T]) {
         y.iter_mut().zip(codes.chunks_exact(2)).for_each(|(y, c)| *y = T::of_bf16(u16::from_le_bytes([c[0], c[1]])));
     }
 

@@ -443,13 +443,13 @@ impl Kernels for Host {
         factor.as_mut_slice::<f64>()[0] = optim::clip(sums.as_slice(), most);
     }
 
-    fn adamw(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: &mut Tensor, m: &mut Tensor, v: &mut Tensor) {
+    fn adamw(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: StoredMut<'_>, m: &mut Tensor, v: &mut Tensor) {
         let factor = number(factor, 0);
         if factor.is_nan() {
             return;
         }
         by_float!(self, "adamw", g, T => {
-            optim::adamw::<T>(step, factor, g.as_slice(), w.as_mut_slice(), m.as_mut_slice(), v.as_mut_slice());
+            optim::adamw::<T>(step, factor, g.as_slice(), optim::Weights::new(w), m.as_mut_slice(), v.as_mut_slice());
         });
     }
 
@@ -458,7 +458,7 @@ impl Kernels for Host {
         step: &AdamW,
         factor: &Tensor,
         g: &Tensor,
-        w: &mut Tensor,
+        w: StoredMut<'_>,
         m: [&mut Tensor; 2],
         v: [&mut Tensor; 2],
     ) {
@@ -469,6 +469,6 @@ impl Kernels for Host {
         if factor.is_nan() {
             return;
         }
-        by_float!(self, "adamw_8bit", g, T => optim8::adamw::<T>(step, factor, g.as_slice(), w.as_mut_slice(), of(m), of(v)));
+        by_float!(self, "adamw_8bit", g, T => optim8::adamw::<T>(step, factor, g.as_slice(), optim::Weights::new(w), of(m), of(v)));
     }
 }

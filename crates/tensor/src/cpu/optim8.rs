@@ -24,7 +24,7 @@
 
 use rayon::prelude::*;
 
-use super::optim::{CHUNK, Rule};
+use super::optim::{CHUNK, Decoded, Rule, Weights};
 use super::vectorised;
 use crate::dtype::{Float, ROUND};
 use crate::kernels::{AdamW, MOMENT_BLOCK as BLOCK};
@@ -148,12 +148,12 @@ vectorised! {
 }
 
 /// See [`Kernels::adamw_8bit`](crate::kernels::Kernels::adamw_8bit).
-pub(super) fn adamw<T: Float>(step: &AdamW, factor: f64, g: &[T], w: &mut [T], m: Moment<'_>, v: Moment<'_>) {
+pub(super) fn adamw<T: Float>(step: &AdamW, factor: f64, g: &[T], w: Weights<'_, T>, m: Moment<'_>, v: Moment<'_>) {
     let (rule, first) = (Rule::new(step, factor), (step.step as u32).wrapping_mul(BETA));
-    let chunks = g.par_chunks(CHUNK).zip(w.par_chunks_mut(CHUNK)).zip(m.chunks().zip(v.chunks()));
-    chunks.enumerate().for_each(|(i, ((g, w), (m, v)))| {
+    let chunks = g.par_chunks(CHUNK).zip(w.chunks()).zip(m.chunks().zip(v.chunks()));
+    chunks.enumerate().for_each_init(Decoded::default, |decoded, (i, ((g, w), (m, v)))| {
         let turn = first.wrapping_add(((i * CHUNK) as u32).wrapping_mul(ALPHA));
-        adamw_chunk(&rule, g, w, m, v, turn);
+        w.update(i, decoded, |w| adamw_chunk(&rule, g, w, m, v, turn));
     });
 }
 
@@ -186,7 +186,7 @@ mod tests {
 
         fn step_by<T: Float>(&mut self, factor: f64, how: &AdamW, g: &[T], w: &mut [T]) {
             let [m, v] = [&mut self.m, &mut self.r].map(|(codes, scale)| Moment { codes, scale });
-            adamw(how, factor, g, w, m, v);
+            adamw(how, factor, g, Weights::Exact(w), m, v);
         }
 
         fn m(&self) -> Vec<f32> {
@@ -320,7 +320,7 @@ mod tests {
                 let g = normal(Key::new(3).child(step), n);
                 let (mut m, mut v, mut want) = (state.m(), state.r(), w.clone());
                 v.iter_mut().for_each(|r| *r *= *r);
-                optim::adamw(&how, FACTOR, &g, &mut want, &mut m, &mut v);
+                optim::adamw(&how, FACTOR, &g, Weights::Exact(&mut want), &mut m, &mut v);
                 state.step(&how, &g, &mut w);
                 assert!(w == want, "{n} elements, step {step}");
                 for (i, ((m, v), (m_back, r_back))) in m.iter().zip(&v).zip(state.m().iter().zip(state.r())).enumerate()
@@ -334,7 +334,7 @@ mod tests {
         let (g, w) = ([0.3, -2e-7, 0.0], [1.0_f64, -2.0, 3.0]);
         let ([mut got, mut want], [mut m, mut v]) = ([w; 2], [[0.0; 3]; 2]);
         State::new(3).step(&HOW, &g, &mut got);
-        optim::adamw(&HOW, FACTOR, &g, &mut want, &mut m, &mut v);
+        optim::adamw(&HOW, FACTOR, &g, Weights::Exact(&mut want), &mut m, &mut v);
         assert_eq!(got, want, "in f64");
     }
 
@@ -379,7 +379,7 @@ mod tests {
             let how = AdamW { step, ..HOW };
             state.step(&how, &g, &mut w);
             let [w, m, v] = &mut exact;
-            optim::adamw(&how, FACTOR, &g, w, m, v);
+            optim::adamw(&how, FACTOR, &g, Weights::Exact(w), m, v);
         }
         let log_ratio: Vec<f64> = state.r().iter().zip(&exact[2]).map(|(r, v)| f64::from(r / v.sqrt()).ln()).collect();
         for (first, y) in [(0, 0.2_f64.powf(0.25)), (1, 1.0)] {

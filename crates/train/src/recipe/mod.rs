@@ -18,7 +18,7 @@ use std::path::Path;
 use colrow_autograd::{NormSource, glob_matches};
 use colrow_models::checkpoint::names::RECIPE;
 use colrow_models::files;
-use colrow_tensor::{BaseWeights, Error, Estimator, Precision, Result};
+use colrow_tensor::{BaseWeights, Error, Estimator, Precision, Result, TrainedWeights};
 use serde::{Serialize, Serializer};
 
 use crate::chat::{Keys, TrainOn};
@@ -176,6 +176,8 @@ pub struct Train {
     pub accumulate: usize,
     /// What numbers matrix products multiply.
     pub precision: Precision,
+    /// How the matrices that are trained are held.
+    pub weights: TrainedWeights,
     /// Which parameters are trained.
     pub method: Method,
     /// Modules that are trained whole by every method: names, their ends after a dot, or globs.
@@ -208,6 +210,7 @@ impl Default for Train {
             batch: BatchSize::Sequences(32),
             accumulate: 1,
             precision: Precision::F32,
+            weights: TrainedWeights::F32,
             method: Method::Full,
             modules_to_save: None,
             eval_every: Every::Epoch,
@@ -223,6 +226,18 @@ impl Default for Train {
 }
 
 impl Train {
+    /// Why `weights` has nothing to hold, if the method says so; empty modules are none.
+    pub(crate) fn weights_refusal(&self) -> Option<String> {
+        let whole = self.method == Method::Full || self.modules_to_save.as_ref().is_some_and(|names| !names.is_empty());
+        (self.weights != TrainedWeights::F32 && !whole).then(|| {
+            format!(
+                "`train.weights` = \"{}\" is for matrices that are trained whole, and train.method = \"{}\" trains others: adapters and biases \
+                 stay in f32; hold what is not trained by model.base = \"bf16\", or name modules in train.modules_to_save",
+                self.weights, self.method
+            )
+        })
+    }
+
     /// Whether `freeze` names this parameter key.
     pub fn is_frozen(&self, key: &str) -> bool {
         self.freeze.iter().any(|glob| glob_matches(glob, key))
@@ -551,6 +566,7 @@ mod tests {
         batch_tokens = 512
         accumulate = 2
         precision = "bf16"
+        weights = "bf16"
         method = "lora-fa"
         modules_to_save = ["pooler", "classifier"]
         eval_every = 5

@@ -77,6 +77,7 @@ fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
     let mut t = Table { walk, path: String::new(), at: At::File, entries };
     let update = t.at_within("optim", "update").unwrap_or(At::File);
     let base = t.at_within("model", "base").unwrap_or(At::File);
+    let weights = t.at_within("train", "weights").unwrap_or(At::File);
     let recipe = Recipe {
         task: t.get("task", text).unwrap_or(d.task),
         seed: t.get("seed", whole_number(0..=i128::from(u64::MAX))).unwrap_or(d.seed),
@@ -92,6 +93,9 @@ fn recipe(walk: &mut Walk<'_>, entries: Entries, whole: bool) -> Recipe {
         t.problem(update, reason);
     }
     let Recipe { model, train, .. } = &recipe;
+    if let Some(reason) = train.weights_refusal() {
+        t.problem(weights, reason);
+    }
     if model.base != BaseWeights::F32 && train.method == Method::Full && train.freeze.is_empty() {
         let held = format!(
             "`model.base` = \"{}\" is for what is not trained, and train.method = \"full\" trains all",
@@ -164,6 +168,7 @@ fn train(t: &mut Table<'_, '_>) -> Train {
         batch: sequences.or(tokens).unwrap_or(d.batch),
         accumulate: t.get("accumulate", whole_number(1..=MOST_BATCH)).unwrap_or(d.accumulate),
         precision: t.get("precision", choice).unwrap_or(d.precision),
+        weights: t.get("weights", choice).unwrap_or(d.weights),
         method: t.get("method", choice).unwrap_or(d.method),
         modules_to_save: t.list("modules_to_save", glob).or(d.modules_to_save),
         eval_every: t.get("eval_every", every).unwrap_or(d.eval_every),
@@ -475,6 +480,10 @@ mod tests {
             (
                 "train.precision=fp16",
                 "train.precision: expected one of \"f32\", \"bf16\", found the string \"fp16\"; did you mean \"bf16\"?",
+            ),
+            (
+                "train.weights=fp16",
+                "train.weights: expected one of \"f32\", \"bf16\", found the string \"fp16\"; did you mean \"bf16\"?",
             ),
             (
                 "train.method=loraa",

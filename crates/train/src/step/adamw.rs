@@ -2,7 +2,8 @@
 //! gradient's global norm as in `torch.nn.utils.clip_grad_norm_`.
 
 use colrow_autograd::{Param, ParamId, Params};
-use colrow_tensor::{AdamW, Class, DType, Device, Error, MOMENT_BLOCK, Result, Tensor, named};
+use colrow_tensor::rng::Key;
+use colrow_tensor::{AdamW, Class, DType, Device, Error, MOMENT_BLOCK, Result, Tensor, Weight, named};
 
 use super::gradient::Update;
 
@@ -85,19 +86,19 @@ pub enum Moments {
 
 impl Moments {
     /// Zeros in floats.
-    pub fn float(value: &Tensor) -> Self {
-        Self::Float([(); 2].map(|()| value.device().zeros(Class::Optimizer, value.dtype(), value.shape())))
+    pub fn float(value: &Weight) -> Self {
+        Self::Float([(); 2].map(|()| value.device().zeros(Class::Optimizer, value.dtype(), &value.shape())))
     }
 
     /// Zeros in eight bits.
-    pub fn eight_bit(value: &Tensor) -> Self {
+    pub fn eight_bit(value: &Weight) -> Self {
         let zeros = |dtype, shape: &[usize]| value.device().zeros(Class::Optimizer, dtype, shape);
-        let codes = || zeros(DType::U8, value.shape());
+        let codes = || zeros(DType::U8, &value.shape());
         let scale = || zeros(DType::F32, &[value.len().div_ceil(MOMENT_BLOCK)]);
         Self::EightBit([codes(), scale(), codes(), scale()])
     }
 
-    fn new(states: States, value: &Tensor) -> Self {
+    fn new(states: States, value: &Weight) -> Self {
         match states {
             States::EightBit if value.len() >= FEW => Self::eight_bit(value),
             States::EightBit | States::F32 => Self::float(value),
@@ -128,6 +129,8 @@ pub struct Optimizer {
     device: Device,
     /// By parameter; none where frozen.
     pub moments: Vec<Option<Moments>>,
+    /// Root of the random numbers by which weights in bf16 are rounded.
+    pub key: Key,
     step: u64,
     lr: f64,
     /// What gradients are multiplied with; NaN where a sum is not finite, and then nothing changes (1, f64).
@@ -140,9 +143,10 @@ impl Optimizer {
     /// Moments of zero.
     pub fn new(settings: Hyperparameters, params: &Params) -> Self {
         let moments: Vec<_> =
-            params.iter().map(|(_, p)| p.trainable.then(|| Moments::new(settings.states, p.value.dense()))).collect();
+            params.iter().map(|(_, p)| p.trainable.then(|| Moments::new(settings.states, &p.value))).collect();
         let gradients = moments.iter().map(|_| None).collect();
-        Self { settings, device: params.device().clone(), moments, step: 0, lr: 0.0, factor: None, gradients }
+        let (device, key) = (params.device().clone(), Key::new(0));
+        Self { settings, device, moments, key, step: 0, lr: 0.0, factor: None, gradients }
     }
 
     fn update(&mut self, id: ParamId, param: &mut Param, gradient: &Tensor) {
@@ -151,10 +155,12 @@ impl Optimizer {
         let weight_decay = if param.decay { weight_decay } else { 0.0 };
         let how = AdamW { lr: self.lr, beta1, beta2, eps, weight_decay, step: self.step };
         let kernels = self.device.kernels();
+        // of step and place alone, so that a run that is resumed draws what it would have drawn
+        let weight = param.value.stored_mut(self.key.child(self.step).named(&param.name));
         match moments {
-            Moments::Float([m, v]) => kernels.adamw(&how, factor, gradient, param.value.dense_mut(), m, v),
+            Moments::Float([m, v]) => kernels.adamw(&how, factor, gradient, weight, m, v),
             Moments::EightBit([m, m_scale, r, r_scale]) => {
-                kernels.adamw_8bit(&how, factor, gradient, param.value.dense_mut(), [m, m_scale], [r, r_scale]);
+                kernels.adamw_8bit(&how, factor, gradient, weight, [m, m_scale], [r, r_scale]);
             }
         }
     }

@@ -94,7 +94,7 @@ pub(crate) fn floats(weight: &Weight) -> Vec<f64> {
 pub(crate) fn weights(engine: &Engine) -> Vec<(String, Vec<f64>)> {
     let registry = &engine.model.registry;
     let entries = registry.entries.iter();
-    entries.map(|e| (e.key.clone(), registry.params[e.param].value.dense().to_f64()[e.range()].to_vec())).collect()
+    entries.map(|e| (e.key.clone(), floats(&registry.params[e.param].value)[e.range()].to_vec())).collect()
 }
 
 /// A tensor of a file.
