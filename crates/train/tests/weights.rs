@@ -280,3 +280,19 @@ fn what_is_not_trained_whole_is_not_held() {
         assert!(e.contains(needle), "{e}");
     }
 }
+
+/// An infinity in a matrix in codes is found, and of a stack the tensor that has it is named.
+#[test]
+fn what_is_not_finite_is_named() {
+    let [bert, ..] = configs();
+    let recipe = recipe(&[BF16]);
+    let mut engine = engine(model(&bert, &recipe), &recipe);
+    assert_eq!(checkpoint::not_finite(&engine), None);
+    let registry = &mut engine.model.registry;
+    let entry = registry.entries.iter().find(|e| e.key.ends_with("layer.1.attention.self.key.weight")).unwrap();
+    let (param, key, last) = (entry.param, entry.key.clone(), entry.range().end - 1);
+    let mut numbers: Vec<f32> = floats(&registry.params[param].value).iter().map(|&x| x as f32).collect();
+    numbers[last] = f32::INFINITY;
+    registry.params[param].value.writer(0).push(&numbers);
+    assert_eq!(checkpoint::not_finite(&engine), Some(key));
+}
