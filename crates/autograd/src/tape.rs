@@ -147,6 +147,14 @@ impl<'p> Tape<'p> {
         (y, self.params.subset(used))
     }
 
+    /// Runs `part` in another mode.
+    pub(crate) fn with_mode<T>(&mut self, mode: Mode, part: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = std::mem::replace(&mut self.mode, mode);
+        let y = part(self);
+        self.mode = outer;
+        y
+    }
+
     /// A tensor that a gradient is wanted for, if `learns`, and that no op gave.
     pub(crate) fn input(&mut self, value: Tensor, learns: bool) -> Var {
         let id = learns.then(|| {
@@ -244,7 +252,7 @@ impl<'p> Tape<'p> {
     /// # Errors
     /// Those of the ops and of [`Mode::check`].
     pub fn backward_from(self, of: Var, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        self.recorded.backward_from(of, dy, grads, &mut |_| Ok(()))
+        self.recorded.backward_from(of.id, dy, grads, &mut |_| Ok(()))
     }
 }
 
@@ -262,12 +270,14 @@ impl Recorded {
     ) -> Result<()> {
         let mut dy = of.value.empty_like();
         dy.write_f64(std::iter::repeat_n(scale, of.value.len()));
-        self.backward_from(of, dy, grads, after)
+        let id = of.id;
+        drop(of);
+        self.backward_from(id, dy, grads, after)
     }
 
     pub(crate) fn backward_from(
         mut self,
-        of: Var,
+        of: Option<VarId>,
         dy: Tensor,
         grads: &mut Grads,
         after: &mut dyn FnMut(&mut Grads) -> Result<()>,
@@ -276,8 +286,7 @@ impl Recorded {
             return Err(refusal);
         }
         grads.vars = (0..self.vars).map(|_| None).collect();
-        grads.add(of.id, dy);
-        drop(of);
+        grads.add(of, dy);
         while let Some(Node { site, output, op }) = self.nodes.pop() {
             match grads.vars[output.0].take() {
                 Some(dy) => op.backward(dy, grads).map_err(|e: Error| e.at(&site))?,

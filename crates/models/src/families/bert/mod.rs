@@ -195,9 +195,9 @@ impl Bert {
             Pooled { rows: tensor(&tokens.bounds[..sequences.count()]), alone: Sequences::new(&device, &alone) };
         for layer in &self.layers {
             let (block, sequences, pooled, c) = (layer.clone(), sequences.clone(), pooled.clone(), self.config.clone());
-            x = tape.block(&layer.name, vec![x], move |tape, inputs| {
-                block.forward(tape, only(inputs), &sequences, &pooled, &c)
-            });
+            let attend = move |tape: &mut Tape<'_>, inputs| block.attend(tape, only(inputs), &sequences, &pooled, &c);
+            let (block, c) = (layer.clone(), self.config.clone());
+            x = tape.block(&layer.name, vec![x], attend, move |tape, h| block.feed_forward(tape, h, &c));
         }
         drop(pooled);
         x = self.pooler.forward(tape, &x);
@@ -264,8 +264,8 @@ impl Layer {
         sites.push(Site::new(self.output_norm.site(), rows, SiteKind::Norm));
     }
 
-    /// x (n, d) to (n, d), or to the pooled rows (b, d) of the last layer.
-    fn forward(&self, tape: &mut Tape, mut x: Var, sequences: &Sequences, pooled: &Pooled, c: &BertConfig) -> Var {
+    /// x (n, d), or of the last layer its pooled rows (b, d), and what attention adds to them.
+    fn attend(&self, tape: &mut Tape, mut x: Var, sequences: &Sequences, pooled: &Pooled, c: &BertConfig) -> Var {
         let at = |part: &str| self.at(part);
         let attend = Attend {
             dropout: c.attention_probs_dropout_prob as f32,
@@ -287,8 +287,12 @@ impl Layer {
         };
         h = self.attention_output.forward(tape, &h);
         h = tape.dropout(&at("attention.output.dropout"), h, c.hidden_dropout_prob as f32);
-        h = tape.add(&at("attention.output.residual"), h, &x);
-        drop(x);
+        tape.add(&at("attention.output.residual"), h, &x)
+    }
+
+    /// From that sum to the layer's output, (n, d) to (n, d).
+    fn feed_forward(&self, tape: &mut Tape, h: Var, c: &BertConfig) -> Var {
+        let at = |part: &str| self.at(part);
         let x = self.attention_norm.forward(tape, &h);
         drop(h);
         let mut h = self.intermediate.forward(tape, &x);

@@ -228,12 +228,14 @@ impl Language for Llama {
         let rotary = self.rotary(tape, tokens.iter().map(<[u32]>::len), 0);
         Some(self.forward(tape, &tokens.ids, |tape, block, x| {
             let (again, sequences, rotary) = (block.clone(), sequences.clone(), rotary.clone());
-            tape.block(&block.name, vec![x], move |tape, mut inputs| {
+            let attend = move |tape: &mut Tape<'_>, mut inputs: Vec<Var>| {
                 let x = inputs.pop().expect("a block gets as many inputs as it was given");
-                again.forward(tape, x, (&rotary, &sequences), |tape, attend, qkv| {
+                again.attend(tape, x, (&rotary, &sequences), |tape, attend, qkv| {
                     tape.attention(&again.at("self_attn"), attend, (qkv, &sequences), None)
                 })
-            })
+            };
+            let again = block.clone();
+            tape.block(&block.name, vec![x], attend, move |tape, x| again.feed_forward(tape, x))
         }))
     }
 
@@ -264,9 +266,10 @@ impl Decoder for GoingOn<'_> {
         let rotary = self.llama.rotary(tape, std::iter::repeat_n(length, count), position);
         self.llama.forward(tape, tokens, |tape, block, x| {
             let sequences = cache.queries().clone();
-            block.forward(tape, x, (&rotary, &sequences), |tape, attend, qkv| {
+            let x = block.attend(tape, x, (&rotary, &sequences), |tape, attend, qkv| {
                 cache.attend(tape, &block.at("self_attn"), block.index, attend, &qkv)
-            })
+            });
+            block.feed_forward(tape, x)
         })
     }
 }
@@ -331,8 +334,8 @@ impl Block {
         sites.extend(dense(&self.down, true));
     }
 
-    /// x (n, d) to (n, d); `attend` gets the projections, turned.
-    fn forward(
+    /// x (n, d) and what attention adds to it; `attend` gets the projections, turned.
+    fn attend(
         &self,
         tape: &mut Tape<'_>,
         x: Var,
@@ -360,7 +363,11 @@ impl Block {
         };
         h = attend(tape, &how, h);
         h = self.o.forward(tape, &h);
-        let x = tape.add(&self.at("self_attn.residual"), h, &x);
+        tape.add(&self.at("self_attn.residual"), h, &x)
+    }
+
+    /// x (n, d) and what the feed-forward layer adds to it.
+    fn feed_forward(&self, tape: &mut Tape<'_>, x: Var) -> Var {
         let mut h = self.mlp_norm.forward(tape, &x);
         h = self.gate_up.forward(tape, &h);
         h = tape.gated(&self.at("mlp.act_fn"), Activation::Silu, h);

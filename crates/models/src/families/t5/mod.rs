@@ -296,24 +296,30 @@ impl Stack {
         let own = Attend { causal: !encodes, bias: Some((self.bias, c.buckets(encodes))), ..encoder };
         let attends = Attends { own, encoder };
         for block in &self.blocks {
-            let again = block.clone();
+            let (again, last) = (block.clone(), block.clone());
+            let feed_forward = move |tape: &mut Tape<'_>, x| last.feed_forward.forward(tape, x, &last.config);
             x = match attended {
-                Attended::Cached { .. } => block.forward(tape, x, attends, attended),
+                Attended::Cached { .. } => {
+                    let x = block.attend(tape, x, attends, attended);
+                    feed_forward(tape, x)
+                }
                 Attended::Own(sequences) => {
                     let sequences = sequences.clone();
-                    tape.block(&block.name, vec![x], move |tape, mut inputs| {
+                    let attend = move |tape: &mut Tape<'_>, mut inputs: Vec<Var>| {
                         let x = inputs.pop().expect(INPUTS);
-                        again.forward(tape, x, attends, &mut Attended::Own(&sequences))
-                    })
+                        again.attend(tape, x, attends, &mut Attended::Own(&sequences))
+                    };
+                    tape.block(&block.name, vec![x], attend, feed_forward)
                 }
                 Attended::Earlier { sequences, memory, sources } => {
                     let (sequences, sources) = (sequences.clone(), sources.clone());
-                    tape.block(&block.name, vec![x, memory.clone()], move |tape, mut inputs| {
+                    let attend = move |tape: &mut Tape<'_>, mut inputs: Vec<Var>| {
                         let (memory, x) = (inputs.pop().expect(INPUTS), inputs.pop().expect(INPUTS));
                         let mut attended =
                             Attended::Earlier { sequences: &sequences, memory: &memory, sources: &sources };
-                        again.forward(tape, x, attends, &mut attended)
-                    })
+                        again.attend(tape, x, attends, &mut attended)
+                    };
+                    tape.block(&block.name, vec![x, memory.clone()], attend, feed_forward)
                 }
             };
         }
@@ -332,7 +338,8 @@ impl Block {
         Self { config: config.clone(), name, index, attention, cross, feed_forward }
     }
 
-    fn forward(&self, tape: &mut Tape<'_>, mut x: Var, attends: Attends, attended: &mut Attended<'_>) -> Var {
+    /// x and what its attentions add to it.
+    fn attend(&self, tape: &mut Tape<'_>, mut x: Var, attends: Attends, attended: &mut Attended<'_>) -> Var {
         let (p, i) = (self.config.dropout_rate as f32, self.index);
         x = self.attention.forward(tape, x, p, |tape, q, _| match attended {
             Attended::Own(sequences) | Attended::Earlier { sequences, .. } => {
@@ -353,7 +360,7 @@ impl Block {
                 }
             });
         }
-        self.feed_forward.forward(tape, x, &self.config)
+        x
     }
 
     fn sites(&self, rows: RowsOf, sites: &mut Vec<Site>) {
