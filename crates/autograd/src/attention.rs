@@ -191,7 +191,7 @@ impl Tape<'_> {
         let exact = match keep {
             Keep::Quantised(_) => false,
             Keep::Nothing => q.source.is_none(),
-            Keep::Exact | Keep::Rows(_) | Keep::Recompute => true,
+            Keep::Exact | Keep::Rows(_) | Keep::Recompute | Keep::Chain => true,
         };
         let exact = exact && learns && self.records();
         let mut lse = exact.then(|| device.empty(Class::Workspace, dtype, &[n, spec.heads]));

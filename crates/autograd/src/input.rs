@@ -60,7 +60,7 @@ impl HeldInput {
         let n = read.rows();
         let variances = variances.as_ref().filter(|v| v.watches(site));
         match tape.keep(site) {
-            Keep::Exact | Keep::Recompute => exact(),
+            Keep::Exact | Keep::Recompute | Keep::Chain => exact(),
             Keep::Quantised(bits) => Self::whole_of(Kept::quantised(read, bits.code(), tape.rounding_key(site))),
             Keep::Nothing => source(),
             // all rows, each with weight 1

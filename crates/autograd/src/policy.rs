@@ -21,6 +21,8 @@ pub enum Keep {
     Quantised(Bits),
     /// Blocks only: the block's input in int8, from which the block runs again in the backward pass; what its ops keep lives only then.
     Recompute,
+    /// As [`Keep::Recompute`], but where the block before runs again too nothing is kept: that one runs once more to give the input.
+    Chain,
     /// Nothing of its own: it is rebuilt from what the op before it keeps; linears and attention only. Where nothing can be rebuilt, the same as
     /// `Exact`.
     Nothing,

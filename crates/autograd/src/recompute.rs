@@ -2,36 +2,73 @@
 //! in int8 rounded to the nearest, or nothing where that can be rebuilt. The backward pass runs the block forward from there, dropout and
 //! all, with its ops recorded, and then backward. The block's gradients are those at the rounded input.
 //!
+//! A block may also keep nothing where the block before it runs again: that one then runs once more, unrecorded, to give its output.
+//!
 //! Of a block's two parts the second, a transformer's position-wise feed-forward network (Vaswani et al. 2017, section 3.3), takes each row
 //! alone. It runs some rows at a time, in the backward pass forward and backward at once, and what it computes is never there for all rows.
 
+use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use colrow_tensor::{Class, Code, Device, Result, Tensor};
 
-use crate::kept::Kept;
+use crate::kept::{Kept, Rebuild};
 use crate::param::Params;
 use crate::policy::Keep;
 use crate::sample::gather;
 use crate::tape::{Grads, Mode, Op, Tape, Var, VarId};
 
 /// The part of a block in which rows see each other: from its inputs to its output (n, d).
-type Mix = dyn Fn(&mut Tape<'_>, Vec<Var>) -> Var;
+type Mix = dyn Fn(&mut Tape<'_>, Vec<Var>) -> Var + Send + Sync;
 
 /// The part in which each row stands alone, (n, d) to (n, d).
-type ByRows = dyn Fn(&mut Tape<'_>, Var) -> Var;
+type ByRows = dyn Fn(&mut Tape<'_>, Var) -> Var + Send + Sync;
 
 /// Rows that a part which takes each alone takes at a time: so many that to decode and pack a weight anew costs little beside its product,
 /// at 2·1,024 operations a weight.
 const ROWS: usize = 1024;
 
-struct Recompute {
+/// What a block's output is made of.
+#[derive(Clone)]
+struct Block {
     inputs: Vec<(Option<VarId>, Kept)>,
     /// Those that the block uses.
-    params: Params,
+    params: Arc<Params>,
     mode: Mode,
-    mix: Box<Mix>,
-    by_rows: Box<ByRows>,
+    mix: Arc<Mix>,
+    by_rows: Arc<ByRows>,
+}
+
+struct Recompute(Arc<Block>);
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block").field("inputs", &self.inputs).finish_non_exhaustive()
+    }
+}
+
+impl Rebuild for Block {
+    fn whole(&self) -> Tensor {
+        let mut tape = Tape::new(&self.params, self.mode.clone());
+        let inputs = self.inputs.iter().map(|(_, kept)| tape.constant(whole(kept))).collect();
+        let run = |tape: &mut Tape<'_>| {
+            let h = (self.mix)(tape, inputs);
+            tape.piecewise(h, &*self.by_rows)
+        };
+        tape.run_unrecorded(run).0.value
+    }
+
+    fn rows(&self, index: &Tensor) -> Tensor {
+        gather(&self.whole(), index, None)
+    }
+}
+
+fn whole(kept: &Kept) -> Tensor {
+    match kept {
+        Kept::Rebuild(source) => source.whole(),
+        kept => kept.read(None),
+    }
 }
 
 impl Mode {
@@ -48,7 +85,7 @@ impl Mode {
     }
 
     /// For the rows from `first` on, which have random numbers of their own.
-    fn from_row(&self, first: usize) -> Self {
+    fn at_row(&self, first: usize) -> Self {
         let mut mode = self.clone();
         if let (Self::Training { key, .. }, 1..) = (&mut mode, first) {
             *key = key.named("rows").child(first as u64);
@@ -64,15 +101,16 @@ fn index(device: &Device, rows: Range<usize>) -> Tensor {
 
 impl Tape<'_> {
     /// Runs a block, a function of `inputs` and of parameters alone: `mix`, and then `by_rows`, which takes each row alone and gives as many
-    /// columns. Where the policy keeps [`Keep::Recompute`] at `site`, both run again in the backward pass.
+    /// columns. Where the policy keeps [`Keep::Recompute`] or [`Keep::Chain`] at `site`, both run again in the backward pass.
     pub fn block(
         &mut self,
         site: &str,
         inputs: Vec<Var>,
-        mix: impl Fn(&mut Tape<'_>, Vec<Var>) -> Var + 'static,
-        by_rows: impl Fn(&mut Tape<'_>, Var) -> Var + 'static,
+        mix: impl Fn(&mut Tape<'_>, Vec<Var>) -> Var + Send + Sync + 'static,
+        by_rows: impl Fn(&mut Tape<'_>, Var) -> Var + Send + Sync + 'static,
     ) -> Var {
-        if self.records() && self.keep(site) != Keep::Recompute {
+        let keep = self.keep(site);
+        if self.records() && !matches!(keep, Keep::Recompute | Keep::Chain) {
             let h = mix(self, inputs);
             return by_rows(self, h);
         }
@@ -83,21 +121,24 @@ impl Tape<'_> {
         if !self.records() {
             return run(self, inputs);
         }
-        let held = |x: &Var| match &x.source {
-            Some(source) => Kept::Rebuild(source.clone()),
-            None => Kept::quantised(&x.value, Code::Int8, None),
+        let held = |x: &Var| match (&x.source, &x.block) {
+            (Some(source), _) => Kept::Rebuild(source.clone()),
+            (None, Some(block)) if keep == Keep::Chain => Kept::Rebuild(block.clone()),
+            _ => Kept::quantised(&x.value, Code::Int8, None),
         };
         let held: Vec<_> = inputs.iter().map(|x| (x.id, held(x))).collect();
         let (y, params) = self.run_unrecorded(|tape| run(tape, inputs));
         let learns = held.iter().any(|(id, _)| id.is_some()) || params.iter().any(|(_, p)| p.trainable);
         let mode = self.mode().clone();
-        self.output(site, y.value, learns, || Recompute {
+        let block = Arc::new(Block {
             inputs: held,
-            params,
+            params: Arc::new(params),
             mode,
-            mix: Box::new(mix),
-            by_rows: Box::new(by_rows),
-        })
+            mix: Arc::new(mix),
+            by_rows: Arc::new(by_rows),
+        });
+        let y = self.output(site, y.value, learns, || Recompute(block.clone()));
+        Var { block: Some(block), ..y }
     }
 
     /// What `by_rows` gives of h, unrecorded, piece by piece in h's place.
@@ -109,7 +150,7 @@ impl Tape<'_> {
         let device = self.device().clone();
         let mut y = h.value.into_owned();
         for rows in pieces {
-            let mode = self.mode().from_row(rows.start);
+            let mode = self.mode().at_row(rows.start);
             let index = index(&device, rows);
             let x = self.constant(gather(&y, &index, None));
             let part = self.with_mode(mode, |tape| by_rows(tape, x));
@@ -119,12 +160,12 @@ impl Tape<'_> {
     }
 }
 
-impl Recompute {
-    /// The gradient of h (n, d) that follows from `dy`, that of what [`Recompute::by_rows`] gives of it, in dy's place.
+impl Block {
+    /// The gradient of h (n, d) that follows from `dy`, that of what [`Block::by_rows`] gives of it, in dy's place.
     fn backward_by_rows(&self, h: Tensor, dy: Tensor, grads: &mut Grads) -> Result<Option<Tensor>> {
         let device = dy.device().clone();
         let mut piece = |h: Tensor, dy: Tensor, first: usize| {
-            let mut tape = Tape::new(&self.params, self.mode.from_row(first));
+            let mut tape = Tape::new(&self.params, self.mode.at_row(first));
             let x = tape.input(h, true);
             let id = x.id;
             let y = (self.by_rows)(&mut tape, x).id;
@@ -153,28 +194,25 @@ impl Op for Recompute {
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        self.inputs.iter().map(|(_, kept)| ("input", kept)).collect()
+        self.0.inputs.iter().map(|(_, kept)| ("input", kept)).collect()
     }
 
-    fn backward(mut self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        let mut tape = Tape::new(&self.params, self.mode.clone());
+    fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
+        // no later block holds it any more, so that its inputs are freed when they are read
+        let mut block = Arc::unwrap_or_clone(self.0);
+        let mut tape = Tape::new(&block.params, block.mode.clone());
         let mut ids = Vec::new();
-        let again = std::mem::take(&mut self.inputs).into_iter().map(|(id, kept)| {
-            let value = match &kept {
-                Kept::Rebuild(source) => source.whole(),
-                kept => kept.read(None),
-            };
-            let x = tape.input(value, id.is_some());
+        let again = std::mem::take(&mut block.inputs).into_iter().map(|(id, kept)| {
+            let x = tape.input(whole(&kept), id.is_some());
             ids.extend(id.zip(x.id));
             x
         });
         let again = again.collect();
-        let Var { value, id, source } = (self.mix)(&mut tape, again);
-        drop(source);
+        let Var { value, id, .. } = (block.mix)(&mut tape, again);
         let recorded = tape.into_recorded();
         // the inner passes number their variables anew
         let outer = std::mem::take(&mut grads.vars);
-        if let Some(dh) = self.backward_by_rows(value, dy, grads)? {
+        if let Some(dh) = block.backward_by_rows(value, dy, grads)? {
             recorded.backward_from(id, dh, grads, &mut |_| Ok(()))?;
         }
         let mut inner = std::mem::replace(&mut grads.vars, outer);
@@ -323,5 +361,44 @@ mod tests {
         // of as many coins, seven standard deviations about a half
         let (coins, off) = ((ROWS * d) as f64, 7.0 * ((ROWS * d) as f64).sqrt() / 2.0);
         assert!((same as f64 - coins / 2.0).abs() < off, "{same}");
+    }
+
+    /// A chain of two: the second keeps nothing, and has the gradients that it has where the first's output is kept as it is.
+    #[test]
+    fn a_block_is_given_its_input_by_the_one_before() {
+        let device = Device::cpu();
+        let (mut params, [x, w, v]) =
+            random_params(&device, DType::F64, [("x", &[9, 70]), ("w", &[70, 70]), ("v", &[70, 70])]);
+        let f = |tape: &mut Tape<'_>| {
+            let mut h = leaf(tape, x);
+            for (site, w) in [("a", w), ("b", v)] {
+                h = tape.block(site, vec![h], first, move |tape, x| {
+                    let mut h = tape.linear("linear", &x, w, None);
+                    h = tape.activate("gelu", Activation::Gelu, h);
+                    h = tape.dropout(site, h, 0.3);
+                    tape.add("residual", h, &x)
+                });
+            }
+            h
+        };
+        let mode = |a, b| training(Key::new(1), true, Policy::new([("a".into(), a), ("b".into(), b)]), None);
+        let chain = mode(Keep::Recompute, Keep::Chain);
+        let kept = |params: &Params, mode: &Mode| {
+            let mut tape = Tape::new(params, mode.clone());
+            f(&mut tape);
+            tape.ledger().entries.into_iter().map(|e| (e.site, e.bytes)).collect::<Vec<_>>()
+        };
+        let coded = 9 * (70 + 2 * 8);
+        let want = |kept: [usize; 3]| ["leaf", "a", "b"].map(str::to_owned).into_iter().zip(kept).collect::<Vec<_>>();
+        assert_eq!(kept(&params, &chain), want([0, coded, 0]));
+        // with no block before it that runs again it keeps its input
+        assert_eq!(kept(&params, &mode(Keep::Exact, Keep::Chain)).last(), want([0, 0, coded]).last());
+        let ran = run(&params, &chain, f).unwrap();
+        let own = run(&params, &mode(Keep::Recompute, Keep::Recompute), f).unwrap();
+        assert!(ran.output == own.output && ran.gradients != own.gradients);
+        let rounded = quantised(params[x].value.dense(), Format { code: Bits::Int8.code(), group: GROUP }, None);
+        params[x].value.dense_mut().write_f64(Kept::Quantised(rounded).read(None).to_f64());
+        let exact = run(&params, &mode(Keep::Exact, Keep::Exact), f).unwrap();
+        assert!(ran.gradients == exact.gradients);
     }
 }

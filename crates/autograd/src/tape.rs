@@ -27,6 +27,8 @@ pub struct Var {
     pub id: Option<VarId>,
     /// How to make it again from what its producer keeps.
     pub source: Option<Arc<dyn Rebuild>>,
+    /// The block that it is the output of, if that runs again in the backward pass: to make it again costs the block's forward pass.
+    pub block: Option<Arc<dyn Rebuild>>,
 }
 
 /// What a pass is for.
@@ -199,7 +201,7 @@ impl<'p> Tape<'p> {
 
     /// A tensor that is not learned.
     pub fn constant(&self, value: Tensor) -> Var {
-        Var { value, id: None, source: None }
+        Var { value, id: None, source: None, block: None }
     }
 
     /// An output of `site`: recorded with `op` if `learns`, i.e. if a gradient flows through it to anything.

@@ -15,7 +15,7 @@ fn fits(kind: SiteKind, keep: SiteKeep) -> bool {
         SiteKeep::Int4 | SiteKeep::Bf16 => !matches!(kind, SiteKind::Relu | SiteKind::Block),
         SiteKeep::Recompute => kind == SiteKind::Block,
         SiteKeep::Rows => kind == SiteKind::Linear,
-        SiteKeep::Rebuild => matches!(kind, SiteKind::Linear | SiteKind::Head | SiteKind::Attention),
+        SiteKeep::Rebuild => matches!(kind, SiteKind::Linear | SiteKind::Head | SiteKind::Attention | SiteKind::Block),
     }
 }
 
@@ -52,6 +52,7 @@ fn told(keep: &recipe::Keeping, site: &Site) -> (SiteKeep, Estimate, Ratio, Norm
 pub fn site_keep(keep: &recipe::Keeping, site: &Site) -> Keep {
     let (kind, estimator, ratio, norms) = told(keep, site);
     let estimator = match (kind, estimator) {
+        (SiteKeep::Rebuild, _) if site.kind == SiteKind::Block => return Keep::Chain,
         (SiteKeep::Rebuild, _) => return Keep::Nothing,
         (SiteKeep::Recompute, _) => return Keep::Recompute,
         (SiteKeep::Int8, _) => return Keep::Quantised(Bits::Int8),
@@ -83,7 +84,7 @@ pub fn policy(keep: &recipe::Keeping, sites: &[Site]) -> Result<Policy> {
         if let Some(keep) = exception.keep.filter(|&keep| !named.iter().any(|site| fits(site.kind, keep))) {
             return Err(Error::usage(format!("keep.sites: no site that `{pattern}` names can keep `{keep}`")).hint(
                 "linears keep anything, attention and a head of tokens all but `rows`, norms and activations neither `rows` nor `rebuild`, a ReLU `exact` or `int8`, \
-                 a block `exact` or `recompute`",
+                 a block `exact`, `recompute` or `rebuild`",
             ));
         }
     }

@@ -94,7 +94,7 @@ pub const BESIDE_PER_THREAD: usize = 2 << 20;
 pub fn keep_name(keep: Keep, auto: bool) -> String {
     match keep {
         Keep::Exact => "exact".into(),
-        Keep::Nothing => "rebuild".into(),
+        Keep::Nothing | Keep::Chain => "rebuild".into(),
         Keep::Recompute => "recompute".into(),
         Keep::Quantised(bits) => bits.to_string(),
         Keep::Rows(s) => {

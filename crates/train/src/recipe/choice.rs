@@ -99,7 +99,7 @@ named! {
         Rows = "rows",
         /// All of it.
         Exact = "exact",
-        /// Nothing of its own, but what the op before it keeps: linears and attention only.
+        /// Nothing of its own, but what the op before it keeps, linears and attention only; a block runs again from what the block before it keeps.
         Rebuild = "rebuild",
         /// All of it in int8.
         Int8 = "int8",
