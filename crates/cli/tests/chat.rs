@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Place, Ran};
+use std::process::{Command, Stdio};
+
+use common::{Place, Ran, finish, wait_for_steps};
 use serde_json::{Value, json};
 
 /// One token a character, and the signs of turns.
@@ -121,6 +123,41 @@ fn adapters_learn_conversations_and_a_run_goes_on() {
     train(&["--set", "output=whole", "--set", "optim.schedule=constant"]);
     assert_eq!(place.read("cut/model/adapter_model.safetensors"), place.read("whole/model/adapter_model.safetensors"));
     assert!(place.ok_json(&["eval", "--model", "run", "--data", "more.jsonl", "--json"])["loss"].is_f64());
+}
+
+/// What is trained, and how its weights are held, makes no difference to where a run goes on that was killed.
+#[test]
+#[cfg(unix)]
+fn killed_runs_go_on() {
+    let place = place();
+    for sets in [
+        &["train.method=full", "keep.policy=lean", "keep.ratio=0.5", "keep.norms=cached"][..],
+        &["train.method=lora", "keep.policy=recompute", "model.base=nf4", "lora.dropout=0.1"],
+    ] {
+        let run = |output: &str, more: &[&'static str]| {
+            let all = [&["train.epochs=60", "train.save_every=5", "train.eval_every=30"], sets].concat();
+            let mut args = vec!["train", "chat.toml", "--set", output];
+            args.extend(all.iter().flat_map(|set| ["--set", set]).chain(more.iter().copied()));
+            place.interruptible(&args)
+        };
+        let ended = |mut command: Command| {
+            let ran = finish(&mut command);
+            assert_eq!(ran.code, Some(0), "{}", ran.err);
+        };
+        ended(run("output=whole", &[]));
+        let mut child = run("output=killed", &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for_steps(&place, &mut child, "killed", place.metrics("whole").len() / 2);
+        child.kill().unwrap();
+        assert!(child.wait().unwrap().code().is_none(), "the run ended before it was killed");
+        ended(run("output=killed", &["--resume"]));
+        let weights = place.names("whole/model").into_iter().find(|name| name.ends_with(".safetensors")).unwrap();
+        let [ours, whole] = ["killed", "whole"].map(|run| place.read(&format!("{run}/model/{weights}")));
+        assert!(ours == whole, "{sets:?}");
+        assert_eq!(place.metrics("killed"), place.metrics("whole"));
+        for run in ["whole", "killed"] {
+            std::fs::remove_dir_all(place.path(run)).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -265,6 +302,82 @@ fn bad_conversations_are_refused() {
     assert!(ran.err.contains("task chat is for models that go on with a text, and BERT is none"), "{}", ran.err);
     let ran = run(&["task=classify", "data.train=train.tsv", "data.dev=dev.tsv"]);
     assert!(ran.err.contains("task classify is for models with labels, and Llama goes on with texts"), "{}", ran.err);
+}
+
+/// Broken and foreign files of a decoder are named, before anything is written.
+#[test]
+fn bad_decoders_are_refused() {
+    let place = place();
+    let tune = |path: &str, sets: &[&str]| -> Ran {
+        let model = format!("model.path=./{path}");
+        let sets = sets.iter().copied().chain([model.as_str()]).flat_map(|set| ["--set", set]);
+        place.run(&["train", "chat.toml"].into_iter().chain(sets).collect::<Vec<_>>())
+    };
+    let copy = |to: &str| {
+        for name in place.names("decoder") {
+            place.write(&format!("{to}/{name}"), place.read(&format!("decoder/{name}")));
+        }
+    };
+    let refused = |path: &str, needles: &[&str]| {
+        let ran = tune(path, &[]);
+        assert!(
+            ran.code == Some(1) && needles.iter().all(|needle| ran.err.contains(needle)),
+            "{needles:?}: {}",
+            ran.err
+        );
+        assert!(place.names("run").is_empty(), "{:?}", place.names("run"));
+    };
+
+    copy("shards");
+    std::fs::rename(place.path("shards/model.safetensors"), place.path("shards/model-1.safetensors")).unwrap();
+    let index = json!({"weight_map": {"model.norm.weight": "model-1.safetensors", "model.embed_tokens.weight": "model-2.safetensors"}});
+    place.write("shards/model.safetensors.index.json", index.to_string());
+    refused("shards", &["error: the index names shards that are not there: model-2.safetensors"]);
+
+    copy("cut");
+    place.write("cut/model.safetensors", &place.read("decoder/model.safetensors")[..1000]);
+    refused("cut", &["error: ", "cut/model.safetensors"]);
+
+    // more tokens than the embedding has rows, where one of them is used
+    place.decoder(
+        "small",
+        &json!({"vocab_size": 60, "tie_word_embeddings": true}).as_object().unwrap().iter().fold(
+            config(),
+            |mut all, (key, value)| {
+                all[key] = value.clone();
+                all
+            },
+        ),
+        &tokenizer(),
+    );
+    for name in ["tokenizer_config.json", "chat_template.jinja"] {
+        place.write(&format!("small/{name}"), place.read(&format!("decoder/{name}")));
+    }
+    refused("small", &["is not below vocab_size = 60", "in talk.jsonl"]);
+
+    copy("foreign");
+    let mut foreign = config();
+    foreign["model_type"] = json!("mixtral");
+    place.write("foreign/config.json", foreign.to_string());
+    refused("foreign", &["mixtral"]);
+    (foreign["model_type"], foreign["num_local_experts"]) = (json!("llama"), json!(8));
+    place.write("foreign/config.json", foreign.to_string());
+    refused("foreign", &["num_local_experts"]);
+
+    // an adapter on a model that has other sizes
+    let ran = tune("decoder", &["train.method=lora", "train.epochs=1"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let mut wide = config();
+    wide["hidden_size"] = json!(32);
+    place.decoder("wide", &wide, &tokenizer());
+    let ran = place.run(&["eval", "--model", "run", "--base", "wide", "--data", "more.jsonl"]);
+    assert!(ran.code == Some(1) && ran.err.contains("error: ") && ran.err.contains("lora_"), "{}", ran.err);
+    let mut deep = config();
+    deep["num_hidden_layers"] = json!(1);
+    place.decoder("deep", &deep, &tokenizer());
+    let ran = place.run(&["merge", "--model", "run", "--base", "deep", "--out", "merged"]);
+    assert!(ran.code == Some(1) && ran.err.contains("layers.1."), "{}", ran.err);
+    assert!(place.names("merged").is_empty());
 }
 
 /// The day is the run's where the template asks for it.

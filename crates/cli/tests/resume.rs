@@ -11,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Place, config, finish, random, rows, tsv};
+use common::{Place, config, finish, random, rows, tsv, wait_for_steps};
 use serde_json::{Value, json};
 
 /// Rows drawn by remembered norms, dropout, accumulation, a part of an epoch: everything that a checkpoint has to carry.
@@ -49,15 +49,6 @@ fn spawn(place: &Place, args: &[&str]) -> Child {
 
 fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
-}
-
-/// Waits until a run has done some steps.
-fn wait_for_steps(place: &Place, child: &mut Child, run: &str, lines: usize) {
-    let start = Instant::now();
-    while fs::read_to_string(place.path(run).join("metrics.jsonl")).map_or(0, |t| t.lines().count()) < lines {
-        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "{run} does not run");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Waits until a run has done this share of what the run `whole` has.

@@ -5,7 +5,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use colrow_models::checkpoint::save::save_model_folder;
 use colrow_models::config::Config;
@@ -171,6 +172,16 @@ impl Place {
             value
         };
         text.lines().map(line).collect()
+    }
+}
+
+/// Waits until a run has done some steps.
+#[track_caller]
+pub fn wait_for_steps(place: &Place, child: &mut Child, run: &str, lines: usize) {
+    let start = Instant::now();
+    while fs::read_to_string(place.path(run).join("metrics.jsonl")).map_or(0, |t| t.lines().count()) < lines {
+        assert!(start.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "{run} does not run");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
