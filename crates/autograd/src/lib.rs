@@ -69,7 +69,7 @@ mod variance;
 pub use attention::{Attend, Sequences};
 pub use compress::Bits;
 pub use grads::{Grads, VarId};
-pub use head::{Head, HeadScores};
+pub use head::{Head, HeadAdapter, HeadScores};
 pub use input::HeldInput;
 pub use kept::{Form, Kept, Rebuild};
 pub use ledger::{Ledger, LedgerEntry};

@@ -15,7 +15,9 @@ impl Tape<'_> {
     /// `mean_i −log softmax(logits_i)[labels_i]`; logits (b, c), labels (b, u32). Gives one number.
     pub fn cross_entropy(&mut self, site: &str, logits: &Var, labels: &Tensor) -> Var {
         self.loss("cross_entropy", site, logits, |loss, dx| {
-            logits.value.device().kernels().cross_entropy(&logits.value, labels, loss, dx);
+            let kernels = logits.value.device().kernels();
+            kernels.copy(&logits.value, dx);
+            kernels.cross_entropy(dx, labels, loss, true);
         })
     }
 

@@ -87,7 +87,7 @@ use crate::profile::Profile;
 ///     # fn attention(&self, spec: &Attention, input: &AttentionInput<'_>, index: Option<&Tensor>, scratch: &mut Tensor, out: &mut Tensor, lse: Option<&mut Tensor>) { self.host.attention(spec, input, index, scratch, out, lse) }
 ///     # fn attention_backward(&self, spec: &Attention, input: &AttentionInput<'_>, lse: Option<&Tensor>, dout: &Tensor, scratch: &mut Tensor, gradients: AttentionGradients<'_>) { self.host.attention_backward(spec, input, lse, dout, scratch, gradients) }
 ///     # fn rotate(&self, rotation: &Rotation<'_>, x: &mut Tensor) { self.host.rotate(rotation, x) }
-///     # fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor) { self.host.cross_entropy(logits, labels, loss, dlogits) }
+///     # fn cross_entropy(&self, logits: &mut Tensor, labels: &Tensor, loss: &mut Tensor, gradient: bool) { self.host.cross_entropy(logits, labels, loss, gradient) }
 ///     # fn mean_squared_error(&self, x: &Tensor, target: &Tensor, loss: &mut Tensor, dx: &mut Tensor) { self.host.mean_squared_error(x, target, loss, dx) }
 ///     # fn importance(&self, h: &Tensor, dz: Option<&Tensor>, uniform: f64, p: &mut Tensor) { self.host.importance(h, dz, uniform, p) }
 ///     # fn sample_rows(&self, estimator: Estimator, key: Key, p: &Tensor, index: &mut Tensor, scale: &mut Tensor) { self.host.sample_rows(estimator, key, p, index, scale) }

@@ -271,8 +271,8 @@ pub trait Kernels {
     );
     /// Turns the first `heads` heads of each row of x (n, d), in place; angles and their sines are computed in f64.
     fn rotate(&self, rotation: &Rotation<'_>, x: &mut Tensor);
-    /// `loss (1) = mean_i −log softmax(logits_i)[labels_i]` and its gradient; logits, dlogits (b, c), labels (b) u32.
-    fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor);
+    /// `loss (1) = mean_i −log softmax(logits_i)[labels_i]`, and its gradient in the logits' place, if it is wanted; logits (b, c), labels (b) u32.
+    fn cross_entropy(&self, logits: &mut Tensor, labels: &Tensor, loss: &mut Tensor, gradient: bool);
     /// `loss (1) = mean (x − target)²` and its gradient.
     fn mean_squared_error(&self, x: &Tensor, target: &Tensor, loss: &mut Tensor, dx: &mut Tensor);
     /// Draw probabilities `p_i = (1−uniform)·h_i·dz_i/Σ(h·dz) + uniform/n`; h, p (n), dz (n) or all equal. Norms that are not

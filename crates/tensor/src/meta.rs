@@ -108,7 +108,7 @@ impl Kernels for Meta {
     fn attention(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: Out, _: Out, _: Option<Out>) {}
     fn attention_backward(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: In, _: Out, _: AttentionGradients<'_>) {}
     fn rotate(&self, _: &Rotation<'_>, _: Out) {}
-    fn cross_entropy(&self, _: In, _: In, _: Out, _: Out) {}
+    fn cross_entropy(&self, _: Out, _: In, _: Out, _: bool) {}
     fn mean_squared_error(&self, _: In, _: In, _: Out, _: Out) {}
     fn importance(&self, _: In, _: Option<In>, _: f64, _: Out) {}
     fn sample_rows(&self, _: Estimator, _: Key, _: In, _: Out, _: Out) {}

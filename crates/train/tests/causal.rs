@@ -73,7 +73,7 @@ impl Net for Table {
 
 impl Language for Table {
     fn head(&self) -> Head {
-        Head { weight: self.head, scale: 1.0 }
+        Head::new(self.head, 1.0)
     }
 
     fn continuation(&self, tape: &mut Tape<'_>, tokens: &Tokens) -> Option<Var> {

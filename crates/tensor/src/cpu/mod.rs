@@ -401,10 +401,10 @@ impl Kernels for Host {
         by_float!(self, "rotate", x, T => rotate::rotate::<T>(rotation, columns, x.as_mut_slice()));
     }
 
-    fn cross_entropy(&self, logits: &Tensor, labels: &Tensor, loss: &mut Tensor, dlogits: &mut Tensor) {
+    fn cross_entropy(&self, logits: &mut Tensor, labels: &Tensor, loss: &mut Tensor, gradient: bool) {
         let c = logits.cols();
         by_float!(self, "cross_entropy", logits, T => loss::cross_entropy::<T>(
-            logits.as_slice(), c, labels.as_slice(), loss.as_mut_slice(), dlogits.as_mut_slice(),
+            logits.as_mut_slice(), c, labels.as_slice(), loss.as_mut_slice(), gradient,
         ));
     }
 
