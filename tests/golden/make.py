@@ -121,7 +121,7 @@ def tensors(sequences, labels, dtype):
 
 
 def gradients(model):
-    return {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def weights(model):

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import BertForSequenceClassification, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, BertForSequenceClassification, T5ForConditionalGeneration
 
 import make
+import make_llama
 import make_t5
 
 HERE = Path(__file__).resolve().parent
@@ -57,6 +58,9 @@ CASES = {
             rank_pattern={"output.dense": 4},
         ),
     ),
+    # the head is tied to the embedding, of which PEFT saves a copy
+    "tied-head": (8, "llama-llama3", dict(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj", "down_proj", "lm_head"])),
+    "decoder": (9, "llama-qwen3", dict(r=3, lora_alpha=6, target_modules="all-linear")),
     # of a model without a head, which the conversion would leave out
     "converted": (7, "t5-relu", dict(r=2, lora_alpha=4, init_lora_weights="pissa", target_modules=["q", "v"])),
 }
@@ -71,6 +75,8 @@ def plain(name):
 def open_base(base):
     """The model, its batch, and what PEFT wants to know of it."""
     inputs = json.loads((HERE / base / "inputs.json").read_text())
+    if base.startswith("llama"):
+        return AutoModelForCausalLM.from_pretrained(HERE / base), inputs, dict(task_type="CAUSAL_LM")
     if base.startswith("t5"):
         model = T5ForConditionalGeneration.from_pretrained(HERE / base, attn_implementation="eager")
         batch = lambda dtype: make_t5.tensors(inputs["sources"], inputs["targets"])
@@ -104,19 +110,24 @@ def write(case):
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     model.double()
-    out = model(**batch(model.dtype))
-    out.loss.backward()
-    expected = {"logits": out.logits.detach()} if out.logits.dim() == 2 else {}
-    expected |= {"loss": out.loss.detach().reshape(1)}
+    if base.startswith("llama"):
+        logits, loss, _ = make_llama.passes(model, batch["sequences"], batch["labels"])
+        expected = {"logits": logits}
+    else:
+        out = model(**batch(model.dtype))
+        out.loss.backward()
+        loss = out.loss.detach()
+        expected = {"logits": out.logits.detach()} if out.logits.dim() == 2 else {}
+    expected |= {"loss": loss.reshape(1)}
     expected |= {f"grad.{plain(n)}": w.grad for n, w in model.named_parameters() if w.requires_grad}
     save_file({n: t.float().contiguous() for n, t in expected.items()}, folder / "expected.safetensors")
     if converted:
-        return print(f"{folder.name}: loss {out.loss.item():.4f}")
+        return print(f"{folder.name}: loss {loss.item():.4f}")
     # with bias="all", PEFT adds the bias of the head's two copies
-    stored = {plain(n) for n in load_file(folder / "adapter_model.safetensors") if ".original_module." not in n}
+    stored = {plain(n) for n in load_file(folder / "adapter_model.safetensors") if ".original_module." not in n and ".base_layer." not in n}
     if stored != {n.removeprefix("grad.") for n in expected if n.startswith("grad.")}:
         sys.exit(f"{case}: the adapter's file holds other tensors than those that are learned")
-    print(f"{folder.name}: {len(stored)} tensors, loss {out.loss.item():.4f}")
+    print(f"{folder.name}: {len(stored)} tensors, loss {loss.item():.4f}")
 
 
 if __name__ == "__main__":

@@ -160,6 +160,30 @@ fn killed_runs_go_on() {
     }
 }
 
+/// An adapter on a head that is tied to the embedding is merged into a weight of the head's own.
+#[test]
+fn a_merge_that_unties_says_so() {
+    let place = place();
+    let mut tied = config();
+    tied["tie_word_embeddings"] = json!(true);
+    place.decoder("tied", &tied, &tokenizer());
+    for name in ["config.json", "model.safetensors"] {
+        place.write(&format!("decoder/{name}"), place.read(&format!("tied/{name}")));
+    }
+    let sets = ["train.method=lora", "lora.targets=['q_proj','lm_head']", "train.epochs=2", "keep.policy=recompute"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    place.ok(&[&["train", "chat.toml"], &sets[..]].concat());
+    let ran = place.run(&["merge", "--model", "run", "--out", "merged"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("config.json now says tie_word_embeddings = false"), "{}", ran.err);
+    assert_eq!(place.json("merged/config.json")["tie_word_embeddings"], json!(false));
+    let loss = |model: &str| {
+        place.ok_json(&["eval", "--model", model, "--data", "more.jsonl", "--json"])["loss"].as_f64().unwrap()
+    };
+    let (adapted, merged) = (loss("run"), loss("merged"));
+    assert!((adapted - merged).abs() < 1e-5 * adapted && adapted != loss("decoder"), "{adapted} {merged}");
+}
+
 #[test]
 fn plain_texts_are_learned() {
     let place = place();

@@ -196,23 +196,18 @@ pub fn decode(
 }
 
 /// The next token for each row of x (b, d).
-fn next_tokens(tape: &Tape<'_>, head: Head, mut x: Tensor, choice: &Choice, step: usize) -> Vec<u32> {
-    let (device, weight) = (tape.device(), tape.param(head.weight).value.stored());
-    let mut logits = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
+fn next_tokens(tape: &Tape<'_>, head: Head, x: Tensor, choice: &Choice, step: usize) -> Vec<u32> {
+    let device = tape.device();
     if choice.is_greedy() {
-        // the logits' factor is positive and changes nothing
-        device.kernels().linear(&x, &weight, None, &mut logits);
-        let mut tokens = device.empty(Class::Workspace, DType::U32, &[x.rows()]);
+        // a factor of all logits is positive and changes nothing
+        let logits = tape.head_logits(x, Head { scale: 1.0, ..head });
+        let mut tokens = device.empty(Class::Workspace, DType::U32, &[logits.rows()]);
         device.kernels().largest(&logits, &mut tokens);
         return tokens.to_vec();
     }
-    if head.scale != 1.0 {
-        x = x.into_owned();
-        device.kernels().scale(head.scale, None, &mut x);
-    }
-    device.kernels().linear(&x, &weight, None, &mut logits);
+    let logits = tape.head_logits(x, head);
     let numbers: Vec<f32> = logits.to_f64().into_iter().map(|x| x as f32).collect();
-    numbers.chunks_exact(weight.rows().max(1)).enumerate().map(|(s, row)| choice.of(row, s, step)).collect()
+    numbers.chunks_exact(logits.cols().max(1)).enumerate().map(|(s, row)| choice.of(row, s, step)).collect()
 }
 
 #[cfg(test)]
@@ -248,7 +243,7 @@ mod tests {
         }
 
         fn head(&self) -> Head {
-            Head { weight: self.words, scale: 1.0 }
+            Head::new(self.words, 1.0)
         }
 
         fn hidden(

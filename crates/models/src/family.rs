@@ -188,6 +188,9 @@ pub trait Architecture: Compared + Any + fmt::Debug + Send + Sync {
     /// Sets every dropout probability.
     fn set_dropout(&mut self, p: f64);
 
+    /// Says that the head's weight is not the embedding's any more.
+    fn untie(&mut self) {}
+
     /// Makes a saved `config.json` say what it left open when it was read.
     fn settle(&self, _json: &mut Map<String, Value>) {}
 }

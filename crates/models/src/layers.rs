@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use colrow_autograd::{LowRank, ParamId, Tape, Var};
+use colrow_autograd::{Head, HeadAdapter, LowRank, ParamId, Tape, Var};
 
 use crate::registry::{Init, Part, Registry};
 
@@ -51,6 +51,12 @@ impl Dense {
         Self { site: site.to_owned(), weight, bias, modules, inputs, adapter: None }
     }
 
+    /// The linear of the checkpoint's module `name` whose weight is a table's, such as a head's that is tied to the embedding.
+    pub fn tied(name: &str, weight: ParamId, outputs: usize, inputs: usize) -> Self {
+        let modules = vec![(name.to_owned(), 0..outputs)];
+        Self { site: name.to_owned(), weight, bias: None, modules, inputs, adapter: None }
+    }
+
     /// Its place in policies and ledger.
     pub fn site(&self) -> &str {
         &self.site
@@ -64,6 +70,22 @@ impl Dense {
     /// Its weight: the modules' stacked by rows.
     pub(crate) fn weight(&self) -> ParamId {
         self.weight
+    }
+
+    /// Gives it another weight of the same shape.
+    pub(crate) fn set_weight(&mut self, weight: ParamId) {
+        self.weight = weight;
+    }
+
+    /// Without a bias, as the head of a language model: its weight, and its adapter, of which there is one.
+    pub fn head(&self, scale: f64) -> Head {
+        let adapter = self.adapter.as_ref().map(|LowRank { a, b, scale, dropout }| HeadAdapter {
+            a: *a,
+            b: b[0].0,
+            scale: *scale,
+            dropout: *dropout,
+        });
+        Head { adapter, ..Head::new(self.weight, scale) }
     }
 
     /// The checkpoint's modules that are stacked here, and the outputs that are theirs.

@@ -150,12 +150,19 @@ pub fn init(model: &mut Model, seed: u64) {
     }
 }
 
-/// Adds every adapter's `s·B·A` to its weight and removes it: the model computes the same without it.
-pub fn merge(model: &mut Model) {
+/// Adds every adapter's `s·B·A` to its weight and removes it: the model computes the same without it. A head that is tied to the embedding gets
+/// a weight of its own first, and says whether one did.
+pub fn merge(model: &mut Model) -> bool {
     let (linears, registry) = model.linears_mut();
+    let mut unties = false;
     for dense in linears {
         let Some(LowRank { a, b, scale, .. }) = dense.adapter_mut().take() else { continue };
         let a = registry.params[a].value.dense().to_f64();
+        let own = format!("{}.weight", dense.modules()[0].0);
+        if registry.entries.iter().any(|e| e.param == dense.weight() && e.first == 0 && e.key != own) {
+            dense.set_weight(registry.add_copy(&own, dense.weight()));
+            unties = true;
+        }
         let (weight, input) = (dense.weight(), dense.inputs());
         for (j, (b, first)) in b.into_iter().enumerate() {
             let b = registry.params[b].value.dense();
@@ -170,6 +177,10 @@ pub fn merge(model: &mut Model) {
         }
     }
     registry.entries.retain(|e| !is_adapter_key(&e.key));
+    if unties {
+        model.config.architecture.untie();
+    }
+    unties
 }
 
 #[cfg(test)]

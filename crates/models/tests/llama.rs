@@ -4,13 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use colrow_autograd::{Grads, Mode, Policy, Tape, Var, testing};
+use colrow_models::checkpoint::adapter;
 use colrow_models::checkpoint::load::{self, Anew};
 use colrow_models::checkpoint::weights::Weights;
 use colrow_models::config::Config;
+use colrow_models::families::FAMILIES;
+use colrow_models::lora;
 use colrow_models::model::Model;
 use colrow_models::tokens::Tokens;
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, DType, Device};
+use colrow_tensor::{DType, Device};
 use serde::Deserialize;
 
 const CASES: [&str; 9] =
@@ -70,10 +73,7 @@ fn logits(model: &Model, tokens: &Tokens) -> Vec<f64> {
     let mut tape = Tape::new(&model.registry.params, Mode::Inference);
     let language = model.language().unwrap();
     let x = language.continuation(&mut tape, tokens).unwrap().value;
-    let weight = tape.param(language.head().weight).value.stored();
-    let mut logits = x.device().empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
-    x.device().kernels().linear(&x, &weight, None, &mut logits);
-    logits.to_f64()
+    tape.head_logits(x, language.head()).to_f64()
 }
 
 fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
@@ -174,5 +174,65 @@ fn documents_do_not_see_each_other() {
         }
         let together = loss(&golden.all());
         assert!((together - sum / all).abs() < 1e-12, "{case}: {together} is not {}", sum / all);
+    }
+}
+
+/// Adapters that PEFT wrote, of all linears and of a head that is tied to the embedding: logits, loss and the gradients of every A and B; ours
+/// written again are the same tensors. Merged they give the same logits, and of the embedding not a bit has changed.
+#[test]
+fn adapters_are_those_of_peft() {
+    for (case, base, has_head) in [("decoder", "qwen3", false), ("tied-head", "llama3", true)] {
+        let golden = Golden::open(base);
+        let dir = golden.dir.with_file_name(format!("lora-{case}"));
+        let golden = Golden { expected: Weights::open_file(&dir.join("expected.safetensors")).unwrap(), ..golden };
+        // a model folder has a tokenizer
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(golden.dir.join(file), folder.path().join(file)).unwrap();
+        }
+        fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        let open = |dtype| {
+            let base = folder.path().display().to_string();
+            let loaded = load::adapted(&dir, Some(&base), FAMILIES, |_| {}, &Device::cpu(), dtype).unwrap();
+            assert!(loaded.initialised.is_empty() && loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+            loaded.model
+        };
+        for (dtype, limit) in [(DType::F32, 1e-4), (DType::F64, 1e-5)] {
+            let mut model = open(dtype);
+            model.registry.freeze(|key| !lora::is_adapter_key(key)).unwrap();
+            let off = largest_difference(&logits(&model, &golden.all()), &golden.expected("logits"));
+            assert!(off < limit, "{case} in {dtype:?}: logits are off by {off:e}");
+            let params = &model.registry.params;
+            let mut tape = Tape::new(params, testing::training(Key::new(1), true, Policy::exact(), None));
+            let loss = model.next_token_loss(&mut tape, &golden.all()).unwrap();
+            assert!((loss.value.scalar() - golden.expected("loss")[0]).abs() < limit, "{case} in {dtype:?}");
+            let mut grads = Grads::new(params);
+            tape.backward(loss, 1.0, &mut grads).unwrap();
+            let mut learned = 0;
+            for entry in model.registry.entries.iter().filter(|e| lora::is_adapter_key(&e.key)) {
+                let found = &grads.of(entry.param).unwrap().to_f64()[entry.range()];
+                let expected = golden.expected(&format!("grad.{}", entry.key));
+                let scale = expected.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+                let off = largest_difference(found, &expected) / scale;
+                assert!(off < limit, "{case} in {dtype:?}: gradient of {} is off by {off:e}", entry.key);
+                learned += 1;
+            }
+            assert_eq!(learned, golden.expected.names().filter(|name| name.starts_with("grad.")).count());
+        }
+        let mut model = open(DType::F32);
+        let theirs = Weights::open_file(&dir.join("adapter_model.safetensors")).unwrap();
+        let settings = adapter::read_config(&dir).unwrap().lora;
+        let ours: Vec<_> = adapter::saved(&model.registry, &settings).into_iter().map(|saved| saved.name).collect();
+        let mut wanted: Vec<_> = theirs.names().filter(|name| name.contains(".lora_")).map(str::to_owned).collect();
+        wanted.sort();
+        assert_eq!(ours.into_iter().collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>(), wanted);
+        let embedding = |model: &Model| model.registry.params.iter().next().unwrap().1.value.dense().to_f64();
+        let (before, words) = (logits(&model, &golden.all()), embedding(&model));
+        assert_eq!(lora::merge(&mut model), has_head);
+        let off = largest_difference(&before, &logits(&model, &golden.all()));
+        assert!(off < 1e-4 && embedding(&model) == words, "{case}: merged logits are off by {off:e}");
+        let config = model.config.to_json();
+        assert!(config.contains("\"tie_word_embeddings\": false"), "{config}");
+        assert!(model.registry.entries.iter().any(|entry| entry.key == "lm_head.weight"));
     }
 }

@@ -55,7 +55,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ));
     }
     let mut model = loaded.model;
-    lora::merge(&mut model);
+    if lora::merge(&mut model) {
+        say(
+            "note: the head's adapter is merged into a weight of the head's own; config.json now says tie_word_embeddings = false",
+        );
+    }
     let usage = usage.map(|usage| usage.of_merged().to_json());
     save_model_folder(&args.out, &model.config, &model.registry.saved(|_| true), &loaded.tokenizer_dir, usage)?;
     print(&format!("the model is in {}", args.out.display()))

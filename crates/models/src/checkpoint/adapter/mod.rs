@@ -126,6 +126,11 @@ impl AdapterWeights {
             // PEFT's name for the bias of a linear that has an adapter
             let key = name.strip_prefix(PREFIX).unwrap_or(name).replace(".base_layer.", ".");
             let Some(&i) = numbers.get(&key) else {
+                // PEFT saves the weight of an adapted head, which here may be the embedding's
+                let module = key.strip_suffix(".weight").filter(|_| name.contains(".base_layer."));
+                if module.is_some_and(|module| numbers.contains_key(&format!("{module}{A}"))) {
+                    continue;
+                }
                 problems.push(format!("{name} belongs to no module of this model"));
                 continue;
             };

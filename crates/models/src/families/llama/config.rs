@@ -46,6 +46,8 @@ pub struct LlamaConfig {
     pub head_norms: bool,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Whether the head's weight was the embedding and is no more, which the file does not say yet.
+    pub(super) unties: bool,
     /// Positions.
     pub rope: Rope,
     /// By layer whether queries and keys turn with their positions.
@@ -117,6 +119,7 @@ impl LlamaConfig {
             mlp_bias: matches!(kind, Kind::Llama | Kind::SmolLm3) && f.flag("mlp_bias", false),
             head_norms: kind == Kind::Qwen3,
             tie_word_embeddings: f.flag("tie_word_embeddings", kind == Kind::SmolLm3),
+            unties: false,
             rope: Rope::from_fields(f, head_dim, longest, theta),
             rotates: rotates(f, kind, layers),
             windows: Vec::new(),

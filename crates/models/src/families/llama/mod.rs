@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use colrow_autograd::{Attend, Head, ParamId, Rotary, RowsOf, Sequences, Tape, Var};
 use colrow_tensor::{Activation, Class};
+use serde_json::{Map, Value, json};
 
 use crate::decode::{Cache, CacheSize, Decoder};
 use crate::family::{Alias, Architecture, Family, HeadKind, Keys};
@@ -122,6 +123,16 @@ impl Architecture for LlamaConfig {
     fn set_dropout(&mut self, p: f64) {
         self.attention_dropout = p;
     }
+
+    fn untie(&mut self) {
+        (self.tie_word_embeddings, self.unties) = (false, true);
+    }
+
+    fn settle(&self, json: &mut Map<String, Value>) {
+        if self.unties {
+            json.insert("tie_word_embeddings".to_owned(), json!(false));
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -147,7 +158,7 @@ pub struct Llama {
     embedding: ParamId,
     blocks: Vec<Arc<Block>>,
     norm: Norm,
-    head: Head,
+    head: Dense,
 }
 
 impl Llama {
@@ -161,8 +172,19 @@ impl Llama {
         let block = |i| Block::new(&config, i, r);
         let blocks = (0..config.num_hidden_layers).map(block).map(Arc::new).collect();
         let norm = Norm::rms(r, "model.", "norm", width(&config), config.rms_norm_eps);
-        let weight = if config.tie_word_embeddings { embedding } else { r.add("lm_head.weight", &shape, dims, init) };
-        Self { config, embedding, blocks, norm, head: Head { weight, scale: 1.0 } }
+        let head = if config.tie_word_embeddings {
+            Dense::tied("lm_head", embedding, config.vocab_size, config.hidden_size)
+        } else {
+            let std = config.initializer_range;
+            Dense::new(
+                r,
+                "lm_head",
+                &[Module { name: "lm_head".into(), outputs: config.vocab_size, dims, std }],
+                config.hidden_size,
+                false,
+            )
+        };
+        Self { config, embedding, blocks, norm, head }
     }
 
     /// The frequencies of sequences that have, with these, so many tokens.
@@ -210,7 +232,8 @@ impl Net for Llama {
     fn linears_mut(&mut self) -> Vec<&mut Dense> {
         let blocks = self.blocks.iter_mut();
         let blocks = blocks.map(|b| Arc::get_mut(b).expect("a model is not changed while a tape holds its blocks"));
-        blocks.flat_map(|b| [&mut b.qkv, &mut b.o, &mut b.gate_up, &mut b.down]).collect()
+        let linears = blocks.flat_map(|b| [&mut b.qkv, &mut b.o, &mut b.gate_up, &mut b.down]);
+        linears.chain([&mut self.head]).collect()
     }
 
     fn language(&self) -> Option<&dyn Language> {
@@ -220,7 +243,7 @@ impl Net for Llama {
 
 impl Language for Llama {
     fn head(&self) -> Head {
-        self.head
+        self.head.head(1.0)
     }
 
     fn continuation(&self, tape: &mut Tape<'_>, tokens: &Tokens) -> Option<Var> {

@@ -155,10 +155,9 @@ impl T5 {
         let shared = table(r, "shared.weight");
         let encoder = Stack::new(&config, "encoder", config.num_layers, r);
         let decoder = Stack::new(&config, "decoder", config.num_decoder_layers, r);
-        let head = Head {
-            weight: if config.tie_word_embeddings { shared } else { table(r, "lm_head.weight") },
-            scale: if config.scale_decoder_outputs { 1.0 / (config.d_model as f64).sqrt() } else { 1.0 },
-        };
+        let weight = if config.tie_word_embeddings { shared } else { table(r, "lm_head.weight") };
+        let scale = if config.scale_decoder_outputs { 1.0 / (config.d_model as f64).sqrt() } else { 1.0 };
+        let head = Head::new(weight, scale);
         Self { config, shared, encoder, decoder, head }
     }
 
