@@ -119,6 +119,11 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
             let said = merge(&[], &out);
             assert!(said.contains(&format!("note: merged onto the checkpoint's weights as they are; the adapter was trained over the numbers that they are in {base}: --onto {base}")), "{said}");
             assert_eq!(merge(&["--onto", base.name()], &format!("{name}-onto")), "");
+            let other = if base == BaseWeights::Int8 { "nf4" } else { "int8" };
+            assert!(
+                merge(&["--onto", other], &format!("{name}-other"))
+                    .contains(&format!("--onto {base} merges onto those"))
+            );
             out
         } else {
             format!("{whole}/model")

@@ -173,6 +173,10 @@ fn a_merge_that_unties_says_so() {
     let sets = ["train.method=lora", "lora.targets=['q_proj','lm_head']", "train.epochs=2", "keep.policy=recompute"];
     let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
     place.ok(&[&["train", "chat.toml"], &sets[..]].concat());
+    // an embedding that is saved whole would be another model in PEFT
+    let embedding = ["--set", "train.modules_to_save=['embed_tokens']", "--set", "output=other"];
+    let refused = place.run(&[&["train", "chat.toml"], &sets[..], &embedding].concat());
+    assert!(refused.code == Some(2) && refused.err.contains("is the head's weight too"), "{}", refused.err);
     let ran = place.run(&["merge", "--model", "run", "--out", "merged"]);
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     assert!(ran.err.contains("config.json now says tie_word_embeddings = false"), "{}", ran.err);
@@ -193,6 +197,19 @@ fn plain_texts_are_learned() {
     // no beginning is added, the end is; the first counts for nothing
     assert_eq!((summary["final"]["labels"].as_u64(), summary["final"]["tokens"].as_u64()), (Some(21), Some(25)));
     assert!(place.ok_json(&["eval", "--model", "run", "--data", "texts.txt", "--json"])["loss"].is_f64());
+    let table = place.run(&[&["train", "chat.toml"], &sets[..2], &["--set", "output=other"]].concat());
+    assert!(table.err.contains("conversations are data of task = \"chat\""), "{}", table.err);
+    place.write("texts.txt", "abc".repeat(30));
+    let longer = ["--set", "data.max_length=128", "--set", "output=longer"];
+    let ran = place.run(&[&["train", "chat.toml"], &sets[..], &longer].concat());
+    assert!(
+        ran.err.contains("the longest example has 91 tokens, and max_position_embeddings in config.json is 64"),
+        "{}",
+        ran.err
+    );
+    let said = "max_position_embeddings in config.json, 64: later positions the model has not learned";
+    let ran = place.run(&["generate", "--model", "decoder", "--prompt", &"abc".repeat(30), "--max-tokens", "1"]);
+    assert!(ran.code == Some(0) && ran.err.contains(said), "{}", ran.err);
     let refused = place.run(&[&["data", "chat.toml"], &sets[..], &["--set", "data.train_on=last"]].concat());
     assert!(refused.err.contains("data.train_on: task text counts everything"), "{}", refused.err);
 }
@@ -402,6 +419,25 @@ fn bad_decoders_are_refused() {
     let ran = place.run(&["merge", "--model", "run", "--base", "deep", "--out", "merged"]);
     assert!(ran.code == Some(1) && ran.err.contains("layers.1."), "{}", ran.err);
     assert!(place.names("merged").is_empty());
+}
+
+/// A lean policy is not warned of what it cannot help.
+#[test]
+fn a_lean_run_of_adapters_is_not_warned() {
+    let place = place();
+    for policy in ["keep.policy=lean", "keep.policy=leanest"] {
+        let ran = place.run(&[
+            "plan",
+            "chat.toml",
+            "--set",
+            "train.method=lora",
+            "--set",
+            policy,
+            "--set",
+            "data.max_length=512",
+        ]);
+        assert!(ran.code == Some(0) && !ran.err.contains("warning"), "{}", ran.err);
+    }
 }
 
 /// The day is the run's where the template asks for it.

@@ -95,6 +95,17 @@ fn what_is_wrong_is_said() {
     );
     place.write("p.jsonl", "{\"prompt\": \"w1\"}\n{\"text\": \"w1\"}\n");
     fails(&["--model", "decoder", "--prompts", "p.jsonl"], 1, "expected an object with a text `prompt`: ");
+    fails(&["--model", "decoder", "--chat", "p.jsonl"], 1, "expected the key \"messages\", found keys: prompt");
+    fails(&["--model", "decoder", "--prompt", "w1", "--temperature", "-1"], 2, "expected a number from 0 to 100");
+    // an embedding of NaN
+    let mut weights = place.read("decoder/model.safetensors");
+    let count = weights.len();
+    weights[count - 16 * 1024..].fill(0xff);
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        place.write(&format!("broken/{file}"), place.read(&format!("decoder/{file}")));
+    }
+    place.write("broken/model.safetensors", weights);
+    fails(&["--model", "broken", "--prompt", "w1"], 1, "the model gives numbers that are not finite");
     place.write("none.txt", "\n\n");
     fails(&["--model", "decoder", "--prompts", "none.txt"], 1, "expected prompts, found none");
 }

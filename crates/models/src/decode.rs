@@ -1,7 +1,7 @@
 //! Decoding token by token, with the keys and values of earlier rows cached, as they are or in fewer bits.
 
 use colrow_autograd::{Attend, Head, Sequences, Tape, Var};
-use colrow_tensor::{Class, Code, Coded, DType, Device, Format, Tensor, Weight};
+use colrow_tensor::{Class, Code, Coded, DType, Device, Error, Format, Result, Tensor, Weight};
 
 use crate::choose::Choice;
 
@@ -155,6 +155,9 @@ pub struct Text {
 
 /// Goes on with each of the `sequences`, token by token, until one comes that ends a text or there are as many as there may be. `each` sees the
 /// number of a sequence and each of its tokens as it comes, and may stop everything by `false`.
+///
+/// # Errors
+/// Logits that are not finite.
 pub fn decode(
     tape: &mut Tape<'_>,
     decoder: &dyn Decoder,
@@ -162,7 +165,7 @@ pub fn decode(
     sequences: usize,
     how: &Decoding<'_>,
     each: &mut dyn FnMut(usize, u32) -> bool,
-) -> Vec<Text> {
+) -> Result<Vec<Text>> {
     let device = tape.device().clone();
     let dtype = tape.param(head.weight).value.dtype();
     let mut last = decoder.first();
@@ -176,7 +179,7 @@ pub fn decode(
             let ends: Vec<u32> = bounds(sequences, rows)[1..].iter().map(|end| end - 1).collect();
             x = tape.rows("last", &x, &device.tensor(Class::Workspace, &[sequences], &ends));
         }
-        last = next_tokens(tape, head, x.value, &how.choice, step);
+        last = next_tokens(tape, head, x.value, &how.choice, step)?;
         cache.advance(rows);
         rows = 1;
         let mut goes_on = true;
@@ -192,22 +195,26 @@ pub fn decode(
             break;
         }
     }
-    texts
+    Ok(texts)
 }
 
 /// The next token for each row of x (b, d).
-fn next_tokens(tape: &Tape<'_>, head: Head, x: Tensor, choice: &Choice, step: usize) -> Vec<u32> {
+fn next_tokens(tape: &Tape<'_>, head: Head, x: Tensor, choice: &Choice, step: usize) -> Result<Vec<u32>> {
     let device = tape.device();
+    // a factor of all logits is positive and changes no largest one
+    let head = if choice.is_greedy() { Head { scale: 1.0, ..head } } else { head };
+    let logits = tape.head_logits(x, head);
+    if !logits.sum_squares().is_finite() {
+        return Err(Error::new("the model gives numbers that are not finite, and no token can be chosen")
+            .hint("are there infinities or NaN among its weights?"));
+    }
     if choice.is_greedy() {
-        // a factor of all logits is positive and changes nothing
-        let logits = tape.head_logits(x, Head { scale: 1.0, ..head });
         let mut tokens = device.empty(Class::Workspace, DType::U32, &[logits.rows()]);
         device.kernels().largest(&logits, &mut tokens);
-        return tokens.to_vec();
+        return Ok(tokens.to_vec());
     }
-    let logits = tape.head_logits(x, head);
     let numbers: Vec<f32> = logits.to_f64().into_iter().map(|x| x as f32).collect();
-    numbers.chunks_exact(logits.cols().max(1)).enumerate().map(|(s, row)| choice.of(row, s, step)).collect()
+    Ok(numbers.chunks_exact(logits.cols().max(1)).enumerate().map(|(s, row)| choice.of(row, s, step)).collect())
 }
 
 #[cfg(test)]
@@ -287,7 +294,7 @@ mod tests {
                 let x = model.hidden(&mut tape, &all, |tape, _, qkv| {
                     tape.attention("attention", &attend(), (qkv, &sequences), None)
                 });
-                all.push(*next_tokens(&tape, model.head(), x.value, &Choice::greedy(), 0).last().unwrap());
+                all.push(*next_tokens(&tape, model.head(), x.value, &Choice::greedy(), 0).unwrap().last().unwrap());
             }
             all.split_off(prompt.len())
         };
@@ -303,7 +310,7 @@ mod tests {
             let answers = |end: Option<u32>, longest| {
                 let how = Decoding { choice: Choice::greedy(), ends: end.as_slice(), longest, cache: None };
                 let mut tape = Tape::new(&params, Mode::Inference);
-                let texts = decode(&mut tape, &model, model.head(), 2, &how, &mut |_, _| true);
+                let texts = decode(&mut tape, &model, model.head(), 2, &how, &mut |_, _| true).unwrap();
                 texts.into_iter().map(|text| text.tokens).collect::<Vec<_>>()
             };
             assert_eq!(answers(None, 6), expected);

@@ -175,6 +175,11 @@ pub trait Architecture: Compared + Any + fmt::Debug + Send + Sync {
         usize::from(u8::MAX) + 1
     }
 
+    /// Positions that the model has learned, where it computes any others too.
+    fn learned_positions(&self) -> Option<usize> {
+        None
+    }
+
     /// Longest sequence in tokens, where there is a limit.
     fn longest(&self) -> Option<usize> {
         None

@@ -12,7 +12,7 @@ pub use patterns::Patterns;
 pub(crate) use patterns::matches;
 
 use crate::model::Model;
-use crate::registry::{Init, Part};
+use crate::registry::{Entry, Init, Part};
 
 pub(crate) const A: &str = ".lora_A.weight";
 pub(crate) const B: &str = ".lora_B.weight";
@@ -92,8 +92,18 @@ pub fn is_saved_whole(modules_to_save: &[String], key: &str) -> bool {
 /// the model computes what it did.
 ///
 /// # Errors
-/// A pattern that names no linear; no linear to adapt.
+/// A pattern that names no linear; no linear to adapt; an embedding to save that is the head's weight too, which PEFT would load into the
+/// embedding alone.
 pub fn adapt(model: &mut Model, config: &LoraConfig, seed: u64) -> Result<()> {
+    let head = model.language().map(|language| language.head().weight);
+    let is_tied = |e: &&Entry| Some(e.param) == head && e.key != "lm_head.weight";
+    let tied = model.registry.entries.iter().find(is_tied);
+    if let Some(Entry { key, .. }) = tied.filter(|e| is_saved_whole(&config.modules_to_save, &e.key)) {
+        return Err(Error::usage(format!(
+            "modules_to_save: {key} is the head's weight too (tie_word_embeddings), and PEFT loads it into the embedding alone"
+        ))
+        .hint("adapt the head (lora.targets with \"lm_head\"), or train all of the model (train.method = \"full\")"));
+    }
     let (mut linears, registry) = model.linears_mut();
     for pattern in &config.targets {
         let modules = || linears.iter().flat_map(|d| d.modules()).map(|(m, _)| m.as_str());

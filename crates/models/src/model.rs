@@ -127,7 +127,7 @@ impl Model {
         let decoder = language.decoder(&mut tape, tokens);
         let ends = self.config.architecture.end_tokens();
         let how = Decoding { choice: Choice::greedy(), ends: &ends, longest, cache: None };
-        let texts = decode::decode(&mut tape, &*decoder, language.head(), tokens.sequences(), &how, &mut |_, _| true);
+        let texts = decode::decode(&mut tape, &*decoder, language.head(), tokens.sequences(), &how, &mut |_, _| true)?;
         Ok(texts.into_iter().map(|text| text.tokens).collect())
     }
 
@@ -146,7 +146,7 @@ impl Model {
         }
         let mut tape = Tape::new(&self.registry.params, Mode::Inference);
         let decoder = language.decoder(&mut tape, &Tokens::of([prompt]));
-        let texts = decode::decode(&mut tape, &*decoder, language.head(), 1, how, &mut |_, token| each(token));
+        let texts = decode::decode(&mut tape, &*decoder, language.head(), 1, how, &mut |_, token| each(token))?;
         Ok(texts.into_iter().next().unwrap_or_default())
     }
 }

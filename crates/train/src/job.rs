@@ -154,6 +154,7 @@ impl Job {
             longest: self.train.lengths().into_iter().max().unwrap_or(0) as usize,
             evaluated: self.dev.iter().map(|dev| dev.set.len()).sum(),
             known: self.dev.iter().map(|dev| odd::known(&self.train, &dev.set)).sum(),
+            positions: self.config.architecture.learned_positions(),
         }
     }
 

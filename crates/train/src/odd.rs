@@ -7,6 +7,7 @@ use crate::data::TokenisedSet;
 use crate::plan::{NOT_REBUILT, Plan, SitePlan};
 use crate::recipe::{BatchSize, Data, Keeping, Method, PolicyName, Recipe};
 use crate::schedule::warmup_steps;
+use crate::tasks::Task;
 
 /// What of the data decides whether a setting is odd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Facts {
     pub evaluated: usize,
     /// See `evaluated`.
     pub known: usize,
+    /// Positions that a model has learned, where more can be computed.
+    pub positions: Option<usize>,
 }
 
 /// What is odd about a recipe, given its data.
@@ -69,7 +72,14 @@ pub fn settings(recipe: &Recipe, facts: &Facts) -> Vec<String> {
             train.accumulate, facts.batches
         ));
     }
-    if data.max_length != Data::default().max_length && data.max_length >= 8 * facts.longest.max(1) {
+    let is_language = [Task::Chat, Task::Text].iter().any(|task| recipe.task == task.name());
+    if let Some(most) = facts.positions.filter(|&most| facts.longest > most) {
+        odd.push(format!(
+            "the longest example has {} tokens, and max_position_embeddings in config.json is {most}: later positions the model has not learned",
+            facts.longest
+        ));
+    }
+    if !is_language && data.max_length != Data::default().max_length && data.max_length >= 8 * facts.longest.max(1) {
         odd.push(format!(
             "data.max_length is {}, and the longest example has {} tokens; nothing is padded, so that this costs nothing",
             data.max_length, facts.longest
@@ -80,9 +90,9 @@ pub fn settings(recipe: &Recipe, facts: &Facts) -> Vec<String> {
 
 /// What is odd about what a recipe keeps, by its plan.
 pub fn kept(keep: &Keeping, plan: &Plan) -> Option<String> {
-    // what follows the last block, which is not run again, is a part of that policy
-    let asked =
-        |site: &&SitePlan| keep.policy != PolicyName::Recompute || keep.exception(&site.name, |_| true).is_some();
+    // what nothing stands before that rebuilds it is a part of these policies
+    let is_lean = matches!(keep.policy, PolicyName::Lean | PolicyName::Leanest | PolicyName::Recompute);
+    let asked = |site: &&SitePlan| !is_lean || keep.exception(&site.name, |_| true).is_some();
     let sites = plan.sites.iter().filter(|site| site.policy.ends_with(NOT_REBUILT)).filter(asked);
     let sites: Vec<&str> = sites.map(|site| site.name.as_str()).collect();
     let (first, more) = (sites.first()?, sites.len() - 1);
@@ -166,7 +176,8 @@ impl Losses {
 mod tests {
     use super::*;
 
-    const USUAL: Facts = Facts { examples: 100, batches: 10, steps: 30, longest: 40, evaluated: 20, known: 3 };
+    const USUAL: Facts =
+        Facts { examples: 100, batches: 10, steps: 30, longest: 40, evaluated: 20, known: 3, positions: None };
 
     fn odd(sets: &[&str], facts: Facts) -> Vec<String> {
         let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();

@@ -39,10 +39,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value = "256", value_parser = whole(1..=1 << 20))]
     max_tokens: usize,
     /// Divides the logits before a token is drawn; with 0 the most likely token is taken.
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = number(0.0, 100.0))]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true, value_parser = number(0.0, 100.0))]
     temperature: f64,
     /// Draw only among the most likely tokens that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = number(0.0, 1.0))]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true, value_parser = number(0.0, 1.0))]
     top_p: f64,
     /// Draw only among so many of the most likely tokens; all with 0.
     #[arg(long, value_name = "K", default_value = "0", value_parser = whole(0..=1 << 24))]
@@ -122,11 +122,9 @@ impl Prompt {
                 }
                 let parsed: std::result::Result<PromptLine, _> = serde_json::from_str(line);
                 parsed.map(|line| line.prompt).map_err(|e| {
-                    Error::new(format!("expected an object with a text `prompt`: {e}")).at(format!(
-                        "{}, line {}",
-                        path.display(),
-                        i + 1
-                    ))
+                    Error::new(format!("expected an object with a text `prompt`: {e}"))
+                        .at(format!("{}, line {}", path.display(), i + 1))
+                        .hint("conversations are read by --chat")
                 })
             };
             let prompts: Vec<String> = text
@@ -164,7 +162,12 @@ fn conversations(path: &Path) -> Result<Vec<Conversation>> {
     let parse = |json: Value| match json {
         Value::Object(mut fields) => {
             let tools = fields.remove("tools");
-            let conversation = Conversation::new(fields.remove("messages").unwrap_or_default())?;
+            let messages = fields.remove("messages").ok_or_else(|| {
+                let found: Vec<&str> = fields.keys().map(String::as_str).collect();
+                Error::new(format!("expected the key \"messages\", found keys: {}", found.join(", ")))
+                    .hint("prompts are read by --prompts")
+            })?;
+            let conversation = Conversation::new(messages)?;
             tools.map_or(Ok(conversation.clone()), |tools| conversation.with_tools(tools))
         }
         list => Conversation::new(list),
@@ -264,12 +267,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let stop = signals::catch()?;
     stop.in_good_order("stopping");
+    let learned = model.config.architecture.learned_positions().unwrap_or(usize::MAX);
+    let mut is_told = false;
     for (i, (prompt, ids)) in prompts.iter().enumerate() {
         let choice = Choice { key: choice.key.child(i as u64), ..choice };
         let how = Decoding { choice, ends: &ends, longest: args.max_tokens, cache };
         let mut written = Written { show: !args.json, ..Written::new(&tokeniser, &args.stop) };
         let text = model.go_on(ids, &how, &mut |token| written.push(token) && !stop.flag().load(Ordering::SeqCst))?;
         written.finish()?;
+        if ids.len() + written.ids.len() > learned && !std::mem::replace(&mut is_told, true) {
+            output::warn(&format!(
+                "a text of {} tokens is longer than max_position_embeddings in config.json, {learned}: later positions the model has not learned",
+                ids.len() + written.ids.len()
+            ));
+        }
         let ended = text.ended || written.stopped;
         if args.json {
             let finish = if ended { "stop" } else { "length" };

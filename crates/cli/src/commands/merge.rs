@@ -46,9 +46,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for folder in &loaded.read_from {
         apart::check_folder(&args.out, "the adapter or its base model", folder)?;
     }
-    let held = usage.as_ref().map_or(BaseWeights::F32, |usage| usage.base);
     // an adapter that says nothing may have been trained over anything
-    if held != BaseWeights::F32 && held != args.onto {
+    if let Some(held) = usage.as_ref().map(|usage| usage.base).filter(|&held| held != args.onto) {
         let [onto, trained] = [args.onto, held].map(numbers);
         say(&format!(
             "note: merged onto {onto}; the adapter was trained over {trained}: --onto {held} merges onto those"

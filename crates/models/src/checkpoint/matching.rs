@@ -234,8 +234,12 @@ impl Hints {
 
     fn text(&self) -> Vec<String> {
         let mut lines = Vec::new();
+        let size = |dim: &str, n: usize| match dim.contains("heads") {
+            true => format!("{dim} times the size of a head = {n}"),
+            false => format!("{dim} = {n}"),
+        };
         let sizes: Vec<_> =
-            self.0.iter().filter(|(dim, _)| **dim != NUM_LABELS).map(|(dim, (n, _))| format!("{dim} = {n}")).collect();
+            self.0.iter().filter(|(dim, _)| **dim != NUM_LABELS).map(|(dim, (n, _))| size(dim, *n)).collect();
         if !sizes.is_empty() {
             lines.push(format!("config.json says {}; is this the checkpoint of another size?", sizes.join(", ")));
         }

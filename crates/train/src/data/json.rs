@@ -44,8 +44,7 @@ fn lines(input: impl BufRead, reading: &dyn Reading) -> Result<Examples> {
                     .at(format_args!("line {number}"))
                     .hint("write it without line breaks: json.dumps without indent, pandas to_json(path, orient=\"records\", lines=True)"));
             }
-            Err(e) => Err(no_number(line, &e)
-                .unwrap_or_else(|| Error::new(format!("expected a JSON object, found bad JSON: {e}")).hint(hint))),
+            Err(e) => Err(no_number(line, &e).unwrap_or_else(|| bad_line(&e).hint(hint))),
         };
         if let Err(e) = row {
             problems.add(number, e);
@@ -174,8 +173,14 @@ fn again(line: &str, records: &Records) -> Result<Row> {
     match values(line, records.columns()) {
         Ok(Found::Row(row)) => Ok(row),
         Ok(other) => Err(Error::new(format!("expected a JSON object, found {}", other.kind()))),
-        Err(e) => Err(Error::new(format!("expected a JSON object, found bad JSON: {e}"))),
+        Err(e) => Err(bad_line(&e)),
     }
+}
+
+/// That a line is no JSON; the number of the line is for the caller to say.
+fn bad_line(e: &serde_json::Error) -> Error {
+    let what = e.to_string().replace("at line 1 column", "at column");
+    Error::new(format!("expected a JSON object, found bad JSON: {what}"))
 }
 
 /// A value without what lies inside arrays and inner objects, unless a column needs it.
@@ -280,12 +285,16 @@ impl Row {
             return None;
         }
         let keys: Vec<&str> = self.0.iter().take(8).map(|(name, _)| name.as_str()).collect();
+        let hint = match keys.iter().any(|key| ["messages", "conversations"].contains(key)) {
+            true => "conversations are data of task = \"chat\"",
+            false => "write it by rows: in pandas to_json(path, orient=\"records\", lines=True)",
+        };
         Some(
             Error::new(format!(
                 "expected one object an example, found one of whole tables or columns: {}",
                 keys.join(", ")
             ))
-            .hint("write it by rows: in pandas to_json(path, orient=\"records\", lines=True)"),
+            .hint(hint),
         )
     }
 }

@@ -124,7 +124,8 @@ impl Objective for Causal {
         if set.is_empty() {
             let error = Error::new(format!("of {rows} examples none has a token that counts in the loss"));
             let hint = match set.truncated {
-                0 => "data.train_on says what counts: is it there in these conversations?".to_owned(),
+                0 => "what counts is what data.train_on says, in conversations the assistant's turns: is there any?"
+                    .to_owned(),
                 n => format!("{n} of them were cut to {max_length} tokens: raise data.max_length"),
             };
             return Err(examples.in_source(error).hint(hint));
@@ -290,7 +291,10 @@ mod tests {
         assert!(error.contains("3 of them were cut to 4 tokens: raise data.max_length"), "{error}");
         let user = r#"{"messages": [{"role": "user", "content": "u"}]}"#;
         let error = Causal::new(None).tokenise(&tokeniser(true), &read(user, None).unwrap(), None, 99).unwrap_err();
-        assert!(error.to_string().contains("data.train_on says what counts"), "{error}");
+        assert!(
+            error.to_string().contains("what data.train_on says, in conversations the assistant's turns"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -387,7 +387,7 @@ mod tests {
                 "num_key_value_heads: expected a divisor of num_attention_heads = 2, found 3",
             ),
             ("partial_rotary_factor", json!(0.5), "partial_rotary_factor: expected 1"),
-            ("num_experts", json!(4), "num_experts: expected nothing (a mixture of experts"),
+            ("num_experts", json!(4), "num_experts: expected nothing (not computed here: a mixture of experts"),
         ] {
             let e = read(&with(key, value)).unwrap_err().to_string();
             assert!(e.contains(expected), "{e}");

@@ -131,7 +131,7 @@ impl LlamaConfig {
         for (key, what) in REFUSED {
             let asks = |value: &Value| !matches!(value, Value::Bool(false)) && value.as_f64() != Some(0.0);
             if f.get(key).is_some_and(asks) {
-                f.problem(key, &format!("nothing ({what} is not computed here)"));
+                f.problem(key, &format!("nothing (not computed here: {what})"));
             }
         }
         if f.get("hidden_act").is_some_and(|v| v != "silu" && v != "swish") {
@@ -348,12 +348,12 @@ mod tests {
             (
                 "llama",
                 json!({"num_local_experts": 8}),
-                "num_local_experts: expected nothing (a mixture of experts is not computed here), found 8",
+                "num_local_experts: expected nothing (not computed here: a mixture of experts), found 8",
             ),
             (
                 "qwen3",
                 json!({"final_logit_softcapping": 30.0}),
-                "final_logit_softcapping: expected nothing (soft-capping",
+                "final_logit_softcapping: expected nothing (not computed here: soft-capping",
             ),
             ("llama", json!({"rope_scaling": {"rope_type": "longrope"}}), "rope_scaling.rope_type: expected"),
             ("llama", json!({"quantization_config": {"bits": 4}}), "quantization_config: expected nothing"),

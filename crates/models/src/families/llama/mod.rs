@@ -120,6 +120,10 @@ impl Architecture for LlamaConfig {
         self.eos_token_ids.clone()
     }
 
+    fn learned_positions(&self) -> Option<usize> {
+        Some(self.max_position_embeddings)
+    }
+
     fn set_dropout(&mut self, p: f64) {
         self.attention_dropout = p;
     }
