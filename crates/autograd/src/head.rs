@@ -15,6 +15,7 @@ use colrow_tensor::{Class, DType, Dropout, Format, Result, Tensor};
 use crate::compress::{GROUP, quantised};
 use crate::dropout::replay;
 use crate::kept::Kept;
+use crate::low_rank::add_adapters;
 use crate::param::{Handle, ParamId};
 use crate::policy::Keep;
 use crate::sample::gather;
@@ -74,7 +75,8 @@ struct Chunks {
 
 struct Adapter {
     a: Handle,
-    b: Handle,
+    /// One, from column 0 on.
+    b: [(Handle, usize); 1],
     scale: f64,
     dropout: Option<Dropout>,
 }
@@ -86,18 +88,14 @@ struct Adapted {
 }
 
 impl Adapter {
-    /// Adds to the logits (c, v) of the rows `index` whose input is x (c, d).
-    fn add(&self, x: &Tensor, index: &Tensor, logits: &mut Tensor) -> Adapted {
+    /// The logits (c, v) of the rows `index`, whose input is x (c, d), and what is added to them.
+    fn add(&self, x: &Tensor, index: &Tensor, logits: Tensor) -> (Tensor, Adapted) {
         let x = match self.dropout {
             Some(dropout) => replay(dropout, Some(index), x.copied()),
             None => x.clone(),
         };
-        let (device, a) = (x.device().clone(), self.a.value.dense());
-        let mut hidden = device.empty(Class::Workspace, x.dtype(), &[x.rows(), a.rows()]);
-        device.kernels().linear(&x, &a.into(), None, &mut hidden);
-        device.kernels().scale(self.scale, None, &mut hidden);
-        device.kernels().matmul(&hidden, false, self.b.value.dense(), true, 1.0, logits);
-        Adapted { x, hidden }
+        let (logits, hidden) = add_adapters(logits, &x, &self.a, &self.b, self.scale);
+        (logits, Adapted { x, hidden })
     }
 
     /// Adds to the gradients of A and B, and to that of the chunk's input, if it is wanted.
@@ -110,13 +108,13 @@ impl Adapter {
         grads: &mut Grads,
     ) {
         let device = dlogits.device().clone();
-        let kernels = device.kernels();
-        if self.b.trainable {
-            let (db, beta) = grads.param(&self.b);
+        let (kernels, [(b, _)]) = (device.kernels(), &self.b);
+        if b.trainable {
+            let (db, beta) = grads.param(b);
             kernels.matmul(dlogits, true, hidden, false, beta, db);
         }
         let mut dh = hidden.empty_like();
-        kernels.linear_backward(dlogits, &self.b.value.stored(), &mut dh);
+        kernels.linear_backward(dlogits, &b.value.stored(), &mut dh);
         kernels.scale(self.scale, None, &mut dh);
         if self.a.trainable {
             let (da, beta) = grads.param(&self.a);
@@ -173,7 +171,13 @@ impl Chunks {
         kernels.scale(self.scale, None, &mut x);
         let mut logits = device.empty(Class::Workspace, dtype, &[rows.len(), weight.rows()]);
         kernels.linear(&x, &weight, None, &mut logits);
-        let adapted = self.adapter.as_ref().map(|adapter| adapter.add(&x, &index, &mut logits));
+        let (mut logits, adapted) = match &self.adapter {
+            Some(adapter) => {
+                let (logits, adapted) = adapter.add(&x, &index, logits);
+                (logits, Some(adapted))
+            }
+            None => (logits, None),
+        };
         see(&logits);
         let mut loss = device.empty(Class::Workspace, dtype, &[1]);
         kernels.cross_entropy(&mut logits, labels.exact(), &mut loss, learns);
@@ -219,10 +223,7 @@ impl Tape<'_> {
         let mut logits = device.empty(Class::Workspace, x.dtype(), &[x.rows(), weight.rows()]);
         device.kernels().linear(&x, &weight, None, &mut logits);
         if let Some(HeadAdapter { a, b, scale, .. }) = head.adapter {
-            let (a, b) = (self.handle(a), self.handle(b));
-            let rows: Vec<u32> = (0..x.rows() as u32).collect();
-            let index = device.tensor(Class::Workspace, &[rows.len()], &rows);
-            Adapter { a, b, scale, dropout: None }.add(&x, &index, &mut logits);
+            return add_adapters(logits, &x, &self.handle(a), &[(self.handle(b), 0)], scale).0;
         }
         logits
     }
@@ -264,7 +265,8 @@ impl Tape<'_> {
         }
         let adapter = head.adapter.map(|HeadAdapter { a, b, scale, dropout: p }| {
             let key = site.and_then(|site| self.dropout_key(site)).filter(|_| p > 0.0);
-            Adapter { a: self.handle(a), b: self.handle(b), scale, dropout: key.map(|key| Dropout { key, p }) }
+            let b = [(self.handle(b), 0)];
+            Adapter { a: self.handle(a), b, scale, dropout: key.map(|key| Dropout { key, p }) }
         });
         Chunks { list: chunks, weight, scale: head.scale, adapter }
     }
@@ -282,7 +284,7 @@ impl Tape<'_> {
         kernels.accumulate(1.0, &total, 0, &mut loss);
         drop(total);
         let keep = self.keep(site);
-        let learns_adapter = chunks.adapter.as_ref().is_some_and(|one| one.a.trainable || one.b.trainable);
+        let learns_adapter = chunks.adapter.as_ref().is_some_and(|one| one.a.trainable || one.b[0].0.trainable);
         self.output(site, loss, x.id.is_some() || chunks.weight.trainable || learns_adapter, || HeadLoss {
             x: x.id,
             input: match (keep, &x.source) {

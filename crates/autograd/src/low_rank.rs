@@ -61,7 +61,7 @@ impl Rebuild for Sum {
 }
 
 /// `y + h·Bᵀ` by adapter, and `h = s·A·x`.
-fn add_adapters(y: Tensor, x: &Tensor, a: &Handle, b: &[(Handle, usize)], scale: f64) -> (Tensor, Tensor) {
+pub(crate) fn add_adapters(y: Tensor, x: &Tensor, a: &Handle, b: &[(Handle, usize)], scale: f64) -> (Tensor, Tensor) {
     let a = a.value.dense();
     let device = x.device().clone();
     let kernels = device.kernels();

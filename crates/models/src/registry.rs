@@ -113,15 +113,8 @@ impl Registry {
         let shape = self.params[of].value.shape();
         let (dims, init) = (&[][..], Init::Zeros);
         let copy = self.add(key, &shape, dims, init);
-        let mut row = vec![0.0_f32; shape[1]];
-        for at in 0..shape[0] {
-            let from = self.params[of].value.dense();
-            if from.device().is_meta() {
-                break;
-            }
-            from.read_range(at * shape[1], &mut row);
-            self.params[copy].value.dense_mut().write_range(at * shape[1], &row);
-        }
+        let from = self.params[of].value.dense().clone();
+        from.device().kernels().copy(&from, self.params[copy].value.dense_mut());
         copy
     }
 

@@ -9,7 +9,6 @@ use colrow_models::checkpoint::load::{self, Anew};
 use colrow_models::checkpoint::save::save_model_folder;
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
-use colrow_models::lora;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{BaseWeights, DType, Device, Weight};
@@ -17,6 +16,7 @@ use colrow_train::data::{Batch, Labels, Lengths};
 use colrow_train::recipe::Recipe;
 use colrow_train::step::{Engine, Hyperparameters};
 use colrow_train::{keeping, trained};
+use common::{model, recipe};
 
 fn configs() -> Vec<Config> {
     let bert = serde_json::json!({
@@ -32,20 +32,6 @@ fn configs() -> Vec<Config> {
     };
     let parse = |json: serde_json::Value| Config::from_json(json.to_string().as_bytes(), "config.json".as_ref());
     [bert, t5(true), t5(false)].map(|json| parse(json).unwrap()).into()
-}
-
-fn recipe(sets: &[&str]) -> Recipe {
-    let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();
-    Recipe::parse("model.path = 'm'", "test", &sets).unwrap()
-}
-
-/// A random model as a recipe trains it.
-fn model(config: &Config, recipe: &Recipe) -> Model {
-    let mut model = trained::meta_model(config.clone(), recipe).unwrap();
-    model.move_to(&Device::cpu());
-    model.init(3);
-    lora::init(&mut model, recipe.seed);
-    model
 }
 
 fn engine(model: Model, recipe: &Recipe) -> Engine {

@@ -10,7 +10,6 @@ use colrow_models::checkpoint::save::save_model_folder;
 use colrow_models::checkpoint::weights::{Dtype, Weights};
 use colrow_models::config::Config;
 use colrow_models::family::HeadKind;
-use colrow_models::lora;
 use colrow_models::model::Model;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Weight};
@@ -22,7 +21,7 @@ use colrow_train::plan::{Shape, plan};
 use colrow_train::recipe::Recipe;
 use colrow_train::step::{Engine, Hyperparameters};
 use colrow_train::{keeping, trained};
-use common::floats;
+use common::{floats, model, recipe};
 use serde_json::{Value, json};
 
 /// An encoder, an encoder with a decoder whose embedding is tied, and decoders with a tied head and with a head of their own.
@@ -44,20 +43,6 @@ fn configs() -> [Config; 4] {
     };
     let parse = |json: Value| Config::from_json(json.to_string().as_bytes(), "config.json".as_ref()).unwrap();
     [bert, t5, llama(true), llama(false)].map(parse)
-}
-
-fn recipe(sets: &[&str]) -> Recipe {
-    let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();
-    Recipe::parse("model.path = 'm'", "test", &sets).unwrap()
-}
-
-/// A random model as a recipe trains it.
-fn model(config: &Config, recipe: &Recipe) -> Model {
-    let mut model = trained::meta_model(config.clone(), recipe).unwrap();
-    model.move_to(&Device::cpu());
-    model.init(3);
-    lora::init(&mut model, recipe.seed);
-    model
 }
 
 fn engine(model: Model, recipe: &Recipe) -> Engine {

@@ -14,6 +14,7 @@ use colrow_tensor::rng::Key;
 use colrow_tensor::{DType, Device, Result, Weight};
 use colrow_train::data::Batch;
 use colrow_train::objective::Outputs;
+use colrow_train::recipe::Recipe;
 use colrow_train::step::Hyperparameters;
 use colrow_train::step::{Engine, StepStats};
 use colrow_train::step::{States, When};
@@ -129,4 +130,19 @@ pub(crate) fn tokenizer() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(TOKENIZER_FILE), "{}").unwrap();
     dir
+}
+
+/// A recipe with these settings.
+pub(crate) fn recipe(sets: &[&str]) -> Recipe {
+    let sets: Vec<String> = sets.iter().map(|&s| s.to_owned()).collect();
+    Recipe::parse("model.path = 'm'", "test", &sets).unwrap()
+}
+
+/// A random model as a recipe trains it.
+pub(crate) fn model(config: &Config, recipe: &Recipe) -> Model {
+    let mut model = colrow_train::trained::meta_model(config.clone(), recipe).unwrap();
+    model.move_to(&Device::cpu());
+    model.init(3);
+    colrow_models::lora::init(&mut model, recipe.seed);
+    model
 }
