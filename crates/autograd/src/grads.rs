@@ -68,6 +68,15 @@ impl Grads {
         dw
     }
 
+    /// Adds a gradient of a parameter that is there.
+    pub(crate) fn add_param(&mut self, param: &Handle, dw: Tensor) {
+        if self.of(param.id).is_some() {
+            self.device.clone().kernels().add(&dw, self.param(param).0);
+        } else {
+            self.put_sum(param, dw);
+        }
+    }
+
     /// As [`Grads::param_sum`], taken out, to be put back by [`Grads::put_sum`].
     pub(crate) fn take_sum(&mut self, param: &Handle) -> Tensor {
         let like = &param.value;

@@ -1,10 +1,11 @@
 //! A language model's head and its loss in one op: `Σ_i w_i·−log softmax(s·W·x_i)[labels_i] / Σ_i w_i`, x (n, d), W (v, d); without weights
 //! the mean.
 //!
-//! Logits are computed in chunks of rows and never whole: v is in the ten thousands. Keeps the labels, and x as the policy of its site says: as it
-//! is, in fewer bits (the loss is not linear in it: to the nearest), or nothing where it can be rebuilt. The backward pass computes each chunk's
-//! logits again from that, one more product for n·v numbers that are not held. A chunk's rows have one weight, so that its mean counts by its
-//! rows and that weight; rows of weight 0 are in none, and cost nothing.
+//! Logits are computed in chunks of rows and never whole: v is in the ten thousands. As with any loss the gradients are known with it: they are
+//! computed from a chunk's logits while these are there, and that of x is kept, as large as x. Where the policy says so of its site, x is kept
+//! instead, in fewer bits (the loss is not linear in it: to the nearest), or nothing, if x can be rebuilt; the backward pass then computes each
+//! chunk's logits again, one more product for n·v numbers that are not held. A chunk's rows have one weight, so that its mean counts by its rows
+//! and that weight; rows of weight 0 are in none, and cost nothing.
 //!
 //! An adapter (LoRA; Hu et al. 2022, eq. 3) adds `t·B·A·drop(s·x_i)` to a row's logits. It reads what the head reads and keeps nothing more.
 
@@ -59,10 +60,15 @@ pub struct HeadAdapter {
 
 struct HeadLoss {
     x: Option<VarId>,
-    input: Kept,
-    /// Rows of x.
-    n: usize,
-    chunks: Chunks,
+    held: Held,
+}
+
+/// What leads to the gradients.
+enum Held {
+    /// They are there: that of x, and those of parameters, which are gradients like any other and not kept.
+    Gradients { dx: Kept, params: Vec<(Handle, Tensor)> },
+    /// What they are computed from.
+    Input { x: Kept, n: usize, chunks: Chunks },
 }
 
 /// What is computed chunk by chunk.
@@ -150,9 +156,59 @@ struct Computed {
 }
 
 impl Chunks {
-    /// The chunks in turn, each with its share; `x` has the rows of x that an index names.
-    fn computed(&self, learns: bool, x: impl Fn(&Tensor) -> Tensor) -> impl Iterator<Item = (f64, Computed)> {
-        self.list.iter().map(move |chunk| (chunk.share, self.compute(chunk, learns, &x, |_| ())))
+    /// Those of the parameters that are learned.
+    fn learned(&self) -> impl Iterator<Item = &Handle> {
+        let adapter = self.adapter.iter().flat_map(|Adapter { a, b: [(b, _)], .. }| [a, b]);
+        [&self.weight].into_iter().chain(adapter).filter(|param| param.trainable)
+    }
+
+    /// Adds to the gradients of parameters, each times `dy` (1), if it is there, and gives that of x (n, d), if it is wanted. `x` has the
+    /// rows of x that an index names; `see` sees each chunk's loss and share.
+    fn gradients(
+        &self,
+        (n, wanted): (usize, bool),
+        dy: Option<&Tensor>,
+        x: impl Fn(&Tensor) -> Tensor,
+        grads: &mut Grads,
+        mut see: impl FnMut(f64, &Tensor),
+    ) -> Option<Tensor> {
+        let weight = &self.weight;
+        let device = weight.value.device().clone();
+        let kernels = device.kernels();
+        let rows: usize = self.list.iter().map(|chunk| chunk.rows.len()).sum();
+        let mut dx = wanted.then(|| device.empty(Class::Workspace, weight.value.dtype(), &[n, weight.value.cols()]));
+        if let Some(dx) = dx.as_mut().filter(|_| n > rows) {
+            // some rows count for nothing, and no chunk writes them
+            kernels.zero(dx);
+        }
+        for chunk in &self.list {
+            let Computed { index, x, adapted, loss, dlogits } = self.compute(chunk, true, &x, |_| ());
+            see(chunk.share, &loss);
+            let Some(mut dlogits) = dlogits else { continue };
+            kernels.scale(chunk.share, dy, &mut dlogits);
+            if weight.trainable {
+                let (dw, beta) = grads.param(weight);
+                kernels.matmul(&dlogits, true, &x, false, beta, dw);
+            }
+            let mut part = dx.as_ref().map(|_| {
+                let mut part = if adapted.is_some() { x.empty_like() } else { x };
+                kernels.linear_backward(&dlogits, &weight.value.stored(), &mut part);
+                part
+            });
+            if let (Some(adapter), Some(adapted)) = (&self.adapter, &adapted) {
+                adapter.backward(adapted, &index, &dlogits, part.as_mut(), grads);
+            }
+            if let (Some(dx), Some(mut part)) = (&mut dx, part) {
+                kernels.scale(self.scale, None, &mut part);
+                kernels.scatter_rows(&part, &index, dx);
+            }
+        }
+        dx
+    }
+
+    /// Each chunk's loss and share, without a gradient; arguments as in [`Chunks::gradients`].
+    fn losses(&self, x: impl Fn(&Tensor) -> Tensor, mut see: impl FnMut(f64, &Tensor)) {
+        self.list.iter().for_each(|chunk| see(chunk.share, &self.compute(chunk, false, &x, |_| ()).loss));
     }
 
     /// `see` sees the logits (c, v); their gradient is there if something `learns` by it.
@@ -278,25 +334,38 @@ impl Tape<'_> {
         let chunks = self.chunks(head, Some(site), labels, weights);
         let kernels = device.kernels();
         let mut total = device.zeros(Class::Workspace, DType::F64, &[1]);
-        let computed = chunks.computed(false, |index| gather(&x.value, index, None));
-        computed.for_each(|(share, chunk)| kernels.accumulate(share, &chunk.loss, 0, &mut total));
+        let see = |share, loss: &Tensor| kernels.accumulate(share, loss, 0, &mut total);
+        let (n, learns) = (x.value.rows(), x.id.is_some() || chunks.learned().next().is_some());
+        let rows = |index: &Tensor| gather(&x.value, index, None);
+        let input = match (self.keep(site), &x.source) {
+            (Keep::Quantised(bits), _) => {
+                Some(Kept::Quantised(quantised(&x.value, Format { code: bits.code(), group: GROUP }, None)))
+            }
+            (Keep::Nothing, Some(source)) => Some(Kept::Rebuild(source.clone())),
+            _ => None,
+        };
+        let held = match input {
+            None if learns && self.records() => {
+                let mut grads = self.no_gradients();
+                let dx = chunks.gradients((n, x.id.is_some()), None, rows, &mut grads, see);
+                let given = |param: &&Handle| grads.of(param.id).is_some();
+                let learned: Vec<_> = chunks.learned().filter(given).cloned().collect();
+                let params = learned.into_iter().map(|param| {
+                    let dw = grads.take_sum(&param);
+                    (param, dw)
+                });
+                let params = params.collect();
+                Held::Gradients { dx: dx.map_or(Kept::Nothing, Kept::Exact), params }
+            }
+            input => {
+                chunks.losses(rows, see);
+                Held::Input { x: input.unwrap_or(Kept::Nothing), n, chunks }
+            }
+        };
         let mut loss = device.zeros(Class::Workspace, x.value.dtype(), &[1]);
         kernels.accumulate(1.0, &total, 0, &mut loss);
         drop(total);
-        let keep = self.keep(site);
-        let learns_adapter = chunks.adapter.as_ref().is_some_and(|one| one.a.trainable || one.b[0].0.trainable);
-        self.output(site, loss, x.id.is_some() || chunks.weight.trainable || learns_adapter, || HeadLoss {
-            x: x.id,
-            input: match (keep, &x.source) {
-                (Keep::Quantised(bits), _) => {
-                    Kept::Quantised(quantised(&x.value, Format { code: bits.code(), group: GROUP }, None))
-                }
-                (Keep::Nothing, Some(source)) => Kept::Rebuild(source.clone()),
-                _ => Kept::Exact(x.value.clone()),
-            },
-            n: x.value.rows(),
-            chunks,
-        })
+        self.output(site, loss, learns, || HeadLoss { x: x.id, held })
     }
 }
 
@@ -306,41 +375,32 @@ impl Op for HeadLoss {
     }
 
     fn kept(&self) -> Vec<(&'static str, &Kept)> {
-        let labels = self.chunks.list.iter().map(|chunk| ("labels", &chunk.labels));
-        [("input", &self.input)].into_iter().chain(labels).collect()
+        match &self.held {
+            Held::Gradients { dx, .. } => vec![("gradient", dx)],
+            Held::Input { x, chunks, .. } => {
+                let labels = chunks.list.iter().map(|chunk| ("labels", &chunk.labels));
+                [("input", x)].into_iter().chain(labels).collect()
+            }
+        }
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        let weight = &self.chunks.weight;
-        let device = dy.device().clone();
-        let kernels = device.kernels();
-        let rows: usize = self.chunks.list.iter().map(|chunk| chunk.rows.len()).sum();
-        let size = [self.n, weight.value.cols()];
-        let mut dx = self.x.map(|_| device.empty(Class::Workspace, weight.value.dtype(), &size));
-        if let Some(dx) = dx.as_mut().filter(|dx| dx.rows() > rows) {
-            // some rows count for nothing, and no chunk writes them
-            kernels.zero(dx);
-        }
-        for (share, chunk) in self.chunks.computed(true, |index| self.input.rows(index)) {
-            let Computed { index, x, adapted, dlogits: Some(mut dlogits), .. } = chunk else { continue };
-            kernels.scale(share, Some(&dy), &mut dlogits);
-            if weight.trainable {
-                let (dw, beta) = grads.param(weight);
-                kernels.matmul(&dlogits, true, &x, false, beta, dw);
+        let kernels = dy.device().kernels();
+        let dx = match self.held {
+            Held::Gradients { dx, params } => {
+                for (param, mut dw) in params {
+                    kernels.scale(1.0, Some(&dy), &mut dw);
+                    grads.add_param(&param, dw);
+                }
+                dx.taken().map(|mut dx| {
+                    kernels.scale(1.0, Some(&dy), &mut dx);
+                    dx
+                })
             }
-            let mut part = dx.as_ref().map(|_| {
-                let mut part = if adapted.is_some() { x.empty_like() } else { x };
-                kernels.linear_backward(&dlogits, &weight.value.stored(), &mut part);
-                part
-            });
-            if let (Some(adapter), Some(adapted)) = (&self.chunks.adapter, &adapted) {
-                adapter.backward(adapted, &index, &dlogits, part.as_mut(), grads);
+            Held::Input { x, n, chunks } => {
+                chunks.gradients((n, self.x.is_some()), Some(&dy), |index| x.rows(index), grads, |_, _| ())
             }
-            if let (Some(dx), Some(mut part)) = (&mut dx, part) {
-                kernels.scale(self.chunks.scale, None, &mut part);
-                kernels.scatter_rows(&part, &index, dx);
-            }
-        }
+        };
         if let Some(dx) = dx {
             grads.add(self.x, dx);
         }
@@ -354,8 +414,7 @@ mod tests {
     use colrow_tensor::rng::Key;
 
     use super::*;
-    use crate::Form;
-    use crate::testing::{check_gradients, check_precision, leaf, random_params, run, training};
+    use crate::testing::{check_gradients, check_precision, leaf, random_params, rounding, run, training};
     use crate::{Bits, Mode, Params, Policy};
 
     /// Equal to a linear and its loss, whichever of input and weight is learned.
@@ -508,7 +567,8 @@ mod tests {
         assert_eq!((none.loss, none.labels, none.right), (0.0, 0, 0));
     }
 
-    /// Behind a norm and dropout the input is made again, to the same bits, and none of it is kept; in fewer bits it is nearly the same.
+    /// Behind a norm and dropout the input is made again and none of it is kept; in fewer bits it is nearly the same. Else the gradient is kept,
+    /// which is as large as the input.
     #[test]
     fn the_input_is_kept_as_the_site_says() {
         let device = Device::cpu();
@@ -531,25 +591,29 @@ mod tests {
                 let ledger = tape.ledger();
                 assert_eq!(ledger.total(), device.meter().live().kept);
                 drop(loss);
-                let input = ledger.entries.iter().find(|e| e.site == "head" && e.what == "input").unwrap().clone();
-                (input.keep, input.bytes)
+                let of_head = ledger.entries.iter().filter(|e| e.site == "head" && e.what != "labels");
+                let of_head: Vec<_> = of_head.map(|e| (e.what.clone(), e.keep, e.bytes)).collect();
+                let [(what, keep, bytes)] = &of_head[..] else { panic!("{of_head:?}") };
+                (format!("{what} {keep:?}"), *bytes)
             };
             let float = dtype.size();
-            assert_eq!(kept(Keep::Exact), (Form::Exact, n * d * float));
-            assert_eq!(kept(Keep::Nothing), (Form::Rebuild, 0));
-            assert_eq!(kept(Keep::Quantised(Bits::Int8)), (Form::Int8, n * d + 2 * n * float));
-            assert_eq!(kept(Keep::Quantised(Bits::Bf16)), (Form::Bf16, 2 * n * d));
+            assert_eq!(kept(Keep::Exact), ("gradient Exact".to_owned(), n * d * float));
+            assert_eq!(kept(Keep::Nothing), ("input Rebuild".to_owned(), 0));
+            assert_eq!(kept(Keep::Quantised(Bits::Int8)), ("input Int8".to_owned(), n * d + 2 * n * float));
+            assert_eq!(kept(Keep::Quantised(Bits::Bf16)), ("input Bf16".to_owned(), 2 * n * d));
             let exact = run(&params, &mode(Keep::Exact), f).unwrap();
-            assert!(run(&params, &mode(Keep::Nothing), f).unwrap().same_bits(&exact));
-            for bits in [Bits::Int8, Bits::Bf16] {
-                let near = run(&params, &mode(Keep::Quantised(bits)), f).unwrap();
+            let bits = |bits| (Keep::Quantised(bits), 0.01);
+            // the sum's gradient is a factor of the logits' or of what they lead to
+            let rounded = (Keep::Nothing, rounding(dtype, v + d));
+            for (keep, most) in [rounded, bits(Bits::Int8), bits(Bits::Bf16)] {
+                let near = run(&params, &mode(keep), f).unwrap();
                 assert_eq!(near.output, exact.output);
                 let all =
                     |run: &crate::testing::Run| run.gradients.iter().flatten().flatten().copied().collect::<Vec<_>>();
                 let (near, exact) = (all(&near), all(&exact));
                 let size = exact.iter().map(|x| x * x).sum::<f64>().sqrt();
                 let error = near.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
-                assert!(error > 0.0 && error < 0.01 * size, "{bits:?}: {error} of {size}");
+                assert!(error > 0.0 && error < most * size, "{keep:?}: {error} of {size}");
             }
             if dtype == DType::F64 {
                 check_gradients(&mut params, &mode(Keep::Nothing), 200, f).unwrap();
@@ -572,7 +636,8 @@ mod tests {
         let before = device.meter().live().total();
         let loss = tape.head_loss("head", &x, Head::new(w, 1.0), &labels, None);
         let extra = device.meter().peak().total() - before;
-        assert!(extra < LEAST_ROWS * v * 4 + 10_000, "{extra} bytes, all logits are {}", n * v * 4);
+        // beside a chunk the gradient of W
+        assert!(extra < LEAST_ROWS * v * 4 + 2 * v * 4 + 10_000, "{extra} bytes, all logits are {}", n * v * 4);
         let one = |i: usize| {
             let logit = |j: usize| numbers.0[2 * i] * numbers.1[2 * j] + numbers.0[2 * i + 1] * numbers.1[2 * j + 1];
             (0..v).map(|j| logit(j).exp()).sum::<f64>().ln() - logit(labels[i] as usize)

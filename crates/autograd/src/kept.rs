@@ -111,6 +111,14 @@ impl Kept {
         }
     }
 
+    /// A gradient that was kept as it is, from here on one in flight like any other.
+    pub(crate) fn taken(self) -> Option<Tensor> {
+        let Self::Exact(dx) = self else { return None };
+        let dx = dx.into_owned();
+        dx.reclass(Class::Workspace);
+        Some(dx)
+    }
+
     /// The tensor that an op always keeps as it was; a mistake of the op, which panics, where it keeps something else.
     pub fn exact(&self) -> &Tensor {
         match self {

@@ -46,10 +46,7 @@ impl Op for Loss {
     }
 
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
-        if let Kept::Exact(dx) = self.dx {
-            let mut dx = dx.into_owned();
-            // from here on a gradient in flight like any other
-            dx.reclass(Class::Workspace);
+        if let Some(mut dx) = self.dx.taken() {
             dy.device().kernels().scale(1.0, Some(&dy), &mut dx);
             grads.add(self.x, dx);
         }

@@ -95,13 +95,27 @@ pub struct Tape<'p> {
     /// Set: check every output, and note the first site whose output is not finite.
     check: bool,
     not_finite: Option<String>,
+    /// Set where the backward pass follows at once: what ops keep lives for this block alone.
+    brief: bool,
 }
 
 impl<'p> Tape<'p> {
     /// An empty tape over a model's parameters. If `mode` is not sound (see [`Mode::check`]), its backward pass is an error.
     pub fn new(params: &'p Params, mode: Mode) -> Self {
         let recorded = Recorded { refusal: mode.check().err(), ..Recorded::default() };
-        Self { params, mode, recorded, passing: None, check: false, not_finite: None }
+        Self { params, mode, recorded, passing: None, check: false, not_finite: None, brief: false }
+    }
+
+    /// For a block that runs again, and then backward at once.
+    #[must_use]
+    pub(crate) fn brief(mut self) -> Self {
+        self.brief = true;
+        self
+    }
+
+    /// Whether what ops keep lives for one block alone, so that what takes long to be made again is better kept.
+    pub(crate) fn is_brief(&self) -> bool {
+        self.brief
     }
 
     /// Notes live bytes after every op; see [`Grads::timeline`].
@@ -147,6 +161,11 @@ impl<'p> Tape<'p> {
         let y = block(self);
         let used = self.passing.take().unwrap_or_default().into_inner();
         (y, self.params.subset(used))
+    }
+
+    /// An empty list of gradients of the parameters.
+    pub(crate) fn no_gradients(&self) -> Grads {
+        Grads::new(self.params)
     }
 
     /// Runs `part` in another mode.

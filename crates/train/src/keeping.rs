@@ -30,7 +30,7 @@ fn preset(policy: PolicyName, site: &Site) -> SiteKeep {
         (PolicyName::Recompute, SiteKind::Block) => SiteKeep::Recompute,
         (_, SiteKind::Block) => SiteKeep::Exact,
         (_, SiteKind::Linear) => SiteKeep::Rows,
-        (_, SiteKind::Head) => SiteKeep::Rebuild,
+        (_, SiteKind::Head) => SiteKeep::Exact,
         (PolicyName::Leanest, SiteKind::Attention) => SiteKeep::Rebuild,
         _ => SiteKeep::Int8,
     }
