@@ -2,7 +2,8 @@
 //! with T5's bias by relative position, if there is one.
 //!
 //! Keeps q, k, v: as they are, with each row's log-sum-exp; or in fewer bits, one scale a head, and no statistics; or nothing, where they can be
-//! rebuilt. Probabilities, their dropout mask and the bias are rebuilt tile by tile, and so are output rows for a linear that reads them.
+//! rebuilt. Probabilities, their dropout mask and the bias are rebuilt tile by tile, and so are output rows for a linear that reads them, but in
+//! a block that runs again, where they are kept for the moment.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -225,7 +226,7 @@ impl Tape<'_> {
         let lse = lse.map_or(Kept::Nothing, Kept::Exact);
         let op = AttentionOp { held: held.clone(), q: q_id, kv: kv_id, lse };
         let out = self.output(site, out, learns, || op);
-        Var { source: Some(held), ..out }
+        Var { source: (!self.is_brief()).then_some(held as Arc<dyn Rebuild>), ..out }
     }
 }
 

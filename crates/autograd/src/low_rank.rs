@@ -14,6 +14,7 @@ use crate::dropout::{Dropped, replay};
 use crate::input::HeldInput;
 use crate::kept::{Kept, Rebuild};
 use crate::param::{Handle, ParamId};
+use crate::sample::{gather, numbers};
 use crate::tape::{Grads, Op, Tape, Var, VarId};
 
 /// Adapters of linears that read the same input.
@@ -70,18 +71,35 @@ pub(crate) fn add_adapters(y: Tensor, x: &Tensor, a: &Handle, b: &[(Handle, usiz
     kernels.scale(scale, None, &mut hidden);
     let mut sum = y.into_owned();
     let rank = a.rows() / b.len();
+    kernels.matmul(&hidden, false, &side_by_side(b, rank, sum.cols()), true, 1.0, &mut sum);
+    (sum, hidden)
+}
+
+/// The B that is there for all outputs, if there is one.
+fn alone(b: &[(Handle, usize)], out: usize) -> Option<&Handle> {
+    match b {
+        [(b, _)] if b.value.rows() == out => Some(b),
+        _ => None,
+    }
+}
+
+/// The B of adapters as one matrix (out, t·r), each in the rows of its outputs and the columns of its A, with zeros elsewhere: one product
+/// reads what is there for all of them once, and products of few columns take as long as those of some more.
+fn side_by_side(b: &[(Handle, usize)], rank: usize, out: usize) -> Tensor {
+    if let Some(b) = alone(b, out) {
+        return b.value.dense().clone();
+    }
+    let like = b[0].0.value.dense();
+    let device = like.device().clone();
+    let kernels = device.kernels();
+    let mut all = device.zeros(Class::Workspace, like.dtype(), &[out, rank * b.len()]);
     for (j, (b, first)) in b.iter().enumerate() {
         let b = b.value.dense();
-        let h = columns(&hidden, j * rank, rank);
-        if b.rows() == sum.cols() {
-            kernels.matmul(&h, false, b, true, 1.0, &mut sum);
-            continue;
-        }
-        let mut part = device.empty(Class::Workspace, h.dtype(), &[h.rows(), b.rows()]);
-        kernels.linear(&h, &b.into(), None, &mut part);
-        kernels.add_to_columns(&part, *first, &mut sum);
+        let mut wide = device.zeros(Class::Workspace, b.dtype(), &[b.rows(), all.cols()]);
+        kernels.write_columns(b, j * rank, &mut wide);
+        kernels.scatter_rows(&wide, &numbers(&device, *first..first + b.rows()), &mut all);
     }
-    (sum, hidden)
+    all
 }
 
 impl Tape<'_> {
@@ -124,37 +142,24 @@ impl Tape<'_> {
     }
 }
 
-/// Columns `first..first + count`: the matrix itself if those are all.
-fn columns(x: &Tensor, first: usize, count: usize) -> Tensor {
-    if count == x.cols() {
-        return x.clone();
-    }
-    let mut part = x.device().empty(Class::Workspace, x.dtype(), &[x.rows(), count]);
-    x.device().kernels().read_columns(x, first, &mut part);
-    part
-}
-
 impl Adapter {
-    /// `dh = s·dy·B` (n, t·r).
-    fn hidden_gradient(&self, dy: &Tensor, rank: usize) -> Tensor {
-        let device = dy.device();
+    /// Adds to the gradients of the B, which are parts of `dyᵀ·hidden` (out, t·r): the other parts cost less than to read dy by columns.
+    fn add_gradients(&self, dy: &Tensor, hidden: &Tensor, grads: &mut Grads) {
+        let device = dy.device().clone();
         let kernels = device.kernels();
-        let of = |(b, first): &(Handle, usize)| {
-            let mut dh = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), rank]);
-            kernels.linear_backward(&columns(dy, *first, b.value.rows()), &b.value.stored(), &mut dh);
-            dh
-        };
-        let mut dh = match &self.b[..] {
-            [one] => of(one),
-            several => {
-                let mut all = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), rank * several.len()]);
-                kernels.zero(&mut all);
-                several.iter().enumerate().for_each(|(j, b)| kernels.add_to_columns(&of(b), j * rank, &mut all));
-                all
-            }
-        };
-        kernels.scale(self.scale, None, &mut dh);
-        dh
+        if let Some(b) = alone(&self.b, dy.cols()) {
+            let (db, beta) = grads.param(b);
+            return kernels.matmul(dy, true, hidden, false, beta, db);
+        }
+        let mut all = device.empty(Class::Workspace, dy.dtype(), &[dy.cols(), hidden.cols()]);
+        kernels.matmul(dy, true, hidden, false, 0.0, &mut all);
+        let rank = hidden.cols() / self.b.len();
+        for (j, (b, first)) in self.b.iter().enumerate().filter(|(_, (b, _))| b.trainable) {
+            let part = gather(&all, &numbers(&device, *first..first + b.value.rows()), None);
+            let mut of_b = device.empty(Class::Gradients, dy.dtype(), &b.value.shape());
+            kernels.read_columns(&part, j * rank, &mut of_b);
+            grads.add_param(b, of_b);
+        }
     }
 }
 
@@ -172,14 +177,12 @@ impl Op for Adapter {
         let kernels = device.kernels();
         let rank = self.a.value.rows() / self.b.len();
         if let Kept::Exact(hidden) = &self.hidden {
-            for (j, (b, first)) in self.b.iter().enumerate().filter(|(_, (b, _))| b.trainable) {
-                let (db, beta) = grads.param(b);
-                let h = columns(hidden, j * rank, rank);
-                kernels.matmul(&columns(&dy, *first, b.value.rows()), true, &h, false, beta, db);
-            }
+            self.add_gradients(&dy, hidden, grads);
         }
         if self.a.trainable || self.x.is_some() {
-            let dh = self.hidden_gradient(&dy, rank);
+            let mut dh = device.empty(Class::Workspace, dy.dtype(), &[dy.rows(), self.a.value.rows()]);
+            kernels.linear_backward(&dy, &(&side_by_side(&self.b, rank, dy.cols())).into(), &mut dh);
+            kernels.scale(self.scale, None, &mut dh);
             if let Some((dz, x)) = self.input.operands(&dh) {
                 let (da, beta) = grads.param(&self.a);
                 kernels.matmul(&dz, true, &x, false, beta, da);

@@ -11,12 +11,12 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use colrow_tensor::{Class, Code, Device, Result, Tensor};
+use colrow_tensor::{Code, Result, Tensor};
 
 use crate::kept::{Kept, Rebuild};
 use crate::param::Params;
 use crate::policy::Keep;
-use crate::sample::gather;
+use crate::sample::{gather, numbers};
 use crate::tape::{Grads, Mode, Op, Tape, Var, VarId};
 
 /// The part of a block in which rows see each other: from its inputs to its output (n, d).
@@ -94,11 +94,6 @@ impl Mode {
     }
 }
 
-fn index(device: &Device, rows: Range<usize>) -> Tensor {
-    let rows: Vec<u32> = rows.map(|row| row as u32).collect();
-    device.tensor(Class::Workspace, &[rows.len()], &rows)
-}
-
 impl Tape<'_> {
     /// Runs a block, a function of `inputs` and of parameters alone: `mix`, and then `by_rows`, which takes each row alone and gives as many
     /// columns. Where the policy keeps [`Keep::Recompute`] or [`Keep::Chain`] at `site`, both run again in the backward pass.
@@ -151,7 +146,7 @@ impl Tape<'_> {
         let mut y = h.value.into_owned();
         for rows in pieces {
             let mode = self.mode().at_row(rows.start);
-            let index = index(&device, rows);
+            let index = numbers(&device, rows);
             let x = self.constant(gather(&y, &index, None));
             let part = self.with_mode(mode, |tape| by_rows(tape, x));
             device.kernels().scatter_rows(&part.value, &index, &mut y);
@@ -165,7 +160,7 @@ impl Block {
     fn backward_by_rows(&self, h: Tensor, dy: Tensor, grads: &mut Grads) -> Result<Option<Tensor>> {
         let device = dy.device().clone();
         let mut piece = |h: Tensor, dy: Tensor, first: usize| {
-            let mut tape = Tape::new(&self.params, self.mode.at_row(first));
+            let mut tape = Tape::new(&self.params, self.mode.at_row(first)).brief();
             let x = tape.input(h, true);
             let id = x.id;
             let y = (self.by_rows)(&mut tape, x).id;
@@ -179,7 +174,7 @@ impl Block {
         let mut dh = dy.into_owned();
         for rows in pieces {
             let first = rows.start;
-            let index = index(&device, rows);
+            let index = numbers(&device, rows);
             if let Some(dx) = piece(gather(&h, &index, None), gather(&dh, &index, None), first)? {
                 device.kernels().scatter_rows(&dx, &index, &mut dh);
             }
@@ -200,7 +195,7 @@ impl Op for Recompute {
     fn backward(self: Box<Self>, dy: Tensor, grads: &mut Grads) -> Result<()> {
         // no later block holds it any more, so that its inputs are freed when they are read
         let mut block = Arc::unwrap_or_clone(self.0);
-        let mut tape = Tape::new(&block.params, block.mode.clone());
+        let mut tape = Tape::new(&block.params, block.mode.clone()).brief();
         let mut ids = Vec::new();
         let again = std::mem::take(&mut block.inputs).into_iter().map(|(id, kept)| {
             let x = tape.input(whole(&kept), id.is_some());

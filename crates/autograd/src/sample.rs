@@ -1,7 +1,9 @@
 //! Drawing rows for `dW = Σ_i dz_iᵀ x_i`; docs/wta-crs.md has the estimators' derivations.
 
+use std::ops::Range;
+
 use colrow_tensor::rng::Key;
-use colrow_tensor::{Class, DType, Estimator, Rows, Tensor};
+use colrow_tensor::{Class, DType, Device, Estimator, Rows, Tensor};
 
 /// Which rows were drawn.
 #[derive(Clone, Debug)]
@@ -51,6 +53,12 @@ pub fn row_norms(x: &Tensor) -> Tensor {
     let mut norms = x.device().empty(Class::Workspace, x.dtype(), &[x.rows()]);
     x.device().kernels().row_norms(x, &mut norms);
     norms
+}
+
+/// The numbers of rows that stand together.
+pub(crate) fn numbers(device: &Device, rows: Range<usize>) -> Tensor {
+    let rows: Vec<u32> = rows.map(|row| row as u32).collect();
+    device.tensor(Class::Workspace, &[rows.len()], &rows)
 }
 
 /// The drawn rows of a matrix, each times its `scale` if given.

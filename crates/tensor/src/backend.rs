@@ -82,7 +82,6 @@ use crate::profile::Profile;
 ///     # fn scatter_rows(&self, x: &Tensor, index: &Tensor, y: &mut Tensor) { self.host.scatter_rows(x, index, y) }
 ///     # fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) { self.host.read_columns(x, first, y) }
 ///     # fn write_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) { self.host.write_columns(x, first, y) }
-///     # fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) { self.host.add_to_columns(x, first, y) }
 ///     # fn quantise(&self, key: Option<Key>, x: &Tensor, coded: &mut Coded) { self.host.quantise(key, x, coded) }
 ///     # fn attention(&self, spec: &Attention, input: &AttentionInput<'_>, index: Option<&Tensor>, scratch: &mut Tensor, out: &mut Tensor, lse: Option<&mut Tensor>) { self.host.attention(spec, input, index, scratch, out, lse) }
 ///     # fn attention_backward(&self, spec: &Attention, input: &AttentionInput<'_>, lse: Option<&Tensor>, dout: &Tensor, scratch: &mut Tensor, gradients: AttentionGradients<'_>) { self.host.attention_backward(spec, input, lse, dout, scratch, gradients) }

@@ -242,8 +242,6 @@ pub trait Kernels {
     fn read_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
     /// `y[:, first..first + c] = x`, x (n, c), y (n, d).
     fn write_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
-    /// `y[:, first..first + c] += x`, x (n, c), y (n, d).
-    fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor);
     /// Writes x (n, d) in codes ([`Code`](crate::Code)), each group of columns with its own scale: rounded to one of the two
     /// neighbouring codes by random numbers of the stream `key`, so that the mean is x, or to the nearest. A group with a number that is not finite
     /// reads as NaN.

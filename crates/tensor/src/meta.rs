@@ -103,7 +103,6 @@ impl Kernels for Meta {
     fn scatter_rows(&self, _: In, _: In, _: Out) {}
     fn read_columns(&self, _: In, _: usize, _: Out) {}
     fn write_columns(&self, _: In, _: usize, _: Out) {}
-    fn add_to_columns(&self, _: In, _: usize, _: Out) {}
     fn quantise(&self, _: Option<Key>, _: In, _: &mut Coded) {}
     fn attention(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: Out, _: Out, _: Option<Out>) {}
     fn attention_backward(&self, _: &Attention, _: &AttentionInput<'_>, _: Option<In>, _: In, _: Out, _: AttentionGradients<'_>) {}

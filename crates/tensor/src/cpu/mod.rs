@@ -346,11 +346,6 @@ impl Kernels for Host {
         by_float!(self, "write_columns", x, T => columns::write::<T>(x.as_slice(), c, d, first, y.as_mut_slice()));
     }
 
-    fn add_to_columns(&self, x: &Tensor, first: usize, y: &mut Tensor) {
-        let (c, d) = (x.cols(), y.cols());
-        by_float!(self, "add_to_columns", x, T => columns::add::<T>(x.as_slice(), c, d, first, y.as_mut_slice()));
-    }
-
     fn quantise(&self, key: Option<Key>, x: &Tensor, coded: &mut Coded) {
         let d = x.cols();
         by_float!(self, "quantise", x, T => codes::quantise_whole::<T>(key, d, x.as_slice(), coded));
