@@ -68,7 +68,7 @@ enum Held {
     /// They are there: that of x, and those of parameters, which are gradients like any other and not kept.
     Gradients { dx: Kept, params: Vec<(Handle, Tensor)> },
     /// What they are computed from.
-    Input { x: Kept, n: usize, chunks: Chunks },
+    Input { x: Kept, n: usize, chunks: Box<Chunks> },
 }
 
 /// What is computed chunk by chunk.
@@ -359,7 +359,7 @@ impl Tape<'_> {
             }
             input => {
                 chunks.losses(rows, see);
-                Held::Input { x: input.unwrap_or(Kept::Nothing), n, chunks }
+                Held::Input { x: input.unwrap_or(Kept::Nothing), n, chunks: Box::new(chunks) }
             }
         };
         let mut loss = device.zeros(Class::Workspace, x.value.dtype(), &[1]);
@@ -601,6 +601,15 @@ mod tests {
             assert_eq!(kept(Keep::Nothing), ("input Rebuild".to_owned(), 0));
             assert_eq!(kept(Keep::Quantised(Bits::Int8)), ("input Int8".to_owned(), n * d + 2 * n * float));
             assert_eq!(kept(Keep::Quantised(Bits::Bf16)), ("input Bf16".to_owned(), 2 * n * d));
+            let products = |keep| {
+                device.profile().start();
+                run(&params, &mode(keep), f).unwrap();
+                let costs = device.profile().stop();
+                costs.iter().find(|(kernel, _)| *kernel == "matmul").map(|(_, cost)| cost.flops)
+            };
+            // of the rows that count, by weight: logits, dx and dW, and logits again
+            let one = 2 * (n as u64 - 1) * (d * v) as u64;
+            assert_eq!((products(Keep::Exact), products(Keep::Nothing)), (Some(3 * one), Some(4 * one)));
             let exact = run(&params, &mode(Keep::Exact), f).unwrap();
             let bits = |bits| (Keep::Quantised(bits), 0.01);
             // the sum's gradient is a factor of the logits' or of what they lead to

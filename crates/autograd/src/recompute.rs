@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use crate::compress::{Bits, GROUP, quantised};
     use crate::testing::{Run, leaf, random_params, rounding, run, training};
-    use crate::{ParamId, Policy};
+    use crate::{Attend, ParamId, Policy, Sequences};
 
     /// What a block gives again from its rounded input is what it gives from that: the output is exact, gradients are those there, to the bit; of a
     /// constant and of a frozen weight there is none; nothing of the block is kept.
@@ -356,6 +356,34 @@ mod tests {
         // of as many coins, seven standard deviations about a half
         let (coins, off) = ((ROWS * d) as f64, 7.0 * ((ROWS * d) as f64).sqrt() / 2.0);
         assert!((same as f64 - coins / 2.0).abs() < off, "{same}");
+    }
+
+    /// Attention runs forward and forward again, and not once more for the linear that reads it and would otherwise have its input made again.
+    #[test]
+    fn attention_is_not_made_a_third_time() {
+        let device = Device::cpu();
+        let (n, d) = (9, 8);
+        let shapes: [(&str, &[usize]); 3] = [("x", &[n, d]), ("qkv", &[3 * d, d]), ("out", &[d, d])];
+        let (params, [x, qkv, out]) = random_params(&device, DType::F64, shapes);
+        let sequences = Sequences::new(&device, &[0, 4, n as u32]);
+        let calls = |keep| {
+            let sites = [("block".to_owned(), keep), ("out".to_owned(), Keep::Nothing)];
+            let mode = training(Key::new(1), false, Policy::new(sites), None);
+            device.profile().start();
+            run(&params, &mode, |tape| {
+                let (x, sequences) = (leaf(tape, x), sequences.clone());
+                let attend = move |tape: &mut Tape<'_>, mut inputs: Vec<Var>| {
+                    let h = tape.linear("qkv", &inputs.remove(0), qkv, None);
+                    let h = tape.attention("attention", &Attend::new(2, 0.5), (h, &sequences), None);
+                    tape.linear("out", &h, out, None)
+                };
+                tape.block("block", vec![x], attend, |_, h| h)
+            })
+            .unwrap();
+            let costs = device.profile().stop();
+            costs.iter().find(|(kernel, _)| *kernel == "attention").map(|(_, cost)| cost.calls)
+        };
+        assert_eq!((calls(Keep::Recompute), calls(Keep::Exact)), (Some(2), Some(2)));
     }
 
     /// A chain of two: the second keeps nothing, and has the gradients that it has where the first's output is kept as it is.
