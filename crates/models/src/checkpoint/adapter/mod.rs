@@ -31,8 +31,17 @@ const PREFIX: &str = "base_model.model.";
 pub fn to_json(config: &LoraConfig, model: &Model, base: &str) -> String {
     // globs mean nothing to PEFT: what they named is listed in full
     let plain = |patterns: &[String]| patterns.iter().all(|p| !p.contains(['*', '?', '[', '{']));
-    let list = |patterns: &[String], modules: Vec<String>| if plain(patterns) { patterns.to_vec() } else { modules };
+    let list = |patterns: &[String], listed: bool, modules: Vec<String>| match plain(patterns) && !listed {
+        true => patterns.to_vec(),
+        false => modules,
+    };
     let adapted = model.registry.entries.iter().filter_map(|e| e.key.strip_suffix(A).map(str::to_owned)).collect();
+    // and what it saves whole it matches by the end of a name, wherever that begins: "norm" is "input_layernorm" too
+    let taken = |module: &str| config.modules_to_save.iter().any(|pattern| module.ends_with(pattern.as_str()));
+    let more = |(end, _): (usize, &str), key: &str| {
+        taken(&key[..end]) && !is_saved_whole(&config.modules_to_save, &key[..=end])
+    };
+    let takes_more = model.registry.entries.iter().any(|e| e.key.match_indices('.').any(|dot| more(dot, &e.key)));
     let saved: BTreeSet<String> = model
         .registry
         .entries
@@ -49,8 +58,8 @@ pub fn to_json(config: &LoraConfig, model: &Model, base: &str) -> String {
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rank_stabilised,
-        "target_modules": list(&config.targets, adapted),
-        "modules_to_save": list(&config.modules_to_save, saved.into_iter().collect()),
+        "target_modules": list(&config.targets, false, adapted),
+        "modules_to_save": list(&config.modules_to_save, takes_more, saved.into_iter().collect()),
         "bias": "none",
         "fan_in_fan_out": false,
         "use_dora": false,
@@ -200,8 +209,11 @@ fn read_factor(registry: &mut Registry, i: usize, weights: &Weights, name: &str,
 
 #[cfg(test)]
 mod tests {
+    use colrow_tensor::{DType, Device};
+
     use super::super::safetensors::write;
     use super::*;
+    use crate::config::Config;
     use crate::lora::tests::{model, numbers, settings};
     use crate::lora::{adapt, merge};
 
@@ -212,6 +224,24 @@ mod tests {
         let settings = LoraConfig { modules_to_save: vec!["*ooler".into()], ..settings };
         let json = to_json(&settings, &model, "base");
         assert!(json.contains("\"bert.pooler.dense\"") && json.contains("\"SEQ_CLS\""), "{json}");
+    }
+
+    /// PEFT takes every module whose name ends so, inside a word too.
+    #[test]
+    fn ends_of_other_names_are_written_in_full() {
+        let json = br#"{"model_type":"llama","hidden_size":6,"num_hidden_layers":2,"num_attention_heads":3,"intermediate_size":10,"vocab_size":5,
+            "rms_norm_eps":1e-5}"#;
+        let config = Config::from_json(json, Path::new("config.json")).unwrap();
+        let mut model = Model::new(config, &Device::cpu(), DType::F32);
+        let lora = LoraConfig { modules_to_save: Vec::new(), ..settings(&["q_proj"]) };
+        adapt(&mut model, &lora, 1).unwrap();
+        let written = |pattern: &str| {
+            let lora = LoraConfig { modules_to_save: vec![pattern.into()], ..lora.clone() };
+            let json: serde_json::Value = serde_json::from_str(&to_json(&lora, &model, "base")).unwrap();
+            json["modules_to_save"].clone()
+        };
+        assert_eq!(written("norm"), json!(["model.norm"]));
+        assert_eq!(written("input_layernorm"), json!(["input_layernorm"]));
     }
 
     #[test]
