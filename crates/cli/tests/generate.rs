@@ -106,6 +106,9 @@ fn what_is_wrong_is_said() {
     }
     place.write("broken/model.safetensors", weights);
     fails(&["--model", "broken", "--prompt", "w1"], 1, "the model gives numbers that are not finite");
+    place.write("texts.jsonl", "{\"text\": \"w1 w2\"}\n");
+    let ran = place.run(&["eval", "--model", "broken", "--task", "text", "--data", "texts.jsonl"]);
+    assert!(ran.code == Some(1) && ran.err.contains("the loss is NaN"), "{}", ran.err);
     place.write("none.txt", "\n\n");
     fails(&["--model", "decoder", "--prompts", "none.txt"], 1, "expected prompts, found none");
 }

@@ -84,8 +84,13 @@ impl Config {
         let head_problems = [labels.as_ref().err().cloned(), problem_type.as_ref().err().cloned()];
         let (labels, problem_type) = (labels.unwrap_or_else(|_| unnamed(2)), problem_type.ok().flatten());
         let found = original.get("model_type").filter(|name| !name.is_null());
+        let class = original.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+        let of_class = |class: &str| {
+            let class = class.to_lowercase();
+            families.iter().find(|family| class.starts_with(family.model_type))
+        };
         let family = match found {
-            None => families.first(),
+            None => class.map_or(families.first(), of_class),
             Some(name) => families.iter().find(|family| name == family.model_type),
         };
         let Some(family) = family else {
@@ -94,8 +99,11 @@ impl Config {
                 Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
                 _ => names.concat(),
             };
-            let found = shown(found);
-            return Err(at(format!("config of another family: found model_type {found}; supported: {names}")));
+            let found = match (found, class) {
+                (None, Some(class)) => format!("no model_type, and the class {class}"),
+                _ => format!("model_type {}", shown(found)),
+            };
+            return Err(at(format!("config of another family: found {found}; supported: {names}")));
         };
         let architecture = (family.architecture)(&mut fields, labels.len());
         let problems = fields.problems;
@@ -320,6 +328,19 @@ mod tests {
             &with("model_type", json!("gpt2")),
             "config of another family: found model_type \"gpt2\"; supported: \"bert\", \"t5\", \"llama\", \"mistral\", \"qwen2\", \"qwen3\" and \"smollm3\"",
         );
+        // without it the class tells, and without that it is a BERT as of old
+        let of = |class: Value| {
+            let mut json = with("model_type", Value::Null);
+            json["architectures"] = class;
+            json
+        };
+        fails(&of(json!(["GPT2LMHeadModel"])), "found no model_type, and the class GPT2LMHeadModel; supported");
+        for json in [of(json!(["BertForMaskedLM"])), of(Value::Null)] {
+            assert_eq!(read(&json).unwrap().family().model_type, "bert");
+        }
+        let mut llama = of(json!(["LlamaForCausalLM"]));
+        llama["rms_norm_eps"] = json!(1e-5);
+        assert_eq!(read(&llama).unwrap().family().model_type, "llama");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A first recipe for data and a model that somebody has: what can be seen in the file is filled in, and said.
 
-mod conversations;
+mod decoders;
 mod seen;
 
 use std::fmt::Write as _;
@@ -8,6 +8,7 @@ use std::path::Path;
 
 use colrow_models::checkpoint::hub::{self, Needs};
 use colrow_models::config::Config;
+use colrow_models::family::HeadKind;
 use colrow_tensor::Result;
 use seen::{Found, look_at};
 
@@ -27,11 +28,13 @@ const SMALL: usize = 512;
 /// # Errors
 /// Data that cannot be read, with no column of text, or without labels; a model that cannot be found.
 pub fn draft(data: Option<&Path>, model: Option<&str>) -> Result<String> {
-    if let Some(data) = data.filter(|data| conversations::is_in(data)) {
-        return conversations::draft(data, model);
+    let dir = model.map(|model| hub::resolve(model, "main", Needs::ConfigAndTokenizer)).transpose()?;
+    let config = dir.as_deref().map(Config::open).transpose()?;
+    let family = config.as_ref().map(Config::family);
+    if data.is_some_and(decoders::are_conversations) || family.is_some_and(|family| family.head == HeadKind::Causal) {
+        return decoders::draft(data, model, family);
     }
     let found = data.map(look_at).transpose()?;
-    let dir = model.map(|model| hub::resolve(model, "main", Needs::ConfigAndTokenizer)).transpose()?;
     let task = found.as_ref().map_or(Task::Classify, |found| found.task);
     let labels = found.as_ref().map_or("", |found| found.labels.as_str());
     let mut lines = Lines::new((task, labels), data, (model, "bert-base-uncased"));
@@ -51,7 +54,7 @@ pub fn draft(data: Option<&Path>, model: Option<&str>) -> Result<String> {
     line(format!("batch = {}", if examples < 320 { 8 } else { 32 }), "sequences a step");
     line("# method = \"lora\"".into(), "adapters instead of all weights; optim.lr is then about ten times as high");
     line("\n[optim]".into(), "");
-    match dir.as_deref().map(hidden_size).transpose()? {
+    match config.map(|config| config.architecture.hidden_size()) {
         Some(hidden) if hidden < SMALL => {
             line("lr = 1e-4".into(), &format!("for a small model, of hidden size {hidden}; the usual is 2e-5"));
         }
@@ -138,10 +141,6 @@ fn dev_beside(train: &Path) -> Option<String> {
 pub fn seen_in(path: &Path) -> Result<(Task, Columns)> {
     let Found { text, pair, label, task, .. } = look_at(path)?;
     Ok((task, Columns { text, pair, label, known: None }))
-}
-
-fn hidden_size(model: &Path) -> Result<usize> {
-    Ok(Config::open(model)?.architecture.hidden_size())
 }
 
 /// What the longest examples have, by the model's tokenizer if there is one: `data.max_length` and a reason.

@@ -25,9 +25,13 @@ pub fn lr_at(schedule: Schedule, base: f64, step: u64, warmup_steps: u64, total_
     }
 }
 
-/// The warm-up steps that `optim.warmup` asks for: below 1 it is a share of all steps, rounded up, else their number.
+/// The warm-up steps that `optim.warmup` asks for: below 1 it is a share of all steps, rounded up but for the last of them, which alone would be
+/// at a rate of 0; else their number.
 pub fn warmup_steps(warmup: f64, total_steps: u64) -> u64 {
-    if warmup < 1.0 { (warmup * total_steps as f64).ceil() as u64 } else { warmup as u64 }
+    match warmup < 1.0 {
+        true => ((warmup * total_steps as f64).ceil() as u64).min(total_steps.saturating_sub(1)),
+        false => warmup as u64,
+    }
 }
 
 #[cfg(test)]
@@ -71,9 +75,10 @@ mod tests {
 
     #[test]
     fn warmup_is_a_share_or_a_number() {
-        let cases = [(0.0, 0), (0.1, 3), (0.06, 2), (0.99, 25), (1.0, 1), (100.0, 100)];
+        let cases = [(0.0, 0), (0.1, 3), (0.06, 2), (0.99, 24), (1.0, 1), (100.0, 100)];
         for (warmup, steps) in cases {
             assert_eq!(warmup_steps(warmup, 25), steps, "{warmup}");
         }
+        assert_eq!([0, 1, 2].map(|total| warmup_steps(0.1, total)), [0, 0, 1]);
     }
 }

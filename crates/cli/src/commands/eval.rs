@@ -6,7 +6,7 @@ use colrow_models::family::HeadKind;
 use colrow_tensor::printable::one_line;
 use colrow_tensor::{Error, Named, Result};
 use colrow_train::chat::TrainOn;
-use colrow_train::data::{self, Split};
+use colrow_train::data::{self, Split, TokenisedSet};
 use colrow_train::evaluate::evaluate;
 use colrow_train::metrics::Metric;
 use colrow_train::objective::LabelledTexts;
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let scorer = Scorer::new(task, map.names(), predictor.positive(args.positive.as_deref()), "--positive")?;
     predictor.judge_by(scorer)?;
     let set = predictor.tokens(&examples, Some(labels))?;
-    let evaluation = evaluate(&predictor.engine, &set, predictor.batches(&set), |_| Ok(()))?;
+    let evaluation = of_set(&predictor, &set)?;
     if let Some(warning) = evaluation.warning() {
         output::warn(&warning);
     }
@@ -78,6 +78,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return print_json(&result);
     }
     print(&text(&evaluation))
+}
+
+/// Loss and metrics, which mean nothing where the loss is not finite.
+fn of_set(predictor: &Predictor, set: &TokenisedSet) -> Result<Evaluation> {
+    let evaluation = evaluate(&predictor.engine, set, predictor.batches(set), |_| Ok(()))?;
+    let loss = evaluation.metrics.iter().find(|(metric, _)| *metric == Metric::Loss).map(|(_, loss)| *loss);
+    match loss.filter(|loss| !loss.is_finite()) {
+        Some(loss) => Err(Error::new(format!("the loss is {loss}"))
+            .at(predictor.dir.display())
+            .hint("are there infinities or NaN among the model's weights?")),
+        None => Ok(evaluation),
+    }
 }
 
 /// Loss and metrics of a model that goes on with texts.
@@ -92,7 +104,7 @@ fn of_tokens(args: &Args, predictor: &Predictor) -> Result<()> {
     let examples = data::read(&args.data, reading.reading(), Split::Dev).map_err(in_arguments)?;
     examples.warnings().iter().for_each(|w| output::warn(w));
     let set = predictor.tokens(&examples, None)?;
-    let evaluation = evaluate(&predictor.engine, &set, predictor.batches(&set), |_| Ok(()))?;
+    let evaluation = of_set(predictor, &set)?;
     if !args.json {
         return print(&text(&evaluation));
     }

@@ -12,7 +12,7 @@ use crate::output::{is_standard, print};
 /// Write a commented recipe: with --data the columns, task, labels and lengths that are seen in the file, by the model's tokenizer with --model.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Labelled file (CSV, TSV, JSON lines, Parquet), folder in GLUE's layout, or conversations.
+    /// Labelled file (CSV, TSV, JSON lines, Parquet), folder in GLUE's layout, conversations, or for a decoder texts.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Model folder or hub id.

@@ -211,7 +211,9 @@ fn eval_metrics(runs: &[Named]) -> Vec<String> {
     let chosen = runs.iter().filter_map(|n| n.run.metric());
     let each = || runs.iter().flat_map(|n| &n.runs);
     let all = each().flat_map(|run| &run.evals).flat_map(|e| e.metrics.keys().cloned());
-    for metric in chosen.chain(all).filter(|m| m != "loss").chain(["loss".to_string()]) {
+    // what it was counted over says nothing of how it went
+    let drawn = |metric: &String| !["loss", "labels", "tokens"].contains(&metric.as_str());
+    for metric in chosen.chain(all).filter(drawn).chain(["loss".to_string()]) {
         let logged = || each().any(|run| run.eval_series(&metric).iter().any(|p| p.1.is_some()));
         if !metrics.contains(&metric) && logged() {
             metrics.push(metric);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use colrow_models::files;
 use colrow_tensor::{Error, Result};
@@ -14,7 +14,7 @@ use crate::objective::LabelledTexts;
 use crate::tasks::Task;
 
 /// Usual names of the columns, best first.
-const TEXTS: [&str; 14] = [
+pub(super) const TEXTS: [&str; 14] = [
     "text",
     "sentence",
     "review",
@@ -83,7 +83,7 @@ pub(super) fn look_at(path: &Path) -> Result<Found> {
         let labels = in_words(task, &counts(&examples));
         return Ok(Found { columns: Vec::new(), text: None, pair: None, label: None, task, labels, examples });
     }
-    let columns = columns_of(path)?;
+    let columns = columns_of(path, Task::Classify)?;
     if columns.is_empty() {
         // says what is missing, if something is
         let want = LabelledTexts { task: Task::Classify, columns: &Columns::default(), labels_required: true };
@@ -147,7 +147,7 @@ pub(super) fn look_at(path: &Path) -> Result<Found> {
                 None => columns.join(", "),
             };
             Error::new(format!("expected a column with labels, found {found}")).at(path.display()).hint(
-                "a label is what the model is to say of a text: a few words or numbers that come again, or a number with fractions",
+                "a label is what the model is to say of a text: a few words or numbers that come again, or a number with fractions; for texts without labels name a decoder with --model",
             )
         })?;
         (label, examples) = (Some(column), with);
@@ -231,14 +231,20 @@ fn counts(examples: &Examples) -> BTreeMap<&str, usize> {
     counts
 }
 
-/// Names of a file's columns; none of a folder, whose layout says them, and of a list of texts.
-pub(super) fn columns_of(path: &Path) -> Result<Vec<String>> {
+/// The file itself; of a folder that of the task, if it has one.
+pub(super) fn file_of(path: &Path, task: Task) -> Option<PathBuf> {
+    match path.is_dir() {
+        true => glue::split_file(path, task, Split::Train),
+        false => Some(path.to_owned()),
+    }
+}
+
+/// Names of a file's columns; of a folder those of the task's file, if it has one, and none of a list of texts.
+pub(super) fn columns_of(path: &Path, task: Task) -> Result<Vec<String>> {
     let failed =
         |e: &dyn std::fmt::Display| Error::new(format!("cannot read the names of the columns: {e}")).at(path.display());
-    if path.is_dir() {
-        let file = glue::split_file(path, Task::Classify, Split::Train);
-        return file.map_or(Ok(Vec::new()), |file| columns_of(&file));
-    }
+    let Some(file) = file_of(path, task) else { return Ok(Vec::new()) };
+    let path = &file;
     let open = || files::open(path).map(BufReader::new).map_err(|e| failed(&e));
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let keys = |value: Option<Value>| match value {
