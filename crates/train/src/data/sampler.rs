@@ -71,7 +71,8 @@ impl Sampler {
         }
     }
 
-    /// Lengths, longest first, of a batch that no batch of any epoch exceeds: not in tokens, not in sequences, not in its longest sequence.
+    /// Lengths, longest first, of a batch that no batch of any epoch exceeds: not in tokens, not in sequences, not in its longest sequence, not in
+    /// tokens that follow another in their sequence.
     ///
     /// With a batch by examples it can be drawn: it is that of the longest. With a batch by tokens its figures may come from different
     /// batches (the fullest; that of the shortest examples; any with the longest), and it has less than one sequence more than one
@@ -102,15 +103,12 @@ impl Sampler {
     }
 }
 
-/// Lengths of so many sequences with so many tokens together, the longest first and the others as equal as can be.
+/// Lengths of so many sequences with so many tokens together, as many as can be of the longest's length: of no more tokens is each the first of its
+/// sequence, which counts in no loss of next tokens.
 fn spread(tokens: usize, sequences: usize, longest: Option<&u32>) -> Vec<u32> {
-    let Some(&longest) = longest.filter(|_| sequences > 0) else { return Vec::new() };
-    let (rest, others) = (tokens - longest as usize, sequences - 1);
-    let each = |i: usize| (rest * (i + 1) / others - rest * i / others) as u32;
-    let mut lengths = vec![longest];
-    lengths.extend((0..others).map(each));
-    lengths[1..].sort_unstable_by(|a, b| b.cmp(a));
-    lengths
+    let Some(&longest) = longest else { return Vec::new() };
+    let rest = |i: usize| tokens.saturating_sub(i * longest as usize).min(longest as usize);
+    (0..sequences).map(|i| rest(i) as u32).collect()
 }
 
 /// The largest sum of a selection from `lengths` (longest first) that is at most `budget`.
@@ -199,6 +197,8 @@ mod tests {
             for (i, batch) in batches.iter().enumerate() {
                 prop_assert!(!batch.is_empty() && tokens(&sampler, batch) <= most && batch.len() <= largest.len());
                 prop_assert!(batch.iter().all(|&i| sampler.lengths[i as usize] <= largest[0]));
+                let next: usize = largest.iter().map(|&length| length.saturating_sub(1) as usize).sum();
+                prop_assert!(tokens(&sampler, batch) - batch.len() <= next);
                 match sampler.by {
                     BatchBy::Examples(size) => prop_assert!(batch.len() == size || i + 1 == batches.len()),
                     BatchBy::Tokens(budget) => {
