@@ -54,6 +54,22 @@ fn texts_go_on_as_transformers_does() {
     assert_eq!(out.lines().count(), pairs.len());
 }
 
+/// Conversations are given in a template, by whichever names their files have.
+#[test]
+fn conversations_are_answered() {
+    let (place, pairs) = place();
+    let (prompt, answer) = &pairs[0];
+    let template = "{% for m in messages %}{{ m.content }}{% if not loop.last %} {% endif %}{% endfor %}";
+    place.write("decoder/chat_template.jinja", template);
+    for (key, [role, content], user) in
+        [("messages", ["role", "content"], "user"), ("conversations", ["from", "value"], "human")]
+    {
+        place.write("talk.jsonl", json!({key: [{role: user, content: prompt}]}).to_string());
+        let out = place.ok(&[&["generate", "--model", "decoder", "--chat", "talk.jsonl"][..], &TOKENS].concat());
+        assert_eq!(out, format!("{answer}\n"));
+    }
+}
+
 /// A seed repeats its text, whatever is drawn; a text that ends an answer is not part of it.
 #[test]
 fn drawn_texts_repeat_and_stops_are_left_out() {

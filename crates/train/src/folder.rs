@@ -75,7 +75,8 @@ impl RunFolder {
             let lines: String = others.iter().map(|difference| format!("\n    {difference}")).collect();
             return Err(Error::new(format!("the run in this folder has another recipe:{lines}"))
                 .at(file.display())
-                .hint("resume with the recipe that the run was started with, or choose another folder by --set output=FOLDER"));
+                .hint("resume with the recipe that the run was started with, or choose another folder by --set output=FOLDER; to go on otherwise from what \
+                       this run learned, set model.path to its model too"));
         }
         Ok(differences.iter().any(|difference| is(difference, &LENGTH)).then_some(found))
     }

@@ -73,7 +73,7 @@ struct Prompt {
     /// What a user says to the model, by its chat template.
     #[arg(long, value_name = "TEXT")]
     ask: Option<String>,
-    /// Conversations to answer, by the model's chat template: a JSON list of messages, or an object with `messages` and perhaps `tools`, or
+    /// Conversations to answer, by the model's chat template: a JSON list of messages, or an object with `messages` (or `conversations`) and perhaps `tools`, or
     /// lines of either; - for standard input.
     #[arg(long, value_name = "FILE")]
     chat: Option<PathBuf>,
@@ -162,7 +162,7 @@ fn conversations(path: &Path) -> Result<Vec<Conversation>> {
     let parse = |json: Value| match json {
         Value::Object(mut fields) => {
             let tools = fields.remove("tools");
-            let messages = fields.remove("messages").ok_or_else(|| {
+            let messages = fields.remove("messages").or_else(|| fields.remove("conversations")).ok_or_else(|| {
                 let found: Vec<&str> = fields.keys().map(String::as_str).collect();
                 Error::new(format!("expected the key \"messages\", found keys: {}", found.join(", ")))
                     .hint("prompts are read by --prompts")
