@@ -16,8 +16,8 @@ use crate::output::{Counter, print, print_json, warn};
 
 /// Make a GGUF file of a model folder, for llama.cpp and the programs built on it.
 ///
-/// Models of type llama, mistral, qwen2 and qwen3 with a byte-level or SentencePiece tokenizer. Norms and biases stay f32. An adapter is merged first, by
-/// colrow merge.
+/// Models of type llama, mistral, qwen2 and qwen3 with a byte-level or SentencePiece tokenizer. Norms and biases stay f32. Merge an
+/// adapter first, with colrow merge.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Model folder, or the folder of a run.

@@ -34,6 +34,9 @@ pub struct Keys {
 /// The role of what the model says.
 pub(super) const ASSISTANT: &str = "assistant";
 
+/// Roles of published templates.
+const ROLES: [&str; 8] = ["system", "developer", "user", ASSISTANT, "tool", "function", "ipython", "environment"];
+
 /// Names of ShareGPT's speakers.
 const SHAREGPT: [(&str, &str); 6] = [
     ("human", "user"),
@@ -109,6 +112,11 @@ impl Conversation {
     /// Its messages.
     pub fn messages(&self) -> &[Value] {
         &self.messages
+    }
+
+    /// The first role that is none of those that templates usually know.
+    pub fn odd_role(&self) -> Option<&str> {
+        self.messages.iter().map(role).find(|role| !ROLES.contains(role))
     }
 
     /// Its tools, if it has any.
@@ -279,6 +287,11 @@ mod tests {
         assert_eq!(messages(call.clone(), &none).unwrap(), call);
         let both = Conversation::completed("a".into(), json!([{"role": "assistant", "content": "b"}]), &none).unwrap();
         assert_eq!((Value::Array(both.messages), both.prompt), (usual, 1));
+        let odd = |name: &str| {
+            let messages = json!([{"role": "user", "content": "a"}, {"role": name, "content": "b"}]);
+            Conversation::new(messages).unwrap().odd_role().map(str::to_owned)
+        };
+        assert_eq!((odd("asistant"), odd("tool")), (Some("asistant".to_owned()), None));
         let tools =
             |value: Value| Conversation::new(json!([{"role": "user", "content": "a"}])).unwrap().with_tools(value);
         for given in [json!([{"a": 1}]), json!("[{\"a\": 1}]"), json!(["{\"a\": 1}"])] {

@@ -12,6 +12,16 @@ use crate::data::record::Reading;
 use crate::objective::Conversations;
 use crate::tasks::Task;
 
+/// Usual names of prompts and what follows them, beside those that are known without being told.
+const PROMPTS: [(&str, &str); 6] = [
+    ("question", "answer"),
+    ("query", "response"),
+    ("instruction", "response"),
+    ("prompt", "response"),
+    ("input", "output"),
+    ("source", "target"),
+];
+
 /// Longest sequences of the draft; tokens of a step are at least as many.
 const LONGEST: u64 = 1024;
 /// Most tokens of a step.
@@ -30,14 +40,18 @@ pub(super) fn are_conversations(data: &Path) -> bool {
     reading.columns(&names).is_ok()
 }
 
-/// The column of plain texts, by its name or because there is no other; none of a list of texts.
-fn text_column(data: &Path) -> Result<Option<String>> {
+/// The task and the keys that name its columns: prompts and what follows them, or texts, by their name or because there is no other column; none
+/// of a list of texts.
+fn columns(data: &Path) -> Result<(Task, Vec<(&'static str, String)>)> {
     let columns = columns_of(data, Task::Text)?;
-    let usual = TEXTS.iter().find_map(|name| columns.iter().find(|column| column.eq_ignore_ascii_case(name)));
-    match (usual, &columns[..]) {
-        (Some(column), _) => Ok(Some(column.clone())),
-        (None, []) => Ok(None),
-        (None, [only]) => Ok(Some(only.clone())),
+    let has = |name: &str| columns.iter().find(|column| column.eq_ignore_ascii_case(name)).cloned();
+    if let Some((prompt, completion)) = PROMPTS.iter().find_map(|(prompt, other)| has(prompt).zip(has(other))) {
+        return Ok((Task::Chat, vec![("prompt", prompt), ("completion", completion)]));
+    }
+    match (TEXTS.iter().find_map(|name| has(name)), &columns[..]) {
+        (Some(column), _) => Ok((Task::Text, vec![("text", column)])),
+        (None, []) => Ok((Task::Text, Vec::new())),
+        (None, [only]) => Ok((Task::Text, vec![("text", only.clone())])),
         (None, several) => Err(Error::new(format!("expected conversations or a column of texts, found {}", several.join(", ")))
             .at(data.display())
             .hint("rename the column to \"text\", or write task = \"text\" and data.text into a recipe; docs/chat.md says what is read as conversations")),
@@ -57,16 +71,17 @@ pub(super) fn draft(data: Option<&Path>, model: Option<&str>, family: Option<&Fa
         .at(data.display())
         .hint("docs/chat.md says what is read as conversations; a decoder is a Llama, Mistral, Qwen or SmolLM"));
     }
-    let text = data.filter(|data| !are_conversations(data)).map(text_column).transpose()?;
-    let what = match &text {
-        None => (Task::Chat, "colrow data RECIPE shows what of the conversations counts; docs/chat.md"),
-        Some(_) => (Task::Text, "the model learns to go on with texts, of which every token counts"),
+    let named = data.filter(|data| !are_conversations(data)).map(columns).transpose()?;
+    let (task, named) = named.unwrap_or((Task::Chat, Vec::new()));
+    let why = match task {
+        Task::Text => "the model learns to go on with texts, of which every token counts",
+        _ => "colrow data RECIPE shows what of the conversations counts; docs/chat.md",
     };
-    let mut lines = Lines::new(what, data, (model, "HuggingFaceTB/SmolLM2-135M-Instruct"));
-    if let Some(column) = text.flatten() {
-        lines.add(format!("text = {}", quoted(&column)), "column of the file");
+    let mut lines = Lines::new((task, why), data, (model, "HuggingFaceTB/SmolLM2-135M-Instruct"));
+    for (key, column) in named {
+        lines.add(format!("{key} = {}", quoted(&column)), "column of the file");
     }
-    let size = data.and_then(|data| file_of(data, what.0)).and_then(|file| file.metadata().ok());
+    let size = data.and_then(|data| file_of(data, task)).and_then(|file| file.metadata().ok());
     let tokens = size.map_or(u64::MAX, |size| size.len() / TOKEN);
     let step = (tokens / FEW).clamp(LONGEST, MOST).next_power_of_two();
     let epochs = if tokens < FEW * step { 3 } else { 1 };
@@ -152,6 +167,9 @@ mod tests {
         assert_eq!(of("a.csv", "label,Text\n1,a\n").unwrap(), text(Some("Text")));
         assert_eq!(of("a.txt", "a\nb\n").unwrap(), text(None));
         assert_eq!(of("a.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap().0, "chat");
+        assert_eq!(of("a.csv", "Question,answer,id\na,b,1\n").unwrap().0, "chat");
+        let recipe = super::super::draft(Some(&name("a.csv")), Some(model.to_str().unwrap())).unwrap();
+        assert!(recipe.contains("\nprompt = \"Question\"") && recipe.contains("\ncompletion = \"answer\""), "{recipe}");
         assert_eq!(drafted(None).unwrap().0, "chat");
         let error: Error = of("a.csv", "one,two\na,b\n").unwrap_err();
         assert!(

@@ -23,6 +23,9 @@ pub(super) const USUAL: [&str; 5] = [MESSAGES, "conversations", PROMPT, COMPLETI
 const OPEN: &str =
     "the chat template writes no special token behind the assistant's turns: the model does not learn to end them";
 
+/// What is said of roles that are perhaps misspelt.
+const ODD_ROLE: &str = "some messages have a role that few templates know,";
+
 /// Records of conversations, rendered by a template; of a prompt and its completion that are texts, these as they are.
 #[derive(Debug)]
 pub struct Conversations<'a> {
@@ -61,20 +64,19 @@ impl Conversations<'_> {
 
     fn rendered(&self, record: &mut Record, notes: &mut Vec<String>) -> Result<Example> {
         let tools = record.json(TOOLS);
-        let rendered = if let Some(messages) = record.json(MESSAGES) {
+        let (conversation, usual) = if let Some(messages) = record.json(MESSAGES) {
             if self.train_on == Some(TrainOn::Completion) {
                 return Err(Error::usage(
                     "data.train_on: \"completion\" is for prompts and completions, found conversations",
                 )
                 .hint("\"last\" counts the assistant's last turn"));
             }
-            self.conversation(Conversation::of(messages, self.keys)?, tools, TrainOn::Assistant)?
+            (Conversation::of(messages, self.keys)?, TrainOn::Assistant)
         } else if let Some(instruction) = record.text(INSTRUCTION) {
             let input = record.text(INPUT).filter(|input| !input.trim().is_empty());
             let prompt = input.map_or(instruction.clone(), |input| format!("{instruction}\n\n{input}"));
             let answer = record.text(OUTPUT).unwrap_or_default();
-            let conversation = Conversation::completed(prompt.into(), answer.into(), self.keys)?;
-            self.conversation(conversation, tools, TrainOn::Completion)?
+            (Conversation::completed(prompt.into(), answer.into(), self.keys)?, TrainOn::Completion)
         } else {
             let missing = || Error::new("expected a prompt and a completion, found null");
             let prompt = record.json(PROMPT).ok_or_else(missing)?;
@@ -82,10 +84,15 @@ impl Conversations<'_> {
             if let (Value::String(prompt), Value::String(completion)) = (&prompt, &completion) {
                 return self.completion(prompt, completion);
             }
-            let conversation = Conversation::completed(prompt, completion, self.keys)?;
-            self.conversation(conversation, tools, TrainOn::Completion)?
+            (Conversation::completed(prompt, completion, self.keys)?, TrainOn::Completion)
         };
-        let Rendered { text, counts, open } = rendered;
+        if let Some(role) = conversation.odd_role().filter(|_| !notes.iter().any(|note| note.starts_with(ODD_ROLE))) {
+            notes.push(format!(
+                "{ODD_ROLE} such as {role:?}, and only what the assistant says counts; the first is in {} {}",
+                record.unit, record.line
+            ));
+        }
+        let Rendered { text, counts, open } = self.conversation(conversation, tools, usual)?;
         if open && !notes.iter().any(|note| note.starts_with(OPEN)) {
             notes.push(format!("{OPEN}; the first is in {} {}", record.unit, record.line));
         }

@@ -52,7 +52,7 @@ pub fn export(dir: &Path, out: &Path, format: Format, tell: &mut dyn FnMut(u64, 
     if !path.exists() && dir.join(ADAPTER_CONFIG_FILE).exists() {
         return Err(Error::usage("--model: expected a whole model, found an adapter")
             .at(dir.display())
-            .hint("merge it into its base first: colrow merge"));
+            .hint(format!("merge it into its base first: colrow merge --model {} --out FOLDER", dir.display())));
     }
     let config: Map<String, Json> = serde_json::from_slice(&read_json_bytes(&path)?)
         .map_err(|e| Error::new(format!("expected an object: {e}")).at(path.display()))?;
