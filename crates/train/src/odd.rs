@@ -43,8 +43,7 @@ pub fn settings(recipe: &Recipe, facts: &Facts) -> Vec<String> {
         ));
     }
     let warmup = warmup_steps(optim.warmup, facts.steps);
-    // of few steps a share may be all, rounded up
-    if optim.warmup >= 1.0 && warmup >= facts.steps {
+    if warmup > 0 && warmup >= facts.steps {
         odd.push(format!(
             "optim.warmup is {warmup} steps of a run of {}: the learning rate never gets to optim.lr",
             facts.steps

@@ -43,6 +43,13 @@ pub(super) fn are_conversations(data: &Path) -> bool {
 /// The task and the keys that name its columns: prompts and what follows them, or texts, by their name or because there is no other column; none
 /// of a list of texts.
 fn columns(data: &Path) -> Result<(Task, Vec<(&'static str, String)>)> {
+    if file_of(data, Task::Text).is_none() {
+        return Err(Error::new(
+            "expected a file called train with the ending jsonl, json, parquet, csv, tsv or txt, found none",
+        )
+        .at(data.display())
+        .hint("a decoder learns from texts or conversations: give such a file"));
+    }
     let columns = columns_of(data, Task::Text)?;
     let has = |name: &str| columns.iter().find(|column| column.eq_ignore_ascii_case(name)).cloned();
     if let Some((prompt, completion)) = PROMPTS.iter().find_map(|(prompt, other)| has(prompt).zip(has(other))) {
@@ -155,7 +162,7 @@ mod tests {
             let text = super::super::draft(data, Some(model.to_str().unwrap()))?;
             let recipe = Recipe::parse(&text, "draft", &[]).unwrap_or_else(|e| panic!("{e}\n{text}"));
             recipe.check_train("draft").unwrap();
-            Ok((recipe.task, recipe.data.text))
+            Ok::<_, Error>((recipe.task, recipe.data.text))
         };
         let of = |file: &str, content: &str| {
             std::fs::write(name(file), content).unwrap();
@@ -171,7 +178,9 @@ mod tests {
         let recipe = super::super::draft(Some(&name("a.csv")), Some(model.to_str().unwrap())).unwrap();
         assert!(recipe.contains("\nprompt = \"Question\"") && recipe.contains("\ncompletion = \"answer\""), "{recipe}");
         assert_eq!(drafted(None).unwrap().0, "chat");
-        let error: Error = of("a.csv", "one,two\na,b\n").unwrap_err();
+        let error = drafted(Some(folder.path())).unwrap_err().to_string();
+        assert!(error.starts_with("expected a file called train"), "{error}");
+        let error = of("a.csv", "one,two\na,b\n").unwrap_err();
         assert!(
             error.to_string().starts_with("expected conversations or a column of texts, found one, two"),
             "{error}"
