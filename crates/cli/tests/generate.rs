@@ -54,6 +54,32 @@ fn texts_go_on_as_transformers_does() {
     assert_eq!(out.lines().count(), pairs.len());
 }
 
+/// Whose text is whose is told where there are several.
+#[test]
+fn texts_of_several_prompts_have_headings() {
+    let (place, pairs) = place();
+    let [(first, answer), (second, other)] = &pairs[..2] else { unreachable!() };
+    place.write("prompts.txt", format!("{first}\n{second}\n"));
+    let out = place.ok(&[&["generate", "--model", "decoder", "--prompts", "prompts.txt"][..], &TOKENS].concat());
+    assert_eq!(out, format!("==> 1 of 2: {first} <==\n{answer}\n\n==> 2 of 2: {second} <==\n{other}\n"));
+}
+
+/// Options of drawing do nothing where nothing is drawn.
+#[test]
+fn options_without_a_temperature_are_told() {
+    let (place, pairs) = place();
+    let run = |more: &[&str]| {
+        place.run(
+            &[&["generate", "--model", "decoder", "--prompt", &pairs[0].0, "--max-tokens", "1"][..], more].concat(),
+        )
+    };
+    let told = run(&["--top-k", "5", "--seed", "3"]).err;
+    assert!(told.contains("warning: --top-k, --seed without --temperature: nothing is drawn"), "{told}");
+    for more in [&[][..], &["--top-k", "5", "--seed", "3", "--temperature", "1"]] {
+        assert!(!run(more).err.contains("without --temperature"), "{more:?}");
+    }
+}
+
 /// Conversations are given in a template, by whichever names their files have.
 #[test]
 fn conversations_are_answered() {

@@ -355,6 +355,19 @@ fn a_policy_is_not_warned_of_itself() {
     assert_eq!(warned(&["keep.policy=recompute", site]), (true, true));
 }
 
+/// Who sets a ratio and leaves the policy as it is keeps all, and may not see it.
+#[test]
+fn keys_that_change_nothing_are_told() {
+    let place = Place::new();
+    let plan = |policy: &str| {
+        place.run(&["plan", "recipe.toml", "--set", "keep.ratio=0.1", "--set", &format!("keep.policy={policy}")]).err
+    };
+    let told = plan("exact");
+    let text = "warning: keys of the recipe that change nothing: keep.ratio (no site draws rows under keep.policy = \"exact\")";
+    assert!(told.contains(text), "{told}");
+    assert!(!plan("lean").contains("change nothing"));
+}
+
 /// With less address space than the plan needs, a run is refused before it writes anything, and the message says what would fit.
 #[test]
 #[cfg(target_os = "linux")]

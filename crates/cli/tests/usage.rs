@@ -212,6 +212,21 @@ fn predictions_as_tables_and_with_texts() {
     }
 }
 
+/// The largest of numbers that are none would be the first label.
+#[test]
+fn no_label_of_numbers_that_are_none() {
+    let place = Place::new();
+    place.train(&["train.steps=1"]);
+    let mut weights = place.read("run/model/model.safetensors");
+    let header = 8 + usize::from_le_bytes(weights[..8].try_into().unwrap());
+    weights[header..].fill(0xff);
+    place.write("run/model/model.safetensors", weights);
+    place.write("texts.txt", "good\n");
+    let ran = place.run(&["predict", "--model", "run/model", "--data", "texts.txt", "--out", "out.csv"]);
+    assert!(ran.code == Some(1) && ran.err.contains("expected finite logits, found NaN"), "{}", ran.err);
+    assert!(!place.path("out.csv").exists());
+}
+
 /// What can be read and is seldom meant: texts that are empty, one text where a model compares two, a first line that may be a header.
 #[test]
 fn odd_data_is_told_once() {

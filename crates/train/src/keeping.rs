@@ -48,6 +48,11 @@ fn told(keep: &recipe::Keeping, site: &Site) -> (SiteKeep, Estimate, Ratio, Norm
     (kind, estimator, ratio, norms)
 }
 
+/// Whether the recipe has a site draw rows, by whichever estimator.
+pub(crate) fn draws(keep: &recipe::Keeping, site: &Site) -> bool {
+    told(keep, site).0 == SiteKeep::Rows
+}
+
 /// What one site keeps, by the recipe; where the run chooses the ratio, what it starts with.
 pub fn site_keep(keep: &recipe::Keeping, site: &Site) -> Keep {
     let (kind, estimator, ratio, norms) = told(keep, site);

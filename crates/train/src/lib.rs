@@ -65,4 +65,5 @@ mod tensorboard;
 pub mod trained;
 pub mod trainer;
 mod unknown;
+mod unused;
 pub mod usage;

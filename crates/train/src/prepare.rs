@@ -20,6 +20,7 @@ use crate::recipe::{self, Recipe};
 use crate::score::Scorer;
 use crate::tasks::Task;
 use crate::trained;
+use crate::unused;
 use crate::usage::Usage;
 
 fn columns(data: &recipe::Data) -> Columns {
@@ -264,6 +265,7 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
     let policy = Arc::new(policy(&recipe.keep, &sites)?);
     check_auto(&recipe, &sites)?;
     let auto = auto_sites(&recipe.keep, &sites);
+    warnings.extend(unused::keys(&recipe, task, config.family().head, &sites));
     let mut job = Job {
         recipe,
         task,

@@ -218,8 +218,20 @@ struct Generated<'a> {
     finish: &'static str,
 }
 
+impl Args {
+    /// That options of drawing are given, and nothing is drawn.
+    fn drawing_nothing(&self) -> Option<String> {
+        let given = [("--top-p", self.top_p != 1.0), ("--top-k", self.top_k != 0), ("--seed", self.seed != 0)];
+        let given: Vec<&str> = given.into_iter().filter_map(|(name, given)| given.then_some(name)).collect();
+        (self.temperature == 0.0 && !given.is_empty()).then(|| {
+            format!("{} without --temperature: nothing is drawn, the most likely token is taken", given.join(", "))
+        })
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let given = args.prompt.given()?;
+    args.drawing_nothing().iter().for_each(|w| output::warn(w));
     let Used { dir, loaded, .. } = match &args.adapter {
         Some(adapter) => args.model.with_adapter(adapter)?,
         None => args.model.load(None)?,
@@ -272,6 +284,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for (i, (prompt, ids)) in prompts.iter().enumerate() {
         let choice = Choice { key: choice.key.child(i as u64), ..choice };
         let how = Decoding { choice, ends: &ends, longest: args.max_tokens, cache };
+        if !args.json && prompts.len() > 1 {
+            let space = if i > 0 { "\n" } else { "" };
+            write_out(|out| writeln!(out, "{space}==> {} of {}: {} <==", i + 1, prompts.len(), beginning(prompt)))?;
+        }
         let mut written = Written { show: !args.json, ..Written::new(&tokeniser, &args.stop) };
         let text = model.go_on(ids, &how, &mut |token| written.push(token) && !stop.flag().load(Ordering::SeqCst))?;
         written.finish()?;
@@ -297,6 +313,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A prompt's first line, or of a conversation the template's first, cut where it is long.
+fn beginning(prompt: &str) -> String {
+    const MOST: usize = 60;
+    let line = prompt.trim().lines().next().unwrap_or_default();
+    let cut: String = line.chars().take(MOST).collect();
+    let goes_on = cut.len() < prompt.trim().len();
+    format!("{}{}", printable(&cut), if goes_on { "…" } else { "" })
 }
 
 /// A text as its tokens come.

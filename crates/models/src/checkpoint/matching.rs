@@ -140,7 +140,7 @@ pub fn match_keys<'a>(
         }
     }
 
-    let mut problems = Vec::new();
+    let (mut problems, mut misshapen) = (Vec::new(), Vec::new());
     let mut lacking = Vec::new();
     let mut hints = Hints::default();
     let mut matched = Matched { keys: Vec::new(), missing: Vec::new(), replaced: Vec::new(), ignored, tied };
@@ -157,7 +157,7 @@ pub fn match_keys<'a>(
                 None
             }
             [(name, shape)] => {
-                problems.push(format!(
+                misshapen.push(format!(
                     "{name}: expected shape {}, found {}",
                     shape_text(&wanted.shape),
                     shape_text(shape)
@@ -172,6 +172,12 @@ pub fn match_keys<'a>(
             }
         };
         matched.keys.push(key);
+    }
+    let more = misshapen.len().saturating_sub(MOST_TOLD);
+    misshapen.truncate(MOST_TOLD);
+    problems.splice(..0, misshapen);
+    if more > 0 {
+        problems.push(format!("and {more} more tensors of other shapes"));
     }
     if !unexpected.is_empty() {
         let plural = if unexpected.len() == 1 { "a tensor" } else { "tensors" };
@@ -198,6 +204,9 @@ pub fn match_keys<'a>(
     }
     Err(if hint.is_empty() { error } else { error.hint(hint.join("; ")) })
 }
+
+/// Tensors of another shape that are told one by one: a checkpoint of another size has hundreds.
+const MOST_TOLD: usize = 10;
 
 /// What wrappers put between the parts of a key: data parallelism, compilation, sharding, activation checkpoints.
 const WRAPPERS: [&str; 4] = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
@@ -333,6 +342,22 @@ mod tests {
             "bert.embeddings.LayerNorm.weight: expected shape (4), found (8)\n  in m.safetensors\n  \
              hint: config.json says hidden_size = 4; is this the checkpoint of another size?"
         );
+    }
+
+    #[test]
+    fn of_many_misshapen_tensors_the_first_are_told() {
+        let key = |i: usize| format!("bert.layer.{i:02}.weight");
+        let one = |i| Wanted { key: key(i), shape: vec![4], dims: &["hidden_size"] };
+        for (count, more) in [(MOST_TOLD, None), (MOST_TOLD + 3, Some("\nand 3 more tensors of other shapes\n"))] {
+            let wanted: Vec<_> = (0..count).map(one).collect();
+            let found: Vec<_> = wanted.iter().map(|w| (w.key.as_str(), &[8][..])).collect();
+            let place = Path::new("m.safetensors");
+            let anew = Anew { head: false, body: false };
+            let e = match_keys(&bert::FAMILY, &wanted, found, anew, place).unwrap_err().to_string();
+            assert_eq!(e.matches("expected shape (4), found (8)").count(), MOST_TOLD, "{e}");
+            assert_eq!(e.contains(" more tensors"), more.is_some(), "{e}");
+            assert!(more.is_none_or(|more| e.contains(more)), "{e}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Reader of JSON: one object a line, or one array of objects.
 
 use super::lines::Lines;
+use super::once::{Once, twice};
 use super::problems::Problems;
 use super::record::{Cell, Column, Kind, Reading, Records};
 use super::{Examples, Unit};
@@ -74,6 +75,9 @@ fn array(input: impl BufRead, reading: &dyn Reading) -> Result<Examples> {
     let mut reader = serde_json::Deserializer::from_reader(input);
     let read = reader.deserialize_seq(&mut elements).and_then(|()| reader.end());
     if let (Err(e), true) = (read, elements.problems.is_empty()) {
+        if e.is_data() {
+            return Err(Error::new(e.to_string()));
+        }
         let error = Error::new(format!("expected an array of JSON objects, found bad JSON: {e}"));
         // what stands there is gone
         let value = ["expected value", "invalid number"].into_iter().any(|what| e.to_string().starts_with(what));
@@ -177,10 +181,10 @@ fn again(line: &str, records: &Records) -> Result<Row> {
     }
 }
 
-/// That a line is no JSON; the number of the line is for the caller to say.
+/// That a line is no JSON, or has a key twice; the number of the line is for the caller to say.
 fn bad_line(e: &serde_json::Error) -> Error {
     let what = e.to_string().replace("at line 1 column", "at column");
-    Error::new(format!("expected a JSON object, found bad JSON: {what}"))
+    Error::new(if e.is_data() { what } else { format!("expected a JSON object, found bad JSON: {what}") })
 }
 
 /// A value without what lies inside arrays and inner objects, unless a column needs it.
@@ -264,7 +268,7 @@ impl Row {
     fn once(&self, columns: &[Column]) -> Result<()> {
         for key in columns.iter().map(|column| &column.name) {
             if self.0.iter().filter(|(name, _)| name == key).count() > 1 {
-                return Err(Error::new(format!("the key {key:?} is there twice, and which is meant cannot be known")));
+                return Err(Error::new(twice(key)));
             }
         }
         Ok(())
@@ -398,7 +402,7 @@ impl<'de> Visitor<'de> for Values<'_> {
                     Whole::Of(names) => names.contains(&&*key),
                 };
                 let found = match is_whole {
-                    true => Found::Whole(map.next_value()?),
+                    true => Found::Whole(map.next_value_seed(Once)?),
                     false => map.next_value_seed(Values { whole: Whole::Of(&[]), inner: true })?,
                 };
                 row.0.push((key, found));

@@ -14,6 +14,7 @@ mod lengths;
 pub mod lines;
 pub(crate) mod missing;
 mod nested;
+mod once;
 mod pages;
 pub mod parquet;
 mod problems;

@@ -329,5 +329,11 @@ mod tests {
         assert_eq!(message, "expected the key \"messages\", found keys: other\n  in row 2");
         let message = read("[{\"messages\": [1], \"messages\": [2]}]").unwrap_err();
         assert!(message.starts_with("the key \"messages\" is there twice"), "{message}");
+        let twice = r#"{"messages": [{"role": "a", "role": "b"}]}"#;
+        for (file, place) in [(format!("{{\"messages\": 1}}\n{twice}\n"), "line 2"), (format!("[{twice}]"), "line 1")] {
+            let message = read(&file).unwrap_err();
+            let expected = "the key \"role\" is there twice, and which is meant cannot be known at";
+            assert!(message.starts_with(expected) && message.contains(place), "{message}");
+        }
     }
 }
