@@ -601,15 +601,24 @@ mod tests {
             assert_eq!(kept(Keep::Nothing), ("input Rebuild".to_owned(), 0));
             assert_eq!(kept(Keep::Quantised(Bits::Int8)), ("input Int8".to_owned(), n * d + 2 * n * float));
             assert_eq!(kept(Keep::Quantised(Bits::Bf16)), ("input Bf16".to_owned(), 2 * n * d));
-            let products = |keep| {
+            let flops = |work: &dyn Fn()| {
                 device.profile().start();
-                run(&params, &mode(keep), f).unwrap();
+                work();
                 let costs = device.profile().stop();
                 costs.iter().find(|(kernel, _)| *kernel == "matmul").map(|(_, cost)| cost.flops)
             };
             // of the rows that count, by weight: logits, dx and dW, and logits again
             let one = 2 * (n as u64 - 1) * (d * v) as u64;
-            assert_eq!((products(Keep::Exact), products(Keep::Nothing)), (Some(3 * one), Some(4 * one)));
+            let products = |params: &Params, keep| flops(&|| drop(run(params, &mode(keep), f).unwrap()));
+            let both = |params: &Params| (products(params, Keep::Exact), products(params, Keep::Nothing));
+            assert_eq!(both(&params), (Some(3 * one), Some(4 * one)));
+            // neither dW nor dx where it is not learned, and no gradient where none is asked for
+            for (which, again) in [([true, true, false], 3), ([false, false, true], 2)] {
+                params.iter_mut().zip(which).for_each(|((_, p), learned)| p.trainable = learned);
+                assert_eq!(both(&params), (Some(2 * one), Some(again * one)), "{which:?}");
+            }
+            params.iter_mut().for_each(|(_, p)| p.trainable = true);
+            assert_eq!(flops(&|| drop(f(&mut Tape::new(&params, Mode::Inference)))), Some(one));
             let exact = run(&params, &mode(Keep::Exact), f).unwrap();
             let bits = |bits| (Keep::Quantised(bits), 0.01);
             // the sum's gradient is a factor of the logits' or of what they lead to

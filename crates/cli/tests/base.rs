@@ -76,6 +76,7 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
             &base_is,
             &method,
             "train.save_every=3",
+            "train.keep_checkpoints=9",
             "train.steps=8",
             "train.eval_every=8",
             "keep.policy=lean",
@@ -99,6 +100,7 @@ fn runs_over_codes_are_planned_resumed_and_merged() {
         assert!(run["peak_bytes"].as_u64() <= run["planned_peak_bytes"].as_u64(), "{name}");
         command(&["train", "recipe.toml", "--json"], &parts);
         // as if the process had ended after step 3
+        assert!(place.path(&format!("{parts}/checkpoints/step-3")).exists(), "{name}");
         for step in place.names(&format!("{parts}/checkpoints")).iter().filter(|step| *step != "step-3") {
             std::fs::remove_dir_all(place.path(&format!("{parts}/checkpoints/{step}"))).unwrap();
         }

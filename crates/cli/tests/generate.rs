@@ -85,7 +85,8 @@ fn options_without_a_temperature_are_told() {
 fn conversations_are_answered() {
     let (place, pairs) = place();
     let (prompt, answer) = &pairs[0];
-    let template = "{% for m in messages %}{{ m.content }}{% if not loop.last %} {% endif %}{% endfor %}";
+    let template =
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% if not loop.last %} {% endif %}{% endfor %}";
     place.write("decoder/chat_template.jinja", template);
     for (key, [role, content], user) in
         [("messages", ["role", "content"], "user"), ("conversations", ["from", "value"], "human")]

@@ -99,7 +99,15 @@ fn conversations_get_a_recipe_of_their_own() {
     let talk = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
     place.write("talk.jsonl", talk);
     let text = place.ok(&["init", "--data", "talk.jsonl"]);
-    for needle in ["task = \"chat\"", "output = \"runs/talk\"", "method = \"lora\"", "docs/chat.md"] {
+    for needle in [
+        "task = \"chat\"",
+        "output = \"runs/talk\"",
+        "method = \"lora\"",
+        "lr = 2e-4",
+        "warmup = 0.1",
+        "policy = \"lean\"",
+        "docs/chat.md",
+    ] {
         assert!(text.contains(needle), "{needle}: {text}");
     }
     let ran = place.run(&["init", "--data", "talk.jsonl", "--model", "model"]);

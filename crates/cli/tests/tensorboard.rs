@@ -49,9 +49,16 @@ fn scalars(folder: &Path) -> Map<String, Value> {
 #[test]
 fn tensorboard_reads_the_log() {
     let place = Place::new();
-    let sets = ["train.log=['jsonl','tensorboard']", "train.save_every=3", "train.steps=8", "train.eval_every=4"];
+    let sets = [
+        "train.log=['jsonl','tensorboard']",
+        "train.save_every=3",
+        "train.keep_checkpoints=9",
+        "train.steps=8",
+        "train.eval_every=4",
+    ];
     place.train(&sets);
     // as if the process had ended after step 6
+    assert!(place.path("run/checkpoints/step-6").exists());
     for name in place.names("run/checkpoints").iter().filter(|name| *name != "step-6") {
         std::fs::remove_dir_all(place.path(&format!("run/checkpoints/{name}"))).unwrap();
     }

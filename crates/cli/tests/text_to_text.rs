@@ -60,11 +60,18 @@ fn the_plan_is_what_the_run_needs() {
 #[test]
 fn resume_with_adapters() {
     let place = place();
-    let sets = ["train.method='lora'", "keep.policy='paper'", "train.save_every=3", "optim.lr=1e-2"];
+    let sets = [
+        "train.method='lora'",
+        "keep.policy='paper'",
+        "train.save_every=3",
+        "train.keep_checkpoints=9",
+        "optim.lr=1e-2",
+    ];
     let with = |more: &[&'static str]| [&sets[..], more].concat();
     place.train(&with(&["output='whole'", "train.steps=8"]));
     place.train(&with(&["output='parts'", "train.steps=8"]));
     // as if the process had ended after step 3
+    assert!(place.path("parts/checkpoints/step-3").exists());
     for name in place.names("parts/checkpoints").iter().filter(|name| *name != "step-3") {
         std::fs::remove_dir_all(place.path(&format!("parts/checkpoints/{name}"))).unwrap();
     }

@@ -11,7 +11,14 @@ use serde_json::Value;
 fn runs_are_planned_resumed_and_saved() {
     let place = Place::new();
     place.write("recipe.toml", common::RECIPE.replace("classify", "sst2"));
-    let sets = ["train.weights=bf16", "train.save_every=3", "train.steps=8", "train.eval_every=8", "optim.lr=1e-2"];
+    let sets = [
+        "train.weights=bf16",
+        "train.save_every=3",
+        "train.keep_checkpoints=9",
+        "train.steps=8",
+        "train.eval_every=8",
+        "optim.lr=1e-2",
+    ];
     let command = |first: &[&str], output: &str| -> Value {
         let output = format!("output={output}");
         let sets = sets.iter().copied().chain([&*output]).flat_map(|set| ["--set", set]);
@@ -24,6 +31,7 @@ fn runs_are_planned_resumed_and_saved() {
     }
     command(&["train", "recipe.toml", "--json"], "parts");
     // as if the process had ended after step 3
+    assert!(place.path("parts/checkpoints/step-3").exists());
     for step in place.names("parts/checkpoints").iter().filter(|step| *step != "step-3") {
         std::fs::remove_dir_all(place.path(&format!("parts/checkpoints/{step}"))).unwrap();
     }

@@ -175,6 +175,15 @@ mod tests {
         assert_eq!(of("a.txt", "a\nb\n").unwrap(), text(None));
         assert_eq!(of("a.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap().0, "chat");
         assert_eq!(of("a.csv", "Question,answer,id\na,b,1\n").unwrap().0, "chat");
+        for (prompt, completion) in [
+            ("query", "response"),
+            ("instruction", "response"),
+            ("prompt", "response"),
+            ("input", "output"),
+            ("source", "target"),
+        ] {
+            assert_eq!(of("b.csv", &format!("{completion},{prompt},text\na,b,c\n")).unwrap().0, "chat", "{prompt}");
+        }
         let recipe = super::super::draft(Some(&name("a.csv")), Some(model.to_str().unwrap())).unwrap();
         assert!(recipe.contains("\nprompt = \"Question\"") && recipe.contains("\ncompletion = \"answer\""), "{recipe}");
         assert_eq!(drafted(None).unwrap().0, "chat");

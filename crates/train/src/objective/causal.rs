@@ -354,6 +354,24 @@ mod tests {
     }
 
     #[test]
+    fn roles_that_few_templates_know_are_told_once() {
+        let line = |role: &str| {
+            json!({"messages": [{"role": role, "content": "u"}, {"role": "assistant", "content": "a"}]}).to_string()
+        };
+        let told = |roles: &[&str]| {
+            let lines: Vec<String> = roles.iter().map(|role| line(role)).collect();
+            read(&lines.join("\n"), None).unwrap().warnings()
+        };
+        assert_eq!(
+            told(&["user", "asistant", "bot"]),
+            [
+                "some messages have a role that few templates know, such as \"asistant\", and only what the assistant says counts; the first is in line 2"
+            ]
+        );
+        assert!(told(&["user", "tool"]).is_empty());
+    }
+
+    #[test]
     fn keys_of_a_recipe_name_columns_and_roles() {
         let keys = Keys {
             messages: Some("talk".into()),

@@ -238,6 +238,7 @@ mod tests {
         let written = |pattern: &str| {
             let lora = LoraConfig { modules_to_save: vec![pattern.into()], ..lora.clone() };
             let json: serde_json::Value = serde_json::from_str(&to_json(&lora, &model, "base")).unwrap();
+            assert_eq!(json["task_type"], "CAUSAL_LM");
             json["modules_to_save"].clone()
         };
         assert_eq!(written("norm"), json!(["model.norm"]));
