@@ -220,18 +220,19 @@ impl NormMemory {
         }
     }
 
-    /// The norms that the pass recorded, to be read together, and then remembered in this order.
-    pub fn recorded(&self) -> Vec<Tensor> {
-        self.state().recorded.iter().map(|(_, norms)| norms.clone()).collect()
+    /// The norms that the pass recorded, by site, to be read together and then remembered in this order.
+    pub fn recorded(&self) -> Vec<(String, Tensor)> {
+        self.state().recorded.clone()
     }
 
-    /// Remembers the norms of [`NormMemory::recorded`] for the batch's tokens. Running averages follow at the end of the step, so that its passes
-    /// do not depend on each other.
-    pub fn remember(&self, norms: impl IntoIterator<Item = Vec<f64>>) {
+    /// Remembers the norms of [`NormMemory::recorded`] for the tokens of the batch that was named last, whoever's pass recorded them. Running
+    /// averages follow at the end of the step, so that its passes do not depend on each other.
+    pub fn remember(&self, recorded: Vec<(String, Vec<f64>)>) {
         let mut guard = self.state();
-        let State { codes, batch, recorded, passed, .. } = &mut *guard;
-        for ((site, _), norms) in recorded.drain(..).zip(norms) {
-            let (place, rows) = self.sites[&site];
+        let State { codes, batch, passed, recorded: own, .. } = &mut *guard;
+        own.clear();
+        for (site, norms) in recorded {
+            let Some(&(place, rows)) = self.sites.get(&site) else { continue };
             let Some(places) = batch.of(rows).filter(|_| !norms.is_empty()) else { continue };
             let norms: Vec<f64> = norms.into_iter().map(|z| z * batch.weight).collect();
             // a diverged step is caught by its loss; it must not poison what is remembered
@@ -267,9 +268,10 @@ impl NormMemory {
 
     /// Reads and remembers what the one pass of a step recorded.
     pub fn settle(&self) {
-        let recorded = self.recorded();
-        if let Some(first) = recorded.first() {
-            self.remember(first.device().read(&recorded.iter().collect::<Vec<_>>()));
+        let (sites, norms): (Vec<String>, Vec<Tensor>) = self.recorded().into_iter().unzip();
+        if let Some(first) = norms.first() {
+            let norms = first.device().read(&norms.iter().collect::<Vec<_>>());
+            self.remember(sites.into_iter().zip(norms).collect());
         }
         self.end_step();
     }

@@ -97,7 +97,7 @@ pub(crate) fn train(policy: Policy) -> Result<(f64, usize)> {
         for (id, gradient) in grads.take_rest() {
             adamw.take(&mut model.params, id, gradient, &mut sums);
         }
-        adamw.finish(&mut model.params, &mut sums);
+        adamw.finish(&mut model.params, &mut sums)?;
         adamw.end_step();
         let sums = sums.to_f64();
         adamw.grad_norm(&sums, &model.params)?;

@@ -20,6 +20,7 @@ mod memory;
 mod npy;
 mod output;
 mod predictor;
+mod processes;
 mod progress;
 mod report;
 mod reviews;
@@ -35,7 +36,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use colrow_tensor::{Error, Kind, Result};
 
 const AFTER_HELP: &str = "Exit codes: 0 success, 1 failure, 2 bad command line or recipe; of a run that a signal stopped, with its checkpoint written, \
-                          130 (Ctrl-C), 143 (SIGTERM) or 129 (SIGHUP).\n\nStart with: colrow quickstart";
+                          130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP) or 138 (SIGUSR1).\n\nStart with: colrow quickstart";
 
 /// Fine-tunes transformer language models in a fraction of the usual memory.
 #[derive(Parser)]

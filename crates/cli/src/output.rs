@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -93,8 +94,19 @@ pub(crate) fn check_file(path: &Path, beginnings: &[&[u8]]) -> Result<()> {
         .hint("choose another name, or remove it"))
 }
 
+/// Whether another process of the run speaks for this one.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing is said on standard error: another process of the run says it, or until `false`.
+pub(crate) fn be_silent(silent: bool) {
+    SILENT.store(silent, Ordering::Relaxed);
+}
+
 /// Says a line, or several, on standard error.
 pub(crate) fn say(text: &str) {
+    if SILENT.load(Ordering::Relaxed) {
+        return;
+    }
     let text = printable(text);
     match shown_bar().as_ref() {
         Some(bar) if !bar.is_hidden() => bar.println(text),

@@ -2,7 +2,7 @@
 
 use colrow_tensor::{Named, Result};
 use colrow_train::job::Job;
-use colrow_train::machine;
+use colrow_train::machine::{self, Limit};
 use colrow_train::metrics::Metric;
 use colrow_train::observer::{Logged, Observer};
 use colrow_train::plan::Plan;
@@ -21,7 +21,8 @@ pub(crate) struct Progress {
     bar: Option<Bar>,
     name: String,
     loss: f64,
-    checks_memory: bool,
+    /// By how many processes the memory of this machine is to be shared; unchecked if by none.
+    sharing: usize,
     stop: &'static Stop,
     steps: u64,
     /// Steps between two that are told where there is no bar, and the step from which on the next one is.
@@ -30,10 +31,11 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// For the run `name`, which is refused if `checks_memory` and it needs more than there is, and which `stop` spares once it has begun.
-    pub(crate) fn new(name: &str, checks_memory: bool, stop: &'static Stop) -> Self {
+    /// For the run `name`, which is refused if it needs more than its part of the memory that there is for so many processes `sharing` it, none for
+    /// no check, and which `stop` spares once it has begun.
+    pub(crate) fn new(name: &str, sharing: usize, stop: &'static Stop) -> Self {
         let name = name.to_owned();
-        Self { bar: None, name, loss: f64::NAN, checks_memory, stop, steps: 0, told_every: 1, next_told: 0 }
+        Self { bar: None, name, loss: f64::NAN, sharing, stop, steps: 0, told_every: 1, next_told: 0 }
     }
 
     fn message(&self, text: &str) {
@@ -41,10 +43,26 @@ impl Progress {
     }
 }
 
+/// What the processes of a run say that leave speaking to the first; the memory of each machine is the first's to check.
+pub(crate) struct Silent(pub(crate) &'static Stop);
+
+impl Observer for Silent {
+    fn start(&mut self, _step: u64, _steps: u64) {
+        self.0.in_good_order("stopping after this step; once more stops at once");
+    }
+
+    fn step(&mut self, _step: u64, _epoch: f64, _stats: &StepStats) {}
+    fn logged(&mut self, _line: &Logged) {}
+    fn evaluating(&mut self, _done: usize, _of: usize) {}
+    fn evaluation(&mut self, _step: u64, _evaluation: &Evaluation, _best: bool) {}
+    fn warn(&mut self, _message: &str) {}
+    fn note(&mut self, _message: &str) {}
+}
+
 impl Observer for Progress {
     fn planned(&mut self, job: &Job, plan: &Plan) -> Result<()> {
-        match machine::limit().filter(|_| self.checks_memory) {
-            Some(limit) => memory::check(job, plan, limit),
+        match machine::limit().filter(|_| self.sharing > 0) {
+            Some(limit) => memory::check(job, plan, Limit { bytes: limit.bytes / self.sharing, ..limit }),
             None => Ok(()),
         }
     }

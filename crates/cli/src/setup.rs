@@ -51,6 +51,8 @@ impl Setup {
             config: &self.config,
             objective: self.objective.clone(),
             choose_trained: &|model| trained::choose_trained(model, &self.recipe),
+            processes: 1,
+            rounds: 1,
             optim: Hyperparameters::from(&self.recipe.optim),
             policy: self.policy.clone(),
             auto: &[],

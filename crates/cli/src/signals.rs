@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM, and the SIGHUP of a terminal that is closed.
+//! Ctrl-C, SIGTERM, the SIGHUP of a terminal that is closed, and SIGUSR1, by which schedulers warn and which Open MPI's launcher hands on.
 //!
 //! Where nothing would be lost, the first ends the process at once. A run asks to be spared ([`Stop::in_good_order`]): then the first asks it
 //! to stop, and the second ends the process. Either way the exit code is 128 and the signal's number.
@@ -60,7 +60,7 @@ mod os {
     use std::time::{Duration, Instant};
     use std::{fs, io, thread};
 
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
     use signal_hook::iterator::Signals;
     use signal_hook::low_level;
 
@@ -72,7 +72,8 @@ mod os {
 
     pub(super) fn catch() -> io::Result<()> {
         let ignored = ignored();
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored & 1 << (s - 1) == 0))?;
+        let mut signals =
+            Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1].into_iter().filter(|s| ignored & 1 << (s - 1) == 0))?;
         thread::Builder::new().name("signals".into()).spawn(move || {
             let mut first: Option<Instant> = None;
             for signal in signals.forever() {

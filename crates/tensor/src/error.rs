@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::printable::{one_line, printable};
 
 /// Result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Which exit code an [`Error`] ends the program with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A bad command line or recipe: exit code 2.
     Usage,
@@ -27,7 +29,7 @@ pub enum Kind {
 ///     .hint("config.json says hidden_size = 768; is this the checkpoint of another size?");
 /// assert!(e.to_string().contains("\n  in models/bert/model.safetensors\n  hint: "));
 /// ```
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
 pub struct Error {
     kind: Kind,
     what: String,

@@ -23,6 +23,8 @@ crate::named! {
 
 /// Elements of a parameter that share a scale in moments of eight bits.
 pub const MOMENT_BLOCK: usize = 256;
+/// Elements of a parameter that are summed and updated together; whole [`MOMENT_BLOCK`]s.
+pub const UPDATE_BLOCK: usize = 1 << 14;
 
 /// An activation that is smooth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +171,8 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// Number of this step, from 1.
     pub step: u64,
+    /// The first of the weight's elements that gradient and moments are of, which are as many as those have; a multiple of [`UPDATE_BLOCK`].
+    pub first: usize,
 }
 
 /// Every primitive, with its shapes.
@@ -189,6 +193,8 @@ pub trait Kernels {
     fn scale(&self, factor: f64, by: Option<&Tensor>, x: &mut Tensor);
     /// `y += x`.
     fn add(&self, x: &Tensor, y: &mut Tensor);
+    /// `y[first..] += x` for as many elements as x has.
+    fn add_at(&self, x: &Tensor, first: usize, y: &mut Tensor);
     /// `y (d) += Σ_i x_i`, x (n, d), rows in order.
     fn add_column_sum(&self, x: &Tensor, y: &mut Tensor);
     /// `y_i = ‖x_i‖₂`, x (n, d), y (n).
@@ -285,6 +291,8 @@ pub trait Kernels {
     fn accumulate(&self, factor: f64, x: &Tensor, slot: usize, sums: &mut Tensor);
     /// `sums[slot] += Σ x²`, in f64, sums (k) f64. Infinite or NaN if an element is.
     fn sum_squares(&self, x: &Tensor, slot: usize, sums: &mut Tensor);
+    /// `sums_i = Σ x²` over block i of [`UPDATE_BLOCK`] elements, in f64, sums (⌈n/block⌉) f64. What [`Kernels::sum_squares`] adds is their sum, in order.
+    fn block_squares(&self, x: &Tensor, sums: &mut Tensor);
     /// What the step's gradients are to be multiplied with, `factor` (1) f64, by `sums` (k) f64: the loss, then Σg² of each. With a `most` above 0
     /// `min(1, most/(√Σ_{j>0} sums_j + 1e-6))`, as in `torch.nn.utils.clip_grad_norm_`, else 1. NaN if one of the sums is not finite.
     fn clip(&self, sums: &Tensor, most: f64, factor: &mut Tensor);

@@ -57,7 +57,7 @@ pub use dtype::{DType, Element, Float};
 pub use error::{Error, Kind, Result};
 pub use kernels::{
     Activation, AdamW, Attention, AttentionGradients, AttentionInput, Buckets, Dropout, Estimator, Kernels,
-    MOMENT_BLOCK, Norm, Rotation,
+    MOMENT_BLOCK, Norm, Rotation, UPDATE_BLOCK,
 };
 pub use memory::{Memory, PAGE, Region};
 pub use meter::{Bytes, Class, Meter};

@@ -83,6 +83,7 @@ impl Kernels for Meta {
     fn copy(&self, _: In, _: Out) {}
     fn scale(&self, _: f64, _: Option<In>, _: Out) {}
     fn add(&self, _: In, _: Out) {}
+    fn add_at(&self, _: In, _: usize, _: Out) {}
     fn add_column_sum(&self, _: In, _: Out) {}
     fn row_norms(&self, _: In, _: Out) {}
     fn activate(&self, _: Activation, _: Option<&Rows<'_>>, _: Out) {}
@@ -114,6 +115,7 @@ impl Kernels for Meta {
     fn largest(&self, _: In, _: Out) {}
     fn accumulate(&self, _: f64, _: In, _: usize, _: Out) {}
     fn sum_squares(&self, _: In, _: usize, _: Out) {}
+    fn block_squares(&self, _: In, _: Out) {}
     fn clip(&self, _: In, _: f64, _: Out) {}
     fn adamw(&self, _: &AdamW, _: In, _: In, _: StoredMut<'_>, _: Out, _: Out) {}
     fn adamw_8bit(&self, _: &AdamW, _: In, _: In, _: StoredMut<'_>, _: [Out; 2], _: [Out; 2]) {}

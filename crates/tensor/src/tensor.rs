@@ -200,6 +200,26 @@ impl Tensor {
         self.download(first, data);
     }
 
+    /// Copies the bytes of the elements from `first` on into `bytes`, one wait for the device; does nothing on the shape-only device.
+    pub fn read_bytes(&self, first: usize, bytes: &mut [u8]) {
+        let size = self.dtype.size();
+        assert!(first * size + bytes.len() <= self.bytes(), "what is read lies in the tensor");
+        self.device().count_read();
+        if let Some(buffer) = &self.storage.buffer {
+            self.device().backend().download(buffer, first * size, bytes);
+        }
+    }
+
+    /// Copies the bytes of elements to those from `first` on; does nothing on the shape-only device.
+    pub fn write_bytes(&mut self, first: usize, bytes: &[u8]) {
+        let size = self.dtype.size();
+        assert!(first * size + bytes.len() <= self.bytes(), "what is written lies in the tensor");
+        let storage = Arc::get_mut(&mut self.storage).expect("a tensor is written through its only handle");
+        if let Some(buffer) = &storage.buffer {
+            storage.device.backend().upload(bytes, buffer, first * size);
+        }
+    }
+
     /// All elements, one wait for the device; none on the shape-only device.
     pub fn to_vec<T: Element>(&self) -> Vec<T> {
         self.device().count_read();

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use colrow_autograd::{Ledger, Running};
 use colrow_models::atomic::{remove_dir_atomic, replace_dir_atomic, write_atomic};
-use colrow_models::checkpoint::safetensors::{self, Data, Saved};
+use colrow_models::checkpoint::safetensors::{self, Data, Dtype, Part, Saved};
 use colrow_models::checkpoint::weights::Weights;
 use colrow_models::files;
 use colrow_tensor::{Bytes, Class, Coded, DType, Error, Result, Weight};
@@ -111,6 +111,31 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 /// # Errors
 /// A disk that is full or read-only; other checkpoints stay.
 pub fn write(folder: &Path, engine: &Engine, state: &State) -> Result<()> {
+    let Some(spread) = &engine.spread else { return write_first(folder, engine, state, |_| Ok(())) };
+    let together = spread.together();
+    // the others write where the first says
+    let fill = |file: Option<PathBuf>| {
+        let files = together.values(&file)?;
+        let Some(Some(file)) = files.into_iter().next() else { return Ok(()) };
+        together.agree(safetensors::fill(&file, &parts(engine)))
+    };
+    let written = match together.is_first() {
+        true => {
+            let mut told = false;
+            let written = write_first(folder, engine, state, |file| {
+                told = true;
+                fill(Some(file.to_owned()))
+            });
+            // what failed before has no part for the others
+            if told { written } else { fill(None).and(written) }
+        }
+        false => fill(None),
+    };
+    together.agree(written)
+}
+
+/// Writes a checkpoint as the first of its processes; `fill` has others write their parts of the file of moments.
+fn write_first(folder: &Path, engine: &Engine, state: &State, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| Error::new(format!("cannot make the folder: {e}")).at(folder.display()))?;
     let target = folder.join(format!("step-{}", state.step));
     let running = engine.gradient.norms.as_ref().map(|norms| norms.save(|running, _| running.clone()));
@@ -119,7 +144,14 @@ pub fn write(folder: &Path, engine: &Engine, state: &State) -> Result<()> {
     let mut state = State { running, ratios, instructions, ..state.clone() };
     replace_dir_atomic(&target, |new| {
         safetensors::write(&new.join(WEIGHTS), &learned(engine), &[])?;
-        safetensors::write(&new.join(OPTIMIZER), &moments(engine), &[])?;
+        let optimizer = new.join(OPTIMIZER);
+        match engine.spread {
+            None => safetensors::write(&optimizer, &moments(engine), &[])?,
+            Some(_) => {
+                safetensors::reserve(&optimizer, &moments(engine))?;
+                fill(&optimizer)?;
+            }
+        }
         if let Some(norms) = &engine.gradient.norms {
             norms.save(|_, codes| {
                 let codes = Saved { name: "codes".into(), shape: vec![codes.len()], data: Data::U8(codes) };
@@ -185,16 +217,30 @@ fn is_finite(matrix: &Coded, first: usize, rows: usize) -> bool {
     })
 }
 
+/// The moments of all trained parameters; where this process has not all of one, room for them.
 fn moments(engine: &Engine) -> Vec<Saved<'_>> {
+    let params = engine.model.registry.params.iter().zip(&engine.update.moments).filter(|((_, p), _)| p.trainable);
+    params
+        .flat_map(|((_, p), moments)| engine.update.layout(&p.value).map(move |of| (of, p, moments)))
+        .map(|((kind, dtype, shape), p, moments)| {
+            let own = moments.iter().flat_map(Moments::tensors).find(|(name, _)| *name == kind).map(|(_, t)| t);
+            let len = shape.iter().product();
+            let data = match own.filter(|t| t.len() == len) {
+                Some(t) => Data::On { of: t, first: 0, len },
+                None => Data::Room { len, dtype: if dtype == DType::U8 { Dtype::U8 } else { Dtype::F32 } },
+            };
+            Saved { name: format!("{kind}.{}", p.name), shape, data }
+        })
+        .collect()
+}
+
+/// This process's parts of the moments.
+fn parts(engine: &Engine) -> Vec<Part<'_>> {
     let params = engine.model.registry.params.iter().zip(&engine.update.moments);
     params
-        .filter_map(|((_, p), moments)| Some((p, moments.as_ref()?)))
-        .flat_map(|(p, moments)| moments.tensors().map(move |(kind, t)| (kind, t, p)))
-        .map(|(kind, t, p)| Saved {
-            name: format!("{kind}.{}", p.name),
-            shape: t.shape().to_vec(),
-            data: Data::On { of: t, first: 0, len: t.len() },
-        })
+        .filter_map(|((id, p), moments)| Some((id, p, moments.as_ref()?)))
+        .flat_map(|(id, p, moments)| moments.tensors().map(move |(kind, of)| (id, p, kind, of)))
+        .map(|(id, p, kind, of)| Part { name: format!("{kind}.{}", p.name), first: engine.update.first(id, kind), of })
         .collect()
 }
 
@@ -229,11 +275,15 @@ pub fn restore(checkpoint: &Path, state: &State, engine: &mut Engine) -> Result<
     }
     let stored = Weights::open_file(&checkpoint.join(OPTIMIZER))?;
     let Engine { model, update, gradient, .. } = &mut *engine;
-    for ((_, param), moments) in model.registry.params.iter().zip(&mut update.moments) {
-        for (kind, t) in moments.iter_mut().flat_map(Moments::tensors_mut) {
+    for (id, param) in model.registry.params.iter().filter(|(_, param)| param.trainable) {
+        for (kind, _, shape) in update.layout(&param.value).collect::<Vec<_>>() {
             let key = format!("{kind}.{}", param.name);
-            check_shape(&stored, &key, t.shape())?;
-            stored.read_into(&key, t)?;
+            check_shape(&stored, &key, &shape)?;
+            let first = update.first(id, kind);
+            let moments = update.moments[id.index()].iter_mut().flat_map(Moments::tensors_mut);
+            for (_, t) in moments.filter(|(name, _)| *name == kind) {
+                stored.read_part(&key, first, t)?;
+            }
         }
     }
     if let Some(norms) = &gradient.norms {

@@ -22,6 +22,13 @@ fn hex(hash: &XxHash64) -> String {
     format!("{:016x}", hash.finish())
 }
 
+/// The digest of bytes.
+pub(crate) fn of_bytes(bytes: &[u8]) -> String {
+    let mut hash = XxHash64::with_seed(0);
+    hash.write(bytes);
+    hex(&hash)
+}
+
 fn of_file(path: &Path) -> Result<String> {
     let failed = |e| io_error("cannot read", &e, path);
     let mut file = files::open(path).map_err(failed)?;

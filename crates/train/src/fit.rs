@@ -450,6 +450,7 @@ mod tests {
         let fixed = weights + learned;
         let bytes = fixed + (n as f64 * each).round() as usize;
         Ok(Plan {
+            sent_bytes: None,
             kept_bytes: 0,
             peak_bytes: bytes.saturating_sub(1),
             peak_bytes_by_class: Bytes::default(),

@@ -14,6 +14,7 @@ use colrow_models::{apart, files};
 use colrow_tensor::{Error, Result};
 use serde_json::Value;
 
+use crate::comm::Together;
 use crate::recipe::{Difference, Recipe};
 use crate::tensorboard::EventFile;
 
@@ -36,9 +37,12 @@ const LENGTH: [&str; 2] = ["train.epochs", "train.steps"];
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    metrics: File,
+    /// None in a process that leaves writing to the first.
+    metrics: Option<File>,
     events: Option<EventFile>,
-    _lock: File,
+    /// Of several processes, this one's number.
+    rank: usize,
+    _lock: Option<File>,
 }
 
 impl RunFolder {
@@ -99,11 +103,15 @@ impl RunFolder {
         }
     }
 
-    /// Opens the folder of a new run, or with `resume` that of a run with the same recipe.
+    /// Opens the folder of a new run, or with `resume` that of a run with the same recipe. Of several processes the first alone writes there.
     ///
     /// # Errors
     /// As [`RunFolder::check`]; a folder that another process uses, or that cannot be written.
-    pub fn open(path: &Path, recipe: &Recipe, resume: bool) -> Result<Self> {
+    pub fn open(path: &Path, recipe: &Recipe, resume: bool, together: &Together) -> Result<Self> {
+        let rank = together.rank();
+        if !together.is_first() {
+            return Ok(Self { path: path.to_owned(), metrics: None, events: None, rank, _lock: None });
+        }
         let at = |e: std::io::Error, what: &str| Error::new(format!("{what}: {e}")).at(path.display());
         fs::create_dir_all(path).map_err(|e| at(e, "cannot make the run folder"))?;
         let create = |name: &str| {
@@ -129,7 +137,7 @@ impl RunFolder {
             write_recipe(path, recipe)?;
         }
         let metrics = create(METRICS)?;
-        Ok(Self { path: path.to_owned(), metrics, events: None, _lock: lock })
+        Ok(Self { path: path.to_owned(), metrics: Some(metrics), events: None, rank, _lock: Some(lock) })
     }
 
     /// The folder.
@@ -142,6 +150,9 @@ impl RunFolder {
     /// # Errors
     /// A folder that cannot be written.
     pub fn adopt(&self, recipe: &Recipe, longer: bool) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         let summary = self.path.join(SUMMARY);
         // before the recipe: with that, a run that has a summary has ended
         if longer && summary.exists() {
@@ -156,6 +167,9 @@ impl RunFolder {
     /// # Errors
     /// A folder that cannot be written.
     pub fn log_events(&mut self, first: u64) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         let folder = self.path.join(TENSORBOARD);
         let cannot = |e: std::io::Error| Error::new(format!("cannot write event files: {e}")).at(folder.display());
         fs::create_dir_all(&folder).map_err(cannot)?;
@@ -169,7 +183,8 @@ impl RunFolder {
     /// A full disk.
     pub fn log(&mut self, line: &Value) -> Result<()> {
         let text = format!("{line}\n");
-        self.metrics.write_all(text.as_bytes()).map_err(|e| self.cannot_log(&e))?;
+        let Some(metrics) = &mut self.metrics else { return Ok(()) };
+        metrics.write_all(text.as_bytes()).map_err(|e| self.cannot_log(&e))?;
         let Some(events) = &mut self.events else { return Ok(()) };
         events.log(line).map_err(|e| Error::new(format!("cannot write events: {e}")).at(events.path().display()))
     }
@@ -183,7 +198,7 @@ impl RunFolder {
     /// # Errors
     /// A full disk.
     pub fn sync(&self) -> Result<()> {
-        self.metrics.sync_data().map_err(|e| self.cannot_log(&e))
+        self.metrics.as_ref().map_or(Ok(()), File::sync_data).map_err(|e| self.cannot_log(&e))
     }
 
     /// Keeps of `metrics.jsonl` what `keep` says by a line's step and kind, and drops what a resumed run will write again.
@@ -191,6 +206,9 @@ impl RunFolder {
     /// # Errors
     /// A file that cannot be read or replaced.
     pub fn rewind(&mut self, keep: impl Fn(u64, &str) -> bool) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         let file = self.path.join(METRICS);
         let mut bytes = Vec::new();
         let read = files::open(&file).and_then(|mut file| file.read_to_end(&mut bytes));
@@ -203,7 +221,7 @@ impl RunFolder {
         };
         let kept: String = text.lines().filter(kept).flat_map(|l| [l, "\n"]).collect();
         write_atomic(&file, kept)?;
-        self.metrics = files::append_own(&file).map_err(|e| self.cannot_log(&e))?;
+        self.metrics = Some(files::append_own(&file).map_err(|e| self.cannot_log(&e))?);
         Ok(())
     }
 
@@ -212,6 +230,9 @@ impl RunFolder {
     /// # Errors
     /// A full disk.
     pub fn write_summary(&self, summary: &Value) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         write_atomic(&self.path.join(SUMMARY), format!("{summary:#}\n"))
     }
 
@@ -220,9 +241,9 @@ impl RunFolder {
         self.path.join(CHECKPOINTS)
     }
 
-    /// Where the mapped norm cache goes.
+    /// Where this process's mapped norm cache goes.
     pub fn norms(&self) -> PathBuf {
-        self.path.join(NORMS)
+        self.path.join(if self.rank == 0 { NORMS.to_owned() } else { format!("norms-{}.bin", self.rank) })
     }
 
     /// Where the model goes.

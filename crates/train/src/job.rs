@@ -12,6 +12,7 @@ use colrow_models::net::Site;
 use colrow_tensor::rng::Key;
 use colrow_tensor::{Device, Error, Result};
 
+use crate::comm::Together;
 use crate::data::{BatchBy, Fingerprint, Lengths, Sampler, TokenisedSet, outermost};
 use crate::fit::{self, Fit};
 use crate::keeping::{auto_sites, policy, site_keep};
@@ -63,6 +64,8 @@ pub struct Job {
     pub auto: Vec<(String, RowsOf)>,
     /// What the user should know.
     pub warnings: Vec<String>,
+    /// The processes that share its steps.
+    pub together: Together,
     /// Sites of the model.
     pub(crate) sites: Vec<Site>,
     /// What the process holds with all of this read.
@@ -261,12 +264,15 @@ impl Job {
             sites.iter().filter(|site| matches!(site_keep(&recipe.keep, site), Keep::Rows(s) if s.remembers()));
         let cached = remembered.count() * self.cached_tokens();
         // the second shard's gradients are added to those of the first, and those after it need what it needs
-        let distinct = recipe.train.accumulate.min(2);
+        let processes = self.together.size();
+        let distinct = recipe.train.accumulate.div_ceil(processes).min(2) * processes;
         let mut plan = plan::plan(&Shape {
             config: &self.config,
             objective: self.objective.clone(),
             choose_trained: &|model| choose_trained(model, recipe),
             optim: Hyperparameters::from(&recipe.optim),
+            processes,
+            rounds: recipe.train.accumulate.div_ceil(processes) as u64,
             policy: Arc::new(policy),
             auto: &auto,
             micros: &vec![largest; distinct],
@@ -340,7 +346,8 @@ impl Job {
         if let Some(ratios) = &ratios {
             ratios.apply(&mut policy);
         }
-        let engine = Engine::new(model, Hyperparameters::from(&self.recipe.optim));
+        let optim = Hyperparameters::from(&self.recipe.optim);
+        let engine = Engine::new(model, optim).among(&self.together, optim);
         let engine = engine.keeping(policy, self.cached_tokens(), store)?;
         let objective = self.objective.clone();
         let mut engine = Engine { objective, ..engine };

@@ -37,6 +37,7 @@
 
 pub mod chat;
 pub mod checkpoint;
+pub mod comm;
 pub mod data;
 mod digests;
 pub mod draft;

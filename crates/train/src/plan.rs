@@ -9,6 +9,7 @@ use colrow_models::model::Model;
 use colrow_models::net::Site;
 use colrow_tensor::{Bytes, DType, Device, Result};
 
+use crate::comm::{Cut, Planned, Together};
 use crate::data::{Batch, Lengths};
 use crate::machine::Resident;
 use crate::objective::Objective;
@@ -25,6 +26,10 @@ pub struct Shape<'a> {
     pub choose_trained: &'a dyn Fn(&mut Model) -> Result<()>,
     /// How it is optimised.
     pub optim: Hyperparameters,
+    /// Processes that share a step, of which the one with the most states is planned; `micros` are then shards of rounds.
+    pub processes: usize,
+    /// Rounds of shards in a step, which may be more than there are `micros` for.
+    pub rounds: u64,
     /// What linears keep.
     pub policy: Arc<Policy>,
     /// Sites whose ratio may change; the step is planned as one that measures them.
@@ -79,6 +84,9 @@ pub struct Plan {
     pub tokens: usize,
     /// Kept bytes by site and op.
     pub ledger: Ledger,
+    /// Bytes that the process sends to others in a step, where several share it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sent_bytes: Option<u64>,
     /// Sites among [`Shape::auto`] that have a gradient to measure.
     #[serde(skip)]
     pub measured: HashSet<String>,
@@ -89,6 +97,12 @@ pub struct Plan {
 pub const BESIDE: usize = (12 + 8) << 20;
 /// The same for each thread: its stack, its share of packed matrices (the second-level cache), its part of the allocator.
 pub const BESIDE_PER_THREAD: usize = 2 << 20;
+
+/// What an MPI library takes beside the meter, and for each other process on the machine, of which no more than so many are counted: measured with
+/// MPICH 5 and its shared memory, 2 to 4 processes (docs/processes.md).
+const BESIDE_MPI: usize = 16 << 20;
+const BESIDE_OTHER: usize = 8 << 20;
+const MOST_OTHERS: usize = 15;
 
 /// A policy in words, as reports print it; `auto` if the run chooses the ratio.
 pub fn keep_name(keep: Keep, auto: bool) -> String {
@@ -146,6 +160,12 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
     let engine =
         Engine::new(model, shape.optim).keeping(shape.policy.clone(), shape.cached_tokens, CachePlace::Memory)?;
     let mut engine = Engine { objective: shape.objective.clone(), ..engine };
+    if shape.processes > 1 {
+        // the one that has most of the states
+        let parts = Cut::of(&engine.model.registry.params, shape.processes).lengths();
+        let rank = (0..parts.len()).rev().max_by_key(|&rank| parts[rank]).unwrap_or(0);
+        engine = engine.among(&Together::new(Arc::new(Planned { rank, size: shape.processes })), shape.optim);
+    }
     (engine.gradient.ratios, engine.gradient.dropout) = (ratios, true);
     let stats = engine.step(&micros, 0.0, 1, false)?;
     let measured = engine.gradient.ratios.iter().flat_map(|ratios| ratios.variances().measures()).collect();
@@ -158,7 +178,12 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
         evaluation = larger(evaluation, device.meter().peak());
     }
     let peak = larger(stats.peak, evaluation);
-    let beside = BESIDE + shape.threads * BESIDE_PER_THREAD + device.packing() + batch + shape.host + shape.mapped;
+    let mpi = match shape.processes {
+        1 => 0,
+        n => BESIDE_MPI + BESIDE_OTHER * (n - 1).min(MOST_OTHERS),
+    };
+    let beside =
+        mpi + BESIDE + shape.threads * BESIDE_PER_THREAD + device.packing() + batch + shape.host + shape.mapped;
     Ok(Plan {
         kept_bytes: stats.kept_bytes,
         peak_bytes: peak.total(),
@@ -169,6 +194,10 @@ pub fn plan(shape: &Shape) -> Result<Plan> {
         sites: sites(&shape.policy, shape.auto, &linears, &stats.ledger),
         tokens: stats.tokens,
         ledger: stats.ledger,
+        sent_bytes: stats.traffic.map(|traffic| {
+            let rounds = micros.len().div_ceil(shape.processes) as u64;
+            traffic.gradients / rounds * shape.rounds + traffic.weights
+        }),
         measured,
     })
 }

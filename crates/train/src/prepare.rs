@@ -9,6 +9,7 @@ use colrow_models::family::HeadKind;
 use colrow_tensor::{Error, Result};
 
 use crate::chat::{ChatTemplate, Moment, TrainOn};
+use crate::comm::Together;
 use crate::data::record::Reading;
 use crate::data::{self, Columns, Examples, LabelMap, Labels, Sampler, Split, Tokeniser};
 use crate::job::{DevSet, Job, batch_by};
@@ -279,6 +280,7 @@ pub fn prepare(recipe: Recipe, needs: Needs) -> Result<Job> {
         policy,
         auto,
         warnings,
+        together: Together::default(),
         sites,
         resident: Resident::default(),
     };

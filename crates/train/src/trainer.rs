@@ -1,5 +1,6 @@
 //! The one training loop.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -7,10 +8,12 @@ use std::time::Instant;
 use colrow_models::checkpoint::adapter;
 use colrow_models::checkpoint::hub::{self, Needs};
 use colrow_models::checkpoint::save::{save_adapter_folder, save_model_folder};
+use colrow_models::model::Model;
 use colrow_tensor::{Error, Named, Result};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, State};
+use crate::comm::{Together, alike};
 use crate::data::Batch;
 use crate::digests;
 use crate::evaluate::evaluate;
@@ -44,33 +47,32 @@ pub enum Outcome {
 /// # Errors
 /// Anything that is wrong with recipe, model, data or folder; a loss or gradient that is not finite.
 pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
-    let Some(output) = recipe.output.clone().map(PathBuf::from) else {
-        return Err(Error::usage("output: expected a run folder, found nothing")
-            .hint("set it in the recipe or by --set output=FOLDER"));
+    train_among(recipe, resume, observer, stop, &Together::default())
+}
+
+/// The same as one of several processes, which all run the same recipe and see the same files. The first writes; a `stop` that is set in any of
+/// them ends the run of all.
+///
+/// # Errors
+/// The same in all processes: those of any; processes that differ, are gone or do not answer.
+pub fn train_among(
+    recipe: Recipe,
+    resume: bool,
+    observer: &mut dyn Observer,
+    stop: &AtomicBool,
+    together: &Together,
+) -> Result<Outcome> {
+    alike::check(&recipe, together)?;
+    let begun = together.agree(begin(recipe, resume, observer, together))?;
+    let Begun { output, mut job, metric, plan, model, weight_warnings, other_length } = match begun {
+        Ok(begun) => *begun,
+        Err(summary) => return Ok(Outcome::Finished(summary)),
     };
-    // before minutes of tokenising
-    let other_length = RunFolder::check(&output, &recipe, resume)?;
-    if resume
-        && other_length.is_none()
-        && let Some(summary) = RunFolder::summary(&output)?
-    {
-        observer.warn("this run has ended; nothing is left to do");
-        return Ok(Outcome::Finished(summary));
-    }
-    let (model, config) = model_config(&recipe, Needs::Weights)?;
-    folder::check_apart(&output, &model, config.family())?;
-    let mut job = crate::prepare::prepare(recipe, Needs::Weights)?;
-    let metric = best_metric(&job)?;
-    let plan = job.plan()?;
-    observer.planned(&job, &plan)?;
-    // before the folder, so that a model that cannot be read leaves no run behind
-    let data_warnings = job.warnings.len();
-    let model = job.model()?;
-    let weight_warnings = data_warnings..job.warnings.len();
-    let mut folder = RunFolder::open(&output, &job.recipe, resume)?;
-    let mut engine = job.engine(model, &folder.norms())?;
+    alike::check_job(&job, together)?;
+    let mut folder = together.agree(RunFolder::open(&output, &job.recipe, resume, together))?;
+    let mut engine = together.agree(job.engine(model, &folder.norms()))?;
     job.warnings.extend(odd::kept(&job.recipe.keep, &plan));
-    let newest = checkpoint::list(&folder.checkpoints())?.pop().filter(|_| resume);
+    let newest = together.agree(checkpoint::list(&folder.checkpoints()))?.pop().filter(|_| resume);
     for (i, warning) in job.warnings.iter().enumerate() {
         // a checkpoint brings what the model's folder lacks
         if newest.is_none() || !weight_warnings.contains(&i) {
@@ -82,61 +84,115 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
     // another number of epochs where steps decide, and the like
     if resume
         && total == before
-        && let Some(summary) = RunFolder::summary(&output)?
+        && let Some(summary) = together.agree(RunFolder::summary(&output))?
     {
         observer
             .warn(&format!("this run has ended: it has {total} steps with these settings too; nothing is left to do"));
         return Ok(Outcome::Finished(summary));
     }
-    let state = match newest {
-        Some((_, path)) => {
-            let state = resume_from(&path, &job, &mut engine, observer)?;
-            check_length(&job, &state, before, total, observer)?;
-            folder.adopt(&job.recipe, total > before)?;
-            // the evaluation that is still to come will be logged again
-            folder
-                .rewind(|step, kind| step < state.step || step == state.step && !(state.evaluates && kind == "eval"))?;
-            state
-        }
-        None => {
-            if resume {
-                observer.warn("this run has no checkpoint yet; it starts from the beginning");
+    let resumed = newest.map(|(_, path)| {
+        let state = resume_from(&path, &job, &mut engine, observer)?;
+        check_length(&job, &state, before, total, observer).map(|()| state)
+    });
+    // nobody changes the folder before all have read it
+    let resumed = together.agree(resumed.transpose())?;
+    let begun = (|| {
+        let state = match resumed {
+            Some(state) => {
+                folder.adopt(&job.recipe, total > before)?;
+                // the evaluation that is still to come will be logged again
+                folder.rewind(|step, kind| {
+                    step < state.step || step == state.step && !(state.evaluates && kind == "eval")
+                })?;
+                state
             }
-            folder.adopt(&job.recipe, total != before)?;
-            folder.rewind(|_, _| false)?;
-            let frozen = digests::of_frozen(&engine.model.registry.params);
-            State { data: Some(job.fingerprints()), frozen, ..State::default() }
+            None => {
+                if resume {
+                    observer.warn("this run has no checkpoint yet; it starts from the beginning");
+                }
+                folder.adopt(&job.recipe, total != before)?;
+                folder.rewind(|_, _| false)?;
+                let frozen = digests::of_frozen(&engine.model.registry.params);
+                State { data: Some(job.fingerprints()), frozen, ..State::default() }
+            }
+        };
+        if job.recipe.train.log.contains(&Logger::TensorBoard) {
+            folder.log_events(state.step + 1)?;
         }
+        Ok(state)
+    })();
+    let state = together.agree(begun)?;
+    run(Run::new(job, engine, folder, state, metric, total, together), &plan, observer, stop)
+}
+
+/// What a run needs before it opens its folder.
+struct Begun {
+    output: PathBuf,
+    job: Job,
+    metric: Metric,
+    plan: Plan,
+    model: Model,
+    /// Which of the job's warnings are about weights.
+    weight_warnings: Range<usize>,
+    /// The recipe of the run that is resumed, if that tells another length.
+    other_length: Option<Recipe>,
+}
+
+/// Reads all that a run needs and writes nothing; or gives the summary of the run, if it has ended.
+fn begin(
+    recipe: Recipe,
+    resume: bool,
+    observer: &mut dyn Observer,
+    together: &Together,
+) -> Result<std::result::Result<Box<Begun>, Value>> {
+    let Some(output) = recipe.output.clone().map(PathBuf::from) else {
+        return Err(Error::usage("output: expected a run folder, found nothing")
+            .hint("set it in the recipe or by --set output=FOLDER"));
     };
-    if job.recipe.train.log.contains(&Logger::TensorBoard) {
-        folder.log_events(state.step + 1)?;
+    // before minutes of tokenising
+    let other_length = RunFolder::check(&output, &recipe, resume)?;
+    if resume
+        && other_length.is_none()
+        && let Some(summary) = RunFolder::summary(&output)?
+    {
+        observer.warn("this run has ended; nothing is left to do");
+        return Ok(Err(summary));
     }
-    let steps_before = state.step;
-    // whether the newest checkpoint is good shows in the first loss of its weights
-    let unproven = Some(state.step).filter(|&step| step > 0 && state.good != Some(step));
-    let mut run = Run {
-        total,
-        job,
-        engine,
-        folder,
-        state,
-        metric,
-        unproven,
-        blown_up: false,
-        times: Vec::new(),
-        timeline: Vec::new(),
-        timeline_peak: 0,
-        last: None,
-        tokens: 0,
-        losses: Losses::default(),
-        stepping: false,
-        told_of_one_class: false,
-    };
+    let (model, config) = model_config(&recipe, Needs::Weights)?;
+    folder::check_apart(&output, &model, config.family())?;
+    let mut job = crate::prepare::prepare(recipe, Needs::Weights)?;
+    if together.size() > 1 && !job.auto.is_empty() {
+        return Err(Error::usage("keep.ratio: \"auto\" measures variances within one process, and there are several")
+            .hint("let one process choose the ratios, and give them as numbers"));
+    }
+    job.together = together.clone();
+    let shards = job.recipe.train.accumulate;
+    if together.size() > shards {
+        let idle = together.size() - shards;
+        job.warnings.push(format!(
+            "a step has as many shards as train.accumulate says, {shards}, and there are {} processes: {idle} of them compute none; a smaller \
+             train.batch and a larger train.accumulate share the same step out",
+            together.size()
+        ));
+    }
+    let metric = best_metric(&job)?;
+    let plan = job.plan()?;
+    observer.planned(&job, &plan)?;
+    // before the folder, so that a model that cannot be read leaves no run behind
+    let data_warnings = job.warnings.len();
+    let model = job.model()?;
+    let weight_warnings = data_warnings..job.warnings.len();
+    Ok(Ok(Box::new(Begun { output, job, metric, plan, model, weight_warnings, other_length })))
+}
+
+/// Runs the steps that are left.
+fn run(mut run: Run, plan: &Plan, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<Outcome> {
+    let steps_before = run.state.step;
     if run.state.step == 0 {
         run.log_ratios(|_| None)?;
     } else {
         // a run that ended between a checkpoint and the removal of older ones may have none left to write
-        run.prune()?;
+        run.together.agree(run.prune())?;
     }
     observer.start(run.state.step, run.total);
     let clock = Instant::now();
@@ -150,8 +206,8 @@ pub fn train(recipe: Recipe, resume: bool, observer: &mut dyn Observer, stop: &A
         observer.warn(&warning);
         run.job.warnings.push(warning);
     }
-    let summary = run.summary(&plan, run.state.step - steps_before);
-    run.folder.write_summary(&summary)?;
+    let summary = run.summary(plan, run.state.step - steps_before);
+    run.together.agree(run.folder.write_summary(&summary))?;
     Ok(Outcome::Finished(summary))
 }
 
@@ -199,9 +255,47 @@ struct Run {
     /// Whether a step is under way, and not what follows it.
     stepping: bool,
     told_of_one_class: bool,
+    together: Together,
 }
 
 impl Run {
+    fn new(
+        job: Job,
+        engine: Engine,
+        folder: RunFolder,
+        state: State,
+        metric: Metric,
+        total: u64,
+        together: &Together,
+    ) -> Self {
+        // whether the newest checkpoint is good shows in the first loss of its weights
+        let unproven = Some(state.step).filter(|&step| step > 0 && state.good != Some(step));
+        Self {
+            total,
+            job,
+            engine,
+            folder,
+            state,
+            metric,
+            unproven,
+            blown_up: false,
+            times: Vec::new(),
+            timeline: Vec::new(),
+            timeline_peak: 0,
+            last: None,
+            tokens: 0,
+            losses: Losses::default(),
+            stepping: false,
+            told_of_one_class: false,
+            together: together.clone(),
+        }
+    }
+
+    /// Appends a line to the log.
+    fn log(&mut self, line: &Value) -> Result<()> {
+        self.together.agree(self.folder.log(line))
+    }
+
     /// Runs steps until the end (true) or until asked to stop (false).
     fn steps(&mut self, observer: &mut dyn Observer, stop: &AtomicBool, seconds: &dyn Fn() -> f64) -> Result<bool> {
         if self.state.evaluates {
@@ -257,7 +351,7 @@ impl Run {
         let enough = self.out_of_patience();
         let next = match (last || enough) && !self.state.evaluates {
             true => Next::End,
-            false if stop.load(Ordering::Relaxed) => Next::Stop,
+            false if self.together.any(stop.load(Ordering::Relaxed))? => Next::Stop,
             false => Next::Step,
         };
         if saves || enough || next == Next::Stop {
@@ -306,11 +400,19 @@ impl Run {
         if self.state.step.is_multiple_of(self.job.recipe.train.log_every) || self.state.step == 1 {
             let (sum, steps) = std::mem::take(&mut self.state.unlogged);
             let loss = sum / steps as f64;
-            self.folder.log(&json!({
+            let mut line = json!({
                 "kind": "train", "step": self.state.step, "epoch": epoch, "loss": loss, "batch_loss": stats.loss, "lr": lr,
                 "grad_norm": stats.grad_norm, "step_seconds": seconds, "tokens": stats.tokens,
                 "kept_bytes": stats.kept_bytes, "peak_bytes": stats.peak.total(),
-            }))?;
+            });
+            if let Some(traffic) = stats.traffic {
+                let sent = traffic.gradients + traffic.weights;
+                extend(
+                    &mut line,
+                    [("sent_bytes".into(), json!(sent)), ("waited_seconds".into(), json!(traffic.waited))],
+                );
+            }
+            self.log(&line)?;
             let spent: f64 = self.times.iter().sum();
             observer.logged(&Logged {
                 step: self.state.step,
@@ -335,10 +437,13 @@ impl Run {
     fn prove(&mut self) -> Result<()> {
         let Some(step) = self.unproven.take() else { return Ok(()) };
         self.state.good = Some(step);
-        self.prune()
+        self.together.agree(self.prune())
     }
 
     fn prune(&self) -> Result<()> {
+        if !self.together.is_first() {
+            return Ok(());
+        }
         checkpoint::prune(&self.folder.checkpoints(), self.job.recipe.train.keep_checkpoints, self.state.good)
     }
 
@@ -346,15 +451,15 @@ impl Run {
     fn checkpoint(&mut self, proven: bool) -> Result<()> {
         if let Some(key) = checkpoint::not_finite(&self.engine) {
             self.blown_up = true;
-            return Err(Error::new(format!("{key} is not finite after this step")));
+            return self.together.agree(Err(Error::new(format!("{key} is not finite after this step"))));
         }
         if proven {
             self.state.good = Some(self.state.step);
         }
-        self.folder.sync()?;
+        self.together.agree(self.folder.sync())?;
         checkpoint::write(&self.folder.checkpoints(), &self.engine, &self.state)?;
         self.unproven = Some(self.state.step).filter(|_| !proven);
-        self.prune()
+        self.together.agree(self.prune())
     }
 
     /// Logs the ratios that the run chooses, to three digits, where those are not what they were before.
@@ -366,7 +471,7 @@ impl Run {
         if ratios.is_empty() {
             return Ok(());
         }
-        self.folder.log(&json!({"kind": "ratios", "step": self.state.step, "ratios": ratios}))
+        self.log(&json!({"kind": "ratios", "step": self.state.step, "ratios": ratios}))
     }
 
     /// Metrics of all development sets, and of the first of them by itself; `None` if asked to stop.
@@ -375,8 +480,9 @@ impl Run {
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Option<(Map<String, Value>, Evaluation)>> {
-        let asked = || stop.load(Ordering::Relaxed);
-        if asked() {
+        let together = self.together.clone();
+        let asked = || together.any(stop.load(Ordering::Relaxed));
+        if asked()? {
             return Ok(None);
         }
         let device = self.engine.model.registry.params.device().clone();
@@ -385,17 +491,20 @@ impl Run {
         let mut metrics = Map::new();
         let mut first = None;
         for dev in &self.job.dev {
+            let mut stopped = false;
             let done = |n| {
                 observer.evaluating(n, dev.set.len());
-                if asked() { Err(Error::new("stopped")) } else { Ok(()) }
+                stopped = asked()?;
+                if stopped { Err(Error::new("stopped")) } else { Ok(()) }
             };
-            let evaluation = match evaluate(&self.engine, &dev.set, by, done) {
-                Err(_) if asked() => return Ok(None),
-                evaluated => evaluated?,
-            };
+            let evaluated = evaluate(&self.engine, &dev.set, by, done);
+            if stopped {
+                return Ok(None);
+            }
+            let evaluation = evaluated?;
             if let Some(loss) = evaluation.get(Metric::Loss).filter(|loss| !loss.is_finite()) {
                 self.blown_up = true;
-                return Err(Error::new(format!("the loss of the development set is {loss}")));
+                return together.agree(Err(Error::new(format!("the loss of the development set is {loss}"))));
             }
             metrics.extend(evaluation.to_json(dev.prefix));
             first.get_or_insert(evaluation);
@@ -413,7 +522,7 @@ impl Run {
             .best
             .is_none_or(|(_, best)| if self.metric.higher_is_better() { value > best } else { value < best });
         let loss = evaluation.get(Metric::Loss);
-        if better && let Err(e) = self.save_model() {
+        if better && let Err(e) = self.together.agree(self.save_model()) {
             // what was learned is not lost with the model of it: a resumed run evaluates again, and saves
             let proven = self.is_sound(loss.unwrap_or(f64::NAN));
             // where that cannot be written either, the first error is the one to report
@@ -428,7 +537,7 @@ impl Run {
             "kind": "eval", "step": self.state.step, "epoch": self.epochs(), "loss": loss, "metrics": metrics,
         });
         extend(&mut line, evaluation.by_class_in_short());
-        self.folder.log(&line)?;
+        self.log(&line)?;
         observer.evaluation(self.state.step, &evaluation, better);
         if let Some(warning) = evaluation.warning().filter(|_| !self.told_of_one_class) {
             observer.warn(&format!("step {}: {warning}", self.state.step));
@@ -448,6 +557,9 @@ impl Run {
     }
 
     fn save_model(&self) -> Result<()> {
+        if !self.together.is_first() {
+            return Ok(());
+        }
         let (model, dir, tokenizer) = (&self.engine.model, self.folder.model(), &self.job.model_dir);
         let usage = Some(self.job.usage.to_json());
         match lora_config(&self.job.recipe, &self.job.config) {

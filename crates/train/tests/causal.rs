@@ -225,6 +225,8 @@ fn the_plan_is_the_meters_peak() {
     let objective = of_model(&config, 0);
     let policy = Arc::new(Policy::exact());
     let planned = plan(&Shape {
+        processes: 1,
+        rounds: 1,
         config: &config,
         objective: objective.clone(),
         choose_trained: &|_| Ok(()),

@@ -284,6 +284,8 @@ fn agree_with(
     let policy = Arc::new(policy);
     let threads = rayon::current_num_threads();
     let shape = Shape {
+        processes: 1,
+        rounds: 1,
         config,
         objective: of_model(config, 0),
         choose_trained,
@@ -430,6 +432,8 @@ fn updates_in_the_backward_pass_need_the_gradients_of_one_op() {
         let plan_of = |optim| {
             let lengths = Lengths { sources: vec![3], targets: targets(&config, &[3]) };
             plan(&Shape {
+                processes: 1,
+                rounds: 1,
                 config: &config,
                 objective: of_model(&config, 0),
                 choose_trained: &|_| Ok(()),
@@ -524,6 +528,8 @@ fn what_is_not_needed_is_not_kept() {
         let policy = Arc::new(policy);
         let choose_trained = &freezing(frozen);
         plan(&Shape {
+            processes: 1,
+            rounds: 1,
             config: &config,
             objective: of_model(&config, 0),
             choose_trained,
@@ -614,6 +620,8 @@ fn the_sum_of_shards_is_planned() {
     let (policy, lengths) = (Arc::new(Policy::exact()), [5, 1, 9]);
     for shards in [1, 2, 3, 8] {
         let planned = plan(&Shape {
+            processes: 1,
+            rounds: 1,
             config: &config,
             objective: of_model(&config, 0),
             choose_trained: &|_| Ok(()),

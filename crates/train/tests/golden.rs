@@ -189,7 +189,7 @@ fn moments_in_eight_bits_follow_those_in_floats() {
             let start = weights(&engine);
             if eight_bit {
                 for (id, p) in engine.model.registry.params.iter() {
-                    engine.update.moments[id.index()] = Some(Moments::eight_bit(&p.value));
+                    engine.update.moments[id.index()] = Some(Moments::eight_bit(&p.value, p.value.len()));
                 }
             }
             let losses: Vec<f64> =

@@ -70,7 +70,7 @@ fn run(problem: Problem, states: States) -> (Vec<f64>, Vec<f64>) {
         for (id, gradient) in grads.take_rest() {
             optimizer.take(&mut params, id, gradient, &mut sums);
         }
-        optimizer.finish(&mut params, &mut sums);
+        optimizer.finish(&mut params, &mut sums).unwrap();
         optimizer.grad_norm(&sums.to_f64(), &params).unwrap();
         value
     });

@@ -58,6 +58,8 @@ fn settings() -> Hyperparameters {
 
 fn plan_of(config: &Config, policy: &Arc<Policy>, micros: &[Lengths], evaluated: &[Lengths]) -> Plan {
     plan(&Shape {
+        processes: 1,
+        rounds: 1,
         config,
         objective: of_model(config, LONGEST_ANSWER),
         choose_trained: &|_| Ok(()),
@@ -218,6 +220,8 @@ fn a_thousand_layers_are_planned_in_seconds() {
             false => Vec::new(),
         };
         let planned = plan(&Shape {
+            processes: 1,
+            rounds: 1,
             config: &config,
             objective: of_model(&config, LONGEST_ANSWER),
             choose_trained: &|model| trained::choose_trained(model, &recipe),

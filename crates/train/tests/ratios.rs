@@ -93,6 +93,8 @@ impl Case {
 
     fn plan(&self, ratio: f32, micros: &[&[u32]]) -> Plan {
         plan(&Shape {
+            processes: 1,
+            rounds: 1,
             config: &self.config,
             objective: of_model(&self.config, 0),
             choose_trained: &|model| self.choose_trained(model),

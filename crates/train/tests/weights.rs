@@ -123,6 +123,8 @@ fn the_plan_is_the_meters_peak() {
             let micros = vec![lengths(&config); if sets.len() > 2 { 1 } else { 2 }];
             let policy = keeping::policy(&recipe.keep, &trained::meta_model(config.clone(), &recipe).unwrap().sites());
             let planned = plan(&Shape {
+                processes: 1,
+                rounds: 1,
                 config: &config,
                 objective: of_model(&config, 0),
                 choose_trained: &|model| trained::choose_trained(model, &recipe),

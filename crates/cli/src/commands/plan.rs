@@ -1,7 +1,10 @@
 //! `colrow plan`: kept bytes and peak of a recipe before any weight is read.
 
+use std::sync::Arc;
+
 use colrow_models::checkpoint::hub::Needs;
 use colrow_tensor::{Error, Result};
+use colrow_train::comm::{Planned, Together};
 use colrow_train::fit::Fit;
 use colrow_train::plan::Plan;
 use colrow_train::recipe::BatchSize;
@@ -9,6 +12,7 @@ use colrow_train::{odd, prepare};
 use serde::Serialize;
 
 use super::RecipeArgs;
+use crate::arguments::whole;
 use crate::output::{self, print, print_json};
 use crate::{memory, units};
 
@@ -21,13 +25,16 @@ pub(crate) struct Args {
     /// nothing fits, the exit code is 1.
     #[arg(long, value_name = "SIZE", value_parser = memory::size())]
     memory: Option<usize>,
+    /// Plan the fullest of so many processes, as mpirun starts them: the optimizer's states and updates are split over them.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = whole(1..=1 << 16))]
+    workers: usize,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Serialize)]
-struct Planned<'a> {
+struct Told<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,12 +44,15 @@ struct Planned<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let job = prepare::prepare(args.recipe.load()?, Needs::ConfigAndTokenizer)?;
+    let mut job = prepare::prepare(args.recipe.load()?, Needs::ConfigAndTokenizer)?;
+    if args.workers > 1 {
+        job.together = Together::new(Arc::new(Planned { rank: 0, size: args.workers }));
+    }
     let plan = job.plan()?;
     job.warnings.iter().chain(&odd::kept(&job.recipe.keep, &plan)).for_each(|w| output::warn(w));
     let fits = args.memory.map(|memory| job.fits(memory)).transpose()?;
     if args.json {
-        print_json(&Planned { plan: &plan, memory_bytes: args.memory, fits: fits.as_deref() })?;
+        print_json(&Told { plan: &plan, memory_bytes: args.memory, fits: fits.as_deref() })?;
     } else {
         print(&text(&plan))?;
     }
@@ -91,5 +101,8 @@ pub(crate) fn summary(plan: &Plan) -> String {
     ];
     lines.extend(classes.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("  {name:<10}  {}", size(*n))));
     lines.push(format!("process       {}, with the program and its data", size(plan.process_bytes)));
+    lines.extend(
+        plan.sent_bytes.map(|sent| format!("sent          {} a step to the other processes", units::bytes(sent))),
+    );
     lines.join("\n")
 }

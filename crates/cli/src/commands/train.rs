@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use colrow_tensor::{Error, Result};
+use colrow_train::comm::Together;
 use colrow_train::trainer::{self, Outcome};
 use serde_json::Value;
 
 use super::RecipeArgs;
 use crate::output::{print, print_json};
-use crate::progress::Progress;
+use crate::progress::{Progress, Silent};
 use crate::report::{self, Run};
-use crate::{signals, units};
+use crate::{processes, signals, units};
 
-/// Train a model as a recipe says.
+/// Train a model as a recipe says; under mpirun or srun by several processes, with the same bits.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -29,14 +30,25 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let recipe = args.recipe.load()?;
-    recipe.check_train(&args.recipe.recipe.display().to_string())?;
+    let (together, here) = processes::start()?;
+    processes::end(train(args, &together, here), &together)
+}
+
+/// As one of `here` processes on this machine.
+fn train(args: &Args, together: &Together, here: usize) -> Result<()> {
+    let recipe = args.recipe.load();
+    let recipe = recipe.and_then(|r| r.check_train(&args.recipe.recipe.display().to_string()).map(|()| r));
+    let recipe = together.agree(recipe)?;
     let stop = signals::catch()?;
     let output = PathBuf::from(recipe.output.clone().unwrap_or_default());
-    let mut progress = Progress::new(&name_of(&output), !args.ignore_memory, stop);
-    let outcome = trainer::train(recipe, args.resume, &mut progress, stop.flag());
+    let mut progress = Progress::new(&name_of(&output), if args.ignore_memory { 0 } else { here }, stop);
+    let outcome = match together.is_first() {
+        true => trainer::train_among(recipe, args.resume, &mut progress, stop.flag(), together),
+        false => trainer::train_among(recipe, args.resume, &mut Silent(stop), stop.flag(), together),
+    };
     drop(progress);
     match outcome? {
+        Outcome::Finished(_) if !together.is_first() => Ok(()),
         Outcome::Finished(summary) => {
             write_report(&output)?;
             if args.json { print_json(&brief(summary)) } else { print(&text(&summary, &output)) }

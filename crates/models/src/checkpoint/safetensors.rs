@@ -2,15 +2,16 @@
 
 use std::cmp::Reverse;
 use std::fmt;
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use colrow_tensor::{Coded, DType, Element, Error, Result, Tensor};
 use half::{bf16, f16};
-use safetensors::Dtype;
+pub use safetensors::Dtype;
 use serde_json::{Map, json};
 
-use super::weights::{CHUNK, Weights};
+use super::weights::{CHUNK, Weights, read_header};
 use crate::atomic::write_file_atomic;
 use crate::files::{io_error, shape_text};
 
@@ -59,6 +60,13 @@ pub enum Data<'a> {
         /// F32, F16 or BF16: as they are written.
         dtype: Dtype,
     },
+    /// What [`fill`] writes later: room in a file that [`reserve`] makes.
+    Room {
+        /// The elements' number.
+        len: usize,
+        /// F32 or U8.
+        dtype: Dtype,
+    },
     /// The numbers of a matrix in codes, from row `first` on.
     Coded {
         /// The matrix.
@@ -86,9 +94,11 @@ impl Data<'_> {
         match self {
             Data::F32(x) => x.len(),
             Data::U8(x) => x.len(),
-            Data::On { len, .. } | Data::Stored { len, .. } | Data::Coded { len, .. } | Data::Pieces { len, .. } => {
-                *len
-            }
+            Data::On { len, .. }
+            | Data::Stored { len, .. }
+            | Data::Room { len, .. }
+            | Data::Coded { len, .. }
+            | Data::Pieces { len, .. } => *len,
         }
     }
 
@@ -98,7 +108,7 @@ impl Data<'_> {
             Data::U8(_) => Dtype::U8,
             Data::On { of, .. } if of.dtype() == DType::U8 => Dtype::U8,
             Data::On { .. } => Dtype::F32,
-            Data::Pieces { dtype, .. } | Data::Coded { dtype, .. } => *dtype,
+            Data::Pieces { dtype, .. } | Data::Room { dtype, .. } | Data::Coded { dtype, .. } => *dtype,
         }
     }
 }
@@ -117,6 +127,56 @@ pub fn write(path: &Path, tensors: &[Saved<'_>], metadata: &[(&str, &str)]) -> R
         };
         order.iter().try_for_each(copied)
     })
+}
+
+/// Makes a file with room for tensors that several processes [`fill`]; once they have, it is what [`write()`] would have written.
+///
+/// # Errors
+/// A disk that is full or read-only.
+pub fn reserve(path: &Path, tensors: &[Saved<'_>]) -> Result<()> {
+    let (header, order) = layout(tensors, &[]).map_err(|e| e.at(path.display()))?;
+    let room: usize = order.iter().map(|data| data.len() * (data.dtype().bitsize() / 8)).sum();
+    let make = || {
+        let mut file = File::create_new(path)?;
+        file.write_all(&header)?;
+        file.set_len((header.len() + room) as u64)
+    };
+    make().map_err(|e| io_error("cannot write", &e, path))
+}
+
+/// Elements that [`fill`] writes.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    /// The tensor's key.
+    pub name: String,
+    /// The first of its elements.
+    pub first: usize,
+    /// As many elements, of f32 or u8.
+    pub of: &'a Tensor,
+}
+
+/// Writes parts of the tensors of a file that [`reserve`] made, to the disk.
+///
+/// # Errors
+/// A file that has no room for them; a disk that is full or read-only.
+pub fn fill(path: &Path, parts: &[Part<'_>]) -> Result<()> {
+    let mut file = File::options().read(true).write(true).open(path).map_err(|e| io_error("cannot open", &e, path))?;
+    let header = read_header(&mut file, path)?;
+    for Part { name, first, of } in parts {
+        let data = Data::On { of, first: 0, len: of.len() };
+        let room =
+            header.tensors.get(name).filter(|room| room.dtype == data.dtype() && first + of.len() <= room.elements());
+        let Some(room) = room else {
+            return Err(Error::new(format!("{name}: there is no room for it")).at(path.display()));
+        };
+        let at = room.range.start + (first * (data.dtype().bitsize() / 8)) as u64;
+        let mut write = || {
+            file.seek(SeekFrom::Start(at))?;
+            write_to(&mut file, &[], &[data])
+        };
+        write().map_err(|e| io_error("cannot write", &e, path))?;
+    }
+    file.sync_all().map_err(|e| io_error("cannot write", &e, path))
 }
 
 /// The file's bytes up to the data, and the data in its order.
@@ -187,6 +247,7 @@ fn write_to(out: &mut impl Write, header: &[u8], order: &[Data<'_>]) -> io::Resu
                 weights.read_parts(name, len, each).map_err(|e| io::Error::other(e.to_string()))?;
                 written?;
             }
+            Data::Room { .. } => return Err(io::Error::other("room is reserved, not written")),
             Data::Pieces { from, dtype, .. } => from.pieces(&mut |x| write_as(out, x, dtype))?,
             Data::Coded { of, first, len, dtype } => {
                 let rows = len / of.cols;
@@ -221,8 +282,7 @@ fn on_device<T: Element>(
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::fs::{self, File};
-    use std::io::{Seek, SeekFrom};
+    use std::fs;
     use std::time::SystemTime;
 
     use proptest::prelude::*;
@@ -233,6 +293,36 @@ pub(super) mod tests {
 
     pub(in crate::checkpoint) fn f32s<'a>(name: &str, shape: &[usize], data: &'a [f32]) -> Saved<'a> {
         Saved { name: name.to_string(), shape: shape.to_vec(), data: Data::F32(data) }
+    }
+
+    /// A file that two fill is the file that one writes.
+    #[test]
+    fn parts_make_the_same_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let [whole, parts] = ["whole", "parts"].map(|name| dir.path().join(name));
+        let device = colrow_tensor::Device::cpu();
+        let class = colrow_tensor::Class::Optimizer;
+        let numbers: Vec<f32> = (0..10).map(|i| i as f32 / 3.0).collect();
+        let (x, bytes) = (device.tensor(class, &[10], &numbers), device.tensor(class, &[6], &[1_u8, 2, 3, 4, 5, 6]));
+        let saved = |name: &str, of| {
+            let data = Data::On { of, first: 0, len: Tensor::len(of) };
+            Saved { name: name.to_owned(), shape: vec![2, of.len() / 2], data }
+        };
+        let all = [saved("bytes", &bytes), saved("x", &x)];
+        write(&whole, &all, &[]).unwrap();
+        let room = |s: &Saved<'_>| Saved { data: Data::Room { len: s.data.len(), dtype: s.data.dtype() }, ..s.clone() };
+        reserve(&parts, &all.each_ref().map(room)).unwrap();
+        let (begin, end) = (device.tensor(class, &[7], &numbers[..7]), device.tensor(class, &[3], &numbers[7..]));
+        let part = |name: &str, first, of| Part { name: name.to_owned(), first, of };
+        fill(&parts, &[part("x", 7, &end)]).unwrap();
+        fill(&parts, &[part("bytes", 0, &bytes), part("x", 0, &begin)]).unwrap();
+        assert_eq!(fs::read(&parts).unwrap(), fs::read(&whole).unwrap());
+        let mut read = device.zeros(class, colrow_tensor::DType::F32, &[3]);
+        Weights::open_file(&parts).unwrap().read_part("x", 7, &mut read).unwrap();
+        assert_eq!(read.to_vec::<f32>(), numbers[7..]);
+        for wrong in [part("x", 8, &end), part("y", 0, &end), part("x", 0, &bytes)] {
+            assert!(fill(&parts, &[wrong]).unwrap_err().to_string().contains("there is no room for it"));
+        }
     }
 
     /// A copy of a tensor is of the file that was opened: not of what was written over it, which leaves no file.

@@ -150,10 +150,10 @@ impl Weights {
     /// As [`Weights::read`], of `len` elements, part by part: `each` gets the number of a part's first element, and the part.
     pub fn read_parts(&self, name: &str, len: usize, each: impl FnMut(usize, &[f32])) -> Result<()> {
         match self.dtype(name) {
-            Some(Dtype::F32) => self.convert(name, len, f32::from_le_bytes, each),
-            Some(Dtype::F16) => self.convert(name, len, |b| f16::from_le_bytes(b).to_f32(), each),
-            Some(Dtype::BF16) => self.convert(name, len, |b| bf16::from_le_bytes(b).to_f32(), each),
-            Some(Dtype::F64) => self.convert(name, len, |b| f64::from_le_bytes(b) as f32, each),
+            Some(Dtype::F32) => self.convert(name, None, len, f32::from_le_bytes, each),
+            Some(Dtype::F16) => self.convert(name, None, len, |b| f16::from_le_bytes(b).to_f32(), each),
+            Some(Dtype::BF16) => self.convert(name, None, len, |b| bf16::from_le_bytes(b).to_f32(), each),
+            Some(Dtype::F64) => self.convert(name, None, len, |b| f64::from_le_bytes(b) as f32, each),
             other => Err(self.unreadable(name, "F32, F16, BF16 or F64", other)),
         }
     }
@@ -165,7 +165,7 @@ impl Weights {
 
     fn read_u8_parts(&self, name: &str, len: usize, each: impl FnMut(usize, &[u8])) -> Result<()> {
         match self.dtype(name) {
-            Some(Dtype::U8) => self.convert(name, len, |[b]| b, each),
+            Some(Dtype::U8) => self.convert(name, None, len, |[b]| b, each),
             other => Err(self.unreadable(name, "U8", other)),
         }
     }
@@ -175,6 +175,19 @@ impl Weights {
         match out.dtype() {
             DType::U8 => self.read_u8_parts(name, out.len(), |first, part| out.write_range(first, part)),
             _ => self.read_parts(name, out.len(), |first, part| out.write_range(first, part)),
+        }
+    }
+
+    /// Reads the elements from `first` on of a tensor of type f32 or u8, as many as `out`, which is of that type, has.
+    pub fn read_part(&self, name: &str, first: usize, out: &mut Tensor) -> Result<()> {
+        match (self.dtype(name), out.dtype()) {
+            (Some(Dtype::U8), DType::U8) => {
+                self.convert(name, Some(first), out.len(), |[b]: [u8; 1]| b, |at, part| out.write_range(at, part))
+            }
+            (Some(Dtype::F32), DType::F32) => {
+                self.convert(name, Some(first), out.len(), f32::from_le_bytes, |at, part| out.write_range(at, part))
+            }
+            (other, _) => Err(self.unreadable(name, "F32 or U8", other)),
         }
     }
 
@@ -221,6 +234,7 @@ impl Weights {
     fn convert<const N: usize, T: Copy + Default>(
         &self,
         name: &str,
+        from: Option<usize>,
         len: usize,
         convert: impl Fn([u8; N]) -> T,
         mut each: impl FnMut(usize, &[T]),
@@ -229,7 +243,9 @@ impl Weights {
             return Err(self.unreadable(name, "", None));
         };
         let (path, file) = &self.files[*file];
-        if len != stored.elements() {
+        // all of it, or a part
+        let at = from.unwrap_or(0);
+        if from.is_none() && len != stored.elements() || at + len > stored.elements() {
             let shape = shape_text(&stored.shape);
             return Err(Error::new(format!("{name}: expected {len} elements, found shape {shape}")).at(path.display()));
         }
@@ -238,7 +254,7 @@ impl Weights {
         let most = len.min(CHUNK / N);
         let (mut bytes, mut part) = (vec![0; most * N], vec![T::default(); most]);
         let mut read = || -> io::Result<()> {
-            file.seek(SeekFrom::Start(stored.range.start))?;
+            file.seek(SeekFrom::Start(stored.range.start + (at * N) as u64))?;
             for first in (0..len).step_by(CHUNK / N) {
                 let count = most.min(len - first);
                 file.read_exact(&mut bytes[..count * N])?;
@@ -252,7 +268,7 @@ impl Weights {
 }
 
 /// Reads the header of an open file and checks it against the file's size.
-fn read_header(file: &mut File, path: &Path) -> Result<Header> {
+pub(super) fn read_header(file: &mut File, path: &Path) -> Result<Header> {
     let failed = |e: io::Error| io_error("cannot read", &e, path);
     let file_len = file.metadata().map_err(failed)?.len();
     let mut start = Vec::new();

@@ -228,6 +228,11 @@ impl Kernels for Host {
         by_float!(self, "add", x, T => rowwise::add::<T>(x.as_slice(), y.as_mut_slice()));
     }
 
+    fn add_at(&self, x: &Tensor, first: usize, y: &mut Tensor) {
+        let of = first..first + x.len();
+        by_float!(self, "add", x, T => rowwise::add::<T>(x.as_slice(), &mut y.as_mut_slice()[of]));
+    }
+
     fn add_column_sum(&self, x: &Tensor, y: &mut Tensor) {
         by_float!(self, "add_column_sum", x, T => rowwise::add_column_sum::<T>(x.as_slice(), y.as_mut_slice()));
     }
@@ -432,6 +437,11 @@ impl Kernels for Host {
     fn sum_squares(&self, x: &Tensor, slot: usize, sums: &mut Tensor) {
         let sum = by_float!(self, "sum_squares", x, T => optim::sum_squares::<T>(x.as_slice()));
         sums.as_mut_slice::<f64>()[slot] += sum;
+    }
+
+    fn block_squares(&self, x: &Tensor, sums: &mut Tensor) {
+        let blocks = by_float!(self, "sum_squares", x, T => optim::block_squares::<T>(x.as_slice()));
+        sums.as_mut_slice::<f64>().copy_from_slice(&blocks);
     }
 
     fn clip(&self, sums: &Tensor, most: f64, factor: &mut Tensor) {

@@ -7,11 +7,8 @@ use super::rowwise::random_row;
 use super::vectorised;
 use crate::codes::{Code, StoredMut};
 use crate::dtype::Float;
-use crate::kernels::AdamW;
+use crate::kernels::{AdamW, UPDATE_BLOCK as CHUNK};
 use crate::rng::Key;
-
-/// Elements that one task handles; whole blocks of 8-bit moments.
-pub(super) const CHUNK: usize = 1 << 14;
 
 vectorised! {
     fn sum_squares_chunk<T: Float>(x: &[T]) -> f64 {
@@ -79,7 +76,11 @@ impl<T: Float> Rule<T> {
 
 pub(super) fn sum_squares<T: Float>(x: &[T]) -> f64 {
     // partial sums are collected in order, so that threads do not change the total
-    x.par_chunks(CHUNK).map(sum_squares_chunk).collect::<Vec<f64>>().iter().sum()
+    block_squares(x).iter().sum()
+}
+
+pub(super) fn block_squares<T: Float>(x: &[T]) -> Vec<f64> {
+    x.par_chunks(CHUNK).map(sum_squares_chunk).collect()
 }
 
 pub(super) fn clip(sums: &[f64], most: f64) -> f64 {
@@ -106,19 +107,24 @@ impl<'a, T: Float> Weights<'a, T> {
         }
     }
 
-    pub(super) fn chunks(self) -> Vec<Self> {
+    /// Chunks from the element `first` on, each with its number.
+    pub(super) fn chunks(self, first: usize) -> Vec<(usize, Self)> {
+        assert!(first.is_multiple_of(CHUNK), "whole chunks are updated");
+        let numbers = first / CHUNK..;
         match self {
-            Self::Exact(w) => w.chunks_mut(CHUNK).map(Self::Exact).collect(),
-            Self::Brain(key, codes) => codes.chunks_mut(2 * CHUNK).map(|codes| Self::Brain(key, codes)).collect(),
+            Self::Exact(w) => numbers.zip(w[first..].chunks_mut(CHUNK).map(Self::Exact)).collect(),
+            Self::Brain(key, codes) => {
+                numbers.zip(codes[2 * first..].chunks_mut(2 * CHUNK).map(|codes| Self::Brain(key, codes))).collect()
+            }
         }
     }
 
-    /// Has `step` update these, which are chunk `number`.
-    pub(super) fn update(self, number: usize, decoded: &mut Decoded<T>, step: impl FnOnce(&mut [T])) {
+    /// Has `step` update the first `n` of these, which are chunk `number`.
+    pub(super) fn update(self, number: usize, n: usize, decoded: &mut Decoded<T>, step: impl FnOnce(&mut [T])) {
         match self {
-            Self::Exact(w) => step(w),
+            Self::Exact(w) => step(&mut w[..n]),
             Self::Brain(key, codes) => {
-                let n = codes.len() / 2;
+                let codes = &mut codes[..2 * n];
                 decoded.numbers.resize(n, T::ZERO);
                 decoded.random.resize(n, 0);
                 decode_brain(codes, &mut decoded.numbers);
@@ -144,9 +150,10 @@ impl<T> Default for Decoded<T> {
 
 pub(super) fn adamw<T: Float>(step: &AdamW, factor: f64, g: &[T], w: Weights<'_, T>, m: &mut [T], v: &mut [T]) {
     let rule = Rule::new(step, factor);
-    let chunks = g.par_chunks(CHUNK).zip(w.chunks()).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
-    chunks.enumerate().for_each_init(Decoded::default, |decoded, (i, (((g, w), m), v))| {
-        w.update(i, decoded, |w| adamw_chunk(&rule, g, w, m, v));
+    let w = w.chunks(step.first);
+    let chunks = g.par_chunks(CHUNK).zip(w).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
+    chunks.for_each_init(Decoded::default, |decoded, (((g, (number, w)), m), v)| {
+        w.update(number, g.len(), decoded, |w| adamw_chunk(&rule, g, w, m, v));
     });
 }
 
@@ -155,7 +162,7 @@ mod tests {
     use super::*;
     use crate::{BaseWeights, Class, Coded, DType, Device, Format, Tensor, TrainedWeights, Weight};
 
-    const HOW: AdamW = AdamW { lr: 6e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1 };
+    const HOW: AdamW = AdamW { lr: 6e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, step: 1, first: 0 };
 
     fn in_bf16(device: &Device, [rows, cols]: [usize; 2], numbers: &[f32]) -> Weight {
         let format = TrainedWeights::Bf16.format().unwrap();

@@ -24,9 +24,10 @@
 
 use rayon::prelude::*;
 
-use super::optim::{CHUNK, Decoded, Rule, Weights};
+use super::optim::{Decoded, Rule, Weights};
 use super::vectorised;
 use crate::dtype::{Float, ROUND};
+use crate::kernels::UPDATE_BLOCK as CHUNK;
 use crate::kernels::{AdamW, MOMENT_BLOCK as BLOCK};
 
 /// C of the first moment, and of the root of the second.
@@ -150,10 +151,10 @@ vectorised! {
 /// See [`Kernels::adamw_8bit`](crate::kernels::Kernels::adamw_8bit).
 pub(super) fn adamw<T: Float>(step: &AdamW, factor: f64, g: &[T], w: Weights<'_, T>, m: Moment<'_>, v: Moment<'_>) {
     let (rule, first) = (Rule::new(step, factor), (step.step as u32).wrapping_mul(BETA));
-    let chunks = g.par_chunks(CHUNK).zip(w.chunks()).zip(m.chunks().zip(v.chunks()));
-    chunks.enumerate().for_each_init(Decoded::default, |decoded, (i, ((g, w), (m, v)))| {
-        let turn = first.wrapping_add(((i * CHUNK) as u32).wrapping_mul(ALPHA));
-        w.update(i, decoded, |w| adamw_chunk(&rule, g, w, m, v, turn));
+    let chunks = g.par_chunks(CHUNK).zip(w.chunks(step.first)).zip(m.chunks().zip(v.chunks()));
+    chunks.for_each_init(Decoded::default, |decoded, ((g, (number, w)), (m, v))| {
+        let turn = first.wrapping_add(((number * CHUNK) as u32).wrapping_mul(ALPHA));
+        w.update(number, g.len(), decoded, |w| adamw_chunk(&rule, g, w, m, v, turn));
     });
 }
 
@@ -165,7 +166,7 @@ mod tests {
     use crate::cpu::optim;
     use crate::rng::Key;
 
-    const HOW: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
+    const HOW: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1, first: 0 };
     const FACTOR: f64 = 0.5;
 
     /// Moments of n elements: codes and scales of m, of r.

@@ -1,11 +1,14 @@
 //! AdamW over a model's parameters, as in `transformers`: decoupled decay, none for biases and norms, and clipping of the
 //! gradient's global norm as in `torch.nn.utils.clip_grad_norm_`.
 
+use std::sync::Arc;
+
 use colrow_autograd::{Param, ParamId, Params};
 use colrow_tensor::rng::Key;
 use colrow_tensor::{AdamW, Class, DType, Device, Error, MOMENT_BLOCK, Result, Tensor, Weight, named};
 
 use super::gradient::Update;
+use crate::comm::Spread;
 
 /// Parameters with fewer elements keep their moments in floats under [`States::EightBit`]: biases and norms, which are few and sensitive
 /// (as in bitsandbytes).
@@ -85,23 +88,23 @@ pub enum Moments {
 }
 
 impl Moments {
-    /// Zeros in floats.
-    pub fn float(value: &Weight) -> Self {
-        Self::Float([(); 2].map(|()| value.device().zeros(Class::Optimizer, value.dtype(), &value.shape())))
+    /// Zeros in floats, of as many elements of a weight.
+    pub fn float(value: &Weight, elements: usize) -> Self {
+        Self::Float([(); 2].map(|()| value.device().zeros(Class::Optimizer, value.dtype(), &[elements])))
     }
 
-    /// Zeros in eight bits.
-    pub fn eight_bit(value: &Weight) -> Self {
-        let zeros = |dtype, shape: &[usize]| value.device().zeros(Class::Optimizer, dtype, shape);
-        let codes = || zeros(DType::U8, &value.shape());
-        let scale = || zeros(DType::F32, &[value.len().div_ceil(MOMENT_BLOCK)]);
+    /// Zeros in eight bits, of as many elements of a weight.
+    pub fn eight_bit(value: &Weight, elements: usize) -> Self {
+        let zeros = |dtype, length| value.device().zeros(Class::Optimizer, dtype, &[length]);
+        let codes = || zeros(DType::U8, elements);
+        let scale = || zeros(DType::F32, elements.div_ceil(MOMENT_BLOCK));
         Self::EightBit([codes(), scale(), codes(), scale()])
     }
 
-    fn new(states: States, value: &Weight) -> Self {
+    fn new(states: States, value: &Weight, elements: usize) -> Self {
         match states {
-            States::EightBit if value.len() >= FEW => Self::eight_bit(value),
-            States::EightBit | States::F32 => Self::float(value),
+            States::EightBit if value.len() >= FEW => Self::eight_bit(value, elements),
+            States::EightBit | States::F32 => Self::float(value, elements),
         }
     }
 
@@ -127,8 +130,10 @@ impl Moments {
 pub struct Optimizer {
     settings: Hyperparameters,
     device: Device,
-    /// By parameter; none where frozen.
+    /// By parameter, of this process's part of it; none where frozen, or another process has it.
     pub moments: Vec<Option<Moments>>,
+    /// Who else has parts.
+    spread: Option<Arc<Spread>>,
     /// Root of the random numbers by which weights in bf16 are rounded.
     pub key: Key,
     step: u64,
@@ -142,18 +147,49 @@ pub struct Optimizer {
 impl Optimizer {
     /// Moments of zero.
     pub fn new(settings: Hyperparameters, params: &Params) -> Self {
-        let moments: Vec<_> =
-            params.iter().map(|(_, p)| p.trainable.then(|| Moments::new(settings.states, &p.value))).collect();
+        Self::of_part(settings, params, None)
+    }
+
+    /// Moments of zero of this process's part of the parameters.
+    pub fn of_part(settings: Hyperparameters, params: &Params, spread: Option<Arc<Spread>>) -> Self {
+        let elements = |id: ParamId, value: &Weight| match &spread {
+            Some(spread) => spread.part(id.index()).len(),
+            None => value.len(),
+        };
+        let moments = |(id, p): (ParamId, &Param)| {
+            let elements = elements(id, &p.value);
+            (p.trainable && (elements > 0 || spread.is_none()))
+                .then(|| Moments::new(settings.states, &p.value, elements))
+        };
+        let moments: Vec<_> = params.iter().map(moments).collect();
         let gradients = moments.iter().map(|_| None).collect();
         let (device, key) = (params.device().clone(), Key::new(0));
-        Self { settings, device, moments, key, step: 0, lr: 0.0, factor: None, gradients }
+        Self { settings, device, moments, spread, key, step: 0, lr: 0.0, factor: None, gradients }
+    }
+
+    /// The moments of a whole weight, as checkpoints have them: name, type and shape.
+    pub fn layout(&self, value: &Weight) -> impl Iterator<Item = (&'static str, DType, Vec<usize>)> {
+        let is_short = self.settings.states == States::F32 || value.len() < FEW;
+        let (names, dtype) = if is_short { (FLOAT, value.dtype()) } else { (EIGHT_BIT, DType::U8) };
+        let (shape, blocks) = (value.shape(), value.len().div_ceil(MOMENT_BLOCK));
+        names.iter().map(move |&name| match name.ends_with(".scale") {
+            true => (name, DType::F32, vec![blocks]),
+            false => (name, dtype, shape.clone()),
+        })
+    }
+
+    /// The first element that this process has of a parameter's moments of this name.
+    pub fn first(&self, id: ParamId, name: &str) -> usize {
+        let first = self.spread.as_ref().map_or(0, |spread| spread.part(id.index()).start);
+        if name.ends_with(".scale") { first / MOMENT_BLOCK } else { first }
     }
 
     fn update(&mut self, id: ParamId, param: &mut Param, gradient: &Tensor) {
         let (Some(moments), Some(factor)) = (&mut self.moments[id.index()], &self.factor) else { return };
         let Hyperparameters { beta1, beta2, eps, weight_decay, .. } = self.settings;
         let weight_decay = if param.decay { weight_decay } else { 0.0 };
-        let how = AdamW { lr: self.lr, beta1, beta2, eps, weight_decay, step: self.step };
+        let first = self.spread.as_ref().map_or(0, |spread| spread.part(id.index()).start);
+        let how = AdamW { lr: self.lr, beta1, beta2, eps, weight_decay, step: self.step, first };
         let kernels = self.device.kernels();
         // of step and place alone, so that a run that is resumed draws what it would have drawn
         let weight = param.value.stored_mut(self.key.child(self.step).named(&param.name));
@@ -179,7 +215,8 @@ impl Update for Optimizer {
     }
 
     fn take(&mut self, params: &mut Params, id: ParamId, gradient: Tensor, sums: &mut Tensor) {
-        if self.settings.update == When::AfterBackward {
+        // parts come when the backward pass is over
+        if self.settings.update == When::AfterBackward || self.spread.is_some() {
             self.gradients[id.index()] = Some(gradient);
             return;
         }
@@ -190,11 +227,16 @@ impl Update for Optimizer {
         self.update(id, &mut params[id], &gradient);
     }
 
-    fn finish(&mut self, params: &mut Params, sums: &mut Tensor) {
+    fn finish(&mut self, params: &mut Params, sums: &mut Tensor) -> Result<()> {
         let gradients = std::mem::take(&mut self.gradients);
-        for (i, gradient) in gradients.iter().enumerate() {
-            if let Some(gradient) = gradient {
-                self.device.kernels().sum_squares(gradient, 1 + i, sums);
+        match &self.spread {
+            Some(spread) => spread.squares(&gradients, sums)?,
+            None => {
+                for (i, gradient) in gradients.iter().enumerate() {
+                    if let Some(gradient) = gradient {
+                        self.device.kernels().sum_squares(gradient, 1 + i, sums);
+                    }
+                }
             }
         }
         if let Some(factor) = &mut self.factor {
@@ -206,6 +248,7 @@ impl Update for Optimizer {
             }
         }
         self.gradients = gradients;
+        Ok(())
     }
 
     fn end_step(&mut self) {

@@ -95,12 +95,13 @@ impl Gradient for Backprop {
         Ok(ShardStats { kept_bytes, ledger, timeline: std::mem::take(&mut grads.timeline) })
     }
 
-    fn recorded(&self) -> Vec<Tensor> {
+    fn recorded(&self) -> Vec<(String, Tensor)> {
         self.norms.as_ref().map(|norms| norms.recorded()).unwrap_or_default()
     }
 
-    fn remember(&mut self, numbers: &mut dyn Iterator<Item = Vec<f64>>) {
+    fn remember(&mut self, shard: &Shard<'_>, numbers: Vec<(String, Vec<f64>)>) {
         if let Some(norms) = &self.norms {
+            norms.begin(shard.batch.batch_places(shard.weight));
             norms.remember(numbers);
         }
     }

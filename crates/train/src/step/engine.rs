@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use colrow_autograd::{CachePlace, Keep, Ledger, Mark, NormMemory, Phase, Policy};
 use colrow_models::model::Model;
 use colrow_models::net::Site;
-use colrow_tensor::{Bytes, Class, DType, Error, Result};
+use colrow_tensor::{Bytes, Class, DType, Error, Result, Tensor};
 
 use super::adamw::{Hyperparameters, Optimizer};
 use super::backprop::Backprop;
 use super::gradient::{Gradient, Shard, Sink, Update};
 use super::join::Join;
+use crate::comm::{Spread, Together, Traffic};
 use crate::data::Batch;
 use crate::objective::{self, Objective};
 
@@ -37,6 +38,8 @@ pub struct StepStats {
     pub timeline: Vec<Mark>,
     /// Whether the step was measured, so that ratios may have changed after it.
     pub measured: bool,
+    /// What this process sent to others, where several share the step.
+    pub traffic: Option<Traffic>,
 }
 
 /// A model with what its training needs.
@@ -50,6 +53,8 @@ pub struct Engine<G = Backprop, U = Optimizer> {
     pub gradient: G,
     /// How weights follow it.
     pub update: U,
+    /// The processes that share its steps, where they are several.
+    pub spread: Option<Arc<Spread>>,
 }
 
 impl Engine {
@@ -60,7 +65,20 @@ impl Engine {
             objective: objective::of_model(&model.config, 0),
             model,
             gradient: Backprop::default(),
+            spread: None,
         }
+    }
+
+    /// The same as one of several processes, each of which has a part of the optimizer's states. Nothing is updated yet.
+    #[must_use]
+    pub fn among(mut self, together: &Together, optim: Hyperparameters) -> Self {
+        if together.size() > 1 {
+            let params = &self.model.registry.params;
+            let spread = Some(Arc::new(Spread::new(together.clone(), params)));
+            self.update = Optimizer::of_part(optim, params, spread.clone());
+            self.spread = spread;
+        }
+        self
     }
 
     /// The same under `policy`, with a memory of the norms that it draws by: of `cached_tokens` tokens, in `store`.
@@ -103,43 +121,79 @@ impl<G: Gradient, U: Update> Engine<G, U> {
         self.update.begin_step(step, lr, batches.len())?;
         self.gradient.begin_step(step);
         let mut sums = device.zeros(Class::Workspace, DType::F64, &[1 + self.model.registry.params.len()]);
-        let mut join = Join::new(&self.model.registry.params);
+        let spread = self.spread.clone();
+        let (rank, size) =
+            spread.as_ref().map_or((0, 1), |spread| (spread.together().rank(), spread.together().size()));
+        let mut losses =
+            spread.as_ref().map(|_| device.zeros(Class::Workspace, DType::F64, &[shards.len().div_ceil(size)]));
+        let mut join = Join::new(&self.model.registry.params, spread.clone());
         let (mut kept, mut marks, mut seconds) = (None::<(usize, Ledger)>, Vec::new(), Duration::ZERO);
-        for (i, shard) in shards.iter().enumerate() {
-            let Self { model, objective, gradient, update } = &mut *self;
-            let last = i + 1 == shards.len();
-            let mut sink = Sink { sums: &mut sums, join: &mut join, update, last, seconds };
-            let stats = gradient.shard(model, &**objective, shard, timeline, &mut sink)?;
+        for (number, round) in shards.chunks(size).enumerate() {
+            let Self { model, objective, gradient, update, .. } = &mut *self;
+            let last = (number + 1) * size >= shards.len();
+            let losses = losses.as_mut().map(|losses| (losses, number));
+            let mut sink = Sink { sums: &mut sums, losses, join: &mut join, update, last, seconds };
+            let own = round.get(rank);
+            let stats = own.map(|shard| gradient.shard(model, &**objective, shard, timeline, &mut sink)).transpose();
+            let stats = match &spread {
+                Some(spread) => spread.together().agree(stats)?,
+                None => stats?,
+            };
+            sink.join.end_round(round.len())?;
             sink.end(&mut model.registry.params);
             seconds = sink.seconds;
-            marks.extend(stats.timeline);
-            if kept.as_ref().is_none_or(|(most, _)| stats.kept_bytes > *most) {
-                kept = Some((stats.kept_bytes, stats.ledger));
-            }
-            if !last {
-                let recorded = gradient.recorded();
-                if !recorded.is_empty() {
-                    gradient.remember(&mut device.read(&recorded.iter().collect::<Vec<_>>()).into_iter());
+            if let Some(stats) = stats {
+                marks.extend(stats.timeline);
+                if kept.as_ref().is_none_or(|(most, _)| stats.kept_bytes > *most) {
+                    kept = Some((stats.kept_bytes, stats.ledger));
                 }
+            }
+            match &spread {
+                Some(spread) => remember_all(gradient, own.is_some(), round, spread.together())?,
+                None if !last => {
+                    let recorded = gradient.recorded();
+                    if !recorded.is_empty() {
+                        let (names, tensors): (Vec<_>, Vec<_>) = recorded.into_iter().unzip();
+                        let numbers = device.read(&tensors.iter().collect::<Vec<_>>());
+                        gradient.remember(&round[0], names.into_iter().zip(numbers).collect());
+                    }
+                }
+                None => {}
             }
         }
         let clock = Instant::now();
-        self.update.finish(&mut self.model.registry.params, &mut sums);
+        if let (Some(spread), Some(losses)) = (&spread, losses) {
+            sums.write_range(0, &[total_loss(&losses, shards.len(), spread.together())?]);
+        }
+        self.update.finish(&mut self.model.registry.params, &mut sums)?;
+        if let (Some(spread), Some(present)) = (&spread, join.present()) {
+            spread.hand_out(&mut self.model.registry.params, present)?;
+        }
         // the one time that the host waits for the device
-        let recorded = self.gradient.recorded();
+        let recorded = if spread.is_none() { self.gradient.recorded() } else { Vec::new() };
+        let (names, recorded): (Vec<_>, Vec<_>) = recorded.into_iter().unzip();
         let mut read = device.read(&[&sums].into_iter().chain(&recorded).collect::<Vec<_>>()).into_iter();
         device.sync()?;
         seconds += clock.elapsed();
         let sums = read.next().unwrap_or_default();
         let loss = sums.first().copied().unwrap_or(0.0);
-        if !loss.is_finite() {
-            let site = self.gradient.not_finite(&self.model, &*self.objective, &shards)?;
-            let site = site.as_deref().unwrap_or("loss");
-            let what = format!("the loss is {loss}; the first output that is not finite is that of {site}");
-            return Err(Error::new(what));
+        let checked = match loss.is_finite() {
+            true => self.update.grad_norm(&sums, &self.model.registry.params),
+            false => Err(self.gradient.not_finite(&self.model, &*self.objective, &shards).map_or_else(
+                |e| e,
+                |site| {
+                    let site = site.as_deref().unwrap_or("loss");
+                    Error::new(format!("the loss is {loss}; the first output that is not finite is that of {site}"))
+                },
+            )),
+        };
+        let grad_norm = match &spread {
+            Some(spread) => spread.together().agree(checked)?,
+            None => checked?,
+        };
+        if let (Some(shard), false) = (shards.last(), names.is_empty()) {
+            self.gradient.remember(shard, names.into_iter().zip(read).collect());
         }
-        let grad_norm = self.update.grad_norm(&sums, &self.model.registry.params)?;
-        self.gradient.remember(&mut read);
         let measured = self.gradient.end_step();
         if timeline {
             marks.push(Mark { phase: Phase::Optimizer, at: "optimizer".into(), live: meter.live() });
@@ -155,6 +209,7 @@ impl<G: Gradient, U: Update> Engine<G, U> {
             ledger,
             timeline: marks,
             measured,
+            traffic: spread.map(|spread| spread.traffic()),
         })
     }
 
@@ -173,4 +228,33 @@ impl<G: Gradient, U: Update> Engine<G, U> {
         };
         Ok(batches.iter().zip(&weights).enumerate().map(shard).collect())
     }
+}
+
+/// What the shards of a round recorded, whoever computed them, remembered in their order.
+fn remember_all(gradient: &mut impl Gradient, computed: bool, round: &[Shard<'_>], together: &Together) -> Result<()> {
+    let recorded = if computed { gradient.recorded() } else { Vec::new() };
+    let (names, tensors): (Vec<String>, Vec<Tensor>) = recorded.into_iter().unzip();
+    let numbers = match tensors.first() {
+        Some(first) => first.device().read(&tensors.iter().collect::<Vec<_>>()),
+        None => Vec::new(),
+    };
+    // as bits: not every text has words for what is not finite
+    let bits = |numbers: Vec<f64>| numbers.into_iter().map(f64::to_bits).collect::<Vec<u64>>();
+    let own: Vec<(String, Vec<u64>)> = names.into_iter().zip(numbers.into_iter().map(bits)).collect();
+    for (shard, recorded) in round.iter().zip(together.values(&own)?) {
+        let numbers = |(name, bits): (String, Vec<u64>)| (name, bits.into_iter().map(f64::from_bits).collect());
+        gradient.remember(shard, recorded.into_iter().map(numbers).collect());
+    }
+    Ok(())
+}
+
+/// The sum of the shards' losses, in their order; `losses` are those of this process, by round.
+fn total_loss(losses: &Tensor, shards: usize, together: &Together) -> Result<f64> {
+    let own: Vec<u8> = losses.to_f64().into_iter().flat_map(f64::to_le_bytes).collect();
+    let all = together.all(&own)?;
+    let of = |shard: usize| {
+        let (words, _) = all[shard % together.size()].as_chunks::<8>();
+        words.get(shard / together.size()).map_or(0.0, |&word| f64::from_le_bytes(word))
+    };
+    Ok((0..shards).map(of).fold(0.0, |sum, loss| sum + loss))
 }

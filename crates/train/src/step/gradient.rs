@@ -54,12 +54,12 @@ pub trait Gradient {
         timeline: bool,
         sink: &mut Sink<'_>,
     ) -> Result<ShardStats>;
-    /// Tensors of the last shard that are to be read with the step's numbers, so that the host waits once.
-    fn recorded(&self) -> Vec<Tensor> {
+    /// Tensors of the last shard that are to be read with the step's numbers, so that the host waits once, by name.
+    fn recorded(&self) -> Vec<(String, Tensor)> {
         Vec::new()
     }
-    /// Gets the numbers of [`Gradient::recorded`].
-    fn remember(&mut self, _numbers: &mut dyn Iterator<Item = Vec<f64>>) {}
+    /// Gets the numbers of [`Gradient::recorded`] of a shard, which another process may have computed; shards come in order.
+    fn remember(&mut self, _shard: &Shard<'_>, _numbers: Vec<(String, Vec<f64>)>) {}
     /// Ends a step that went well. Whether it measured something, so that what is kept may change.
     fn end_step(&mut self) -> bool {
         false
@@ -82,7 +82,10 @@ pub trait Update {
     /// Takes a parameter's gradient of the whole step. Nothing holds the parameter any more.
     fn take(&mut self, params: &mut Params, id: ParamId, gradient: Tensor, sums: &mut Tensor);
     /// Updates what is not updated yet, unless a sum is not finite.
-    fn finish(&mut self, params: &mut Params, sums: &mut Tensor);
+    ///
+    /// # Errors
+    /// Processes that are gone or do not answer, where weights are spread over several.
+    fn finish(&mut self, params: &mut Params, sums: &mut Tensor) -> Result<()>;
     /// Lets go of the step's gradients.
     fn end_step(&mut self);
     /// The norm of the step's gradient, before clipping, of its sums as they were read.
@@ -95,9 +98,11 @@ pub trait Update {
 /// Where a shard's loss and gradients go.
 pub struct Sink<'a> {
     pub(super) sums: &'a mut Tensor,
+    /// Where the loss goes: by round of shards, where several processes share a step.
+    pub(super) losses: Option<(&'a mut Tensor, usize)>,
     pub(super) join: &'a mut Join,
     pub(super) update: &'a mut dyn Update,
-    /// Whether the shard is the step's last.
+    /// Whether the shard is the step's last, or one of its last round.
     pub(super) last: bool,
     /// What the update took.
     pub(super) seconds: Duration,
@@ -106,7 +111,10 @@ pub struct Sink<'a> {
 impl Sink<'_> {
     /// Adds `share` times a loss (1) to the step's.
     pub fn loss(&mut self, share: f64, loss: &Tensor) {
-        loss.device().kernels().accumulate(share, loss, 0, self.sums);
+        match &mut self.losses {
+            Some((losses, round)) => loss.device().kernels().accumulate(share, loss, *round, losses),
+            None => loss.device().kernels().accumulate(share, loss, 0, self.sums),
+        }
     }
 
     /// Takes the shard's gradient of a parameter, once a shard.
@@ -116,7 +124,7 @@ impl Sink<'_> {
         }
     }
 
-    /// The shard is done. After the last, the sums are whole of parameters that it gave no gradient of too.
+    /// The round is done. After the last, the sums are whole of parameters that its last shard gave no gradient of too.
     pub(super) fn end(&mut self, params: &mut Params) {
         if self.last {
             for (id, sum) in self.join.rest(params) {
