@@ -55,7 +55,9 @@ fn train(args: &Args, together: &Together, here: usize) -> Result<()> {
         }
         Outcome::Interrupted(step) => {
             let what = format!("stopped after step {step}; a checkpoint was written");
-            Err(Error::stopped(stop.signal().unwrap_or_default(), what)
+            // a launcher may have signalled one process alone
+            let signal = together.values(&stop.signal())?.into_iter().flatten().next();
+            Err(Error::stopped(signal.unwrap_or_default(), what)
                 .at(output.display())
                 .hint(format!("go on with: colrow train {} --resume", args.recipe.again())))
         }
