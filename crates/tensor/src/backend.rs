@@ -62,6 +62,7 @@ use crate::profile::Profile;
 ///     # fn copy(&self, x: &Tensor, y: &mut Tensor) { self.host.copy(x, y) }
 ///     # fn scale(&self, factor: f64, by: Option<&Tensor>, x: &mut Tensor) { self.host.scale(factor, by, x) }
 ///     # fn add(&self, x: &Tensor, y: &mut Tensor) { self.host.add(x, y) }
+///     # fn add_at(&self, x: &Tensor, first: usize, y: &mut Tensor) { self.host.add_at(x, first, y) }
 ///     # fn add_column_sum(&self, x: &Tensor, y: &mut Tensor) { self.host.add_column_sum(x, y) }
 ///     # fn row_norms(&self, x: &Tensor, y: &mut Tensor) { self.host.row_norms(x, y) }
 ///     # fn activate(&self, form: Activation, x: Option<&Rows<'_>>, y: &mut Tensor) { self.host.activate(form, x, y) }
@@ -93,6 +94,7 @@ use crate::profile::Profile;
 ///     # fn largest(&self, x: &Tensor, index: &mut Tensor) { self.host.largest(x, index) }
 ///     # fn accumulate(&self, factor: f64, x: &Tensor, slot: usize, sums: &mut Tensor) { self.host.accumulate(factor, x, slot, sums) }
 ///     # fn sum_squares(&self, x: &Tensor, slot: usize, sums: &mut Tensor) { self.host.sum_squares(x, slot, sums) }
+///     # fn block_squares(&self, x: &Tensor, sums: &mut Tensor) { self.host.block_squares(x, sums) }
 ///     # fn clip(&self, sums: &Tensor, most: f64, factor: &mut Tensor) { self.host.clip(sums, most, factor) }
 ///     # fn adamw(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: StoredMut<'_>, m: &mut Tensor, v: &mut Tensor) { self.host.adamw(step, factor, g, w, m, v) }
 ///     # fn adamw_8bit(&self, step: &AdamW, factor: &Tensor, g: &Tensor, w: StoredMut<'_>, m: [&mut Tensor; 2], v: [&mut Tensor; 2]) { self.host.adamw_8bit(step, factor, g, w, m, v) }
