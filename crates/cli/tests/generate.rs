@@ -64,6 +64,20 @@ fn texts_of_several_prompts_have_headings() {
     assert_eq!(out, format!("==> 1 of 2: {first} <==\n{answer}\n\n==> 2 of 2: {second} <==\n{other}\n"));
 }
 
+/// Of conversations the headings are what was said last.
+#[test]
+fn answers_of_several_conversations_have_headings() {
+    let (place, pairs) = place();
+    let template = "{% for m in messages %}{{ m.content }}{% if not loop.last %} {% endif %}{% endfor %}";
+    place.write("decoder/chat_template.jinja", template);
+    let talk = |text: &str| json!([{"role": "user", "content": "w1"}, {"role": "user", "content": text}]);
+    place.write("talk.jsonl", format!("{}\n{}\n", talk(&pairs[0].0), talk(&pairs[1].0)));
+    let out = place.ok(&[&["generate", "--model", "decoder", "--chat", "talk.jsonl"][..], &TOKENS].concat());
+    for (i, (prompt, _)) in pairs[..2].iter().enumerate() {
+        assert!(out.contains(&format!("==> {} of 2: {prompt} <==\n", i + 1)), "{out}");
+    }
+}
+
 /// Options of drawing do nothing where nothing is drawn.
 #[test]
 fn options_without_a_temperature_are_told() {

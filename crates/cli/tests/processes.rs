@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -131,7 +132,7 @@ fn killed_runs_go_on_at_another_world_size() {
             while !reached() && begun.elapsed() < Duration::from_secs(60) {
                 std::thread::sleep(Duration::from_millis(2));
             }
-            kill(&place, victim);
+            signal(&place, victim, "-KILL");
             assert!(!child.wait().unwrap().success(), "the launcher ends the others");
         }
         let mut args = sets("output=run", &base);
@@ -142,8 +143,37 @@ fn killed_runs_go_on_at_another_world_size() {
     }
 }
 
-/// Kills the process of this rank whose folder is the place.
-fn kill(place: &Place, rank: usize) {
+/// A process that does not go on ends the others with an error.
+#[test]
+fn a_process_that_hangs_is_an_error() {
+    for launcher in launchers() {
+        let place = wide();
+        let args =
+            sets("output=run", &["train.batch=4", "train.accumulate=3", "train.epochs=9000", "train.save_every=2"]);
+        let mut command = command(&place, &launcher, 2, &args);
+        let mut child = command.env("COLROW_MPI_TIMEOUT", "2").stderr(Stdio::piped()).spawn().unwrap();
+        let begun = Instant::now();
+        while !place.path("run/checkpoints/step-2").exists() && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        signal(&place, 1, "-STOP");
+        let mut said = String::new();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        while !said.contains("hint: COLROW_MPI_TIMEOUT") {
+            let Some(line) = lines.next() else { break };
+            said += &line;
+        }
+        // which no launcher can end before it goes on, or is killed
+        signal(&place, 1, "-KILL");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(said.contains("other processes have not answered for 2 s"), "{said}");
+        assert!(said.contains("in process 0 of 2"), "{said}");
+    }
+}
+
+/// Signals the process of this rank whose folder is the place.
+fn signal(place: &Place, rank: usize, signal: &str) {
     let place = place.path(".").canonicalize().unwrap();
     let number = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
     let ranks = [format!("PMI_RANK={rank}"), format!("OMPI_COMM_WORLD_RANK={rank}")];
@@ -154,7 +184,7 @@ fn kill(place: &Place, rank: usize) {
         let variables = std::fs::read(process.join("environ")).unwrap_or_default();
         let is_rank = variables.split(|&byte| byte == 0).any(|v| ranks.iter().any(|rank| rank.as_bytes() == v));
         if here && program && is_rank {
-            Command::new("kill").args(["-9", &id.to_string()]).status().unwrap();
+            Command::new("kill").args([signal, &id.to_string()]).status().unwrap();
         }
     }
 }

@@ -253,7 +253,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match given {
         Given::Texts(texts) => {
             let ids = tokeniser.texts(&texts)?;
-            prompts.extend(texts.into_iter().zip(ids));
+            prompts.extend(texts.into_iter().zip(ids).map(|(text, ids)| (beginning(&text), text, ids)));
         }
         Given::Conversations(conversations) => {
             let named = tokeniser.named().iter().map(|(&name, text)| (name.to_owned(), text.clone().into()));
@@ -262,7 +262,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 let (text, end) = rendered(conversation, &template, &tokeniser)?;
                 ends.extend(end.filter(|end| !ends.contains(end)));
                 let ids = tokeniser.rendered(&text)?;
-                prompts.push((text, ids));
+                let last = conversation.messages().last().and_then(|message| message["content"].as_str());
+                prompts.push((beginning(last.unwrap_or(&text)), text, ids));
             }
         }
     }
@@ -281,12 +282,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     stop.in_good_order("stopping");
     let learned = model.config.architecture.learned_positions().unwrap_or(usize::MAX);
     let mut is_told = false;
-    for (i, (prompt, ids)) in prompts.iter().enumerate() {
+    for (i, (heading, prompt, ids)) in prompts.iter().enumerate() {
         let choice = Choice { key: choice.key.child(i as u64), ..choice };
         let how = Decoding { choice, ends: &ends, longest: args.max_tokens, cache };
         if !args.json && prompts.len() > 1 {
             let space = if i > 0 { "\n" } else { "" };
-            write_out(|out| writeln!(out, "{space}==> {} of {}: {} <==", i + 1, prompts.len(), beginning(prompt)))?;
+            write_out(|out| writeln!(out, "{space}==> {} of {}: {} <==", i + 1, prompts.len(), heading))?;
         }
         let mut written = Written { show: !args.json, ..Written::new(&tokeniser, &args.stop) };
         let text = model.go_on(ids, &how, &mut |token| written.push(token) && !stop.flag().load(Ordering::SeqCst))?;
@@ -315,7 +316,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A prompt's first line, or of a conversation the template's first, cut where it is long.
+/// The first line of a text, cut where it is long.
 fn beginning(prompt: &str) -> String {
     const MOST: usize = 60;
     let line = prompt.trim().lines().next().unwrap_or_default();

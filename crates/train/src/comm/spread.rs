@@ -36,7 +36,7 @@ pub struct Traffic {
     pub gradients: u64,
     /// Bytes of weights.
     pub weights: u64,
-    /// Seconds.
+    /// Seconds, those for the slowest of a round among them.
     pub waited: f64,
 }
 
@@ -53,11 +53,16 @@ impl Spread {
         std::mem::take(&mut *self.traffic.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn count(&self, gradients: usize, weights: usize, since: Instant) {
-        let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
-        traffic.gradients += gradients as u64;
-        traffic.weights += weights as u64;
-        traffic.waited += since.elapsed().as_secs_f64();
+    /// What is done with the others, whose time counts as waited.
+    pub fn waiting<T>(&self, with: impl FnOnce(&Together) -> T) -> T {
+        let clock = Instant::now();
+        let done = with(&self.together);
+        self.count(|traffic| traffic.waited += clock.elapsed().as_secs_f64());
+        done
+    }
+
+    fn count(&self, what: impl FnOnce(&mut Traffic)) {
+        what(&mut self.traffic.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// The processes.
@@ -122,9 +127,9 @@ impl Spread {
                 gradient.read_bytes(span.elements.start, next(&mut rest, span.elements.len() * self.dtype.size()));
             }
             let mut come = self.device.host_bytes(Class::Workspace, lengths.iter().sum());
-            let clock = Instant::now();
-            self.together.collective().exchange(&out, &send_lengths, &mut come, &lengths)?;
-            self.count(send_lengths.iter().sum::<usize>() - send_lengths[rank], 0, clock);
+            self.waiting(|all| all.collective().exchange(&out, &send_lengths, &mut come, &lengths))?;
+            let sent = send_lengths.iter().sum::<usize>() - send_lengths[rank];
+            self.count(|traffic| traffic.gradients += sent as u64);
             drop(out);
             let mut rest = &come[..];
             for (shard, span) in
@@ -196,9 +201,8 @@ impl Spread {
                 numbers.read_bytes(span.elements.start * each, next(&mut rest, bytes(span)));
             }
             let mut all = self.device.host_bytes(Class::Workspace, lengths.iter().sum());
-            let clock = Instant::now();
-            self.together.collective().gather(&own, &mut all, &lengths)?;
-            self.count(0, lengths[rank] * (size - 1), clock);
+            self.waiting(|others| others.collective().gather(&own, &mut all, &lengths))?;
+            self.count(|traffic| traffic.weights += (lengths[rank] * (size - 1)) as u64);
             drop(own);
             let mut rest = &all[..];
             let mut weights: Vec<&mut Weight> = params.iter_mut().map(|(_, p)| &mut p.value).collect();

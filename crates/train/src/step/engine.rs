@@ -122,8 +122,8 @@ impl<G: Gradient, U: Update> Engine<G, U> {
         self.gradient.begin_step(step);
         let mut sums = device.zeros(Class::Workspace, DType::F64, &[1 + self.model.registry.params.len()]);
         let spread = self.spread.clone();
-        let (rank, size) =
-            spread.as_ref().map_or((0, 1), |spread| (spread.together().rank(), spread.together().size()));
+        let together = spread.as_ref().map(|spread| spread.together().clone()).unwrap_or_default();
+        let (rank, size) = (together.rank(), together.size());
         let mut losses =
             spread.as_ref().map(|_| device.zeros(Class::Workspace, DType::F64, &[shards.len().div_ceil(size)]));
         let mut join = Join::new(&self.model.registry.params, spread.clone());
@@ -136,7 +136,7 @@ impl<G: Gradient, U: Update> Engine<G, U> {
             let own = round.get(rank);
             let stats = own.map(|shard| gradient.shard(model, &**objective, shard, timeline, &mut sink)).transpose();
             let stats = match &spread {
-                Some(spread) => spread.together().agree(stats)?,
+                Some(spread) => spread.waiting(|together| together.agree(stats))?,
                 None => stats?,
             };
             sink.join.end_round(round.len())?;
@@ -149,7 +149,7 @@ impl<G: Gradient, U: Update> Engine<G, U> {
                 }
             }
             match &spread {
-                Some(spread) => remember_all(gradient, own.is_some(), round, spread.together())?,
+                Some(_) => remember_all(gradient, own.is_some(), round, &together)?,
                 None if !last => {
                     let recorded = gradient.recorded();
                     if !recorded.is_empty() {
@@ -162,8 +162,8 @@ impl<G: Gradient, U: Update> Engine<G, U> {
             }
         }
         let clock = Instant::now();
-        if let (Some(spread), Some(losses)) = (&spread, losses) {
-            sums.write_range(0, &[total_loss(&losses, shards.len(), spread.together())?]);
+        if let Some(losses) = losses {
+            sums.write_range(0, &[total_loss(&losses, shards.len(), &together)?]);
         }
         self.update.finish(&mut self.model.registry.params, &mut sums)?;
         if let (Some(spread), Some(present)) = (&spread, join.present()) {
@@ -187,10 +187,7 @@ impl<G: Gradient, U: Update> Engine<G, U> {
                 },
             )),
         };
-        let grad_norm = match &spread {
-            Some(spread) => spread.together().agree(checked)?,
-            None => checked?,
-        };
+        let grad_norm = together.agree(checked)?;
         if let (Some(shard), false) = (shards.last(), names.is_empty()) {
             self.gradient.remember(shard, names.into_iter().zip(read).collect());
         }
